@@ -1,0 +1,1 @@
+//! Floor 6: the only file that knows every room; it wires them from the configuration.

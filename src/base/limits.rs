@@ -1,0 +1,32 @@
+//! Every bound of the program, by name. A queue, buffer, body or retry without a line here is a bug.
+
+/// Metadata keys a GGUF file may hold.
+pub const GGUF_KEYS_MAX: u64 = 65_536;
+/// Tensors a GGUF file may hold, over all its shards.
+pub const GGUF_TENSORS_MAX: u64 = 65_536;
+/// Bytes of one ordinary metadata string.
+pub const GGUF_STRING_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a chat template.
+pub const CHAT_TEMPLATE_BYTES_MAX: u64 = 4 << 20;
+/// Items of one metadata array.
+pub const GGUF_ARRAY_ITEMS_MAX: u64 = 2_000_000;
+/// Bytes from the start of a GGUF file to its tensor data.
+pub const GGUF_HEADER_BYTES_MAX: u64 = 256 << 20;
+/// Shards of a split GGUF model.
+pub const GGUF_SHARDS_MAX: u32 = 512;
+/// Bytes of text that one call may tokenize.
+pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
+/// Steps a chat template may take.
+pub const CHAT_TEMPLATE_FUEL: u64 = 10_000_000;
+/// Tokens in a vocabulary.
+pub const VOCAB_MAX: usize = 1 << 20;
+/// Layers of a model.
+pub const LAYERS_MAX: u32 = 512;
+/// Worker threads of the CPU backend.
+pub const THREADS_MAX: usize = 256;
+/// Redirects that a download follows.
+pub const PULL_REDIRECTS_MAX: usize = 8;
+/// Tries of one download before it gives up.
+pub const PULL_ATTEMPTS_MAX: usize = 8;
+/// Bytes of a configuration file.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;

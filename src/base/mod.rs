@@ -1,0 +1,3 @@
+//! Floor 0: what every room may use and what uses no room.
+
+pub mod limits;

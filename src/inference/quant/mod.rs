@@ -1,0 +1,107 @@
+//! Block formats: how a GGUF file stores weights, each with a plain reference.
+//!
+//! A tensor's row is a whole number of blocks; a block holds `block_len` weights in `block_bytes`
+//! bytes. The layouts belong to the file format and are never reordered here: backends repack or
+//! expand, and this room stays plain, the reference that every faster path is measured by.
+
+/// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
+#[allow(non_camel_case_types, missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TensorType {
+    F32,
+    F16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    BF16,
+}
+
+impl TensorType {
+    /// Every type, in the order of the file format's ids.
+    pub const ALL: [TensorType; 15] = [
+        TensorType::F32,
+        TensorType::F16,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+        TensorType::Q5_0,
+        TensorType::Q5_1,
+        TensorType::Q8_0,
+        TensorType::Q2_K,
+        TensorType::Q3_K,
+        TensorType::Q4_K,
+        TensorType::Q5_K,
+        TensorType::Q6_K,
+        TensorType::IQ4_NL,
+        TensorType::IQ4_XS,
+        TensorType::BF16,
+    ];
+
+    /// The row of the type table: (name, GGUF id, weights per block, bytes per block).
+    const fn row(self) -> (&'static str, u32, usize, usize) {
+        match self {
+            TensorType::F32 => ("F32", 0, 1, 4),
+            TensorType::F16 => ("F16", 1, 1, 2),
+            TensorType::Q4_0 => ("Q4_0", 2, 32, 18),
+            TensorType::Q4_1 => ("Q4_1", 3, 32, 20),
+            TensorType::Q5_0 => ("Q5_0", 6, 32, 22),
+            TensorType::Q5_1 => ("Q5_1", 7, 32, 24),
+            TensorType::Q8_0 => ("Q8_0", 8, 32, 34),
+            TensorType::Q2_K => ("Q2_K", 10, 256, 84),
+            TensorType::Q3_K => ("Q3_K", 11, 256, 110),
+            TensorType::Q4_K => ("Q4_K", 12, 256, 144),
+            TensorType::Q5_K => ("Q5_K", 13, 256, 176),
+            TensorType::Q6_K => ("Q6_K", 14, 256, 210),
+            TensorType::IQ4_NL => ("IQ4_NL", 20, 32, 18),
+            TensorType::IQ4_XS => ("IQ4_XS", 23, 256, 136),
+            TensorType::BF16 => ("BF16", 30, 1, 2),
+        }
+    }
+
+    /// The name that people know, `Q4_K` for example.
+    pub const fn name(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The number that stands for the type in a GGUF file.
+    pub const fn ggml_id(self) -> u32 {
+        self.row().1
+    }
+
+    /// Weights in a block.
+    pub const fn block_len(self) -> usize {
+        self.row().2
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        self.row().3
+    }
+
+    /// The type with this number in a GGUF file, if the runtime reads it.
+    pub fn from_ggml_id(id: u32) -> Option<TensorType> {
+        TensorType::ALL.into_iter().find(|t| t.ggml_id() == id)
+    }
+
+    /// Bytes of `n` weights in a row; `None` unless `n` is a whole number of blocks.
+    pub fn row_bytes(self, n: usize) -> Option<usize> {
+        if n % self.block_len() != 0 {
+            return None;
+        }
+        (n / self.block_len()).checked_mul(self.block_bytes())
+    }
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,9 @@
+//! JetForge: the firmware of a code-generation appliance, as a library behind one binary.
+//!
+//! Rooms stand on floors and import only the faces of rooms strictly below; the map is in
+//! ARCHITECTURE.md and `tests/tidy.rs` holds it.
+
+pub mod app;
+pub mod base;
+pub mod cli;
+pub mod inference;

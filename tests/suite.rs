@@ -1,0 +1,1 @@
+//! Everything that crosses rooms, in one binary; the modules are its table of contents.
