@@ -115,7 +115,7 @@ impl TensorType {
 
     /// Bytes of `n` weights in a row; `None` unless `n` is a whole number of blocks.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
-        if n % self.block_len() != 0 {
+        if !n.is_multiple_of(self.block_len()) {
             return None;
         }
         (n / self.block_len()).checked_mul(self.block_bytes())
