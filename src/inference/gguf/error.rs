@@ -123,7 +123,8 @@ pub enum GgufError {
     )]
     ShardName { path: PathBuf, want: String },
     #[error(
-        "says that it is shard {split_no} of {split_count}; shard {shard_idx} of {n_shards} was expected"
+        "says that it is shard {split_no} of {split_count}; \
+         shard {shard_idx} of {n_shards} was expected"
     )]
     ShardNumber {
         split_no: u64,
