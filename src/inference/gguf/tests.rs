@@ -333,7 +333,7 @@ fn alignment_is_a_power_of_two_in_range() {
     for alignment in [8u32, 16, 32, 4096, 65_536] {
         let bytes = with_w(GgufBuilder::new().pair("general.alignment", alignment)).build();
         let gguf = Gguf::from_vec(bytes).expect("a right alignment");
-        assert_eq!(gguf.alignment(), alignment.into());
+        assert_eq!(gguf.alignment(), u64::from(alignment));
         assert_eq!(gguf.bytes(&gguf.tensors()[0]), floats(4));
     }
     for alignment in [0u32, 1, 4, 24, 33, 131_072] {
