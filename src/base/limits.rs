@@ -8,6 +8,16 @@ pub const GGUF_TENSORS_MAX: u64 = 65_536;
 pub const GGUF_STRING_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a chat template.
 pub const CHAT_TEMPLATE_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of a metadata key, as the format says.
+pub const GGUF_KEY_BYTES_MAX: u64 = 65_535;
+/// Bytes of a tensor's name, as the format says.
+pub const GGUF_TENSOR_NAME_BYTES_MAX: u64 = 64;
+/// Dimensions of a tensor.
+pub const GGUF_DIMS_MAX: u32 = 4;
+/// Least alignment of tensor data, in bytes.
+pub const GGUF_ALIGNMENT_MIN: u64 = 8;
+/// Greatest alignment of tensor data, in bytes.
+pub const GGUF_ALIGNMENT_MAX: u64 = 65_536;
 /// Items of one metadata array.
 pub const GGUF_ARRAY_ITEMS_MAX: u64 = 2_000_000;
 /// Bytes from the start of a GGUF file to its tensor data.
@@ -46,3 +56,15 @@ pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 pub const CATALOG_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a model's file name.
 pub const MODEL_NAME_BYTES_MAX: usize = 200;
+/// Tokens that a repetition penalty or DRY looks back over.
+pub const SAMPLER_LAST_N_MAX: i32 = 1 << 20;
+/// Samplers in one chain.
+pub const SAMPLERS_MAX: usize = 64;
+/// Tokens whose logit one request may bias.
+pub const LOGIT_BIAS_MAX: usize = 65_536;
+/// Sequence breakers of DRY.
+pub const DRY_BREAKERS_MAX: usize = 256;
+/// Bytes of a DRY sequence breaker that count; the rest is cut off.
+pub const DRY_BREAKER_BYTES_MAX: usize = 40;
+/// Tokens of a DRY sequence breaker after its first.
+pub const DRY_BREAKER_TAIL_MAX: usize = 20;
