@@ -8,6 +8,16 @@ pub const GGUF_TENSORS_MAX: u64 = 65_536;
 pub const GGUF_STRING_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a chat template.
 pub const CHAT_TEMPLATE_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of a metadata key, as the format says.
+pub const GGUF_KEY_BYTES_MAX: u64 = 65_535;
+/// Bytes of a tensor's name, as the format says.
+pub const GGUF_TENSOR_NAME_BYTES_MAX: u64 = 64;
+/// Dimensions of a tensor.
+pub const GGUF_DIMS_MAX: u32 = 4;
+/// Least alignment of tensor data, in bytes.
+pub const GGUF_ALIGNMENT_MIN: u64 = 8;
+/// Greatest alignment of tensor data, in bytes.
+pub const GGUF_ALIGNMENT_MAX: u64 = 65_536;
 /// Items of one metadata array.
 pub const GGUF_ARRAY_ITEMS_MAX: u64 = 2_000_000;
 /// Bytes from the start of a GGUF file to its tensor data.

@@ -1,1 +1,223 @@
-//! gguf.
+//! GGUF: a mapped file becomes typed metadata and tensor views, every length and offset checked.
+//!
+//! ```text
+//! magic "GGUF" | version u32 | n_tensors u64 | n_keys u64     24 bytes, little-endian
+//! n_keys    x  key, value type u32, value                     strings: u64 length, UTF-8 bytes
+//! n_tensors x  name, n_dims u32, dims u64.., type u32, offset u64
+//! padding to `general.alignment` (32 when the key is absent)
+//! tensor data; offsets count from here
+//! ```
+//!
+//! Promises, for any sequence of bytes: no panic, no loop or allocation that the bytes present do
+//! not justify, and no `TensorInfo` whose bytes are not all there. Nothing is copied but names and
+//! single values: arrays and tensors stay spans of the map, so a vocabulary costs no memory until
+//! somebody asks for it.
+//!
+//! A split model (`split.count` above 1) is read as one: any shard opens it, the metadata is that
+//! of shard 0, and each shard passes the same checks.
+//!
+//! Refused rather than guessed: big-endian files, version 1, duplicate keys and tensor names,
+//! nested arrays, overlapping or misaligned tensors, types that the runtime cannot compute with.
+//! Files are not verified against a checksum here; whoever imports a model does that once.
+
+mod array;
+mod cursor;
+mod error;
+mod header;
+mod metadata;
+mod source;
+mod split;
+mod types;
+mod value;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::quant::TensorType;
+use header::Header;
+use source::Source;
+
+pub use array::Array;
+pub use error::GgufError;
+pub use metadata::Metadata;
+pub use value::{Value, ValueType};
+pub use writer::GgufBuilder;
+
+/// One tensor of a model: where its weights lie and how to read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name in the file, `blk.0.attn_q.weight` for example.
+    pub name: String,
+    /// Lengths of one to four dimensions as the file has them: innermost (row length) first.
+    pub shape: Vec<u64>,
+    /// How the weights are stored.
+    pub ty: TensorType,
+    /// Bytes of the tensor's data.
+    pub n_bytes: u64,
+    shard_idx: usize,
+    offset: u64,
+}
+
+impl TensorInfo {
+    /// Weights in the tensor.
+    pub fn n_elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Where the data starts, in bytes from the start of the file that holds it.
+    pub fn file_offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Which shard of a split model holds the tensor; 0 for a model of one file.
+    pub fn shard_idx(&self) -> usize {
+        self.shard_idx
+    }
+}
+
+/// A model file, or the files of a split model, checked and mapped.
+#[derive(Debug)]
+pub struct Gguf {
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+    shards: Vec<Arc<Source>>,
+    version: u32,
+    alignment: u64,
+    data_offset: u64,
+}
+
+impl Gguf {
+    /// Maps the model at `path`; if it is a shard of a split model, its siblings as well.
+    ///
+    /// The map is private and read-only. A file that is cut short while it is mapped kills the
+    /// process when the lost pages are touched (SIGBUS), so models belong in a directory that
+    /// only their owner writes.
+    ///
+    /// # Errors
+    /// Everything that [`GgufError`] lists; nothing is left open then.
+    pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        let first = Header::parse(Arc::new(source::map(path)?))?;
+        match split::part(&first.metadata)? {
+            Some(part) => Gguf::from_headers(split::open_all(path, first, part)?),
+            None => Gguf::from_headers(vec![first]),
+        }
+    }
+
+    /// Reads a model that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`]; a shard of a split model is refused, because it has no siblings here.
+    pub fn from_static(bytes: &'static [u8]) -> Result<Gguf, GgufError> {
+        Gguf::from_memory(Source::Static(bytes))
+    }
+
+    /// Reads a model from memory that it then owns: what [`GgufBuilder::build`] made, for example.
+    ///
+    /// # Errors
+    /// As [`Gguf::from_static`].
+    pub fn from_vec(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
+        Gguf::from_memory(Source::Owned(bytes))
+    }
+
+    fn from_memory(source: Source) -> Result<Gguf, GgufError> {
+        let header = Header::parse(Arc::new(source))?;
+        if let Some(part) = split::part(&header.metadata)? {
+            return Err(GgufError::SplitInMemory {
+                n_shards: part.n_shards,
+            });
+        }
+        Gguf::from_headers(vec![header])
+    }
+
+    /// Joins the shards, in the order of their numbers, into one model.
+    fn from_headers(headers: Vec<Header>) -> Result<Gguf, GgufError> {
+        let mut tensors = Vec::with_capacity(headers.iter().map(|h| h.tensors.len()).sum());
+        let mut by_name = HashMap::with_capacity(tensors.capacity());
+        let mut shards = Vec::with_capacity(headers.len());
+        let mut face = None;
+        for (shard_idx, header) in headers.into_iter().enumerate() {
+            for mut info in header.tensors {
+                if by_name.insert(info.name.clone(), tensors.len()).is_some() {
+                    return Err(GgufError::DuplicateTensor { tensor: info.name });
+                }
+                info.shard_idx = shard_idx;
+                tensors.push(info);
+            }
+            shards.push(header.source);
+            face.get_or_insert((
+                header.metadata,
+                header.version,
+                header.alignment,
+                header.data_offset,
+            ));
+        }
+        let (metadata, version, alignment, data_offset) = face.ok_or(GgufError::NoShards)?;
+        Ok(Gguf {
+            metadata,
+            tensors,
+            by_name,
+            shards,
+            version,
+            alignment,
+            data_offset,
+        })
+    }
+
+    /// What the file says about the model; of a split model, what shard 0 says.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Every tensor, in the order of the files.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor with this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name
+            .get(name)
+            .map(|&tensor_idx| &self.tensors[tensor_idx])
+    }
+
+    /// The tensor's data, `info.n_bytes` long. No alignment in memory is promised: an embedded
+    /// model may start at any address.
+    ///
+    /// # Panics
+    /// If `info` is of another model.
+    pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let start = info.offset as usize;
+        &self.shards[info.shard_idx][start..start + info.n_bytes as usize]
+    }
+
+    /// Version of the file format: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Bytes that tensor offsets are multiples of.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Where tensor data starts, in bytes from the start of the (first) file.
+    pub fn data_offset(&self) -> u64 {
+        self.data_offset
+    }
+
+    /// Files that the model consists of.
+    pub fn n_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Bytes of all files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.len() as u64).sum()
+    }
+}

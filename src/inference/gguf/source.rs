@@ -1,0 +1,82 @@
+//! Where a model's bytes live: a private read-only map, the program itself, or owned memory.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use super::error::GgufError;
+
+/// Bytes that stay where they are for as long as anything refers to them.
+pub(super) enum Source {
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+    Map(memmap2::Mmap),
+}
+
+impl Deref for Source {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Source::Static(bytes) => bytes,
+            Source::Owned(bytes) => bytes,
+            Source::Map(map) => map,
+        }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self {
+            Source::Static(_) => "static",
+            Source::Owned(_) => "owned",
+            Source::Map(_) => "map",
+        };
+        write!(f, "{kind}, {} bytes", self.len())
+    }
+}
+
+/// Maps a regular file whole.
+///
+/// The size is asked for before and after mapping: a file that a download is still appending to
+/// should be refused here, not half read.
+pub(super) fn map(path: &Path) -> Result<Source, GgufError> {
+    let io = |source| GgufError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    // Asked before opening as well: opening a pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(GgufError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    let file = File::open(path).map_err(io)?;
+    let before = file.metadata().map_err(io)?;
+    if !before.is_file() {
+        return Err(GgufError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    if before.len() == 0 {
+        return Ok(Source::Static(&[])); // an empty range cannot be mapped
+    }
+    let len = usize::try_from(before.len())
+        .map_err(|_| io(std::io::Error::from(std::io::ErrorKind::FileTooLarge)))?;
+    // SAFETY: the map is private and read-only, and lives in `Source`, which hands out borrows
+    // only. Other processes may still write to the file; every structure read from the bytes is
+    // checked at its use (text again on each access), so changed bytes give wrong weights or an
+    // error, not wild memory. Cutting the file short raises SIGBUS, which `Gguf::open` documents.
+    let map = unsafe {
+        memmap2::MmapOptions::new()
+            .len(len)
+            .map_copy_read_only(&file)
+    }
+    .map_err(io)?;
+    if file.metadata().map_err(io)?.len() != before.len() {
+        return Err(GgufError::FileChanged {
+            path: path.to_owned(),
+        });
+    }
+    Ok(Source::Map(map))
+}

@@ -1,0 +1,78 @@
+//! Mutated files are refused or keep every promise; they never panic.
+
+use proptest::prelude::*;
+
+use super::super::*;
+use super::sample;
+
+/// Uses everything that an accepted file offers; what is promised must hold for any bytes.
+fn exercise(gguf: &Gguf) {
+    for info in gguf.tensors() {
+        assert_eq!(gguf.bytes(info).len() as u64, info.n_bytes);
+        assert_eq!(gguf.tensor(&info.name), Some(info));
+        assert!(info.n_elements() > 0);
+    }
+    let m = gguf.metadata();
+    for (key, value) in m.iter() {
+        let _ = (
+            value.to_string(),
+            m.u32(key),
+            m.f32(key),
+            m.bool(key),
+            m.str(key),
+        );
+        let _ = (m.i32s(key), m.f32s(key), m.bools(key));
+        if let Value::Array(array) = value {
+            let n_items = array.strs().count() + array.values().count();
+            assert_eq!(n_items, array.len(), "{key}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn mutated_bytes_never_panic(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        keep in prop::option::weighted(0.2, any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = sample().build();
+        let header_len = sample().header().len();
+        for (at, byte) in edits {
+            bytes[at.index(header_len)] = byte;
+        }
+        if let Some(keep) = keep {
+            bytes.truncate(keep.index(bytes.len()));
+        }
+        if let Ok(gguf) = Gguf::from_vec(bytes) {
+            exercise(&gguf);
+        }
+    }
+
+    #[test]
+    fn mutated_words_never_panic(
+        at in any::<prop::sample::Index>(),
+        word in prop_oneof![
+            any::<u64>(),
+            (0u32..64).prop_map(|bit| 1 << bit),
+            (0u64..32).prop_map(|small| !small),
+        ],
+    ) {
+        let mut bytes = sample().build();
+        let at = at.index(sample().header().len() - 8);
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        if let Ok(gguf) = Gguf::from_vec(bytes) {
+            exercise(&gguf);
+        }
+    }
+
+    #[test]
+    fn noise_behind_the_magic_never_panics(tail in proptest::collection::vec(any::<u8>(), 0..256)) {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend(tail);
+        if let Ok(gguf) = Gguf::from_vec(bytes) {
+            exercise(&gguf);
+        }
+    }
+}
