@@ -192,7 +192,21 @@ fn each_block<const B: usize>(src: &[f32], quantize: fn(&[f32; 32]) -> [u8; B]) 
 /// The little-endian f16 at byte `at`.
 #[inline]
 fn f16_at(block: &[u8], at: usize) -> f32 {
-    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// f16 bits to f32, exactly (infinities and NaN included), in a form that vectorises.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    // Shifted into place, the exponent is 112 too small: one exact multiplication repairs it and
+    // normalises subnormals on the way (the magic-number method of F. Giesen's half conversions).
+    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    let special = if bits & 0x7c00 == 0x7c00 {
+        0x7f80_0000
+    } else {
+        0
+    };
+    f32::from_bits(magnitude.to_bits() | special | (u32::from(bits & 0x8000) << 16))
 }
 
 /// 16 bytes hold 32 nibbles: the low ones come first, then the high ones.

@@ -5,6 +5,8 @@
 //! multiply-add is fused, so results are equal bit for bit whatever the instruction set. Functions
 //! are `inline(always)` and take effect inside a caller that enables the instruction set.
 
+use crate::inference::quant::f16_to_f32;
+
 /// Lanes of a vector.
 pub const LANES: usize = 8;
 
@@ -16,6 +18,8 @@ pub const LANES: usize = 8;
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
+    /// Columns of a tile: as many as leave its sums in registers.
+    const TILE_COLS: usize;
     /// Thirty-two bytes.
     type I: Copy;
 
@@ -51,16 +55,6 @@ pub unsafe trait Simd: Copy {
     }
 }
 
-/// f16 bits to f32, exactly (infinities and NaN included).
-#[inline(always)]
-pub fn f16_to_f32(bits: u16) -> f32 {
-    // Shifted into place, the exponent is 112 too small: one exact multiplication repairs it and
-    // normalises subnormals on the way (the magic-number method of F. Giesen's half conversions).
-    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(magnitude.to_bits() | special | (u32::from(bits & 0x8000) << 16))
-}
-
 /// The plain twin: an array and loops.
 #[derive(Clone, Copy)]
 pub struct Scalar;
@@ -68,6 +62,7 @@ pub struct Scalar;
 // SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
+    const TILE_COLS: usize = 2;
     type I = [u8; 32];
 
     #[inline(always)]
@@ -197,6 +192,7 @@ mod x86 {
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
+        const TILE_COLS: usize = 2;
 
         #[inline(always)]
         unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
@@ -218,6 +214,7 @@ mod x86 {
     // AVX-512VL and AVX-512 VNNI.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
+        const TILE_COLS: usize = 4;
 
         #[inline(always)]
         unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
@@ -236,7 +233,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
-    use super::f16_to_f32;
+    use crate::inference::quant::f16_to_f32;
 
     #[test]
     fn every_f16_widens_as_the_half_crate_does() {
