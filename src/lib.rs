@@ -7,3 +7,4 @@ pub mod app;
 pub mod base;
 pub mod cli;
 pub mod inference;
+pub mod library;

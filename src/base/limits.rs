@@ -40,6 +40,22 @@ pub const PULL_REDIRECTS_MAX: usize = 8;
 pub const PULL_ATTEMPTS_MAX: usize = 8;
 /// Bytes of a configuration file.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Tries of one download before any byte has come, as when there is no network.
+pub const PULL_FIRST_ATTEMPTS_MAX: usize = 3;
+/// Bytes that a try must bring for the count of tries to start again.
+pub const PULL_PROGRESS_BYTES_MIN: u64 = 1 << 20;
+/// Longest pause between two tries of a download, whatever the server asks for.
+pub const PULL_PAUSE_MS_MAX: u64 = 30_000;
+/// Characters of a URL.
+pub const URL_BYTES_MAX: usize = 8 << 10;
+/// Bytes of the small files beside a model (record of its origin, state of its download).
+pub const RECORD_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of disk that stay free when a model is stored.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// Bytes of a catalog file.
+pub const CATALOG_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a model's file name.
+pub const MODEL_NAME_BYTES_MAX: usize = 200;
 /// Tokens that a repetition penalty or DRY looks back over.
 pub const SAMPLER_LAST_N_MAX: i32 = 1 << 20;
 /// Samplers in one chain.

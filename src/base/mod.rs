@@ -1,3 +1,8 @@
 //! Floor 0: what every room may use and what uses no room.
 
+pub mod config;
+pub mod dirs;
+pub mod env;
+pub mod format;
+pub mod host;
 pub mod limits;

@@ -1,0 +1,198 @@
+//! One table of directories, for a person and for the service.
+//!
+//! ```text
+//!            person (XDG)                          service
+//! config     $XDG_CONFIG_HOME/jetforge             /etc/jetforge
+//! state      $XDG_STATE_HOME/jetforge              /var/lib/jetforge
+//! cache      $XDG_CACHE_HOME/jetforge              /var/cache/jetforge
+//! models     $XDG_DATA_HOME/jetforge/models        /var/lib/jetforge/models
+//! ```
+//!
+//! The defaults of the XDG variables are `~/.config`, `~/.local/state`, `~/.cache` and
+//! `~/.local/share`. Nothing is created here: the room that writes creates its own directory.
+
+use std::path::{Path, PathBuf};
+
+use crate::base::env::Env;
+
+/// Whose directories are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Somebody at a terminal: directories under the home directory.
+    Person,
+    /// The system service: directories under `/etc` and `/var`.
+    Service,
+}
+
+impl Role {
+    /// The variable that chooses the role, `person` when it is absent.
+    pub const ENV: &'static str = "JETFORGE_ROLE";
+
+    /// Reads the role from the environment.
+    ///
+    /// # Errors
+    /// When the variable holds another word.
+    pub fn from_env(env: &Env) -> Result<Role, DirsError> {
+        match env
+            .get(Role::ENV)
+            .map(|v| v.to_string_lossy().into_owned())
+            .as_deref()
+        {
+            None | Some("person") => Ok(Role::Person),
+            Some("service") => Ok(Role::Service),
+            Some(other) => Err(DirsError::UnknownRole {
+                role: other.to_owned(),
+            }),
+        }
+    }
+
+    /// `person` or `service`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Person => "person",
+            Role::Service => "service",
+        }
+    }
+}
+
+/// Where things are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirs {
+    /// Configuration, written by people and read by the program.
+    pub config: PathBuf,
+    /// What must survive a restart.
+    pub state: PathBuf,
+    /// What can be made again.
+    pub cache: PathBuf,
+    /// Models that were pulled or imported.
+    pub models: PathBuf,
+    /// Models that the machine's service holds, read-only for a person.
+    pub models_shared: Option<PathBuf>,
+}
+
+/// Why the directories cannot be known.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DirsError {
+    /// Neither `HOME` nor the XDG variable is set.
+    #[error("cannot find the {what} directory: set HOME or {variable} to an absolute path")]
+    NoHome {
+        /// Which directory was wanted.
+        what: &'static str,
+        /// The variable that would also do.
+        variable: &'static str,
+    },
+    /// `JETFORGE_ROLE` holds something else.
+    #[error("JETFORGE_ROLE is {role:?}; it may be person or service")]
+    UnknownRole {
+        /// What it holds.
+        role: String,
+    },
+}
+
+impl Dirs {
+    /// The directories of `role`.
+    ///
+    /// # Errors
+    /// For a person without a home directory.
+    pub fn new(role: Role, env: &Env) -> Result<Dirs, DirsError> {
+        match role {
+            Role::Service => Ok(Dirs::service()),
+            Role::Person => Dirs::person(env),
+        }
+    }
+
+    fn service() -> Dirs {
+        Dirs {
+            config: "/etc/jetforge".into(),
+            state: "/var/lib/jetforge".into(),
+            cache: "/var/cache/jetforge".into(),
+            models: "/var/lib/jetforge/models".into(),
+            models_shared: None,
+        }
+    }
+
+    fn person(env: &Env) -> Result<Dirs, DirsError> {
+        let home = env.absolute_path("HOME");
+        let find = |what, variable, below_home: &str| {
+            env.absolute_path(variable)
+                .or_else(|| home.as_ref().map(|h| h.join(below_home)))
+                .map(|base| base.join("jetforge"))
+                .ok_or(DirsError::NoHome { what, variable })
+        };
+        Ok(Dirs {
+            config: find("configuration", "XDG_CONFIG_HOME", ".config")?,
+            state: find("state", "XDG_STATE_HOME", ".local/state")?,
+            cache: find("cache", "XDG_CACHE_HOME", ".cache")?,
+            models: find("models", "XDG_DATA_HOME", ".local/share")?.join("models"),
+            models_shared: Some("/var/lib/jetforge/models".into()),
+        })
+    }
+
+    /// The configuration files, weakest first: `config.toml`, then `config.d/*.toml` by name.
+    /// Only files that exist are listed.
+    pub fn config_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = [self.config.join("config.toml")]
+            .into_iter()
+            .filter(|p| p.exists())
+            .collect();
+        files.extend(drop_ins(&self.config.join("config.d")));
+        files
+    }
+}
+
+fn drop_ins(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_gets_xdg_directories() {
+        let env: Env = [
+            ("HOME", "/home/ada"),
+            ("XDG_CACHE_HOME", "/fast"),
+            ("XDG_STATE_HOME", "x"),
+        ]
+        .into_iter()
+        .collect();
+        let dirs = Dirs::new(Role::Person, &env).unwrap();
+        assert_eq!(dirs.config, Path::new("/home/ada/.config/jetforge"));
+        assert_eq!(dirs.cache, Path::new("/fast/jetforge"));
+        assert_eq!(
+            dirs.state,
+            Path::new("/home/ada/.local/state/jetforge"),
+            "relative is ignored"
+        );
+        assert_eq!(
+            dirs.models,
+            Path::new("/home/ada/.local/share/jetforge/models")
+        );
+    }
+
+    #[test]
+    fn the_service_needs_no_home() {
+        let dirs = Dirs::new(Role::Service, &Env::default()).unwrap();
+        assert_eq!(dirs.models, Path::new("/var/lib/jetforge/models"));
+        let error = Dirs::new(Role::Person, &Env::default()).unwrap_err();
+        assert!(error.to_string().contains("XDG_CONFIG_HOME"));
+    }
+
+    #[test]
+    fn the_role_is_one_of_two_words() {
+        let env = |v: &str| [("JETFORGE_ROLE", v)].into_iter().collect::<Env>();
+        assert_eq!(Role::from_env(&env("service")), Ok(Role::Service));
+        assert_eq!(Role::from_env(&env("")), Ok(Role::Person));
+        assert!(Role::from_env(&env("root")).is_err());
+    }
+}

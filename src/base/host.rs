@@ -1,0 +1,242 @@
+//! What this machine is: processor, memory and its limits, disk, kernel and C library.
+//!
+//! Memory that may be used is the least of what the kernel says is available and what is left of
+//! every control group above the process, because a service or a container often has less than
+//! the machine. Both versions of control groups are read: the Nano's kernel has the first.
+
+use std::path::{Path, PathBuf};
+
+/// The machine, as far as it can be read without rights.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// `x86_64` or `aarch64`.
+    pub arch: &'static str,
+    /// The processor's name, empty when the kernel does not tell.
+    pub cpu_name: String,
+    /// Instruction sets that matter to kernels: `avx2`, `fma`, `neon` and so on.
+    pub isa: Vec<&'static str>,
+    /// Threads that this process may use.
+    pub n_threads: usize,
+    /// Memory of the machine.
+    pub memory_total_bytes: u64,
+    /// Memory that could be used now without swapping, within the control group's limit.
+    pub memory_available_bytes: u64,
+    /// The control group's limit, if there is one below the machine's memory.
+    pub memory_limit_bytes: Option<u64>,
+    /// `Linux 6.1.0` for example.
+    pub kernel: String,
+    /// `glibc 2.36`, or `unknown`.
+    pub libc: String,
+}
+
+impl Host {
+    /// Reads the machine.
+    pub fn read() -> Host {
+        let meminfo = read("/proc/meminfo");
+        let total = meminfo_bytes(&meminfo, "MemTotal:").unwrap_or(0);
+        // Kernels before 3.14 have no MemAvailable; free memory is then the safe answer.
+        let available = meminfo_bytes(&meminfo, "MemAvailable:")
+            .or_else(|| meminfo_bytes(&meminfo, "MemFree:"))
+            .unwrap_or(0);
+        let groups = cgroup_dirs(&read("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
+        let mut limit = None;
+        let mut left = available;
+        for (max, current) in groups.iter().filter_map(|dir| cgroup_memory(dir)) {
+            if max < total {
+                limit = Some(limit.unwrap_or(max).min(max));
+                left = left.min(max.saturating_sub(current));
+            }
+        }
+        let uname = rustix::system::uname();
+        Host {
+            arch: std::env::consts::ARCH,
+            cpu_name: cpu_name(&read("/proc/cpuinfo")),
+            isa: isa(),
+            n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_total_bytes: total,
+            memory_available_bytes: left,
+            memory_limit_bytes: limit,
+            kernel: format!(
+                "{} {}",
+                uname.sysname().to_string_lossy(),
+                uname.release().to_string_lossy()
+            ),
+            libc: libc_version(),
+        }
+    }
+}
+
+/// Bytes that an ordinary user may still write to the file system of `path`, or of its nearest
+/// directory that exists.
+pub fn disk_free_bytes(path: &Path) -> Option<u64> {
+    let existing = path
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("."));
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A line such as `MemTotal:  16384 kB`.
+fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    let kib: u64 = line[key.len()..].split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The directories of the process's memory groups, innermost first, up to the root.
+fn cgroup_dirs(proc_cgroup: &str, root: &Path) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    for line in proc_cgroup.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let base = match controllers {
+            "" => root.to_owned(),
+            c if c.split(',').any(|c| c == "memory") => root.join("memory"),
+            _ => continue,
+        };
+        let full = base.join(path.trim_start_matches('/'));
+        dirs.extend(
+            full.ancestors()
+                .take_while(|p| p.starts_with(&base))
+                .map(Path::to_owned),
+        );
+    }
+    dirs
+}
+
+/// The limit and the present use of one group, in bytes.
+fn cgroup_memory(dir: &Path) -> Option<(u64, u64)> {
+    let number = |name: &str| -> Option<u64> {
+        std::fs::read_to_string(dir.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
+    // The page cache counts as use but gives way, so only what cannot be dropped is charged.
+    let inactive = |name: &str, key: &str| -> u64 {
+        let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    if let Some(max) = number("memory.max") {
+        let used = number("memory.current").unwrap_or(0);
+        return Some((
+            max,
+            used.saturating_sub(inactive("memory.stat", "inactive_file ")),
+        ));
+    }
+    let max = number("memory.limit_in_bytes")?;
+    let used = number("memory.usage_in_bytes").unwrap_or(0);
+    Some((
+        max,
+        used.saturating_sub(inactive("memory.stat", "total_inactive_file ")),
+    ))
+}
+
+fn cpu_name(cpuinfo: &str) -> String {
+    let field = |key: &str| {
+        let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    field("model name")
+        .or_else(|| field("Hardware"))
+        .unwrap_or_default()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn isa() -> Vec<&'static str> {
+    let mut found = vec!["sse2"];
+    macro_rules! detect {
+        ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
+    }
+    detect!(
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vnni"
+    );
+    found
+}
+
+#[cfg(target_arch = "aarch64")]
+fn isa() -> Vec<&'static str> {
+    let mut found = vec!["neon"];
+    macro_rules! detect {
+        ($($name:tt),*) => {
+            $(if std::arch::is_aarch64_feature_detected!($name) { found.push($name); })*
+        };
+    }
+    detect!("fp16", "dotprod", "i8mm", "sve");
+    found
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn isa() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn libc_version() -> String {
+    unsafe extern "C" {
+        fn gnu_get_libc_version() -> *const std::ffi::c_char;
+    }
+    // SAFETY: glibc returns a pointer to a constant, NUL-terminated string that is never freed.
+    let version = unsafe { std::ffi::CStr::from_ptr(gnu_get_libc_version()) };
+    format!("glibc {}", version.to_string_lossy())
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn libc_version() -> String {
+    "unknown".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_paths_of_both_versions() {
+        let root = Path::new("/sys/fs/cgroup");
+        let v2 = cgroup_dirs("0::/user.slice/a\n", root);
+        assert_eq!(v2[0], Path::new("/sys/fs/cgroup/user.slice/a"));
+        assert_eq!(v2.last().unwrap(), root);
+        let v1 = cgroup_dirs("5:cpu,cpuacct:/x\n4:memory:/jet\n", root);
+        assert_eq!(v1, [root.join("memory/jet"), root.join("memory")]);
+    }
+
+    #[test]
+    fn a_group_charges_what_cannot_be_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("memory.max"), "4000\n").unwrap();
+        std::fs::write(dir.path().join("memory.current"), "3000\n").unwrap();
+        std::fs::write(
+            dir.path().join("memory.stat"),
+            "anon 1\ninactive_file 500\n",
+        )
+        .unwrap();
+        assert_eq!(cgroup_memory(dir.path()), Some((4000, 2500)));
+        std::fs::write(dir.path().join("memory.max"), "max\n").unwrap();
+        assert_eq!(cgroup_memory(dir.path()), None);
+    }
+
+    #[test]
+    fn this_machine_has_memory_and_threads() {
+        let host = Host::read();
+        assert!(host.n_threads >= 1 && host.memory_available_bytes > 0);
+        assert!(host.memory_available_bytes <= host.memory_total_bytes);
+        assert!(disk_free_bytes(Path::new("/tmp/does/not/exist")).is_some());
+    }
+}
