@@ -44,7 +44,7 @@ fn logits(case: &Case, step: u32) -> Vec<f32> {
     let start = mix(case.hash ^ step);
     let logit = |id: u32| {
         let h = mix(start ^ id);
-        if holes == 1 && h % 8 == 0 {
+        if holes == 1 && h.is_multiple_of(8) {
             return f32::NEG_INFINITY;
         }
         let v = (h >> 8) as f32 / (1 << 24) as f32 * 2.0 - 1.0;
@@ -79,8 +79,8 @@ fn run(case: &Case, vocab: &BreakerVocab) -> Vec<TokenId> {
     (0..case.picks.len() as u32).map(pick).collect()
 }
 
-#[test]
-fn picks_are_llama_cpps_over_the_option_space() {
+/// The cases, each with what the chain picks after `change`d options.
+fn run_all(change: impl Fn(&mut SamplerOptions)) -> Vec<(Case, Vec<TokenId>)> {
     let words: Words = serde_json::from_str(VOCAB).expect("vocab.json");
     let tails: HashMap<Vec<u8>, _> = words.tails.iter().map(|(k, v)| (latin1(k), v)).collect();
     let pieces: Vec<Vec<u8>> = words.pieces.iter().map(|piece| latin1(piece)).collect();
@@ -88,25 +88,43 @@ fn picks_are_llama_cpps_over_the_option_space() {
         piece: &|id| pieces[id as usize].clone(),
         encode: &|text| tails[text].clone(),
     };
-    let (mut n_cases, mut different) = (0, Vec::new());
-    for (i, line) in CASES.lines().enumerate() {
-        let case: Case = serde_json::from_str(line).expect("a case");
-        let got = run(&case, &vocab);
-        n_cases += 1;
-        if got != case.picks {
-            different.push(format!("line {}: {line}\n  got {got:?}", i + 1));
-        }
+    let picks = |line| {
+        let mut case: Case = serde_json::from_str(line).expect("a case");
+        change(&mut case.o);
+        let picks = run(&case, &vocab);
+        (case, picks)
+    };
+    CASES.lines().map(picks).collect()
+}
+
+#[test]
+fn picks_are_llama_cpps_over_the_option_space() {
+    let cases = run_all(|_| ());
+    assert!(cases.len() >= 500, "{} cases are too few", cases.len());
+    for (i, (case, got)) in cases.iter().enumerate() {
+        assert_eq!(
+            *got,
+            case.picks,
+            "line {} of cases.jsonl: {:?}",
+            i + 1,
+            case.o
+        );
     }
-    assert!(n_cases >= 500, "{n_cases} cases are too few");
-    assert!(
-        different.is_empty(),
-        "{} of {n_cases} differ, first:\n{}",
-        different.len(),
-        different
+}
+
+/// Canary: the comparison above sees a small change of any one option.
+#[test]
+fn other_options_are_other_picks() {
+    let n_changed = |change: fn(&mut SamplerOptions)| {
+        run_all(change)
             .iter()
-            .take(5)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
+            .filter(|(case, got)| *got != case.picks)
+            .count()
+    };
+    assert!(n_changed(|o| o.seed ^= 1) > 300);
+    assert!(n_changed(|o| o.temp *= 1.01) > 20);
+    assert!(n_changed(|o| o.dry_sequence_breakers.clear()) > 15);
+    assert!(n_changed(|o| o.dry_allowed_length += 1) > 30);
+    assert!(n_changed(|o| o.mirostat_eta += 0.01) > 3);
+    assert!(n_changed(|o| o.samplers.reverse()) > 100);
 }

@@ -30,6 +30,8 @@ pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 pub const CHAT_TEMPLATE_FUEL: u64 = 10_000_000;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
+/// Bytes of one token's text.
+pub const TOKEN_BYTES_MAX: usize = 16_384;
 /// Layers of a model.
 pub const LAYERS_MAX: u32 = 512;
 /// Worker threads of the CPU backend.

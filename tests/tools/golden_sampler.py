@@ -135,7 +135,7 @@ def options(r):
           dry_allowed_length=r.choice([0, 1, 2, 3, 6]), dry_penalty_last_n=r.choice([0, 1, 10, 64, 300]))
     if r.random() < often:
         o["dry_sequence_breakers"] = r.sample(BREAKERS, r.randrange(5))
-    if r.random() < 0.12:
+    if r.random() < 0.25:
         o.update(mirostat=r.choice([1, 2]), mirostat_tau=r.choice([0.5, 3.0, 5.0, 9.0]),
                  mirostat_eta=r.choice([0.02, 0.1, 0.7]))
     if r.random() < 0.3:
@@ -150,6 +150,11 @@ def make_case(r, vocab):
     case["shape"] = [r.choice([2, 8, 16, 30]), r.randrange(2), int(r.random() < 0.4), int(r.random() < 0.3),
                      r.choice([0, 4, 12])]
     case["prompt"] = [r.choice([0, 3, 20, 90]), r.choice([1, 2, 4, 12, 16])]
+    if r.random() < 0.2:
+        # Repetitions that matter: a text of few tokens, which the logits favour a little.
+        o.update(mirostat=0, samplers=ORDER, dry_multiplier=r.choice([0.3, 1.0]), dry_penalty_last_n=64,
+                 dry_base=r.choice([1.2, 1.75]), dry_allowed_length=r.randrange(4))
+        case["shape"], case["prompt"] = [4, 1, 0, 0, 4], [r.choice([20, 90]), r.choice([2, 3, 4, 12])]
     if r.random() < 0.2:
         o["logit_bias"] = [[r.randrange(min(n, 40)), round(r.uniform(-8, 8), 2)] for _ in range(r.randrange(1, 6))]
     if r.random() < 0.1:
@@ -179,7 +184,7 @@ def main():
     a = argparse.ArgumentParser()
     a.add_argument("--model", default="models/default.gguf")
     a.add_argument("--out", default="tests/golden/sampler")
-    a.add_argument("--cases", type=int, default=700)
+    a.add_argument("--cases", type=int, default=750)
     a.add_argument("--seed", type=int, default=1)
     a = a.parse_args()
     L.llama_log_set(quiet, ctypes.c_void_p(0))

@@ -41,7 +41,7 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the variance.
     pub eps: f32,
-    /// Multiplies the result, `[width]` or, for a norm per head, `[head_dim]`.
+    /// Multiplies the result: `[width]`, or as many runs of that as the row has.
     pub weight: WeightId,
     /// Added to the result.
     pub bias: Option<WeightId>,
@@ -140,6 +140,8 @@ pub struct WeightSpec {
     pub n_rows: usize,
     /// Values in a row.
     pub n_cols: usize,
+    /// Whether it is a vector, kept as f32, rather than a matrix.
+    pub is_vector: bool,
 }
 
 /// A forward pass: what to compute for any batch.
@@ -196,7 +198,14 @@ impl PlanBuilder {
 
     /// A vector of the file.
     pub fn vector(&mut self, name: String, n: usize) -> WeightId {
-        self.push(WeightSpec { name, shape: vec![n as u64], row_start: 0, n_rows: 1, n_cols: n })
+        self.vector_part(name, n, 0, n)
+    }
+
+    /// `n_rows` vectors of the file, one after another.
+    pub fn vectors(&mut self, name: String, n_rows: usize, n_cols: usize) -> WeightId {
+        let shape = vec![n_cols as u64, n_rows as u64];
+        let n_cols = n_rows * n_cols;
+        self.push(WeightSpec { name, shape, row_start: 0, n_rows: 1, n_cols, is_vector: true })
     }
 
     /// A run of a vector, `n_rows` values from `row_start` of `n_total`.
@@ -208,7 +217,7 @@ impl PlanBuilder {
         n: usize,
     ) -> WeightId {
         let shape = vec![n_total as u64];
-        self.push(WeightSpec { name, shape, row_start, n_rows: 1, n_cols: n })
+        self.push(WeightSpec { name, shape, row_start, n_rows: 1, n_cols: n, is_vector: true })
     }
 
     /// A matrix `[n_rows, n_cols]` of the file.
@@ -226,7 +235,7 @@ impl PlanBuilder {
         n_rows: usize,
     ) -> WeightId {
         let shape = vec![n_cols as u64, n_total as u64];
-        self.push(WeightSpec { name, shape, row_start, n_rows, n_cols })
+        self.push(WeightSpec { name, shape, row_start, n_rows, n_cols, is_vector: false })
     }
 
     /// A table of rotary angles.

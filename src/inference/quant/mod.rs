@@ -16,7 +16,7 @@
 //! together. Only the types with a simple rounding rule can be written: the search for good
 //! K-quant scales is left to the tools that prepare models.
 
-pub mod expand;
+mod expand;
 mod iq4;
 mod k_quants;
 mod legacy;
@@ -24,7 +24,7 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-use expand::Codes;
+pub use expand::{Codes, Expanded, ExpandedSigned, expand, expand_signed};
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
 #[allow(non_camel_case_types, missing_docs)]

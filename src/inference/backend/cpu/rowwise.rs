@@ -17,7 +17,9 @@ pub enum RowOp<'a> {
         kind: NormKind,
         /// Added to the variance.
         eps: f32,
-        /// `[width]`
+        /// Values normalised together.
+        width: usize,
+        /// `[width]`, or as many runs of that as the row has.
         weight: &'a [f32],
         /// `[width]`
         bias: Option<&'a [f32]>,
@@ -53,8 +55,9 @@ pub unsafe fn apply(isa: Isa, row: &mut [f32], op: RowOp<'_>) {
 #[inline(always)]
 unsafe fn apply_with<S>(row: &mut [f32], op: RowOp<'_>) {
     match op {
-        RowOp::Norm { kind, eps, weight, bias } => {
-            for run in row.chunks_exact_mut(weight.len()) {
+        RowOp::Norm { kind, eps, width, weight, bias } => {
+            let weights = weight.chunks_exact(width).cycle();
+            for (run, weight) in row.chunks_exact_mut(width).zip(weights) {
                 norm(run, kind, eps, weight, bias);
             }
         }
@@ -144,12 +147,12 @@ mod tests {
     #[test]
     fn norms_give_zero_mean_and_unit_size() {
         let (weight, bias) = (vec![2.0; 61], vec![0.5; 61]);
-        let op = RowOp::Norm { kind: NormKind::Layer, eps: 0.0, weight: &weight, bias: Some(&bias) };
+        let op = RowOp::Norm { kind: NormKind::Layer, eps: 0.0, width: 61, weight: &weight, bias: Some(&bias) };
         let x = run(Isa::Scalar, 61, op);
         let mean = x.iter().sum::<f32>() / 61.0;
         let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 61.0;
         assert!((mean - 0.5).abs() < 1e-5 && (var - 4.0).abs() < 1e-4);
-        let op = RowOp::Norm { kind: NormKind::Rms, eps: 0.0, weight: &weight, bias: None };
+        let op = RowOp::Norm { kind: NormKind::Rms, eps: 0.0, width: 61, weight: &weight, bias: None };
         let x = run(Isa::Scalar, 61, op);
         assert!((x.iter().map(|v| v * v).sum::<f32>() / 61.0 - 4.0).abs() < 1e-4);
     }
@@ -179,8 +182,8 @@ mod tests {
             RowOp::Act(Activation::Gelu),
             RowOp::Glu(Activation::Silu, &y),
             RowOp::Add(&y),
-            RowOp::Norm { kind: NormKind::Rms, eps: 1e-5, weight: &weight, bias: None },
-            RowOp::Norm { kind: NormKind::Layer, eps: 1e-5, weight: &weight, bias: Some(&y[..37]) },
+            RowOp::Norm { kind: NormKind::Rms, eps: 1e-5, width: 37, weight: &weight, bias: None },
+            RowOp::Norm { kind: NormKind::Layer, eps: 1e-5, width: 37, weight: &weight, bias: Some(&y[..37]) },
         ];
         for isa in Isa::available() {
             for op in ops {

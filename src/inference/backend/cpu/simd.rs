@@ -33,8 +33,6 @@ pub unsafe trait Simd: Copy {
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a * b`
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
-    /// `a + b`
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `p[0]` in lanes 0 to 3, `p[1]` in lanes 4 to 7.
@@ -87,10 +85,6 @@ unsafe impl Simd for Scalar {
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|j| a[j] * b[j])
-    }
-    #[inline(always)]
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
-        std::array::from_fn(|j| a[j] + b[j])
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
@@ -162,11 +156,6 @@ mod x86 {
             unsafe fn mul(a: __m256, b: __m256) -> __m256 {
                 // SAFETY: as above.
                 unsafe { _mm256_mul_ps(a, b) }
-            }
-            #[inline(always)]
-            unsafe fn add(a: __m256, b: __m256) -> __m256 {
-                // SAFETY: as above.
-                unsafe { _mm256_add_ps(a, b) }
             }
             #[inline(always)]
             unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {

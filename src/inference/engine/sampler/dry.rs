@@ -18,7 +18,7 @@ use crate::base::limits::{DRY_BREAKER_BYTES_MAX, DRY_BREAKER_TAIL_MAX};
 use crate::inference::tokenizer::TokenId;
 
 /// Largest natural logarithm of an `f32`: keeps `base ^ exponent` finite.
-const LN_F32_MAX: f32 = 88.722_839;
+const LN_F32_MAX: f32 = 88.722_84;
 
 /// What DRY asks of a vocabulary to find its sequence breakers in it.
 #[derive(Clone, Copy)]
@@ -297,6 +297,6 @@ mod tests {
         ] {
             assert_eq!(found.0.get(&id), Some(&tails), "{}", pieces[id as usize]);
         }
-        assert!(found.0.get(&0).is_none() && found.0.get(&3).is_none());
+        assert!(!found.0.contains_key(&0) && !found.0.contains_key(&3));
     }
 }

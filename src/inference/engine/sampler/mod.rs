@@ -13,8 +13,10 @@
 //!
 //! The same logits, options, seed and history give the token that llama.cpp gives (on x86-64,
 //! built with libstdc++): same random generator, same sums in the same precision, same order of
-//! equal logits. Two differences are meant: NaN and infinite logits are taken for numbers, and a
-//! draw that lands on an impossible token goes to the likeliest one instead.
+//! equal logits. Differences are meant where llama.cpp leaves the numbers: NaN and infinite logits
+//! are taken for impossible and very high ones; and where a dynamic temperature near 0 makes
+//! infinities, or rounding carries a draw to an impossible token, the likeliest token is taken
+//! instead of the last.
 //!
 //! Nothing is allocated after [`Sampler::new`].
 
@@ -62,7 +64,7 @@ enum Step {
     Typical(f32, usize),
     TopP(f32, usize),
     MinP(f32, usize),
-    Xtc(Xtc),
+    Xtc(Box<Xtc>),
     Temperature(Temperature),
 }
 
@@ -213,21 +215,23 @@ impl Build<'_> {
         match kind {
             SamplerKind::Penalties => self.penalties(),
             SamplerKind::Dry => self.dry(),
-            SamplerKind::TopNSigma => (o.top_n_sigma > 0.0).then(|| Step::TopNSigma(o.top_n_sigma)),
-            SamplerKind::TopK => (o.top_k > 0).then(|| Step::TopK(o.top_k as usize)),
-            SamplerKind::TypP => (o.typ_p < 1.0).then(|| Step::Typical(o.typ_p, min_keep)),
-            SamplerKind::TopP => (o.top_p < 1.0).then(|| Step::TopP(o.top_p, min_keep)),
-            SamplerKind::MinP => (o.min_p > 0.0).then(|| Step::MinP(o.min_p, min_keep)),
+            SamplerKind::TopNSigma => {
+                (o.top_n_sigma > 0.0).then_some(Step::TopNSigma(o.top_n_sigma))
+            }
+            SamplerKind::TopK => (o.top_k > 0).then_some(Step::TopK(o.top_k as usize)),
+            SamplerKind::TypP => (o.typ_p < 1.0).then_some(Step::Typical(o.typ_p, min_keep)),
+            SamplerKind::TopP => (o.top_p < 1.0).then_some(Step::TopP(o.top_p, min_keep)),
+            SamplerKind::MinP => (o.min_p > 0.0).then_some(Step::MinP(o.min_p, min_keep)),
             SamplerKind::Xtc => {
                 let (probability, threshold) = (o.xtc_probability, o.xtc_threshold);
                 (probability > 0.0 && threshold <= 0.5).then(|| {
                     let rng = Mt19937::new(self.seed);
-                    Step::Xtc(Xtc {
+                    Step::Xtc(Box::new(Xtc {
                         probability,
                         threshold,
                         min_keep,
                         rng,
-                    })
+                    }))
                 })
             }
             SamplerKind::Temperature => (o.temp != 1.0 || o.dynatemp_range > 0.0).then(|| {
