@@ -1,4 +1,7 @@
 //! Floor 2: the runtime, from a GGUF file to a stream of text.
+//!
+//! Its inner floors, lowest first: `quant` (block formats), `gguf` (files), `tokenizer`, `backend`
+//! (operations), `model` (the forward pass), `engine` (generation). Other rooms use this face.
 
 pub mod backend;
 pub mod engine;
@@ -6,3 +9,8 @@ pub mod gguf;
 pub mod model;
 pub mod quant;
 pub mod tokenizer;
+
+pub use engine::{
+    EMBEDDED_MODEL, Finish, GenerateRequest, Generated, InferenceError, LoadOptions, MemoryPlan,
+    Model, ModelSource, Perplexity, plan_memory,
+};

@@ -1,0 +1,207 @@
+//! Generation: prefill what is not cached, then sample, decode and look for the end.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use super::sampler::{BreakerVocab, Sampler, SamplerOptions, TokenLogProb, log_probs};
+use super::stop::StopStrings;
+use super::{InferenceError, Model};
+use crate::inference::tokenizer::{EncodeOptions, TokenId, Utf8Stream};
+
+/// What to generate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateRequest {
+    /// Tokens to continue.
+    pub prompt: Vec<TokenId>,
+    /// Most tokens to generate; by default as many as the context holds.
+    pub n_predict: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// How tokens are chosen.
+    pub sampler: SamplerOptions,
+    /// Alternatives reported with each token; 0 for none.
+    pub n_probs: usize,
+    /// Goes on past the model's own end.
+    pub ignore_eos: bool,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it.
+    Eog,
+    /// A stop string came.
+    Stop(String),
+    /// `n_predict` was reached.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The reader broke off.
+    Canceled,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The text.
+    pub text: String,
+    /// Its tokens, the model's end included.
+    pub tokens: Vec<TokenId>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Of these, tokens that were still in the cache.
+    pub n_cached: usize,
+    /// Time until the first token could be chosen.
+    pub prefill_ms: f64,
+    /// Time of the rest.
+    pub decode_ms: f64,
+    /// Log-probabilities of the tokens, if they were asked for.
+    pub probs: Vec<TokenLogProb>,
+    /// The seed in use.
+    pub seed: u32,
+}
+
+impl Model {
+    /// Continues a prompt, calling `on_text` with each new piece of the answer.
+    ///
+    /// # Errors
+    /// If the prompt is empty or too long, or a sampling option out of range.
+    pub fn generate(
+        &mut self,
+        request: &GenerateRequest,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, InferenceError> {
+        if !self.hparams.arch.causal {
+            return Err(InferenceError::NotGenerative);
+        }
+        if request.prompt.is_empty() {
+            return Err(InferenceError::PromptEmpty);
+        }
+        let n_prompt = request.prompt.len();
+        if n_prompt >= self.n_ctx {
+            return Err(InferenceError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
+        }
+        let mut sampler = self.sampler(&request.sampler)?;
+        request.prompt.iter().for_each(|&t| sampler.accept(t));
+        let started = Instant::now();
+        let (n_cached, mut logits) = self.prefill(&request.prompt)?;
+        let prefilled = Instant::now();
+        let mut answer = Answer::new(&request.stop);
+        let mut out = Generated {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish: Finish::Length,
+            n_prompt,
+            n_cached,
+            prefill_ms: (prefilled - started).as_secs_f64() * 1e3,
+            decode_ms: 0.0,
+            probs: Vec::new(),
+            seed: sampler.seed(),
+        };
+        out.finish = loop {
+            if request.n_predict.is_some_and(|n| out.tokens.len() >= n) {
+                break Finish::Length;
+            }
+            if request.ignore_eos {
+                for &token in &self.tokenizer.special().eog {
+                    if let Some(logit) = logits.get_mut(token as usize) {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let token = sampler.sample(&logits);
+            sampler.accept(token);
+            out.tokens.push(token);
+            if request.n_probs > 0 {
+                out.probs.push(log_probs(&logits, token, request.n_probs));
+            }
+            if self.tokenizer.is_eog(token) {
+                break Finish::Eog;
+            }
+            if let Some(finish) = answer.push(self.tokenizer.token_bytes(token, false), on_text) {
+                break finish;
+            }
+            if self.cached.len() >= self.n_ctx {
+                break Finish::ContextFull;
+            }
+            self.advance(&[token], 0, |_, row| logits.copy_from_slice(row))?;
+        };
+        answer.finish(&mut out.finish, on_text);
+        out.text = answer.text;
+        out.decode_ms = prefilled.elapsed().as_secs_f64() * 1e3;
+        Ok(out)
+    }
+
+    /// Brings the prompt into the cache; how much of it was there, and the last token's logits.
+    fn prefill(&mut self, prompt: &[TokenId]) -> Result<(usize, Vec<f32>), InferenceError> {
+        let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The last token runs again even if all are cached: its logits are not kept.
+        let n_cached = same.min(prompt.len() - 1);
+        self.truncate(n_cached);
+        let rest = &prompt[n_cached..];
+        let mut logits = vec![0f32; self.hparams.n_vocab];
+        self.advance(rest, rest.len() - 1, |_, row| logits.copy_from_slice(row))?;
+        Ok((n_cached, logits))
+    }
+
+    fn sampler(&self, options: &SamplerOptions) -> Result<Sampler, InferenceError> {
+        let tokenizer = &self.tokenizer;
+        let vocab = BreakerVocab {
+            piece: &|token| tokenizer.decode(&[token], true),
+            encode: &|bytes| {
+                tokenizer.encode_bytes(bytes, EncodeOptions::default()).unwrap_or_default()
+            },
+        };
+        let (n_vocab, n_ctx_train) = (self.hparams.n_vocab, self.hparams.n_ctx_train);
+        Ok(Sampler::new(options, n_vocab, n_ctx_train, &vocab)?)
+    }
+}
+
+/// The text of an answer as it grows.
+struct Answer {
+    utf8: Utf8Stream,
+    stop: StopStrings,
+    text: String,
+}
+
+impl Answer {
+    fn new(stop: &[String]) -> Answer {
+        Answer { utf8: Utf8Stream::new(), stop: StopStrings::new(stop), text: String::new() }
+    }
+
+    fn push(
+        &mut self,
+        bytes: &[u8],
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Option<Finish> {
+        let text = self.utf8.push(bytes);
+        let (text, stopped) = self.stop.push(&text);
+        self.give(&text, on_text).or(stopped.map(Finish::Stop))
+    }
+
+    /// What was held back, unless a stop string ended the answer.
+    fn finish(&mut self, finish: &mut Finish, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
+        if matches!(finish, Finish::Stop(_) | Finish::Canceled) {
+            return;
+        }
+        let rest = self.utf8.finish();
+        let (text, stopped) = self.stop.push(&rest);
+        let held = if stopped.is_none() { self.stop.finish() } else { String::new() };
+        let canceled = self.give(&(text + &held), on_text);
+        if let Some(end) = stopped.map(Finish::Stop).or(canceled) {
+            *finish = end;
+        }
+    }
+
+    fn give(
+        &mut self,
+        text: &str,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Option<Finish> {
+        self.text.push_str(text);
+        let broke = !text.is_empty() && on_text(text).is_break();
+        broke.then_some(Finish::Canceled)
+    }
+}

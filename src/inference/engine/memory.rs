@@ -1,0 +1,175 @@
+//! The memory plan: what a model will take, decided before anything is loaded.
+//!
+//! ```text
+//! weights    the file, mapped: pages that are read stay in memory while there is room
+//! kv         pages of 32 positions for the whole context, f16
+//! scratch    buffers for the largest batch
+//! reserve    the program itself, the vocabulary, and room to breathe
+//! ```
+
+use super::InferenceError;
+use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa};
+use crate::inference::backend::{PAGE_LEN, Plan};
+use crate::inference::gguf::Gguf;
+use crate::inference::model::{Hparams, plan};
+
+/// Bytes kept free of everything that is planned.
+const RESERVE_BYTES: u64 = 96 << 20;
+/// Context where the options name none, if the model was trained on as much.
+const N_CTX_DEFAULT: usize = 4096;
+/// Tokens of a prefill step where the options name none.
+const N_BATCH_DEFAULT: usize = 512;
+/// The smallest context worth running.
+const N_CTX_MIN: usize = 32;
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadOptions {
+    /// Positions of the context; by default the trained ones, up to 4,096.
+    pub n_ctx: Option<u32>,
+    /// Tokens of a prefill step.
+    pub n_batch: Option<u32>,
+    /// Threads that compute; by default all that the process may use.
+    pub n_threads: Option<usize>,
+    /// Instruction set by name; by default the fastest.
+    pub isa: Option<String>,
+    /// Memory that may be used; by default not limited.
+    pub memory_max_bytes: Option<u64>,
+}
+
+/// What a model takes, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The mapped file.
+    pub weights_bytes: u64,
+    /// KV cache of the whole context.
+    pub kv_bytes: u64,
+    /// Buffers.
+    pub scratch_bytes: u64,
+    /// Kept free.
+    pub reserve_bytes: u64,
+    /// What there is.
+    pub available_bytes: u64,
+    /// Positions of the context.
+    pub n_ctx: u32,
+}
+
+impl MemoryPlan {
+    /// The sum of what is needed.
+    pub fn needed_bytes(&self) -> u64 {
+        [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+impl std::fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        write!(
+            f,
+            "weights {} MiB + KV cache {} MiB for {} positions + buffers {} MiB + reserve {} MiB \
+             = {} MiB",
+            mib(self.weights_bytes),
+            mib(self.kv_bytes),
+            self.n_ctx,
+            mib(self.scratch_bytes),
+            mib(self.reserve_bytes),
+            mib(self.needed_bytes()),
+        )
+    }
+}
+
+/// Everything that follows from a file and the options before memory is taken.
+pub(super) struct Prepared {
+    pub hparams: Hparams,
+    pub plan: Plan,
+    pub config: CpuConfig,
+    pub n_ctx: usize,
+}
+
+/// Reads the model's numbers and sizes what it needs.
+pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, InferenceError> {
+    let hparams = Hparams::from_gguf(gguf)?;
+    let plan = plan(gguf, &hparams)?;
+    let n_ctx = match options.n_ctx {
+        Some(n) if n as usize > hparams.n_ctx_train && hparams.arch.rope.is_none() => {
+            let (asked, trained) = (n as usize, hparams.n_ctx_train);
+            return Err(InferenceError::ContextTrained { asked, trained });
+        }
+        Some(0) | None => hparams.n_ctx_train.min(N_CTX_DEFAULT),
+        Some(n) => n as usize,
+    };
+    let n_batch = options.n_batch.map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize).min(n_ctx);
+    // An encoder sees its whole text at once.
+    let n_batch = if hparams.arch.causal { n_batch } else { n_ctx };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let config = CpuConfig {
+        n_threads: options
+            .n_threads
+            .unwrap_or(cores)
+            .clamp(1, crate::base::limits::THREADS_MAX),
+        n_batch,
+        n_outputs: if hparams.arch.causal { N_OUTPUTS.min(n_batch) } else { n_batch },
+        n_page: n_ctx.div_ceil(PAGE_LEN),
+        isa: Isa::choose(options.isa.as_deref())?,
+    };
+    Ok(Prepared { hparams, plan, config, n_ctx })
+}
+
+/// Output rows of a step: enough for logits of a stretch of text, few enough for large
+/// vocabularies.
+const N_OUTPUTS: usize = 32;
+
+impl Prepared {
+    fn memory(&self, gguf: &Gguf, available_bytes: u64, n_ctx: usize) -> MemoryPlan {
+        let config = CpuConfig {
+            n_page: n_ctx.div_ceil(PAGE_LEN),
+            n_batch: self.config.n_batch.min(n_ctx),
+            ..self.config.clone()
+        };
+        MemoryPlan {
+            weights_bytes: gguf.file_bytes(),
+            kv_bytes: CpuBackend::page_bytes(&self.plan) as u64 * config.n_page as u64,
+            scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
+            reserve_bytes: RESERVE_BYTES,
+            available_bytes,
+            n_ctx: n_ctx as u32,
+        }
+    }
+
+    /// The memory plan, or a refusal that names what is missing and what would fit.
+    pub fn fit(&self, gguf: &Gguf, available_bytes: u64) -> Result<MemoryPlan, InferenceError> {
+        let memory = self.memory(gguf, available_bytes, self.n_ctx);
+        let fits = |n_ctx| {
+            self.memory(gguf, available_bytes, n_ctx).needed_bytes() <= available_bytes
+        };
+        if fits(self.n_ctx) {
+            return Ok(memory);
+        }
+        let (mut low, mut high) = (0, self.n_ctx);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        let largest = low / PAGE_LEN * PAGE_LEN;
+        Err(InferenceError::Memory {
+            missing_bytes: memory.needed_bytes() - available_bytes,
+            n_ctx_fits: (largest >= N_CTX_MIN).then_some(largest as u32),
+            plan: Box::new(memory),
+        })
+    }
+}
+
+/// What a file would take under `options` with this much memory.
+///
+/// # Errors
+/// If it does not fit: the missing bytes and the largest context that does. If the file is not a
+/// model that runs.
+pub fn plan_memory(
+    gguf: &Gguf,
+    options: &LoadOptions,
+    available_bytes: u64,
+) -> Result<MemoryPlan, InferenceError> {
+    prepare(gguf, options)?.fit(gguf, available_bytes)
+}

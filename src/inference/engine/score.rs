@@ -1,0 +1,68 @@
+//! Perplexity: how well a model foretells a text.
+
+use super::{InferenceError, Model};
+use crate::inference::tokenizer::TokenId;
+
+/// Perplexity over the second halves of consecutive windows, as llama.cpp measures it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Perplexity {
+    /// `exp` of the mean negative log-probability.
+    pub value: f64,
+    /// Tokens that were scored.
+    pub n_tokens: usize,
+    /// Standard error of `value`.
+    pub stderr: f64,
+}
+
+impl Model {
+    /// Perplexity of `tokens` in windows of `n_ctx`; each window starts with BOS where the model
+    /// wants one, and its first half is only context. `progress` gets windows done and in all.
+    ///
+    /// # Errors
+    /// If there is not one whole window, or `n_ctx` is larger than the model's context.
+    pub fn perplexity(
+        &mut self,
+        tokens: &[TokenId],
+        n_ctx: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Perplexity, InferenceError> {
+        let n_windows = tokens.len().checked_div(n_ctx).unwrap_or(0);
+        if n_windows == 0 || n_ctx < 4 {
+            let n_tokens = tokens.len();
+            return Err(InferenceError::TextTooShort { n_tokens, n_ctx, needed: n_ctx.max(4) });
+        }
+        let special = self.tokenizer.special();
+        let bos = special.bos.filter(|_| special.add_bos);
+        let (mut n, mut sum, mut sum_squares) = (0usize, 0f64, 0f64);
+        for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
+            let mut window = window.to_vec();
+            if let Some(bos) = bos {
+                window[0] = bos;
+            }
+            self.truncate(0);
+            let first = n_ctx / 2;
+            self.advance(&window, first, |pos, row| {
+                if let Some(&next) = window.get(pos + 1) {
+                    let nll = -log_prob(row, next);
+                    n += 1;
+                    sum += nll;
+                    sum_squares += nll * nll;
+                }
+            })?;
+            progress(i + 1, n_windows);
+        }
+        self.truncate(0);
+        let mean = sum / n as f64;
+        let variance = (sum_squares / n as f64 - mean * mean).max(0.0);
+        let value = mean.exp();
+        let stderr = value * (variance / (n as f64 - 1.0).max(1.0)).sqrt();
+        Ok(Perplexity { value, n_tokens: n, stderr })
+    }
+}
+
+/// The log-probability of `token` under a row of logits.
+fn log_prob(row: &[f32], token: TokenId) -> f64 {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+    f64::from(row[token as usize] - max) - sum.ln()
+}
