@@ -1,6 +1,8 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod cli;
 mod model_parity;
+mod pull;
 mod sampler;
 mod support;
 mod tidy;

@@ -1,6 +1,129 @@
 //! Floor 7: arguments, terminal and progress; one file per verb.
+//!
+//! ```text
+//! argv, environment -> args -> verb -> App -> rooms
+//!                               |
+//!                               +-> stdout: the answer     stderr: notes, bars     exit code
+//! ```
+//!
+//! Only this room reads argv and the environment. A verb turns its options into settings, does its
+//! work through [`App`], and returns an exit code or an error that has one.
+
+mod args;
+mod code;
+mod exit;
+mod interrupt;
+mod prompt;
+mod sampling_args;
+mod terminal;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::app::{App, Start};
+use crate::base::config::Setting;
+use crate::base::env::Env;
+use args::{Cli, Color, GlobalArgs, Verb};
+use exit::CliError;
 
 /// Runs the program and returns its exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(args::normalize(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; everything else is wrong usage.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() {
+                exit::USAGE
+            } else {
+                exit::OK
+            });
+        }
+    };
+    match cli.global.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    let context = Context {
+        env: std::env::vars_os().collect(),
+        global: cli.global,
+    };
+    match run(&context, cli.verb) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::from(exit::OK),
+        Err(error) => {
+            let message = describe(&error);
+            terminal::note(format!(
+                "{} {message}",
+                terminal::styled(terminal::ERROR, "error:")
+            ));
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}
+
+fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
+    match verb {
+        Verb::Generate(args) => verbs::generate::run(context, &args),
+        Verb::Chat(args) => verbs::chat::run(context, &args),
+        Verb::Inspect(args) => verbs::inspect::run(context, &args),
+        Verb::Tokenize(args) => verbs::tokenize::run(context, &args),
+        Verb::Perplexity(args) => verbs::perplexity::run(context, &args),
+        Verb::Models(args) => verbs::models::run(context, &args),
+        Verb::Pull(args) => verbs::pull::run(context, &args),
+        Verb::Doctor(args) => verbs::doctor::run(context, &args),
+        Verb::Config(args) => verbs::config::run(context, &args),
+        Verb::Completions(args) => verbs::completions::run(&args),
+    }
+}
+
+/// The error and its causes in one line; a cause that its effect already quotes is left out.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// What every verb starts from.
+struct Context {
+    env: Env,
+    global: GlobalArgs,
+}
+
+impl Context {
+    /// The program configured with the verb's options.
+    fn app(&self, options: Vec<Setting>) -> anyhow::Result<App> {
+        let mut settings = Vec::new();
+        for pair in &self.global.set {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| CliError::usage(format!("--set {pair}: use KEY=VALUE")))?;
+            settings.push(Setting {
+                key: key.trim().to_owned(),
+                value: value.trim().into(),
+                option: "--set".to_owned(),
+            });
+        }
+        settings.extend(options);
+        let named = self.env.get("JETFORGE_CONFIG").map(PathBuf::from);
+        let config_file = self.global.config.clone().or(named);
+        let app = App::start(Start {
+            env: &self.env,
+            config_file,
+            settings,
+        })?;
+        for variable in &app.settings.unknown_variables {
+            terminal::warn(format!("the environment variable {variable} sets nothing"));
+        }
+        Ok(app)
+    }
 }

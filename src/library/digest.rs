@@ -7,6 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
+use crate::inference::gguf::Gguf;
 
 /// Bytes read at once: large enough for an SD card, small enough for a Nano's cache.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -33,6 +34,19 @@ pub fn sha256_file(
         hasher.update(&buffer[..n]);
         done += n as u64;
         progress(done);
+    }
+}
+
+/// Reads a whole model's header as loading would, siblings of a split model included.
+///
+/// # Errors
+/// `NotAModel` with the reader's reason.
+pub fn check_model(path: &Path, what: &str) -> Result<(), LibraryError> {
+    match Gguf::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(LibraryError::NotAModel { what: what.to_owned(), reason: error.to_string() })
+        }
     }
 }
 

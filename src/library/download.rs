@@ -24,7 +24,7 @@ use hyper::{StatusCode, Uri, header};
 use serde::{Deserialize, Serialize};
 
 use super::LibraryError;
-use super::digest::{check_magic, sha256_file};
+use super::digest::{check_magic, check_model, sha256_file};
 use super::http::{Answer, Ask, Client, HttpError};
 use super::record::{self, Beside, Record, beside};
 use super::store::{check_space, model_name, open_part, shard_names};
@@ -155,6 +155,9 @@ pub fn pull(
         pulled.size_bytes += record.size_bytes;
         pulled.sha256.push(record.sha256);
         pulled.was_here &= was_here;
+    }
+    if pulled.files.len() > 1 {
+        check_model(&pulled.files[0], &request.url)?;
     }
     Ok(pulled)
 }
@@ -520,6 +523,10 @@ impl<'a> Download<'a> {
         };
         if let Some(error) = mismatch {
             return Err(error);
+        }
+        // A shard alone cannot be read; `pull` reads them together.
+        if shard_names(&self.request.file_name).len() == 1 {
+            check_model(part, &self.request.url)?;
         }
         let origin = self.request.url.clone();
         let record = Record {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
-use super::digest::{CHUNK_BYTES, check_magic, hex, sha256_file};
+use super::digest::{CHUNK_BYTES, check_magic, check_model, hex, sha256_file};
 use super::record::{self, Record, beside};
 use super::url::check_file_name;
 use crate::base::format::nearest;
@@ -127,6 +127,7 @@ impl Store {
                 return Err(LibraryError::Exists { path: target });
             }
         }
+        check_model(path, &path.display().to_string())?;
         check_space(&self.dir, total)?;
         let mut done = 0;
         for source in &sources {
@@ -176,6 +177,7 @@ impl Store {
                 }
             }
         }
+        check_model(&model.files[0], &model.files[0].display().to_string())?;
         Ok(verdict)
     }
 
@@ -392,6 +394,7 @@ pub(super) fn open_part(part: &Path) -> Result<File, LibraryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::gguf::GgufBuilder;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -399,24 +402,38 @@ mod tests {
         (dir, store)
     }
 
-    fn write_model(dir: &Path, name: &str, body: &[u8]) -> PathBuf {
+    fn write_model(dir: &Path, name: &str) -> PathBuf {
+        let model = GgufBuilder::new().pair("general.name", name);
+        write(dir, name, &model.build())
+    }
+
+    fn write_shard(dir: &Path, name: &str, number: u16) -> PathBuf {
+        let shard = GgufBuilder::new()
+            .pair("split.no", number)
+            .pair("split.count", 2u16)
+            .pair("split.tensors.count", 0i32);
+        write(dir, name, &shard.build())
+    }
+
+    fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
         std::fs::create_dir_all(dir).unwrap();
         let path = dir.join(name);
-        std::fs::write(&path, [b"GGUF", body].concat()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         path
     }
 
     #[test]
     fn import_verify_remove() {
         let (dir, store) = store();
-        let stick = write_model(&dir.path().join("usb"), "Tiny-Q4.gguf", b"hello");
+        let stick = write_model(&dir.path().join("usb"), "Tiny-Q4.gguf");
+        let n = std::fs::metadata(&stick).unwrap().len();
         let mut last = (0, 0);
         let model = store
             .import(&stick, false, &mut |done, all| last = (done, all))
             .unwrap();
         assert_eq!(
             (model.name.as_str(), model.size_bytes, last),
-            ("Tiny-Q4", 9, (9, 9))
+            ("Tiny-Q4", n, (n, n))
         );
         assert_eq!(store.find("tiny-q4.gguf").unwrap(), model);
         assert_eq!(
@@ -426,7 +443,10 @@ mod tests {
         let again = store.import(&stick, false, &mut |_, _| {}).unwrap_err();
         assert!(matches!(again, LibraryError::Exists { .. }));
 
-        std::fs::write(&model.files[0], b"GGUFhellO").unwrap();
+        let mut bytes = std::fs::read(&model.files[0]).unwrap();
+        let last = bytes.iter().rposition(|b| *b == b'4').unwrap();
+        bytes[last] ^= 1;
+        std::fs::write(&model.files[0], bytes).unwrap();
         let error = store.verify(&model, &mut |_, _| {}).unwrap_err();
         assert!(
             matches!(
@@ -451,29 +471,26 @@ mod tests {
     fn shards_are_one_model() {
         let (dir, store) = store();
         let usb = dir.path().join("usb");
-        write_model(&usb, "big-00001-of-00002.gguf", b"1");
+        write_shard(&usb, "big-00001-of-00002.gguf", 0);
         let second = usb.join("big-00002-of-00002.gguf");
         let error = store.import(&second, false, &mut |_, _| {}).unwrap_err();
         assert!(
             error.to_string().contains("00002"),
             "a missing shard is named: {error}"
         );
-        write_model(&usb, "big-00002-of-00002.gguf", b"22");
+        write_shard(&usb, "big-00002-of-00002.gguf", 1);
         let model = store.import(&second, false, &mut |_, _| {}).unwrap();
-        assert_eq!(
-            (model.name.as_str(), model.files.len(), model.size_bytes),
-            ("big", 2, 11)
-        );
+        assert_eq!((model.name.as_str(), model.files.len()), ("big", 2));
         assert!(model.files[0].ends_with("big-00001-of-00002.gguf"));
     }
 
     #[test]
     fn shared_models_are_seen_and_kept() {
         let (dir, store) = store();
-        write_model(&dir.path().join("shared"), "a.gguf", b"");
+        write_model(&dir.path().join("shared"), "a.gguf");
         let model = store.find("a").unwrap();
         assert!(model.is_shared && store.remove(&model).is_err());
-        write_model(store.dir(), "a.gguf", b"own");
+        write_model(store.dir(), "a.gguf");
         assert!(!store.find("a").unwrap().is_shared);
         let hint = store.find("b").unwrap_err().to_string();
         assert!(hint.contains("did you mean \"a\""), "{hint}");

@@ -1,0 +1,240 @@
+//! The command line as a table: verbs, and the options that several verbs share.
+//!
+//! Options carry llama.cpp's names where it has one. An option only becomes a [`Setting`] of the
+//! configuration; no verb reads a sampling option itself.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::verbs;
+use crate::base::config::Setting;
+
+/// Writes code with a model that runs on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "jetforge", version, about, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
+    4 does not fit, 5 network, 6 integrity, 130 interrupted."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct GlobalArgs {
+    /// Configuration file, instead of those of the configuration directory
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set any configuration key, as in `--set model.n_ctx=2048`
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Colour on the terminal
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Answer one prompt
+    #[command(visible_alias = "run")]
+    Generate(verbs::generate::GenerateArgs),
+    /// Talk with the model
+    Chat(verbs::chat::ChatArgs),
+    /// Show what a model file holds and whether it fits
+    Inspect(verbs::inspect::InspectArgs),
+    /// Show how a text becomes tokens, or tokens a text
+    Tokenize(verbs::tokenize::TokenizeArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(verbs::perplexity::PerplexityArgs),
+    /// List, import, check and remove models
+    Models(verbs::models::ModelsArgs),
+    /// Download a model by its name in the catalog or by its address
+    Pull(verbs::pull::PullArgs),
+    /// Show what this machine can do, and test the model at hand
+    Doctor(verbs::doctor::DoctorArgs),
+    /// Show the configuration and where each value comes from
+    Config(verbs::config::ConfigArgs),
+    /// Print a shell's completions
+    Completions(verbs::completions::CompletionsArgs),
+}
+
+/// The model and the room that it gets.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Model: a GGUF file, a name in the store, or `default` for the embedded one
+    #[arg(short, long, value_name = "FILE|NAME")]
+    pub model: Option<String>,
+    /// Positions of the context
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<u32>,
+    /// Most tokens of one step
+    #[arg(short, long, value_name = "N")]
+    pub batch_size: Option<u32>,
+    /// Threads
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Instruction set of the kernels
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+    /// Memory that the model may take, as in 900M or 3G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_max: Option<u64>,
+}
+
+impl ModelArgs {
+    /// The options that were given, as settings.
+    pub fn settings(&self) -> Vec<Setting> {
+        let size = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut settings = Vec::new();
+        let mut add = |key: &str, option: &str, value: Option<toml::Value>| {
+            settings.extend(value.map(|value| Setting {
+                key: format!("model.{key}"),
+                value,
+                option: option.to_owned(),
+            }));
+        };
+        add("name", "--model", self.model.clone().map(Into::into));
+        // `-c 0` is llama.cpp's "what the model has", which is our default.
+        add(
+            "n_ctx",
+            "--ctx-size",
+            self.ctx_size.filter(|n| *n > 0).map(Into::into),
+        );
+        add("n_batch", "--batch-size", self.batch_size.map(Into::into));
+        add(
+            "n_threads",
+            "--threads",
+            self.threads.map(|n| size(n as u64).into()),
+        );
+        add("isa", "--isa", self.isa.clone().map(Into::into));
+        add(
+            "memory_max_bytes",
+            "--memory-max",
+            self.memory_max.map(|n| size(n).into()),
+        );
+        settings
+    }
+}
+
+/// `900M`, `3G`, `1024`: bytes, with binary units.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err("use a number with K, M or G".to_owned()),
+    };
+    let value: f64 = digits
+        .parse()
+        .map_err(|_| "use a number with K, M or G".to_owned())?;
+    let bytes = value * f64::from(1u32 << shift);
+    if !(0.0..=1e15).contains(&bytes) {
+        return Err("that is no size of memory".to_owned());
+    }
+    Ok(bytes as u64)
+}
+
+/// Arguments as llama.cpp's users write them, as clap wants them: `--n_predict` becomes
+/// `--n-predict`, `-sys` becomes `--system-prompt`.
+pub fn normalize(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    const SHORT: [(&str, &str); 6] = [
+        ("-sys", "--system-prompt"),
+        ("-sysf", "--system-prompt-file"),
+        ("-fim", "--fim-prefix"),
+        ("-np", "--n-probs"),
+        ("-tb", "--threads"),
+        ("-n-predict", "--n-predict"),
+    ];
+    let mut is_plain = false;
+    args.into_iter()
+        .map(|arg| {
+            let Some(text) = arg.to_str().filter(|_| !is_plain) else {
+                return arg;
+            };
+            if text == "--" {
+                is_plain = true;
+                return arg;
+            }
+            if let Some((_, long)) = SHORT.iter().find(|(short, _)| *short == text) {
+                return (*long).into();
+            }
+            match text.strip_prefix("--") {
+                Some(rest) => {
+                    let (name, value) = match rest.split_once('=') {
+                        Some((name, value)) => (name, format!("={value}")),
+                        None => (rest, String::new()),
+                    };
+                    // A value such as a prompt that starts with two dashes has other letters.
+                    let is_name = name
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+                    if is_name {
+                        format!("--{}{value}", name.replace('_', "-")).into()
+                    } else {
+                        arg
+                    }
+                }
+                None => arg,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_verbs_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(parse_size("900M"), Ok(900 << 20));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert!(
+            parse_size("many").is_err() && parse_size("-1").is_err() && parse_size("").is_err()
+        );
+    }
+
+    #[test]
+    fn llama_spellings_are_understood() {
+        let args = ["x", "--top_k=4", "-sys", "a_b", "--", "--n_predict"].map(Into::into);
+        let plain = normalize(args);
+        assert_eq!(
+            plain,
+            [
+                "x",
+                "--top-k=4",
+                "--system-prompt",
+                "a_b",
+                "--",
+                "--n_predict"
+            ]
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! Exit codes, given once. A script can tell what went wrong without reading messages.
+//!
+//! ```text
+//! 0    done                                4    does not fit in memory
+//! 1    failed                              5    network
+//! 2    wrong usage or configuration        6    bytes are not what they should be
+//! 3    model not found or not readable     130  interrupted
+//! ```
+
+use crate::app::AppError;
+use crate::base::config::ConfigError;
+use crate::inference::InferenceError;
+use crate::library::LibraryError;
+
+/// Done.
+pub const OK: u8 = 0;
+/// Failed for a reason without a code of its own.
+pub const FAILURE: u8 = 1;
+/// Wrong options, arguments or configuration.
+pub const USAGE: u8 = 2;
+/// The model is not there or cannot be read.
+pub const MODEL: u8 = 3;
+/// The model or its context does not fit in memory, or a file on the disk.
+pub const NO_ROOM: u8 = 4;
+/// The network, or a server on it.
+pub const NETWORK: u8 = 5;
+/// A size, hash or self-test is not what it should be.
+pub const INTEGRITY: u8 = 6;
+/// Stopped by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// An error of the command line's own, with its code.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CliError {
+    code: u8,
+    message: String,
+}
+
+impl CliError {
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> CliError {
+        CliError {
+            code: USAGE,
+            message: message.into(),
+        }
+    }
+
+    /// An answer that is not the right one.
+    pub fn integrity(message: impl Into<String>) -> CliError {
+        CliError {
+            code: INTEGRITY,
+            message: message.into(),
+        }
+    }
+
+    /// The model cannot do what is asked.
+    pub fn model(message: impl Into<String>) -> CliError {
+        CliError {
+            code: MODEL,
+            message: message.into(),
+        }
+    }
+
+    /// Something does not fit.
+    pub fn no_room(message: impl Into<String>) -> CliError {
+        CliError {
+            code: NO_ROOM,
+            message: message.into(),
+        }
+    }
+}
+
+/// Whether the reader of our output went away, which is no error of ours.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// The exit code of an error: that of the first cause with a code.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(FAILURE)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<CliError>() {
+        return Some(error.code);
+    }
+    if let Some(error) = cause.downcast_ref::<AppError>() {
+        return match error {
+            AppError::Config(error) => Some(of_config(error)),
+            AppError::Dirs(_) => Some(USAGE),
+            AppError::Library(error) => Some(of_library(error)),
+            AppError::Inference { source, .. } => Some(of_inference(source)),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<LibraryError>() {
+        return Some(of_library(error));
+    }
+    cause.downcast_ref::<InferenceError>().map(of_inference)
+}
+
+fn of_config(_: &ConfigError) -> u8 {
+    USAGE
+}
+
+fn of_library(error: &LibraryError) -> u8 {
+    match error {
+        LibraryError::UnknownModel { .. } | LibraryError::NoSource { .. } => MODEL,
+        LibraryError::Catalog { .. }
+        | LibraryError::BadName { .. }
+        | LibraryError::BadUrl { .. }
+        | LibraryError::Certificates { .. } => USAGE,
+        LibraryError::Exists { .. } | LibraryError::Busy { .. } => FAILURE,
+        LibraryError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => MODEL,
+            std::io::ErrorKind::StorageFull => NO_ROOM,
+            _ => FAILURE,
+        },
+        LibraryError::NoSpace { .. } => NO_ROOM,
+        LibraryError::Refused { .. }
+        | LibraryError::Redirect { .. }
+        | LibraryError::Network { .. }
+        | LibraryError::Untrusted { .. } => NETWORK,
+        LibraryError::Mismatch { .. } | LibraryError::NotAModel { .. } => INTEGRITY,
+    }
+}
+
+fn of_inference(error: &InferenceError) -> u8 {
+    match error {
+        InferenceError::Memory { .. } => NO_ROOM,
+        InferenceError::Gguf(_)
+        | InferenceError::Model(_)
+        | InferenceError::Tokenizer(_)
+        | InferenceError::Template(_)
+        | InferenceError::NotGenerative => MODEL,
+        InferenceError::Sampler(_)
+        | InferenceError::ContextTrained { .. }
+        | InferenceError::PromptTooLong { .. }
+        | InferenceError::PromptEmpty
+        | InferenceError::TextTooShort { .. } => USAGE,
+        InferenceError::Backend(_) => FAILURE,
+    }
+}

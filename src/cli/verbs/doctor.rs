@@ -1,0 +1,310 @@
+//! `jetforge doctor`: what this machine is, what would run where, and whether the model at hand
+//! answers as it should.
+//!
+//! The self-test of the embedded model has a known answer: the tokens that llama.cpp chooses
+//! greedily for the same prompt. Any other model is asked twice and must answer the same, because
+//! the runtime promises the same bits for the same tokens; what the right answer is, only the
+//! golden tests of the project know.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use clap::Args;
+use serde_json::{Value as Json, json};
+
+use crate::app::App;
+use crate::base::format::bytes;
+use crate::base::host::{Host, disk_free_bytes};
+use crate::cli::args::ModelArgs;
+use crate::cli::exit::CliError;
+use crate::cli::prompt::{chat_tokens, message, raw_tokens};
+use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
+use crate::cli::{Context, exit};
+use crate::inference::engine::sampler::SamplerOptions;
+use crate::inference::{GenerateRequest, Model, ModelSource};
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Do not load and test the model
+    #[arg(long)]
+    no_self_test: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What the self-test asks for.
+const PROMPT: &str = "write a quick sort example and print the sorted result";
+/// Tokens that are compared.
+const N_TOKENS: usize = 24;
+/// What llama.cpp answers with the embedded model's own file, greedily, in as many tokens.
+const KNOWN_ANSWER: &str = "```python\n\
+    def quicksort(values: list[int]) -> list[int]:\n    \"\"\"Return a sorted copy";
+
+/// Free disk below which pulling a small model would fail.
+const DISK_WARN_BYTES: u64 = 2 << 30;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Warning,
+    Bad,
+    Fact,
+}
+
+struct Finding {
+    key: &'static str,
+    verdict: Verdict,
+    text: String,
+}
+
+/// Looks at the machine and tests the model.
+pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
+    let app = context.app(args.model.settings())?;
+    let host = Host::read();
+    let mut findings = machine(&host);
+    findings.extend(places(&app));
+    let mut failure = None;
+    if !args.no_self_test {
+        match self_test(&app) {
+            Ok(found) => findings.extend(found),
+            Err(error) => {
+                findings.push(bad("model", format!("{error:#}")));
+                failure = Some(error);
+            }
+        }
+    }
+    if args.json {
+        print_json(&to_json(&host, &findings))?;
+    } else {
+        print(&findings)?;
+    }
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let n_bad = findings
+        .iter()
+        .filter(|f| f.verdict == Verdict::Bad)
+        .count();
+    if n_bad > 0 {
+        return Err(CliError::integrity(format!("{n_bad} findings are bad")).into());
+    }
+    Ok(exit::OK)
+}
+
+fn fact(key: &'static str, text: impl Into<String>) -> Finding {
+    Finding {
+        key,
+        verdict: Verdict::Fact,
+        text: text.into(),
+    }
+}
+
+fn bad(key: &'static str, text: impl Into<String>) -> Finding {
+    Finding {
+        key,
+        verdict: Verdict::Bad,
+        text: text.into(),
+    }
+}
+
+fn machine(host: &Host) -> Vec<Finding> {
+    let name = if host.cpu_name.is_empty() {
+        "processor"
+    } else {
+        &host.cpu_name
+    };
+    let limit = match host.memory_limit_bytes {
+        Some(limit) => format!(", limited to {} by a control group", bytes(limit)),
+        None => String::new(),
+    };
+    let is_fast = host.isa.contains(&"avx2") || host.isa.contains(&"neon");
+    let kernels = match (host.isa.contains(&"avx2"), host.isa.contains(&"neon")) {
+        (true, _) => "AVX2",
+        (_, true) => "NEON",
+        _ => "plain Rust; this processor has neither AVX2 nor NEON, expect a tenth of the speed",
+    };
+    vec![
+        fact(
+            "system",
+            format!("{}, {}, {}", host.kernel, host.libc, host.arch),
+        ),
+        fact("processor", format!("{name}, {} threads", host.n_threads)),
+        fact("instructions", host.isa.join(" ")),
+        Finding {
+            key: "kernels",
+            verdict: if is_fast {
+                Verdict::Good
+            } else {
+                Verdict::Warning
+            },
+            text: format!("everything runs on the CPU: {kernels}"),
+        },
+        fact(
+            "memory",
+            format!(
+                "{} of {} free for models{limit}",
+                bytes(host.memory_available_bytes),
+                bytes(host.memory_total_bytes)
+            ),
+        ),
+    ]
+}
+
+fn places(app: &App) -> Vec<Finding> {
+    let dir = app.store.dir();
+    let free = disk_free_bytes(dir);
+    let disk = match free {
+        Some(free) => format!("{} free for models in {}", bytes(free), dir.display()),
+        None => format!("free space in {} is not known", dir.display()),
+    };
+    let is_low = free.is_some_and(|free| free < DISK_WARN_BYTES);
+    let files = match app.config_files.as_slice() {
+        [] => format!(
+            "none read; {} would be",
+            app.dirs.config.join("config.toml").display()
+        ),
+        files => files
+            .iter()
+            .map(|f| f.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let models = match app.store.list() {
+        Ok(models) => fact(
+            "models",
+            format!("{} in the store, and the embedded one", models.len()),
+        ),
+        Err(error) => bad("models", error.to_string()),
+    };
+    vec![
+        Finding {
+            key: "disk",
+            verdict: if is_low {
+                Verdict::Warning
+            } else {
+                Verdict::Fact
+            },
+            text: disk,
+        },
+        fact("configuration", files),
+        fact("certificates", certificates()),
+        models,
+    ]
+}
+
+/// Where `pull` finds the authorities that it trusts.
+fn certificates() -> String {
+    const BUNDLES: [&str; 3] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/cert.pem",
+    ];
+    match BUNDLES.into_iter().find(|path| Path::new(path).exists()) {
+        Some(path) => path.to_owned(),
+        None => "no bundle found; `pull` needs --ca-file or the package ca-certificates".to_owned(),
+    }
+}
+
+fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
+    let source = app.model_source()?;
+    let started = std::time::Instant::now();
+    let mut model = app.load()?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    let mut findings = vec![
+        fact(
+            "model",
+            format!("{}, loaded in {load_ms:.0} ms", model.name()),
+        ),
+        fact("runs on", model.backend_name()),
+        fact("memory plan", model.memory_plan().to_string()),
+    ];
+    let first = answer(&mut model, &source)?;
+    let second = answer(&mut model, &source)?;
+    let known = (source == ModelSource::Embedded).then_some(KNOWN_ANSWER);
+    let test = |verdict, text: &str| Finding {
+        key: "self-test",
+        verdict,
+        text: text.to_owned(),
+    };
+    findings.push(match known {
+        _ if first != second => test(
+            Verdict::Bad,
+            &format!("two answers differ: {first:?} and {second:?}"),
+        ),
+        Some(known) if first == known => test(Verdict::Good, "the answer is the known one, twice"),
+        Some(known) => test(
+            Verdict::Bad,
+            &format!("the answer is {first:?}, expected {known:?}"),
+        ),
+        None => test(
+            Verdict::Good,
+            "the same answer twice; no known answer to compare with",
+        ),
+    });
+    Ok(findings)
+}
+
+fn answer(model: &mut Model, source: &ModelSource) -> anyhow::Result<String> {
+    let prompt = match model.chat_template() {
+        Some(_) => chat_tokens(model, &[message("user", PROMPT)])?,
+        None => raw_tokens(model, PROMPT)?,
+    };
+    let request = GenerateRequest {
+        prompt,
+        n_predict: Some(N_TOKENS),
+        stop: Vec::new(),
+        sampler: SamplerOptions::greedy(),
+        n_probs: 0,
+        ignore_eos: false,
+    };
+    let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
+    Ok(answer.map_err(|error| App::inference(source, error))?.text)
+}
+
+fn to_json(host: &Host, findings: &[Finding]) -> Json {
+    let word = |verdict| match verdict {
+        Verdict::Good => "good",
+        Verdict::Warning => "warning",
+        Verdict::Bad => "bad",
+        Verdict::Fact => "fact",
+    };
+    let rows = findings
+        .iter()
+        .map(|f| json!({ "what": f.key, "verdict": word(f.verdict), "text": f.text }));
+    json!({
+        "arch": host.arch,
+        "cpu": host.cpu_name,
+        "isa": host.isa,
+        "n_threads": host.n_threads,
+        "memory_total_bytes": host.memory_total_bytes,
+        "memory_available_bytes": host.memory_available_bytes,
+        "memory_limit_bytes": host.memory_limit_bytes,
+        "kernel": host.kernel,
+        "libc": host.libc,
+        "findings": rows.collect::<Json>(),
+    })
+}
+
+fn print(findings: &[Finding]) -> std::io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    for Finding { key, verdict, text } in findings {
+        let mark = match verdict {
+            Verdict::Good => styled(GOOD, "ok  "),
+            Verdict::Warning => styled(WARNING, "warn"),
+            Verdict::Bad => styled(ERROR, "BAD "),
+            Verdict::Fact => "    ".to_owned(),
+        };
+        let text = text.replace('\n', &format!("\n{:20}", ""));
+        writeln!(
+            out,
+            "{mark} {} {text}",
+            styled(STRONG, format!("{key:<14}"))
+        )?;
+    }
+    Ok(())
+}

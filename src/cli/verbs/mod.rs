@@ -1,0 +1,12 @@
+//! The verbs: each its options and what it does with them.
+
+pub mod chat;
+pub mod completions;
+pub mod config;
+pub mod doctor;
+pub mod generate;
+pub mod inspect;
+pub mod models;
+pub mod perplexity;
+pub mod pull;
+pub mod tokenize;
