@@ -1,1 +1,3 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
+
+mod tokenizer;
