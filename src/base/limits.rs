@@ -42,3 +42,15 @@ pub const PULL_REDIRECTS_MAX: usize = 8;
 pub const PULL_ATTEMPTS_MAX: usize = 8;
 /// Bytes of a configuration file.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Tokens that a repetition penalty or DRY looks back over.
+pub const SAMPLER_LAST_N_MAX: i32 = 1 << 20;
+/// Samplers in one chain.
+pub const SAMPLERS_MAX: usize = 64;
+/// Tokens whose logit one request may bias.
+pub const LOGIT_BIAS_MAX: usize = 65_536;
+/// Sequence breakers of DRY.
+pub const DRY_BREAKERS_MAX: usize = 256;
+/// Bytes of a DRY sequence breaker that count; the rest is cut off.
+pub const DRY_BREAKER_BYTES_MAX: usize = 40;
+/// Tokens of a DRY sequence breaker after its first.
+pub const DRY_BREAKER_TAIL_MAX: usize = 20;

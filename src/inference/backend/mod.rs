@@ -1,1 +1,59 @@
-//! backend.
+//! Backends: what turns a plan of operations into numbers.
+//!
+//! A [`Plan`] is a model's forward pass as data: operations over opaque buffers and weights. It is
+//! built once per model and says nothing of batch sizes; a [`Batch`] brings those. A backend owns
+//! the weights' final form, the KV cache and its scratch, and may fuse, capture or simply run the
+//! operations. [`cpu`] runs them.
+
+mod batch;
+pub mod cpu;
+mod plan;
+
+pub use batch::{Batch, BatchError, PAGE_LEN, PageIdx, Span};
+pub use plan::{
+    Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,
+    RopeStyle, Rows, WeightId, WeightSpec,
+};
+
+/// Why a backend could not be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A weight of the plan is not in the file.
+    #[error("tensor '{name}' is missing from the file")]
+    TensorMissing {
+        /// Name in the file.
+        name: String,
+    },
+    /// A weight of the plan has another shape in the file.
+    #[error("tensor '{name}' has shape {got:?} in the file, but the model needs {expected:?}")]
+    TensorShape {
+        /// Name in the file.
+        name: String,
+        /// Shape that the plan asks for, innermost first.
+        expected: Vec<u64>,
+        /// Shape in the file, innermost first.
+        got: Vec<u64>,
+    },
+    /// A batch breaks the rules of [`Batch::check`].
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// An instruction set was asked for by name that this machine lacks or nobody knows.
+    #[error("instruction set '{name}' is not available here; choose one of: {available}")]
+    Isa {
+        /// What was asked for.
+        name: String,
+        /// What this machine has.
+        available: String,
+    },
+    /// Memory for the KV cache or scratch could not be had.
+    #[error("{what} needs {bytes} bytes, which the system refused; use a smaller context")]
+    Memory {
+        /// What the memory is for.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+    /// Worker threads could not be started.
+    #[error("the worker threads could not be started")]
+    Threads(#[source] std::io::Error),
+}

@@ -3,6 +3,28 @@
 //! A tensor's row is a whole number of blocks; a block holds `block_len` weights in `block_bytes`
 //! bytes. The layouts belong to the file format and are never reordered here: backends repack or
 //! expand, and this room stays plain, the reference that every faster path is measured by.
+//!
+//! ```text
+//! plain.rs     F32 F16 BF16                 one weight, no block
+//! legacy.rs    Q4_0 Q4_1 Q5_0 Q5_1 Q8_0     32 weights share one scale
+//! k_quants.rs  Q2_K Q3_K Q4_K Q5_K Q6_K     256 weights, scales are themselves quantised
+//! iq4.rs       IQ4_NL IQ4_XS                codes point into a table of 16 steps
+//! expand.rs    any of them, 32 weights at a time, as codes and scales
+//! ```
+//!
+//! A family file knows where the bits lie; `expand` knows what they mean; `dequantize` is the two
+//! together. Only the types with a simple rounding rule can be written: the search for good
+//! K-quant scales is left to the tools that prepare models.
+
+mod expand;
+mod iq4;
+mod k_quants;
+mod legacy;
+mod plain;
+#[cfg(test)]
+mod tests;
+
+pub use expand::{Codes, Expanded, ExpandedSigned, expand, expand_signed};
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
 #[allow(non_camel_case_types, missing_docs)]
@@ -93,7 +115,7 @@ impl TensorType {
 
     /// Bytes of `n` weights in a row; `None` unless `n` is a whole number of blocks.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
-        if n % self.block_len() != 0 {
+        if !n.is_multiple_of(self.block_len()) {
             return None;
         }
         (n / self.block_len()).checked_mul(self.block_bytes())
@@ -104,4 +126,97 @@ impl std::fmt::Display for TensorType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Weights of whole blocks, exactly as ggml computes them.
+///
+/// `src` holds the blocks that make `dst.len()` weights. Scales are multiplied in f32, in ggml's
+/// order, so the results have its bits (the payload of a NaN aside).
+///
+/// # Panics
+/// Unless `src.len()` is `ty.row_bytes(dst.len())`: lengths are the caller's to check.
+pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
+    assert_eq!(
+        ty.row_bytes(dst.len()),
+        Some(src.len()),
+        "bytes of {} {ty} weights",
+        dst.len()
+    );
+    match Codes::of(ty) {
+        Codes::Float => plain::dequantize(ty, src, dst),
+        Codes::Unsigned => {
+            for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                expand::part(ty, src, block_idx).write(out);
+            }
+        }
+        Codes::Signed => {
+            for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                expand::expand_signed(ty, src, block_idx).write(out);
+            }
+        }
+    }
+}
+
+/// The blocks for `src`, each weight rounded to the nearest code; `None` for a type that needs a
+/// search for its scales (K-quants and IQ4).
+///
+/// The bits are those of the reference quantizer wherever the weights are finite and a block's
+/// scale is a normal f32.
+///
+/// # Panics
+/// Unless `src` is a whole number of blocks.
+pub fn quantize(ty: TensorType, src: &[f32]) -> Option<Vec<u8>> {
+    let n_bytes = ty.row_bytes(src.len());
+    assert!(
+        n_bytes.is_some(),
+        "{} weights are not whole {ty} blocks",
+        src.len()
+    );
+    let bytes = match ty {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => plain::quantize(ty, src),
+        TensorType::Q4_0 => each_block(src, legacy::q4_0::quantize),
+        TensorType::Q4_1 => each_block(src, legacy::q4_1::quantize),
+        TensorType::Q5_0 => each_block(src, legacy::q5_0::quantize),
+        TensorType::Q5_1 => each_block(src, legacy::q5_1::quantize),
+        TensorType::Q8_0 => each_block(src, legacy::q8_0::quantize),
+        _ => return None,
+    };
+    debug_assert_eq!(Some(bytes.len()), n_bytes);
+    Some(bytes)
+}
+
+fn each_block<const B: usize>(src: &[f32], quantize: fn(&[f32; 32]) -> [u8; B]) -> Vec<u8> {
+    src.as_chunks::<32>().0.iter().flat_map(quantize).collect()
+}
+
+/// The little-endian f16 at byte `at`.
+#[inline]
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// f16 bits to f32, exactly (infinities and NaN included), in a form that vectorises.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    // Shifted into place, the exponent is 112 too small: one exact multiplication repairs it and
+    // normalises subnormals on the way (the magic-number method of F. Giesen's half conversions).
+    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    let special = if bits & 0x7c00 == 0x7c00 {
+        0x7f80_0000
+    } else {
+        0
+    };
+    f32::from_bits(magnitude.to_bits() | special | (u32::from(bits & 0x8000) << 16))
+}
+
+/// 16 bytes hold 32 nibbles: the low ones come first, then the high ones.
+#[inline]
+fn nibbles(bytes: &[u8]) -> [u8; 32] {
+    std::array::from_fn(|i| {
+        if i < 16 {
+            bytes[i] & 15
+        } else {
+            bytes[i - 16] >> 4
+        }
+    })
 }

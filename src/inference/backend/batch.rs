@@ -1,0 +1,127 @@
+//! A batch: the tokens of one forward pass, as spans of sequences at different positions.
+//!
+//! ```text
+//! tokens   [ a b c d | x | p q ]      three spans: a prefill chunk, a decode, a short chunk
+//! spans      pos 64    9   0          each with the KV pages of its sequence
+//! outputs  [ 3, 4, 6 ]                rows whose logits are wanted
+//! ```
+//!
+//! A span continues its sequence at `pos`: everything before it is already in the KV pages.
+
+/// Positions in a page of the KV cache.
+pub const PAGE_LEN: usize = 32;
+
+/// A page of the KV cache, counted from its start.
+pub type PageIdx = u32;
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// The sequence's pages, enough for `pos + n_tokens` positions.
+    pub pages: &'a [PageIdx],
+    /// Position of the first token.
+    pub pos: usize,
+    /// Tokens of the span.
+    pub n_tokens: usize,
+}
+
+/// The input of one forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Token ids, span after span.
+    pub tokens: &'a [u32],
+    /// The spans, in the order of `tokens`.
+    pub spans: &'a [Span<'a>],
+    /// Indices into `tokens`, ascending, whose output rows are wanted.
+    pub outputs: &'a [u32],
+}
+
+/// What a batch must not be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The spans do not add up to the tokens.
+    #[error("the spans hold {spans} tokens, the batch {tokens}")]
+    SpanSum {
+        /// Sum over the spans.
+        spans: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+    },
+    /// More tokens than the backend was made for.
+    #[error("a batch of {got} tokens; this backend takes at most {max}")]
+    TooLarge {
+        /// Tokens of the batch.
+        got: usize,
+        /// Limit.
+        max: usize,
+    },
+    /// A token outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {n_vocab}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// A span without enough pages, or with a page outside the cache.
+    #[error("a span to position {end} has {n_pages} pages, or one outside the cache")]
+    Pages {
+        /// One past the span's last position.
+        end: usize,
+        /// Pages that it brought.
+        n_pages: usize,
+    },
+    /// Output rows out of order or out of range.
+    #[error("output rows must ascend and lie inside the batch")]
+    Outputs,
+}
+
+impl Batch<'_> {
+    /// Checks the rules above against what a backend was made for.
+    ///
+    /// # Errors
+    /// The first rule that the batch breaks.
+    pub fn check(&self, n_max: usize, n_vocab: usize, n_page: usize) -> Result<(), BatchError> {
+        let spans = self.spans.iter().map(|s| s.n_tokens).sum();
+        if spans != self.tokens.len() {
+            return Err(BatchError::SpanSum { spans, tokens: self.tokens.len() });
+        }
+        if spans > n_max {
+            return Err(BatchError::TooLarge { got: spans, max: n_max });
+        }
+        if let Some(&token) = self.tokens.iter().find(|&&t| t as usize >= n_vocab) {
+            return Err(BatchError::Token { token, n_vocab });
+        }
+        for span in self.spans {
+            let end = span.pos.saturating_add(span.n_tokens);
+            let in_cache = span.pages.iter().all(|&p| (p as usize) < n_page);
+            if span.pages.len() < end.div_ceil(PAGE_LEN) || !in_cache {
+                return Err(BatchError::Pages { end, n_pages: span.pages.len() });
+            }
+        }
+        let ascending = self.outputs.windows(2).all(|w| w[0] < w[1]);
+        let inside = self.outputs.last().is_none_or(|&o| (o as usize) < spans);
+        if ascending && inside { Ok(()) } else { Err(BatchError::Outputs) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_breaks_a_rule_is_refused_by_name() {
+        let pages = [0, 1];
+        let span = |pos, n_tokens| Span { pages: &pages, pos, n_tokens };
+        let check = |tokens: &[u32], spans: &[Span<'_>], outputs: &[u32]| {
+            Batch { tokens, spans, outputs }.check(4, 10, 2)
+        };
+        assert_eq!(check(&[1, 2], &[span(0, 2)], &[0, 1]), Ok(()));
+        assert!(matches!(check(&[1], &[span(0, 2)], &[]), Err(BatchError::SpanSum { .. })));
+        assert!(matches!(check(&[1; 5], &[span(0, 5)], &[]), Err(BatchError::TooLarge { .. })));
+        assert!(matches!(check(&[10], &[span(0, 1)], &[]), Err(BatchError::Token { .. })));
+        assert!(matches!(check(&[1], &[span(64, 1)], &[]), Err(BatchError::Pages { .. })));
+        assert_eq!(check(&[1, 2], &[span(0, 2)], &[1, 0]), Err(BatchError::Outputs));
+        assert_eq!(check(&[1, 2], &[span(0, 2)], &[2]), Err(BatchError::Outputs));
+    }
+}

@@ -1,0 +1,431 @@
+//! The CPU backend: runs a plan operation by operation over the mapped model file.
+//!
+//! Weights stay where the file has them and are expanded on the fly, a few rows at a time
+//! ([`matmul`]); only vectors are kept as f32. Buffers are allocated once, for the largest batch.
+//! Results do not depend on the batch, the number of threads or the instruction set.
+
+mod attention;
+mod chunk;
+mod isa;
+mod kv_cache;
+mod math;
+mod matmul;
+mod pool;
+mod rowwise;
+mod shared;
+mod simd;
+
+use std::sync::Arc;
+
+pub use isa::Isa;
+
+use self::chunk::ActChunk;
+use self::kv_cache::KvCache;
+use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
+use self::pool::Pool;
+use self::rowwise::RowOp;
+use self::shared::{PerWorker, SharedMut};
+use super::{BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId, WeightSpec};
+use crate::inference::gguf::Gguf;
+use crate::inference::quant::{TensorType, dequantize};
+
+/// Values to which the rows of a buffer are padded with zeros.
+const STRIDE_LEN: usize = 32;
+
+/// What a CPU backend is made for.
+#[derive(Clone, Debug)]
+pub struct CpuConfig {
+    /// Threads that compute.
+    pub n_threads: usize,
+    /// Tokens of the largest batch.
+    pub n_batch: usize,
+    /// Output rows of the largest batch.
+    pub n_outputs: usize,
+    /// Pages of the KV cache.
+    pub n_page: usize,
+    /// Instruction set.
+    pub isa: Isa,
+}
+
+/// A weight, checked against the file.
+enum Weight {
+    /// A vector, as f32.
+    Vector(Vec<f32>),
+    /// Rows of a tensor of the file.
+    Matrix { tensor_idx: usize, start: usize, n_bytes: usize, ty: TensorType, n_rows: usize, n_cols: usize },
+}
+
+/// A buffer of activations, `[rows, stride]`.
+struct Buf {
+    data: Vec<f32>,
+    width: usize,
+    stride: usize,
+    rows: Rows,
+}
+
+/// The backend.
+pub struct CpuBackend {
+    plan: Plan,
+    gguf: Arc<Gguf>,
+    config: CpuConfig,
+    weights: Vec<Weight>,
+    bufs: Vec<Buf>,
+    kv: KvCache,
+    pool: Pool,
+    /// Activations rounded to 8 bits, and the buffer that they are of.
+    acts: Vec<ActChunk>,
+    acts_of: Option<BufId>,
+    /// (cos, sin) for each token of the batch, for each table of the plan.
+    angles: Vec<Vec<(f32, f32)>>,
+    matmul_scratch: PerWorker<matmul::Scratch>,
+    attention_scratch: PerWorker<attention::Scratch>,
+}
+
+impl CpuBackend {
+    /// Binds `plan` to the tensors of `gguf` and allocates everything that a batch needs.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape, or memory or threads cannot be had.
+    pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
+        let weights = plan.weights.iter().map(|w| bind(&gguf, w)).collect::<Result<_, _>>()?;
+        let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));
+        Ok(CpuBackend {
+            bufs: bufs.collect(),
+            kv: KvCache::new(&plan, config.n_page)?,
+            pool: Pool::new(config.n_threads).map_err(BackendError::Threads)?,
+            acts: Vec::new(),
+            acts_of: None,
+            angles: vec![Vec::new(); plan.ropes.len()],
+            matmul_scratch: PerWorker::new(config.n_threads.max(1)),
+            attention_scratch: PerWorker::new(config.n_threads.max(1)),
+            weights,
+            plan,
+            gguf,
+            config,
+        })
+    }
+
+    /// Bytes that a page of the KV cache takes.
+    pub fn page_bytes(plan: &Plan) -> usize {
+        KvCache::page_bytes(plan)
+    }
+
+    /// Bytes of buffers for batches as in `config`.
+    pub fn scratch_bytes(plan: &Plan, config: &CpuConfig) -> usize {
+        let rows = |rows| n_rows_max(config, rows);
+        let stride = |width: usize| width.next_multiple_of(STRIDE_LEN);
+        let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
+        let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
+        let acts = widest.div_ceil(chunk::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
+        bufs + acts + config.n_threads * (1 << 20)
+    }
+
+    /// What computes: instruction set and threads.
+    pub fn describe(&self) -> String {
+        format!("cpu ({}, {} threads)", self.config.isa.name(), self.pool.n_threads())
+    }
+
+    /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
+    ///
+    /// # Errors
+    /// If the batch breaks a rule of [`Batch::check`].
+    pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
+        if batch.outputs.len() > self.config.n_outputs {
+            return Err(super::BatchError::Outputs.into());
+        }
+        self.acts_of = None;
+        self.turn_angles(batch);
+        for op_idx in 0..self.plan.ops.len() {
+            self.run(self.plan.ops[op_idx], batch);
+        }
+        let out = &self.bufs[self.plan.output.0];
+        let n = self.n_rows(self.plan.output, batch);
+        Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
+    }
+
+    fn run(&mut self, op: Op, batch: &Batch<'_>) {
+        match op {
+            Op::Embed { table, out } => {
+                self.add_table_rows(table, out, batch, true, |_, token| token as usize);
+            }
+            Op::AddPosition { x, table } => {
+                self.add_table_rows(table, x, batch, false, |pos, _| pos);
+            }
+            Op::AddRow { x, row } => self.add_table_rows(row, x, batch, false, |_, _| 0),
+            Op::Norm { x, out, norm } => self.norm(x, out, norm, batch),
+            Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
+            Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
+            Op::Attention { q, k, v, out, spec } => {
+                self.append_kv(k, v, spec.layer_idx, batch);
+                self.attention(q, out, spec, batch);
+            }
+            Op::Glu { gate, up, activation } => {
+                self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
+            }
+            Op::Act { x, activation } => {
+                self.each_row(x, None, batch, |_| RowOp::Act(activation));
+            }
+            Op::Add { x, y } => self.each_row(x, Some(y), batch, |y| RowOp::Add(y)),
+            Op::Scale { x, factor } => self.each_row(x, None, batch, |_| RowOp::Scale(factor)),
+            Op::SelectOutputs { x, out } => self.select_outputs(x, out, batch),
+        }
+    }
+
+    fn n_rows(&self, buf: BufId, batch: &Batch<'_>) -> usize {
+        match self.bufs[buf.0].rows {
+            Rows::Tokens => batch.tokens.len(),
+            Rows::Outputs => batch.outputs.len(),
+        }
+    }
+
+    /// Takes a buffer out, so that it can be written while others are read.
+    fn take(&mut self, buf: BufId) -> Vec<f32> {
+        if self.acts_of == Some(buf) {
+            self.acts_of = None;
+        }
+        std::mem::take(&mut self.bufs[buf.0].data)
+    }
+
+    /// `out[t] (+)= table[index of t]`
+    fn add_table_rows(
+        &mut self,
+        table: WeightId,
+        out: BufId,
+        batch: &Batch<'_>,
+        replace: bool,
+        index: impl Fn(usize, u32) -> usize,
+    ) {
+        let mut data = self.take(out);
+        let (width, stride) = (self.bufs[out.0].width, self.bufs[out.0].stride);
+        let mut row_buf = vec![0f32; width];
+        let positions = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens);
+        for (t, (pos, &token)) in positions.zip(batch.tokens).enumerate() {
+            self.table_row(table, index(pos, token), &mut row_buf);
+            let row = &mut data[t * stride..][..width];
+            if replace {
+                row.copy_from_slice(&row_buf);
+            } else {
+                row.iter_mut().zip(&row_buf).for_each(|(x, y)| *x += y);
+            }
+        }
+        self.bufs[out.0].data = data;
+    }
+
+    /// Row `idx` of a table; past its end, its last row (a caller bounds positions by the context).
+    fn table_row(&self, table: WeightId, idx: usize, out: &mut [f32]) {
+        match &self.weights[table.0] {
+            Weight::Vector(values) => out.copy_from_slice(values),
+            weight @ Weight::Matrix { .. } => {
+                let w = matrix(&self.gguf, weight);
+                let row_bytes = w.data.len() / w.n_rows;
+                let idx = idx.min(w.n_rows - 1);
+                dequantize(w.ty, &w.data[idx * row_bytes..][..row_bytes], out);
+            }
+        }
+    }
+
+    fn norm(&mut self, x: BufId, out: BufId, norm: Norm, batch: &Batch<'_>) {
+        if x != out {
+            let n = self.n_rows(x, batch) * self.bufs[x.0].stride;
+            let mut data = self.take(out);
+            data[..n].copy_from_slice(&self.bufs[x.0].data[..n]);
+            self.bufs[out.0].data = data;
+        }
+        let mut data = self.take(out);
+        let op = RowOp::Norm {
+            kind: norm.kind,
+            eps: norm.eps,
+            width: norm.width,
+            weight: vector(&self.weights, norm.weight),
+            bias: norm.bias.map(|b| vector(&self.weights, b)),
+        };
+        let (isa, buf) = (self.config.isa, &self.bufs[out.0]);
+        let n = self.n_rows(out, batch);
+        let shared = SharedMut::new(&mut data);
+        let (width, stride) = (buf.width, buf.stride);
+        self.pool.run(n, &|i, _| {
+            // SAFETY: each task owns its row; the instruction set is of this machine.
+            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op) };
+        });
+        self.bufs[out.0].data = data;
+    }
+
+    /// Does `op` to each row of `x`, given the same row of `y` (or nothing).
+    fn each_row(
+        &mut self,
+        x: BufId,
+        y: Option<BufId>,
+        batch: &Batch<'_>,
+        op: impl for<'a> Fn(&'a [f32]) -> RowOp<'a> + Sync,
+    ) {
+        let mut data = self.take(x);
+        let n = self.n_rows(x, batch);
+        let (isa, width, stride) = (self.config.isa, self.bufs[x.0].width, self.bufs[x.0].stride);
+        let other = y.map(|y| &self.bufs[y.0].data);
+        let shared = SharedMut::new(&mut data);
+        self.pool.run(n, &|i, _| {
+            let y = other.map_or(&[][..], |other| &other[i * stride..][..width]);
+            // SAFETY: each task owns its row; the instruction set is of this machine.
+            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op(y)) };
+        });
+        self.bufs[x.0].data = data;
+    }
+
+    fn matmul(
+        &mut self,
+        x: BufId,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        out: BufId,
+        batch: &Batch<'_>,
+    ) {
+        let mut data = self.take(out);
+        let w = matrix(&self.gguf, &self.weights[weight.0]);
+        let buf = &self.bufs[x.0];
+        let n = self.n_rows(x, batch);
+        let rows = matmul::Rows { data: &buf.data, stride: buf.stride, n };
+        let isa = self.config.isa;
+        if needs_acts(w.ty) && self.acts_of != Some(x) {
+            quantize_rows(&mut self.pool, isa, rows, buf.width, &mut self.acts);
+            self.acts_of = Some(x);
+        }
+        let bias = bias.map(|b| vector(&self.weights, b));
+        let (scratch, stride) = (&self.matmul_scratch, self.bufs[out.0].stride);
+        matmul(&mut self.pool, isa, scratch, w, rows, &self.acts, bias, &mut data, stride);
+        self.bufs[out.0].data = data;
+    }
+
+    /// The angles of every token of the batch.
+    fn turn_angles(&mut self, batch: &Batch<'_>) {
+        for (spec, angles) in self.plan.ropes.iter().zip(&mut self.angles) {
+            angles.clear();
+            for pos in batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens) {
+                angles.extend(spec.inv_freq.iter().map(|f| {
+                    let (sin, cos) = (pos as f64 * f).sin_cos();
+                    (cos as f32 * spec.magnitude, sin as f32 * spec.magnitude)
+                }));
+            }
+        }
+    }
+
+    fn rope(&mut self, x: BufId, rope: RopeId, head_dim: usize, batch: &Batch<'_>) {
+        let mut data = self.take(x);
+        let spec = &self.plan.ropes[rope.0];
+        let (n_pair, angles) = (spec.inv_freq.len(), &self.angles[rope.0]);
+        let (isa, width, stride) = (self.config.isa, self.bufs[x.0].width, self.bufs[x.0].stride);
+        let shared = SharedMut::new(&mut data);
+        self.pool.run(batch.tokens.len(), &|i, _| {
+            let angles = &angles[i * n_pair..][..n_pair];
+            let op = RowOp::Rope { style: spec.style, angles, head_dim };
+            // SAFETY: each task owns its row; the instruction set is of this machine.
+            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op) };
+        });
+        self.bufs[x.0].data = data;
+    }
+
+    fn append_kv(&mut self, k: BufId, v: BufId, layer_idx: usize, batch: &Batch<'_>) {
+        let (k, v) = (&self.bufs[k.0], &self.bufs[v.0]);
+        let mut row = 0;
+        for span in batch.spans {
+            for i in 0..span.n_tokens {
+                let (k, v) = (&k.data[row * k.stride..], &v.data[row * v.stride..]);
+                self.kv.append(layer_idx, span, i, k, v);
+                row += 1;
+            }
+        }
+    }
+
+    fn attention(
+        &mut self,
+        q: BufId,
+        out: BufId,
+        spec: super::AttentionSpec,
+        batch: &Batch<'_>,
+    ) {
+        let mut data = self.take(out);
+        let q = &self.bufs[q.0];
+        attention::attention(
+            &mut self.pool,
+            self.config.isa,
+            &self.attention_scratch,
+            spec,
+            &self.kv,
+            batch.spans,
+            &q.data,
+            &mut data,
+            q.stride,
+        );
+        self.bufs[out.0].data = data;
+    }
+
+    fn select_outputs(&mut self, x: BufId, out: BufId, batch: &Batch<'_>) {
+        let mut data = self.take(out);
+        let x = &self.bufs[x.0];
+        for (i, &row) in batch.outputs.iter().enumerate() {
+            let src = &x.data[row as usize * x.stride..][..x.stride];
+            data[i * x.stride..][..x.stride].copy_from_slice(src);
+        }
+        self.bufs[out.0].data = data;
+    }
+}
+
+fn n_rows_max(config: &CpuConfig, rows: Rows) -> usize {
+    match rows {
+        Rows::Tokens => config.n_batch,
+        Rows::Outputs => config.n_outputs,
+    }
+}
+
+fn new_buf(config: &CpuConfig, width: usize, rows: Rows) -> Buf {
+    let stride = width.next_multiple_of(STRIDE_LEN);
+    Buf { data: vec![0.0; stride * n_rows_max(config, rows)], width, stride, rows }
+}
+
+/// Finds a weight in the file and checks its shape.
+fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
+    let found = gguf.tensors().iter().position(|t| t.name == spec.name);
+    let tensor_idx =
+        found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;
+    let info = &gguf.tensors()[tensor_idx];
+    let mut got = info.shape.clone();
+    while got.len() > spec.shape.len() && got.last() == Some(&1) {
+        got.pop();
+    }
+    if got != spec.shape {
+        let (name, expected) = (spec.name.clone(), spec.shape.clone());
+        return Err(BackendError::TensorShape { name, expected, got });
+    }
+    let bytes = gguf.bytes(info);
+    if spec.is_vector {
+        let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
+        dequantize(info.ty, bytes, &mut values);
+        return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
+    }
+    let row_bytes = bytes.len() / spec.shape[1] as usize;
+    Ok(Weight::Matrix {
+        tensor_idx,
+        start: spec.row_start * row_bytes,
+        n_bytes: spec.n_rows * row_bytes,
+        ty: info.ty,
+        n_rows: spec.n_rows,
+        n_cols: spec.n_cols,
+    })
+}
+
+fn vector(weights: &[Weight], id: WeightId) -> &[f32] {
+    match &weights[id.0] {
+        Weight::Vector(values) => values,
+        Weight::Matrix { .. } => unreachable!("the plan's shapes say which weights are vectors"),
+    }
+}
+
+fn matrix<'a>(gguf: &'a Gguf, weight: &'a Weight) -> Matrix<'a> {
+    match *weight {
+        Weight::Matrix { tensor_idx, start, n_bytes, ty, n_rows, n_cols } => {
+            let data = &gguf.bytes(&gguf.tensors()[tensor_idx])[start..][..n_bytes];
+            Matrix { ty, data, n_rows, n_cols }
+        }
+        Weight::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
+    }
+}

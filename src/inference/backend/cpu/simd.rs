@@ -1,0 +1,234 @@
+//! Eight lanes: the one vocabulary that every kernel of this backend is written in.
+//!
+//! A kernel is generic over [`Simd`]; [`Scalar`] is its plain twin and the oracle of the others.
+//! Every implementation does the same float operations in the same order, lane by lane, and every
+//! multiply-add is fused, so results are equal bit for bit whatever the instruction set. Functions
+//! are `inline(always)` and take effect inside a caller that enables the instruction set.
+
+use crate::inference::quant::f16_to_f32;
+
+/// Lanes of a vector.
+pub const LANES: usize = 8;
+
+/// Eight f32 lanes and the integer dot product of 32 codes.
+///
+/// # Safety
+/// Callers run on a machine that has the instruction set, and pointers are readable (writable for
+/// `store`) for the lanes named.
+pub unsafe trait Simd: Copy {
+    /// Eight f32.
+    type F: Copy;
+    /// Columns of a tile: as many as leave its sums in registers.
+    const TILE_COLS: usize;
+    /// Thirty-two bytes.
+    type I: Copy;
+
+    /// `[x; 8]`
+    unsafe fn splat(x: f32) -> Self::F;
+    /// Eight values from `p`.
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// Eight f16 values from `p`, widened exactly.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Eight values to `p`.
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// `a * b`
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `p[0]` in lanes 0 to 3, `p[1]` in lanes 4 to 7.
+    unsafe fn load_pair(p: *const f32) -> Self::F;
+    /// 32 bytes from `p`.
+    unsafe fn load_codes(p: *const u8) -> Self::I;
+    /// Lane `j` is the sum of `w[k] * a[k]` over `k = 4j..4j+4`; `a` is signed within +-127, `w`
+    /// signed if `SIGNED`, else unsigned and at most 127.
+    unsafe fn dot<const SIGNED: bool>(w: Self::I, a: Self::I) -> Self::F;
+
+    /// `((l0+l4) + (l2+l6)) + ((l1+l5) + (l3+l7))`
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        let mut l = [0f32; LANES];
+        // SAFETY: the array holds eight values; the caller keeps the trait's rule.
+        unsafe { Self::store(l.as_mut_ptr(), x) };
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+}
+
+/// The plain twin: an array and loops.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+// SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
+unsafe impl Simd for Scalar {
+    type F = [f32; LANES];
+    const TILE_COLS: usize = 2;
+    type I = [u8; 32];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for eight readable values.
+        unsafe { p.cast::<Self::F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        // SAFETY: the caller vouches for eight readable values.
+        unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        // SAFETY: the caller vouches for eight writable values.
+        unsafe { p.cast::<Self::F>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|j| a[j] * b[j])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|j| a[j].mul_add(b[j], c[j]))
+    }
+    #[inline(always)]
+    unsafe fn load_pair(p: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for two readable values.
+        let [low, high] = unsafe { p.cast::<[f32; 2]>().read_unaligned() };
+        [low, low, low, low, high, high, high, high]
+    }
+    #[inline(always)]
+    unsafe fn load_codes(p: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for 32 readable bytes.
+        unsafe { p.cast::<Self::I>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn dot<const SIGNED: bool>(w: Self::I, a: Self::I) -> Self::F {
+        let weight = |k: usize| if SIGNED { i32::from(w[k] as i8) } else { i32::from(w[k]) };
+        std::array::from_fn(|j| {
+            (4 * j..4 * j + 4).map(|k| weight(k) * i32::from(a[k] as i8)).sum::<i32>() as f32
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    /// AVX2 with FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub struct Avx2;
+
+    /// AVX-512's 256-bit forms with VNNI, on top of AVX2.
+    #[derive(Clone, Copy)]
+    pub struct Avx512;
+
+    macro_rules! ymm_ops {
+        () => {
+            type F = __m256;
+            type I = __m256i;
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> __m256 {
+                // SAFETY: the caller enabled AVX2 (for all functions of this macro) and vouches
+                // for the pointers.
+                unsafe { _mm256_set1_ps(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_loadu_ps(p) }
+            }
+            #[inline(always)]
+            unsafe fn load_f16(p: *const u16) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut f32, x: __m256) {
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_ps(p, x) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_mul_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn load_pair(p: *const f32) -> __m256 {
+                // SAFETY: as above; the eight bytes may be unaligned.
+                unsafe {
+                    let pair = _mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned()));
+                    _mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_codes(p: *const u8) -> __m256i {
+                // SAFETY: as above.
+                unsafe { _mm256_loadu_si256(p.cast()) }
+            }
+        };
+    }
+
+    // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
+    unsafe impl Simd for Avx2 {
+        ymm_ops!();
+        const TILE_COLS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
+            // Codes are at most 127 and |w| at most 128, so a 16-bit pair sum is at most 32,512:
+            // `maddubs` cannot saturate. A negative weight lends its sign to the activation.
+            // SAFETY: the caller enabled AVX2.
+            unsafe {
+                let pairs = if SIGNED {
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+                } else {
+                    _mm256_maddubs_epi16(w, a)
+                };
+                _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+        }
+    }
+
+    // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA, F16C,
+    // AVX-512VL and AVX-512 VNNI.
+    unsafe impl Simd for Avx512 {
+        ymm_ops!();
+        const TILE_COLS: usize = 4;
+
+        #[inline(always)]
+        unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
+            // SAFETY: the caller enabled AVX-512VL and AVX-512 VNNI.
+            unsafe {
+                let zero = _mm256_setzero_si256();
+                _mm256_cvtepi32_ps(if SIGNED {
+                    _mm256_dpbusd_epi32(zero, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+                } else {
+                    _mm256_dpbusd_epi32(zero, w, a)
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::inference::quant::f16_to_f32;
+
+    #[test]
+    fn every_f16_widens_as_the_half_crate_does() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()));
+        }
+    }
+}

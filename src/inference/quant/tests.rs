@@ -1,0 +1,261 @@
+//! The formats against gguf-py's bits, hand values and each other.
+//!
+//! Golden vectors: `python3 tests/tools/golden_quant.py tests/golden/quant`.
+
+use super::expand::{Codes, expand, expand_signed};
+use super::*;
+use proptest::prelude::*;
+use std::path::Path;
+
+/// Bytes of `tests/golden/quant/TYPE.WHAT.bin`.
+fn golden(ty: TensorType, what: &str) -> Vec<u8> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quant");
+    let path = dir.join(format!("{}.{what}.bin", ty.name().to_lowercase()));
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect()
+}
+
+/// The first place where the bits differ.
+fn first_difference(got: &[f32], expected: &[f32]) -> Option<usize> {
+    assert_eq!(got.len(), expected.len());
+    got.iter()
+        .zip(expected)
+        .position(|(g, e)| g.to_bits() != e.to_bits())
+}
+
+fn quantised_types() -> impl Iterator<Item = TensorType> {
+    TensorType::ALL
+        .into_iter()
+        .filter(|&ty| Codes::of(ty) != Codes::Float)
+}
+
+/// Where the blocks of a type keep f16 values.
+fn f16_places(ty: TensorType) -> &'static [usize] {
+    match ty {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => &[],
+        TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => &[0],
+        TensorType::IQ4_NL | TensorType::IQ4_XS => &[0],
+        TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
+        TensorType::Q2_K => &[80, 82],
+        TensorType::Q3_K => &[108],
+        TensorType::Q6_K => &[208],
+    }
+}
+
+/// Asserts that the expansion of `row` gives the numbers of `dequantize`, and is as finite.
+fn assert_expansion(ty: TensorType, row: &[u8]) {
+    let mut weights = vec![0.0; row.len() / ty.block_bytes() * ty.block_len()];
+    dequantize(ty, row, &mut weights);
+    for (block_idx, expected) in weights.as_chunks::<32>().0.iter().enumerate() {
+        let got: [f32; 32] = match Codes::of(ty) {
+            Codes::Unsigned => {
+                let e = expand(ty, row, block_idx);
+                assert!(e.codes.iter().all(|&code| code < 64), "{ty}: {:?}", e.codes);
+                std::array::from_fn(|k| e.scale[k / 16] * f32::from(e.codes[k]) - e.min[k / 16])
+            }
+            Codes::Signed => {
+                let e = expand_signed(ty, row, block_idx);
+                std::array::from_fn(|k| e.scale[k / 16] * f32::from(e.codes[k]))
+            }
+            Codes::Float => unreachable!("{ty} has no blocks"),
+        };
+        for (k, (got, expected)) in got.into_iter().zip(expected).enumerate() {
+            let agree = got == *expected || !got.is_finite() && !expected.is_finite();
+            assert!(
+                agree,
+                "{ty} block {block_idx} weight {k}: {got} is not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn dequantize_has_the_bits_of_gguf_py() {
+    for ty in TensorType::ALL {
+        let file = golden(ty, "dequantize");
+        let n_blocks = file.len() / (ty.block_bytes() + 4 * ty.block_len());
+        assert!(n_blocks >= 6, "{ty}: {n_blocks} blocks");
+        let (blocks, weights) = file.split_at(n_blocks * ty.block_bytes());
+        let expected = floats(weights);
+        let mut got = vec![f32::NAN; expected.len()];
+        dequantize(ty, blocks, &mut got);
+        if let Some(i) = first_difference(&got, &expected) {
+            panic!("{ty} weight {i}: {:e} is not {:e}", got[i], expected[i]);
+        }
+    }
+}
+
+#[test]
+fn quantize_has_the_bits_of_gguf_py() {
+    use TensorType::*;
+    for ty in [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0] {
+        let file = golden(ty, "quantize");
+        let n_blocks = file.len() / (ty.block_bytes() + 4 * ty.block_len());
+        let (weights, expected) = file.split_at(n_blocks * 4 * ty.block_len());
+        let weights = floats(weights);
+        let got = quantize(ty, &weights).expect("the type is offered");
+        for (i, (g, e)) in got
+            .chunks(ty.block_bytes())
+            .zip(expected.chunks(ty.block_bytes()))
+            .enumerate()
+        {
+            assert_eq!(
+                g,
+                e,
+                "{ty} block {i}, first weight {:e}",
+                weights[i * ty.block_len()]
+            );
+        }
+    }
+}
+
+/// Canary: the golden comparison sees one flipped bit, even in a code or in the sign of a zero.
+#[test]
+fn golden_comparison_can_fail() {
+    let ty = TensorType::Q6_K;
+    let file = golden(ty, "dequantize");
+    let n_blocks = file.len() / (ty.block_bytes() + 4 * ty.block_len());
+    let (blocks, weights) = file.split_at(n_blocks * ty.block_bytes());
+    let mut blocks = blocks.to_vec();
+    blocks[ty.block_bytes()] ^= 1;
+    let expected = floats(weights);
+    let mut got = vec![0.0; expected.len()];
+    dequantize(ty, &blocks, &mut got);
+    assert_eq!(first_difference(&got, &expected), Some(ty.block_len()));
+    assert_eq!(first_difference(&[0.0], &[-0.0]), Some(0));
+}
+
+/// Every f16 by its definition, so that a software and a hardware conversion agree.
+#[test]
+fn every_f16_is_read_by_its_definition() {
+    for bits in 0..=u16::MAX {
+        let mut got = [0.0];
+        dequantize(TensorType::F16, &bits.to_le_bytes(), &mut got);
+        let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+        let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+        match exponent {
+            31 if mantissa == 0.0 => assert_eq!(got[0], sign * f32::INFINITY),
+            31 => assert!(got[0].is_nan()),
+            0 => assert_eq!(
+                got[0].to_bits(),
+                (sign * mantissa * 2f32.powi(-24)).to_bits()
+            ),
+            e => assert_eq!(got[0], sign * (1024.0 + mantissa) * 2f32.powi(e - 25)),
+        }
+    }
+}
+
+#[test]
+fn q4_0_by_hand() {
+    let mut block = [0u8; 18];
+    block[..2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+    block[2] = 0xF3; // weight 0 has code 3, weight 16 has code 15
+    let mut got = [0.0; 32];
+    dequantize(TensorType::Q4_0, &block, &mut got);
+    assert_eq!((got[0], got[1], got[16]), (-2.5, -4.0, 3.5));
+    let e = expand(TensorType::Q4_0, &block, 0);
+    assert_eq!(
+        (e.codes[0], e.codes[16], e.scale, e.min),
+        (3, 15, [0.5; 2], [4.0; 2])
+    );
+}
+
+#[test]
+fn k_and_iq4_types_are_not_written() {
+    use TensorType::*;
+    for ty in [Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS] {
+        assert_eq!(quantize(ty, &[1.0; 256]), None, "{ty}");
+    }
+    assert_eq!(quantize(Q8_0, &[]), Some(Vec::new()));
+}
+
+#[test]
+fn an_f32_comes_back_as_it_was() {
+    let weights = [1.5, -0.0, f32::MIN_POSITIVE / 8.0, f32::INFINITY, f32::MAX];
+    let bytes = quantize(TensorType::F32, &weights).expect("floats are offered");
+    let mut got = [0.0; 5];
+    dequantize(TensorType::F32, &bytes, &mut got);
+    assert_eq!(first_difference(&got, &weights), None);
+}
+
+#[test]
+#[should_panic(expected = "bytes of 32 Q4_0 weights")]
+fn wrong_lengths_are_the_callers_error() {
+    dequantize(TensorType::Q4_0, &[0; 17], &mut [0.0; 32]);
+}
+
+/// Codes of all zeros, all ones and both mixed, under every pair of extreme f16 scales.
+#[test]
+fn expansion_is_dequantize_at_the_extremes() {
+    let scales = [
+        0, 0x8000, 1, 0x8001, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00,
+    ];
+    for ty in quantised_types() {
+        for fill in [0x00u8, 0xFF, 0x0F, 0xF0, 0x55, 0x80, 0x7F] {
+            for first in scales {
+                for second in scales {
+                    let mut row = vec![fill; 2 * ty.block_bytes()];
+                    for block in row.chunks_mut(ty.block_bytes()) {
+                        for (&at, scale) in f16_places(ty).iter().zip([first, second]) {
+                            block[at..at + 2].copy_from_slice(&u16::to_le_bytes(scale));
+                        }
+                    }
+                    assert_expansion(ty, &row);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Neither reading nor expanding panics on any bytes, and they agree: NaN scales included.
+    #[test]
+    fn expansion_is_dequantize_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 420)) {
+        for ty in quantised_types() {
+            assert_expansion(ty, &bytes[..2 * ty.block_bytes()]);
+        }
+    }
+
+    #[test]
+    fn reading_floats_never_panics(bytes in prop::collection::vec(any::<u8>(), 64)) {
+        for ty in [TensorType::F32, TensorType::F16, TensorType::BF16] {
+            dequantize(ty, &bytes, &mut vec![0.0; 64 / ty.block_bytes()]);
+        }
+    }
+
+    /// Any 32 floats at all, NaN and infinity too, can be written without a panic.
+    #[test]
+    fn writing_never_panics(bits in prop::array::uniform32(any::<u32>())) {
+        for ty in TensorType::ALL.into_iter().filter(|ty| ty.block_len() <= 32) {
+            quantize(ty, &bits.map(f32::from_bits));
+        }
+    }
+
+    /// A weight comes back within half a step, or a whole one at the end of the `_0` types that
+    /// lacks a code. Storing scale and minimum as f16 costs up to 2^-11 of the range besides.
+    #[test]
+    fn a_round_trip_stays_within_a_step(weights in prop::array::uniform32(-100.0f32..100.0)) {
+        use TensorType::*;
+        let peak = weights.iter().fold(0.0f32, |p, w| p.max(w.abs()));
+        for (ty, rounding) in [
+            (Q4_0, peak / 8.0), (Q4_1, peak / 15.0), (Q5_0, peak / 16.0), (Q5_1, peak / 31.0),
+            (Q8_0, peak / 254.0),
+        ] {
+            let bytes = quantize(ty, &weights).expect("the type is offered");
+            let mut got = [0.0; 32];
+            dequantize(ty, &bytes, &mut got);
+            for (w, g) in weights.iter().zip(got) {
+                let error_max = rounding + peak * 2f32.powi(-9) + 1e-6;
+                prop_assert!((w - g).abs() <= error_max, "{ty}: {w} came back as {g}");
+            }
+        }
+    }
+}
