@@ -113,7 +113,8 @@ impl ChatTemplate {
         })
     }
 
-    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`, `zephyr`,
+    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`,
+    /// `zephyr`,
     /// `stablelm`, `gemma`, `vicuna`.
     pub fn builtin(name: &str) -> Option<ChatTemplate> {
         ChatTemplate::from_source(builtin::by_name(name)?, "", "").ok()
