@@ -271,6 +271,7 @@ impl App {
     pub fn load_options(&self) -> LoadOptions {
         let model = &self.config().model;
         LoadOptions {
+            kv_type: None,
             n_ctx: model.n_ctx,
             n_batch: model.n_batch,
             n_threads: model.n_threads,

@@ -44,9 +44,10 @@ pub fn sha256_file(
 pub fn check_model(path: &Path, what: &str) -> Result<(), LibraryError> {
     match Gguf::open(path) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(LibraryError::NotAModel { what: what.to_owned(), reason: error.to_string() })
-        }
+        Err(error) => Err(LibraryError::NotAModel {
+            what: what.to_owned(),
+            reason: error.to_string(),
+        }),
     }
 }
 

@@ -85,7 +85,11 @@ mod tests {
             let x = i as f32 * 9.7e-5 + 1.3e-8;
             assert_eq!(round_to_f16(x), half::f16::from_f32(x).to_f32(), "{x}");
             let tiny = x * 1e-6;
-            assert_eq!(round_to_f16(tiny), half::f16::from_f32(tiny).to_f32(), "{tiny}");
+            assert_eq!(
+                round_to_f16(tiny),
+                half::f16::from_f32(tiny).to_f32(),
+                "{tiny}"
+            );
         }
     }
 
@@ -98,7 +102,10 @@ mod tests {
             let gelu64 = 0.5 * x * (1.0 + u.tanh());
             assert!((f64::from(silu(x as f32)) - silu64).abs() <= 1e-6 * (1.0 + silu64.abs()));
             // f16 has 11 bits, before and after.
-            assert!((f64::from(gelu(x as f32)) - gelu64).abs() <= 1e-3 * (1e-3 + gelu64.abs()).max(x.abs()));
+            assert!(
+                (f64::from(gelu(x as f32)) - gelu64).abs()
+                    <= 1e-3 * (1e-3 + gelu64.abs()).max(x.abs())
+            );
         }
     }
 }
