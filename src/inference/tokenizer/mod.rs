@@ -21,6 +21,8 @@ mod special;
 mod spm;
 mod strftime;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tojson;
 mod utf8;
 mod vocab;
@@ -135,7 +137,7 @@ impl Tokenizer {
 
     /// The tokens of bytes that should be UTF-8 but need not be.
     ///
-    /// SPM keeps bad bytes as byte tokens; BPE and WordPiece read each as U+FFFD, as llama.cpp does.
+    /// SPM keeps bad bytes as byte tokens; BPE and WordPiece read each as U+FFFD, as llama.cpp.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -273,7 +275,7 @@ impl Tokenizer {
         self.special.eog.binary_search(&id).is_ok()
     }
 
-    /// The token with exactly this text, as the vocabulary spells it (`Ġthe`, `▁the`, `<|im_end|>`).
+    /// The token with exactly this text, as the vocabulary spells it: `Ġthe`, `▁the`, `</s>`.
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
         self.model.token_id(text)
     }

@@ -98,12 +98,8 @@ impl Partition {
             if low == high {
                 return;
             }
-            for idx in low..high {
-                if self.specials[idx].text.len() > depth + 1 {
-                    break;
-                }
-                found[idx] = true;
-            }
+            // Only the first can end here: no two texts are the same.
+            found[low] |= self.specials[low].text.len() == depth + 1;
         }
     }
 }

@@ -47,8 +47,10 @@ const GPT2: Rule = (
 const DIGIT: Rule = (r"\p{N}", Spaces::Keep);
 const THREE_DIGITS: Rule = (r"\p{N}{1,3}", Spaces::Keep);
 const LINE_END: Rule = ("[\r\n]", Spaces::Keep);
+/// U+0800 to U+4E00 takes white space such as U+2009 in, and so do the signs of DeepSeek-LLM with
+/// U+3000; llama.cpp hides white space beyond ASCII from such lists.
 const IDEOGRAPHS: Rule = (
-    r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
+    r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}&&\S]+",
     Spaces::Keep,
 );
 
@@ -132,7 +134,8 @@ const BLOOM: Rule = (r" ?[^(\s|.,!?…。，、।۔،)]+", Spaces::Keep);
 
 /// The letters of DeepSeek-LLM: Latin, Greek, Cyrillic and other scripts with case.
 const DEEPSEEK_LETTERS: &str = "\\s?[A-Za-z\\u{b5}\
-    \\u{c0}-\\u{d6}\\u{d8}-\\u{f6}\\u{f8}-\\u{1ba}\\u{1bc}-\\u{1bf}\\u{1c4}-\\u{293}\\u{295}-\\u{2af}\
+    \\u{c0}-\\u{d6}\\u{d8}-\\u{f6}\\u{f8}-\\u{1ba}\\u{1bc}-\\u{1bf}\
+    \\u{1c4}-\\u{293}\\u{295}-\\u{2af}\
     \\u{370}-\\u{373}\\u{376}\\u{377}\\u{37b}-\\u{37d}\\u{37f}\\u{386}\\u{388}-\\u{38a}\\u{38c}\
     \\u{38e}-\\u{3a1}\\u{3a3}-\\u{3f5}\\u{3f7}-\\u{481}\\u{48a}-\\u{52f}\\u{531}-\\u{556}\
     \\u{10a0}-\\u{10c5}\\u{13a0}-\\u{13f5}\\u{13f8}-\\u{13fd}\\u{1c90}-\\u{1cba}\\u{1cbd}-\\u{1cbf}\
@@ -154,7 +157,7 @@ const DEEPSEEK_LLM: &[Rule] = &[
     LINE_END,
     (DEEPSEEK_LETTERS, Spaces::Keep),
     (
-        r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+",
+        r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}&&\S]+",
         Spaces::Keep,
     ),
     (r"\s+$", Spaces::Keep),

@@ -45,7 +45,8 @@ impl Moment {
         // A year far beyond any clock; it keeps the loop below short.
         let unix_s = unix_s.min(253_402_300_799);
         let (days, in_day) = (unix_s / 86_400, unix_s % 86_400);
-        let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let cycle = |year: u64| if year.is_multiple_of(100) { 400 } else { 4 };
+        let is_leap = |year: u64| year.is_multiple_of(cycle(year));
         let (mut year, mut day_of_year) = (1970, days);
         while day_of_year >= 365 + u64::from(is_leap(year)) {
             day_of_year -= 365 + u64::from(is_leap(year));

@@ -5,14 +5,14 @@
 //! environment is that of Hugging Face's `apply_chat_template`: blocks trimmed, Python's string
 //! and dictionary methods, `tojson`, `raise_exception`, `strftime_now`, `{% generation %}` ignored.
 //!
-//! The bound is on steps, not on memory: a template that doubles a string at every step can ask
-//! for more than there is. `inspect` shows a file's template before anything runs it.
+//! The bound is on steps and on the stack, not on memory: a template that doubles a string at
+//! every step can ask for more than there is, and minijinja has no way to say no.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
+use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use super::error::TemplateError;
 use super::strftime::strftime;
 use super::tojson::tojson;
 use super::{TokenId, builtin};
-use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL};
+use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL, CHAT_TEMPLATE_STACK_BYTES};
 use crate::inference::gguf::Metadata;
 
 const NAME: &str = "chat_template";
@@ -113,8 +113,8 @@ impl ChatTemplate {
         })
     }
 
-    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`, `zephyr`,
-    /// `stablelm`, `gemma`, `vicuna`.
+    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`,
+    /// `zephyr`, `stablelm`, `gemma` or `vicuna`.
     pub fn builtin(name: &str) -> Option<ChatTemplate> {
         ChatTemplate::from_source(builtin::by_name(name)?, "", "").ok()
     }
@@ -129,6 +129,29 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the messages, fails, or takes too many steps.
     pub fn render(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        // A thread of its own for its stack, which a template can make deep use of.
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("chat-template".to_owned())
+                .stack_size(CHAT_TEMPLATE_STACK_BYTES)
+                .spawn_scoped(scope, || self.render_here(messages, options))
+                .map_err(|error| TemplateError::Render {
+                    reason: error.to_string(),
+                })?
+                .join()
+                .unwrap_or_else(|_| {
+                    Err(TemplateError::Render {
+                        reason: "it panicked".into(),
+                    })
+                })
+        })
+    }
+
+    fn render_here(
         &self,
         messages: &[Message],
         options: &RenderOptions,
@@ -172,7 +195,18 @@ fn environment() -> Result<Environment<'static>, Error> {
     env.set_fuel(Some(CHAT_TEMPLATE_FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // Both print nested values with indentation: the square of the nesting, for no template's use.
+    env.remove_filter("pprint");
+    env.remove_global("debug");
     env.add_filter("tojson", tojson);
+    // minijinja can iterate over None, as over nothing; templates ask this to know if there is any.
+    env.add_test("iterable", |value: &Value| {
+        let kind = value.kind();
+        matches!(
+            kind,
+            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String
+        )
+    });
     env.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(
             ErrorKind::InvalidOperation,

@@ -1,8 +1,8 @@
 //! WordPiece (`bert`): normalised words, each the longest known pieces from left to right.
 //!
 //! GGUF files store the pieces in the "phantom space" form: `▁word` starts a word, the others go
-//! on. So there is no `##` and the crate's `WordPiece` does not fit; the rules here are llama.cpp's,
-//! which differ from Hugging Face's in that a word's length is not limited.
+//! on. So there is no `##` and the crate's `WordPiece` does not fit; the rules here are those of
+//! llama.cpp, which differ from Hugging Face's in that a word's length is not limited.
 //!
 //! Normalising: base letters for accented ones, no accents, no control characters, lower case;
 //! white space, punctuation and ideographs end a word.
