@@ -186,7 +186,9 @@ fn differences(name: &str, tokenizer: &Tokenizer, golden: &Golden) -> Vec<String
     let base = name.split('@').next().unwrap();
     let mut found = Vec::new();
     let mut plain_ids = Vec::new();
-    for (text, expected) in std::iter::zip(corpus(), golden.texts.split(' ')) {
+    let corpus = corpus();
+    assert_eq!(corpus.len(), golden.texts.split(' ').count(), "the corpus changed: {name}");
+    for (text, expected) in std::iter::zip(corpus, golden.texts.split(' ')) {
         let special = tokenizer.encode_bytes(&text, SPECIAL).unwrap();
         let plain = tokenizer.encode_bytes(&text, PLAIN).unwrap();
         if ids_hash([&special, &plain]) != expected {
@@ -446,4 +448,14 @@ fn a_template_from_a_file_is_bounded() {
         matches!(error, TemplateError::TooManySteps { .. }),
         "{error}"
     );
+}
+
+#[test]
+fn a_wrong_token_is_noticed() {
+    let goldens: BTreeMap<String, Golden> = read("tiny.json");
+    let (name, mut golden) = goldens.into_iter().next().unwrap();
+    let (tokenizer, _) = load(&self::golden(&format!("{name}.gguf")), None);
+    let first = golden.texts.split(' ').next().unwrap().to_owned();
+    golden.texts = golden.texts.replacen(&first, "00000000", 1);
+    assert_eq!(differences(&name, &tokenizer, &golden).len(), 1);
 }
