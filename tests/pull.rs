@@ -59,9 +59,10 @@ fn authority() -> &'static (String, Arc<ServerConfig>) {
 }
 
 impl Server {
-    fn start(
-        answer: impl Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync + 'static,
-    ) -> Server {
+    fn start<F>(answer: F) -> Server
+    where
+        F: Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync + 'static,
+    {
         let listener = TcpListener::bind("localhost:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
