@@ -16,8 +16,7 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
-use crate::inference::engine::sampler::SamplerOptions;
-use crate::inference::{InferenceError, LoadOptions, Model, ModelSource};
+use crate::inference::{InferenceError, LoadOptions, Model, ModelSource, SamplerOptions};
 use crate::library::{Catalog, LibraryError, PullOptions, Store};
 
 /// Prefix of the environment variables that set configuration keys.

@@ -27,7 +27,8 @@ struct Asked {
 }
 
 type Connection = StreamOwned<ServerConnection, TcpStream>;
-type Answer = dyn Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync;
+type Done = std::io::Result<()>;
+type Answer = dyn Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync;
 
 struct Server {
     port: u16,
@@ -60,7 +61,7 @@ fn authority() -> &'static (String, Arc<ServerConfig>) {
 
 impl Server {
     fn start(
-        answer: impl Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync + 'static,
+        answer: impl Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync + 'static,
     ) -> Server {
         let listener = TcpListener::bind("localhost:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -128,7 +129,11 @@ fn head(out: &mut Connection, status: &str, headers: &[(&str, String)]) -> std::
 /// A whole body and a clean end.
 fn whole(out: &mut Connection, body: &[u8], etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
-    head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
+    head(
+        out,
+        "200 OK",
+        &[("Content-Length", length), ("ETag", etag.to_owned())],
+    )?;
     out.write_all(body)?;
     close(out)
 }
@@ -149,7 +154,11 @@ fn part(out: &mut Connection, body: &[u8], from: usize, etag: &str) -> std::io::
 /// Promises the whole body and breaks off after `n` bytes.
 fn broken(out: &mut Connection, body: &[u8], n: usize, etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
-    head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
+    head(
+        out,
+        "200 OK",
+        &[("Content-Length", length), ("ETag", etag.to_owned())],
+    )?;
     out.write_all(&body[..n])?;
     out.flush()?;
     out.sock.shutdown(std::net::Shutdown::Both)
@@ -161,13 +170,22 @@ fn close(out: &mut Connection) -> std::io::Result<()> {
 }
 
 fn redirect(out: &mut Connection, to: &str) -> std::io::Result<()> {
-    head(out, "302 Found", &[("Location", to.to_owned()), ("Content-Length", "0".to_owned())])?;
+    head(
+        out,
+        "302 Found",
+        &[
+            ("Location", to.to_owned()),
+            ("Content-Length", "0".to_owned()),
+        ],
+    )?;
     close(out)
 }
 
 /// A model of about 300 kB whose bytes depend on `seed`.
 fn model(seed: u8) -> Vec<u8> {
-    let weights: Vec<u8> = (0..300_000u32).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
+    let weights: Vec<u8> = (0..300_000u32)
+        .map(|i| (i as u8).wrapping_mul(31) ^ seed)
+        .collect();
     GgufBuilder::new()
         .pair("general.architecture", "llama")
         .tensor("w", &[75_000], TensorType::F32, weights)
@@ -175,7 +193,10 @@ fn model(seed: u8) -> Vec<u8> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 /// A directory for models, and the options of an impatient client that trusts the test authority.
@@ -279,7 +300,11 @@ fn redirects_are_followed_and_bounded() {
     let place = Place::new();
     let error = place.pull(&server.url("/loop")).unwrap_err();
     assert!(error.to_string().contains("too many"), "{error}");
-    let n_loop = server.asked().iter().filter(|asked| asked.path == "/loop").count();
+    let n_loop = server
+        .asked()
+        .iter()
+        .filter(|asked| asked.path == "/loop")
+        .count();
     assert_eq!(n_loop, 9);
     let error = place.pull(&server.url("/leave")).unwrap_err();
     assert!(matches!(&error, LibraryError::Redirect { .. }), "{error}");
@@ -302,7 +327,12 @@ fn a_broken_connection_resumes_where_it_broke() {
     assert_eq!(place.model().unwrap(), expected);
     let asked = server.asked();
     assert_eq!(asked.len(), 2);
-    assert!(asked[1].from.is_some_and(|from| (1..=100_000).contains(&from)), "{asked:?}");
+    assert!(
+        asked[1]
+            .from
+            .is_some_and(|from| (1..=100_000).contains(&from)),
+        "{asked:?}"
+    );
     assert_eq!(asked[1].if_range.as_deref(), Some("\"v1\""));
 }
 
@@ -317,12 +347,19 @@ fn another_call_resumes_too() {
             (true, Some(from)) => part(out, &body, from, "\"v1\""),
             (true, None) => whole(out, &body, "\"v1\""),
             (false, _) if n == 0 => broken(out, &body, 50_000, "\"v1\""),
-            (false, _) => head(out, "503 Service Unavailable", &[("Content-Length", "0".into())]),
+            (false, _) => head(
+                out,
+                "503 Service Unavailable",
+                &[("Content-Length", "0".into())],
+            ),
         }
     });
     let place = Place::new();
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
-    assert!(matches!(error, LibraryError::Network { n_attempts: 8, .. }), "{error}");
+    assert!(
+        matches!(error, LibraryError::Network { n_attempts: 8, .. }),
+        "{error}"
+    );
     assert_eq!(place.files(), [".m.gguf.part", ".m.gguf.part.json"]);
     is_up.store(true, std::sync::atomic::Ordering::SeqCst);
     place.pull(&server.url("/m.gguf")).unwrap();
@@ -382,32 +419,37 @@ fn without_an_etag_the_hash_decides() {
     assert!(asked[1].from.is_some() && asked[1].if_range.is_none() && asked[2].from.is_none());
 }
 
-#[test]
-fn lies_about_hash_and_length_are_found() {
-    let body = model(10);
-    let cut = body.len() - 1000;
-    let server = Server::start(move |_, asked, out| match asked.path.as_str() {
+/// A server that lies in the way that the path names.
+fn liar(body: Vec<u8>) -> Server {
+    let claim =
+        |out: &mut Connection, n: u64| head(out, "200 OK", &[("Content-Length", n.to_string())]);
+    Server::start(move |_, asked, out| match asked.path.as_str() {
         // Claims less than there is: what comes is a model cut short.
         "/short" => {
-            head(out, "200 OK", &[("Content-Length", cut.to_string())])?;
+            claim(out, body.len() as u64 - 1000)?;
             out.write_all(&body)?;
             close(out)
         }
         // Claims more than ever comes.
         "/long" => {
-            head(out, "200 OK", &[("Content-Length", (body.len() + 1).to_string())])?;
+            claim(out, body.len() as u64 + 1)?;
             out.write_all(&body)?;
             close(out)
         }
         // Claims more than any disk holds.
         "/huge" => {
-            head(out, "200 OK", &[("Content-Length", (1u64 << 60).to_string())])?;
+            claim(out, 1 << 60)?;
             out.write_all(&body)
         }
         "/page" => whole(out, b"<!DOCTYPE html><html></html>", "\"v1\""),
         "/empty" => whole(out, b"", "\"v1\""),
         _ => whole(out, &body, "\"v1\""),
-    });
+    })
+}
+
+#[test]
+fn lies_about_the_length_are_found() {
+    let server = liar(model(10));
     let place = Place::new();
     let error = place.pull(&server.url("/short")).unwrap_err();
     assert!(matches!(error, LibraryError::NotAModel { .. }), "{error}");
@@ -417,18 +459,54 @@ fn lies_about_hash_and_length_are_found() {
     assert!(error.to_string().contains("empty"), "{error}");
     let error = place.pull(&server.url("/huge")).unwrap_err();
     assert!(matches!(error, LibraryError::NoSpace { .. }), "{error}");
-    let mut request = place.request(&server.url("/m"));
-    request.sha256 = Some("00".repeat(32));
+    let request = PullRequest {
+        size_bytes: Some(7),
+        ..place.request(&server.url("/m"))
+    };
     let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, LibraryError::Mismatch { property: "SHA-256", .. }), "{error}");
-    let request = PullRequest { size_bytes: Some(7), ..place.request(&server.url("/m")) };
-    let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, LibraryError::Mismatch { property: "size", .. }), "{error}");
-    assert!(place.files().is_empty(), "nothing wrong stays: {:?}", place.files());
+    assert!(
+        matches!(
+            error,
+            LibraryError::Mismatch {
+                property: "size",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        place.files().is_empty(),
+        "nothing wrong stays: {:?}",
+        place.files()
+    );
 
     let error = place.pull(&server.url("/long")).unwrap_err();
     assert!(matches!(error, LibraryError::Network { .. }), "{error}");
     assert!(place.model().is_none());
+}
+
+#[test]
+fn lies_about_the_hash_are_found() {
+    let server = liar(model(15));
+    let place = Place::new();
+    let mut request = place.request(&server.url("/m"));
+    request.sha256 = Some("00".repeat(32));
+    let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LibraryError::Mismatch {
+                property: "SHA-256",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(
+        place.files().is_empty(),
+        "nothing wrong stays: {:?}",
+        place.files()
+    );
 }
 
 #[test]
@@ -438,7 +516,11 @@ fn a_stalled_server_is_left_and_asked_again() {
     let server = Server::start(move |n, asked, out| match (n, asked.from) {
         (0, _) => {
             let length = body.len().to_string();
-            head(out, "200 OK", &[("Content-Length", length), ("ETag", "\"v1\"".to_owned())])?;
+            head(
+                out,
+                "200 OK",
+                &[("Content-Length", length), ("ETag", "\"v1\"".to_owned())],
+            )?;
             out.write_all(&body[..80_000])?;
             out.flush()?;
             std::thread::sleep(Duration::from_secs(20));
@@ -467,7 +549,10 @@ fn answers_of_the_server_are_told_apart() {
     let body = model(12);
     let server = Server::start(move |n, asked, out| match (asked.path.as_str(), n) {
         ("/busy", 0) => {
-            let headers = [("Retry-After", "0".to_owned()), ("Content-Length", "0".to_owned())];
+            let headers = [
+                ("Retry-After", "0".to_owned()),
+                ("Content-Length", "0".to_owned()),
+            ];
             head(out, "429 Too Many Requests", &headers)?;
             close(out)
         }
@@ -494,8 +579,10 @@ fn only_proved_servers_are_believed() {
     let by_address = format!("https://127.0.0.1:{}/m.gguf", server.port);
     let error = place.pull(&by_address).unwrap_err();
     // The listener may be on ::1 alone, where the address does not answer at all.
-    let is_refused =
-        matches!(error, LibraryError::Untrusted { .. } | LibraryError::Network { .. });
+    let is_refused = matches!(
+        error,
+        LibraryError::Untrusted { .. } | LibraryError::Network { .. }
+    );
     assert!(is_refused, "{error}");
     place.options.ca_file = None;
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
@@ -506,7 +593,10 @@ fn only_proved_servers_are_believed() {
     assert!(error.to_string().contains("--sha256"), "{error}");
     place.options.ca_file = Some(place.dir.path().join("none.pem"));
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
-    assert!(matches!(error, LibraryError::Certificates { .. }), "{error}");
+    assert!(
+        matches!(error, LibraryError::Certificates { .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -519,7 +609,11 @@ fn every_shard_of_a_split_model_comes() {
             .build()
     };
     let server = Server::start(move |_, asked, out| {
-        whole(out, &shard(u16::from(asked.path.contains("00002-of"))), "\"v1\"")
+        whole(
+            out,
+            &shard(u16::from(asked.path.contains("00002-of"))),
+            "\"v1\"",
+        )
     });
     let place = Place::new();
     let request = PullRequest {
@@ -566,7 +660,11 @@ fn the_binary_has_an_exit_code_for_each_failure() {
             .output()
             .unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), error)
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stdout).unwrap(),
+            error,
+        )
     };
     let cases: [(&[&str], i32); 6] = [
         (&["liar"], 6),
@@ -585,5 +683,8 @@ fn the_binary_has_an_exit_code_for_each_failure() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["size_bytes"], size);
     let (code, path, _) = run(&["good"]);
-    assert_eq!((code, Path::new(path.trim())), (0, place.models().join("m.gguf").as_path()));
+    assert_eq!(
+        (code, Path::new(path.trim())),
+        (0, place.models().join("m.gguf").as_path())
+    );
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
-use crate::inference::gguf::Gguf;
+use crate::inference::Gguf;
 
 /// Bytes read at once: large enough for an SD card, small enough for a Nano's cache.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -44,9 +44,10 @@ pub fn sha256_file(
 pub fn check_model(path: &Path, what: &str) -> Result<(), LibraryError> {
     match Gguf::open(path) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(LibraryError::NotAModel { what: what.to_owned(), reason: error.to_string() })
-        }
+        Err(error) => Err(LibraryError::NotAModel {
+            what: what.to_owned(),
+            reason: error.to_string(),
+        }),
     }
 }
 

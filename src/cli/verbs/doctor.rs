@@ -21,8 +21,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens};
 use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
 use crate::cli::{Context, exit};
-use crate::inference::engine::sampler::SamplerOptions;
-use crate::inference::{GenerateRequest, Model, ModelSource};
+use crate::inference::{GenerateRequest, Model, ModelSource, SamplerOptions};
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]

@@ -15,9 +15,9 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{FAINT, GOOD, STRONG, WARNING, print_json, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::gguf::Gguf;
-use crate::inference::tokenizer::{ChatTemplate, Tokenizer};
-use crate::inference::{EMBEDDED_MODEL, MemoryPlan, ModelSource, plan_memory};
+use crate::inference::{
+    ChatTemplate, EMBEDDED_MODEL, Gguf, MemoryPlan, ModelSource, Tokenizer, plan_memory,
+};
 use crate::library::Board;
 
 /// Options of `inspect`.
@@ -182,7 +182,14 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
     if args.tensors {
         let tensors = gguf.tensors().iter();
         object["tensors"] = tensors
-            .map(|t| json!({ "name": t.name, "type": t.ty.name(), "shape": t.shape, "bytes": t.n_bytes }))
+            .map(|t| {
+                json!({
+                    "name": t.name,
+                    "type": t.ty.name(),
+                    "shape": t.shape,
+                    "bytes": t.n_bytes,
+                })
+            })
             .collect();
     }
     object
