@@ -122,10 +122,10 @@ fn machine(host: &Host) -> Vec<Finding> {
         None => String::new(),
     };
     let is_fast = host.isa.contains(&"avx2") || host.isa.contains(&"neon");
-    let kernels = match (host.isa.contains(&"avx2"), host.isa.contains(&"neon")) {
-        (true, _) => "AVX2",
-        (_, true) => "NEON",
-        _ => "plain Rust; this processor has neither AVX2 nor NEON, expect a tenth of the speed",
+    let kernels = if is_fast {
+        "the CPU computes everything, with vector instructions"
+    } else {
+        "the CPU computes everything, without AVX2 or NEON: expect it to be slow"
     };
     vec![
         fact(
@@ -141,7 +141,7 @@ fn machine(host: &Host) -> Vec<Finding> {
             } else {
                 Verdict::Warning
             },
-            text: format!("everything runs on the CPU: {kernels}"),
+            text: kernels.to_owned(),
         },
         fact(
             "memory",
