@@ -53,6 +53,8 @@ pub struct ModelConfig {
     pub n_threads: Option<usize>,
     /// Instruction set of the kernels; unset takes the best that the machine has.
     pub isa: Option<String>,
+    /// How keys and values are stored, `f16` or `f32`.
+    pub kv_type: Option<String>,
     /// Memory that weights, KV cache and scratch may take; unset takes what is free.
     pub memory_max_bytes: Option<u64>,
 }
@@ -270,6 +272,7 @@ impl App {
     pub fn load_options(&self) -> LoadOptions {
         let model = &self.config().model;
         LoadOptions {
+            kv_type: model.kv_type.clone(),
             n_ctx: model.n_ctx,
             n_batch: model.n_batch,
             n_threads: model.n_threads,

@@ -48,6 +48,7 @@ fn load(recipe: &Recipe, golden: &Golden, folder: &TempDir) -> Model {
     }
     let options = LoadOptions {
         n_ctx: Some(64),
+        kv_type: Some("f32".to_owned()), // as the goldens were made
         ..LoadOptions::default()
     };
     Model::load(&ModelSource::File(path), &options).expect("the model loads")

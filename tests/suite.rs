@@ -6,3 +6,4 @@ mod pull;
 mod sampler;
 mod support;
 mod tidy;
+mod tokenizer;

@@ -1,4 +1,5 @@
-//! Every bound of the program, by name. A queue, buffer, body or retry without a line is a bug.
+//! Every bound of the program, by name: a queue, buffer, body or retry without a line here is a
+//! bug.
 
 /// Metadata keys a GGUF file may hold.
 pub const GGUF_KEYS_MAX: u64 = 65_536;

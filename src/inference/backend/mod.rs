@@ -45,6 +45,12 @@ pub enum BackendError {
         /// What this machine has.
         available: String,
     },
+    /// A KV type that nobody knows.
+    #[error("KV type '{name}' is not known; choose f16 or f32")]
+    KvType {
+        /// What was asked for.
+        name: String,
+    },
     /// Memory for the KV cache or scratch could not be had.
     #[error("{what} needs {bytes} bytes, which the system refused; use a smaller context")]
     Memory {

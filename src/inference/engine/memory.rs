@@ -8,8 +8,8 @@
 //! ```
 
 use super::InferenceError;
-use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa};
-use crate::inference::backend::{PAGE_LEN, Plan};
+use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
+use crate::inference::backend::{BackendError, PAGE_LEN, Plan};
 use crate::inference::gguf::Gguf;
 use crate::inference::model::{Hparams, plan};
 
@@ -33,6 +33,8 @@ pub struct LoadOptions {
     pub n_threads: Option<usize>,
     /// Instruction set by name; by default the fastest.
     pub isa: Option<String>,
+    /// How keys and values are stored, `f16` or `f32`; by default f16.
+    pub kv_type: Option<String>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
 }
@@ -57,9 +59,14 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The sum of what is needed.
     pub fn needed_bytes(&self) -> u64 {
-        [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        [
+            self.weights_bytes,
+            self.kv_bytes,
+            self.scratch_bytes,
+            self.reserve_bytes,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
     }
 }
 
@@ -100,7 +107,10 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         Some(0) | None => hparams.n_ctx_train.min(N_CTX_DEFAULT),
         Some(n) => n as usize,
     };
-    let n_batch = options.n_batch.map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize).min(n_ctx);
+    let n_batch = options
+        .n_batch
+        .map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize)
+        .min(n_ctx);
     // An encoder sees its whole text at once.
     let n_batch = if hparams.arch.causal { n_batch } else { n_ctx };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -110,11 +120,26 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
             .unwrap_or(cores)
             .clamp(1, crate::base::limits::THREADS_MAX),
         n_batch,
-        n_outputs: if hparams.arch.causal { N_OUTPUTS.min(n_batch) } else { n_batch },
+        n_outputs: if hparams.arch.causal {
+            N_OUTPUTS.min(n_batch)
+        } else {
+            n_batch
+        },
         n_page: n_ctx.div_ceil(PAGE_LEN),
+        kv_type: match options.kv_type.as_deref() {
+            None => KvType::default(),
+            Some(name) => KvType::from_name(name).ok_or_else(|| BackendError::KvType {
+                name: name.to_owned(),
+            })?,
+        },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    Ok(Prepared { hparams, plan, config, n_ctx })
+    Ok(Prepared {
+        hparams,
+        plan,
+        config,
+        n_ctx,
+    })
 }
 
 /// Output rows of a step: enough for logits of a stretch of text, few enough for large
@@ -130,7 +155,8 @@ impl Prepared {
         };
         MemoryPlan {
             weights_bytes: gguf.file_bytes(),
-            kv_bytes: CpuBackend::page_bytes(&self.plan) as u64 * config.n_page as u64,
+            kv_bytes: CpuBackend::page_bytes(&self.plan, config.kv_type) as u64
+                * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
             reserve_bytes: RESERVE_BYTES,
             available_bytes,
@@ -141,16 +167,19 @@ impl Prepared {
     /// The memory plan, or a refusal that names what is missing and what would fit.
     pub fn fit(&self, gguf: &Gguf, available_bytes: u64) -> Result<MemoryPlan, InferenceError> {
         let memory = self.memory(gguf, available_bytes, self.n_ctx);
-        let fits = |n_ctx| {
-            self.memory(gguf, available_bytes, n_ctx).needed_bytes() <= available_bytes
-        };
+        let fits =
+            |n_ctx| self.memory(gguf, available_bytes, n_ctx).needed_bytes() <= available_bytes;
         if fits(self.n_ctx) {
             return Ok(memory);
         }
         let (mut low, mut high) = (0, self.n_ctx);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if fits(middle) { low = middle } else { high = middle }
+            if fits(middle) {
+                low = middle
+            } else {
+                high = middle
+            }
         }
         let largest = low / PAGE_LEN * PAGE_LEN;
         Err(InferenceError::Memory {

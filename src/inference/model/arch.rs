@@ -50,8 +50,16 @@ const NEOX: Option<RopeStyle> = Some(RopeStyle::Halves);
 /// Every architecture that runs.
 pub const SUPPORTED: [Arch; 8] = [
     LLAMA,
-    Arch { name: "qwen2", rope: NEOX, ..LLAMA },
-    Arch { name: "qwen3", rope: NEOX, ..LLAMA },
+    Arch {
+        name: "qwen2",
+        rope: NEOX,
+        ..LLAMA
+    },
+    Arch {
+        name: "qwen3",
+        rope: NEOX,
+        ..LLAMA
+    },
     Arch {
         name: "phi2",
         norm: NormKind::Layer,
@@ -59,7 +67,12 @@ pub const SUPPORTED: [Arch; 8] = [
         activation: Activation::Gelu,
         ..LLAMA
     },
-    Arch { name: "stablelm", norm: NormKind::Layer, rope: NEOX, ..LLAMA },
+    Arch {
+        name: "stablelm",
+        norm: NormKind::Layer,
+        rope: NEOX,
+        ..LLAMA
+    },
     Arch {
         name: "starcoder2",
         norm: NormKind::Layer,
@@ -67,7 +80,13 @@ pub const SUPPORTED: [Arch; 8] = [
         activation: Activation::Gelu,
         ..LLAMA
     },
-    Arch { name: "gemma3", rope: NEOX, activation: Activation::Gelu, scale_embd: true, ..LLAMA },
+    Arch {
+        name: "gemma3",
+        rope: NEOX,
+        activation: Activation::Gelu,
+        scale_embd: true,
+        ..LLAMA
+    },
     Arch {
         name: "bert",
         norm: NormKind::Layer,

@@ -25,7 +25,7 @@ fn steps(bytes: &[u8]) -> [i8; 32] {
 ///        scale | low nibble of byte 2 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod iq4_nl {
-    use crate::inference::quant::{expand::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
 
     pub fn part(block: &[u8; 18]) -> ExpandedSigned {
         ExpandedSigned {
@@ -46,7 +46,7 @@ pub(super) mod iq4_nl {
 ///   high 2 bits   bits 2 p and 2 p + 1 of the little-endian u16 at byte 2
 /// ```
 pub(super) mod iq4_xs {
-    use crate::inference::quant::{expand::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
 
     pub fn part(block: &[u8; 136], part_idx: usize) -> ExpandedSigned {
         let low = block[4 + part_idx / 2] >> (4 * (part_idx % 2)) & 15;

@@ -44,7 +44,7 @@ fn join(low: [u8; 32], high: [u8; 32], n: u32) -> [u8; 32] {
 ///        group i             |
 /// ```
 pub(super) mod q2_k {
-    use crate::inference::quant::{expand::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, f16_at};
 
     pub fn part(block: &[u8; 84], part_idx: usize) -> Part {
         let codes = super::bits(&block[16..80], part_idx / 4, 2 * (part_idx % 4), 3);
@@ -67,7 +67,7 @@ pub(super) mod q2_k {
 ///   high 2 bits   byte 104 + g % 4, shift 2 (g / 4)
 /// ```
 pub(super) mod q3_k {
-    use crate::inference::quant::{expand::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, f16_at};
 
     pub fn part(block: &[u8; 110], part_idx: usize) -> Part {
         let low = super::bits(&block[32..96], part_idx / 4, 2 * (part_idx % 4), 3);
@@ -98,7 +98,7 @@ pub(super) mod q3_k {
 ///   byte 12 + i   bits 0-3: of s[i + 4]       bits 4-7: bits 0-3 of m[i + 4]
 /// ```
 pub(super) mod q4_k {
-    use crate::inference::quant::{expand::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, f16_at};
 
     pub fn part(block: &[u8; 144], part_idx: usize) -> Part {
         let codes = super::bits(&block[16..], part_idx / 2, 4 * (part_idx % 2), 15);
@@ -131,7 +131,7 @@ pub(super) mod q4_k {
 ///            |      | as in Q4_K         |            |
 /// ```
 pub(super) mod q5_k {
-    use crate::inference::quant::expand::Part;
+    use crate::inference::quant::expansion::Part;
 
     pub fn part(block: &[u8; 176], part_idx: usize) -> Part {
         let low = super::bits(&block[48..], part_idx / 2, 4 * (part_idx % 2), 15);
@@ -149,7 +149,7 @@ pub(super) mod q5_k {
 ///                        |                   | group i              |
 /// ```
 pub(super) mod q6_k {
-    use crate::inference::quant::{expand::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, f16_at};
 
     pub fn part(block: &[u8; 210], part_idx: usize) -> Part {
         let (half, quarter) = (part_idx / 4, part_idx % 4);

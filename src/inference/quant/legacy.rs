@@ -24,7 +24,7 @@ use half::f16;
 ///        scale | low nibble of byte 2 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q4_0 {
-    use crate::inference::quant::{expand::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
 
     pub fn part(block: &[u8; 18]) -> Part {
         Part::centered(nibbles(&block[2..]), [f16_at(block, 0); 2], 8)
@@ -46,7 +46,7 @@ pub(super) mod q4_0 {
 ///        scale | min | low nibble of byte 4 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q4_1 {
-    use crate::inference::quant::{expand::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
 
     pub fn part(block: &[u8; 20]) -> Part {
         Part::with_min(
@@ -73,7 +73,7 @@ pub(super) mod q4_1 {
 ///        scale | fifth bits   | low nibble of byte 6 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q5_0 {
-    use crate::inference::quant::{expand::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
 
     pub fn part(block: &[u8; 22]) -> Part {
         let codes = super::add_fifth_bits(nibbles(&block[6..]), &block[2..6]);
@@ -97,7 +97,7 @@ pub(super) mod q5_0 {
 ///        scale | min | fifth bits   | low nibble of byte 8 + i -> weight i, high -> weight i + 16
 /// ```
 pub(super) mod q5_1 {
-    use crate::inference::quant::{expand::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
 
     pub fn part(block: &[u8; 24]) -> Part {
         let codes = super::add_fifth_bits(nibbles(&block[8..]), &block[4..8]);
@@ -124,7 +124,7 @@ pub(super) mod q5_1 {
 ///
 /// A quantizer never writes -128, but a file may hold it.
 pub(super) mod q8_0 {
-    use crate::inference::quant::{expand::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
 
     pub fn part(block: &[u8; 34]) -> ExpandedSigned {
         ExpandedSigned {

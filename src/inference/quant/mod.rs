@@ -16,7 +16,7 @@
 //! together. Only the types with a simple rounding rule can be written: the search for good
 //! K-quant scales is left to the tools that prepare models.
 
-mod expand;
+mod expansion;
 mod iq4;
 mod k_quants;
 mod legacy;
@@ -24,7 +24,7 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use expand::{Codes, Expanded, ExpandedSigned, expand, expand_signed};
+pub use expansion::{Codes, Expanded, ExpandedSigned, expand, expand_signed};
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
 #[allow(non_camel_case_types, missing_docs)]
@@ -146,12 +146,12 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
         Codes::Float => plain::dequantize(ty, src, dst),
         Codes::Unsigned => {
             for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                expand::part(ty, src, block_idx).write(out);
+                expansion::part(ty, src, block_idx).write(out);
             }
         }
         Codes::Signed => {
             for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                expand::expand_signed(ty, src, block_idx).write(out);
+                expansion::expand_signed(ty, src, block_idx).write(out);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Golden vectors: `python3 tests/tools/golden_quant.py tests/golden/quant`.
 
-use super::expand::{Codes, expand, expand_signed};
+use super::expansion::{Codes, expand, expand_signed};
 use super::*;
 use proptest::prelude::*;
 use std::path::Path;

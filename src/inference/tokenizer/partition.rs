@@ -114,12 +114,16 @@ fn cut<'a>(mut text: &'a [u8], special: &Special, out: &mut Vec<Fragment<'a>>) {
     while let Some(at) = find(text, needle) {
         let (mut left, mut right) = (&text[..at], &text[at + needle.len()..]);
         if special.attr.has(Attr::LSTRIP) {
-            while let [rest @ .., last] = left && is_c_space(*last) {
+            while let [rest @ .., last] = left
+                && is_c_space(*last)
+            {
                 left = rest;
             }
         }
         if special.attr.has(Attr::RSTRIP) {
-            while let [first, rest @ ..] = right && is_c_space(*first) {
+            while let [first, rest @ ..] = right
+                && is_c_space(*first)
+            {
                 right = rest;
             }
         }
@@ -169,12 +173,20 @@ mod tests {
             Fragment::Text(text) => format!("[{}]", String::from_utf8_lossy(text)),
             Fragment::Token(id) => id.to_string(),
         };
-        partition.split(text.as_bytes(), parse_special).into_iter().map(show).collect()
+        partition
+            .split(text.as_bytes(), parse_special)
+            .into_iter()
+            .map(show)
+            .collect()
     }
 
     #[test]
     fn control_tokens_need_leave_and_user_tokens_none() {
-        let p = partition(&[("<s>", Attr::CONTROL), ("<u>", Attr::USER_DEFINED), ("s", Attr::NORMAL)]);
+        let p = partition(&[
+            ("<s>", Attr::CONTROL),
+            ("<u>", Attr::USER_DEFINED),
+            ("s", Attr::NORMAL),
+        ]);
         assert_eq!(show(&p, "a<s>b<u>c", true), "[a]0[b]1[c]");
         assert_eq!(show(&p, "a<s>b<u>c", false), "[a<s>b]1[c]");
         assert_eq!(show(&p, "<s><s>", true), "00");
@@ -183,7 +195,11 @@ mod tests {
 
     #[test]
     fn the_longest_text_wins_wherever_it_stands() {
-        let p = partition(&[("ab", Attr::CONTROL), ("bcd", Attr::CONTROL), ("abcd", Attr::CONTROL)]);
+        let p = partition(&[
+            ("ab", Attr::CONTROL),
+            ("bcd", Attr::CONTROL),
+            ("abcd", Attr::CONTROL),
+        ]);
         assert_eq!(show(&p, "abcd", true), "2");
         assert_eq!(show(&p, "xabcxbcd", true), "[x]0[cx]1");
         let p = partition(&[("ab", Attr::CONTROL), ("bcd", Attr::CONTROL)]);

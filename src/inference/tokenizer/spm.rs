@@ -49,7 +49,9 @@ struct Pair {
 
 impl Ord for Pair {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+        self.score
+            .total_cmp(&other.score)
+            .then(other.left.cmp(&self.left))
     }
 }
 
@@ -73,9 +75,8 @@ impl Spm {
     pub(super) fn new(vocab: &Vocab) -> Result<Spm, TokenizerError> {
         let ids = ids_by_text(vocab)?;
         let by_text = |text: &[u8]| ids.get(text).copied();
-        let byte_id = |byte: u8| {
-            by_text(format!("<0x{byte:02X}>").as_bytes()).or_else(|| by_text(&[byte]))
-        };
+        let byte_id =
+            |byte: u8| by_text(format!("<0x{byte:02X}>").as_bytes()).or_else(|| by_text(&[byte]));
         let bytes = (0..=255).map(byte_id).collect();
         // −0 and +0 are one score, and total_cmp would tell them apart.
         let mut scores: Vec<f32> = vocab.scores.iter().map(|score| score + 0.0).collect();
@@ -143,7 +144,12 @@ impl Spm {
         let n_bytes = symbols[left].n_bytes + symbols[right].n_bytes;
         let union = &text[symbols[left].start..symbols[left].start + n_bytes];
         if let Some(&id) = self.ids.get(union) {
-            queue.push(Pair { score: self.scores[id as usize], left, right, n_bytes });
+            queue.push(Pair {
+                score: self.scores[id as usize],
+                left,
+                right,
+                n_bytes,
+            });
         }
     }
 
@@ -210,7 +216,12 @@ fn characters(text: &[u8]) -> Vec<Symbol> {
         };
         let n_bytes = n_bytes.min(text.len() - start);
         let idx = symbols.len();
-        symbols.push(Symbol { prev: idx.wrapping_sub(1), next: idx + 1, start, n_bytes });
+        symbols.push(Symbol {
+            prev: idx.wrapping_sub(1),
+            next: idx + 1,
+            start,
+            n_bytes,
+        });
         start += n_bytes;
     }
     if let Some(last) = symbols.last_mut() {

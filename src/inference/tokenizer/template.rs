@@ -65,9 +65,13 @@ impl ChatTemplate {
     /// # Errors
     /// A template that is too long or no Jinja, keys of the wrong type.
     pub fn from_gguf(meta: &Metadata) -> Result<Option<ChatTemplate>, TemplateError> {
-        let Some(tokens) = meta.strs("tokenizer.ggml.tokens")? else { return Ok(None) };
+        let Some(tokens) = meta.strs("tokenizer.ggml.tokens")? else {
+            return Ok(None);
+        };
         let text = |key: &str, default: Option<TokenId>| -> Result<String, TemplateError> {
-            let id = meta.u32(&format!("tokenizer.ggml.{key}_token_id"))?.or(default);
+            let id = meta
+                .u32(&format!("tokenizer.ggml.{key}_token_id"))?
+                .or(default);
             let token = id.and_then(|id| tokens.get(id as usize));
             Ok(token.map(|token| (*token).to_owned()).unwrap_or_default())
         };
@@ -90,15 +94,27 @@ impl ChatTemplate {
     pub fn from_source(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
         let max = CHAT_TEMPLATE_BYTES_MAX;
         if source.len() as u64 > max {
-            return Err(TemplateError::TooLong { n_bytes: source.len(), max });
+            return Err(TemplateError::TooLong {
+                n_bytes: source.len(),
+                max,
+            });
         }
-        let syntax_error = |error: Error| TemplateError::Syntax { reason: describe(&error) };
+        let syntax_error = |error: Error| TemplateError::Syntax {
+            reason: describe(&error),
+        };
         let mut env = environment().map_err(syntax_error)?;
-        env.add_template_owned(NAME, without_generation_tags(source)?).map_err(syntax_error)?;
-        Ok(ChatTemplate { env, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+        env.add_template_owned(NAME, without_generation_tags(source)?)
+            .map_err(syntax_error)?;
+        Ok(ChatTemplate {
+            env,
+            source: source.to_owned(),
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+        })
     }
 
-    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`, `zephyr`,
+    /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`,
+    /// `zephyr`,
     /// `stablelm`, `gemma`, `vicuna`.
     pub fn builtin(name: &str) -> Option<ChatTemplate> {
         ChatTemplate::from_source(builtin::by_name(name)?, "", "").ok()
@@ -140,19 +156,29 @@ impl ChatTemplate {
 }
 
 fn clock_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// An environment as Hugging Face sets it up, bounded.
 fn environment() -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     env.set_fuel(Some(CHAT_TEMPLATE_FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_filter("tojson", tojson);
     env.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
+        Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("{REFUSED}{message}"),
+        ))
     });
     Ok(env)
 }
@@ -161,15 +187,28 @@ fn environment() -> Result<Environment<'static>, Error> {
 /// is always taken; so the tag's white-space control stays.
 fn without_generation_tags(source: &str) -> Result<String, TemplateError> {
     let tag = |pattern: &str, with: &str, text: &str| -> Result<String, TemplateError> {
-        let syntax_error = |e: fancy_regex::Error| TemplateError::Syntax { reason: e.to_string() };
+        let syntax_error = |e: fancy_regex::Error| TemplateError::Syntax {
+            reason: e.to_string(),
+        };
         let regex = Regex::new(pattern).map_err(syntax_error)?;
-        Ok(regex.try_replacen(text, 0, with).map_err(syntax_error)?.into_owned())
+        Ok(regex
+            .try_replacen(text, 0, with)
+            .map_err(syntax_error)?
+            .into_owned())
     };
     if !source.contains("generation") {
         return Ok(source.to_owned());
     }
-    let opened = tag(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", "{%${1} if true ${2}%}", source)?;
-    tag(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", "{%${1} endif ${2}%}", &opened)
+    let opened = tag(
+        r"\{%([-+]?)\s*generation\s*([-+]?)%\}",
+        "{%${1} if true ${2}%}",
+        source,
+    )?;
+    tag(
+        r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}",
+        "{%${1} endif ${2}%}",
+        &opened,
+    )
 }
 
 /// The message with its place and causes, on one line.
@@ -185,10 +224,19 @@ fn describe(error: &Error) -> String {
 
 fn render_error(error: Error) -> TemplateError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TemplateError::TooManySteps { max: CHAT_TEMPLATE_FUEL };
+        return TemplateError::TooManySteps {
+            max: CHAT_TEMPLATE_FUEL,
+        };
     }
-    match error.detail().and_then(|detail| detail.strip_prefix(REFUSED)) {
-        Some(message) => TemplateError::Refused { message: message.to_owned() },
-        None => TemplateError::Render { reason: describe(&error) },
+    match error
+        .detail()
+        .and_then(|detail| detail.strip_prefix(REFUSED))
+    {
+        Some(message) => TemplateError::Refused {
+            message: message.to_owned(),
+        },
+        None => TemplateError::Render {
+            reason: describe(&error),
+        },
     }
 }

@@ -116,7 +116,9 @@ impl Style {
     fn key(&self, key: &Value, out: &mut String) {
         match (key.as_str(), key.kind()) {
             (Some(text), _) => self.string(text, out),
-            (None, ValueKind::Bool) => self.string(if key.is_true() { "true" } else { "false" }, out),
+            (None, ValueKind::Bool) => {
+                self.string(if key.is_true() { "true" } else { "false" }, out)
+            }
             (None, ValueKind::None) => self.string("null", out),
             _ => self.string(&key.to_string(), out),
         }
@@ -157,7 +159,9 @@ fn number(value: &Value, out: &mut String) -> Result<(), Error> {
     let float = f64::try_from(value.clone())?;
     match () {
         () if float.is_nan() => out.push_str("NaN"),
-        () if float.is_infinite() => out.push_str(if float > 0.0 { "Infinity" } else { "-Infinity" }),
+        () if float.is_infinite() => {
+            out.push_str(if float > 0.0 { "Infinity" } else { "-Infinity" })
+        }
         () => python_float(float, out),
     }
     Ok(())

@@ -12,7 +12,7 @@
 //! and every dot product is summed in the same order in both.
 
 use super::chunk::{ActChunk, CHUNK_LEN, Format, Tile, WeightChunk};
-use super::isa::Isa;
+use super::isa::{Isa, with_isa};
 use super::pool::Pool;
 use super::shared::{PerWorker, SharedMut};
 #[cfg(target_arch = "x86_64")]
@@ -120,7 +120,10 @@ unsafe fn quantize_row(isa: Isa, row: &[f32], out: &SharedMut<ActChunk>, n: usiz
     }
     // SAFETY: passed on.
     unsafe {
-        super::isa::with_isa!(isa, quantize(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize));
+        with_isa!(
+            isa,
+            quantize(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize)
+        );
     }
 }
 
@@ -295,14 +298,20 @@ unsafe fn float_rows<S: Simd>(job: &Job<'_>, start: usize, end: usize, scratch: 
     let row_bytes = job.w.row_bytes();
     let width = k.next_multiple_of(LANES);
     let block = row_block(width * size_of::<f32>(), job.x.n);
-    scratch.floats.resize((block * width).max(scratch.floats.len()), 0.0);
+    scratch
+        .floats
+        .resize((block * width).max(scratch.floats.len()), 0.0);
     let mut row = start;
     while row < end {
         let n_rows = block.min(end - row);
         for r in 0..n_rows {
             let out = &mut scratch.floats[r * width..][..width];
             out[k..].fill(0.0);
-            dequantize(ty, &job.w.data[(row + r) * row_bytes..][..row_bytes], &mut out[..k]);
+            dequantize(
+                ty,
+                &job.w.data[(row + r) * row_bytes..][..row_bytes],
+                &mut out[..k],
+            );
         }
         for col in 0..job.x.n {
             let x = &job.x.data[col * job.x.stride..][..width.min(job.x.stride)];
@@ -367,7 +376,9 @@ fn rows_fn(isa: Isa, ty: TensorType) -> RowsFn {
             }
         };
     }
-    codes!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
+    codes!(
+        Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS
+    )
 }
 
 fn code_rows_fn<F: Format>(isa: Isa) -> RowsFn {

@@ -11,9 +11,9 @@
 //! bits; those that need a sign cannot, and have no minimum to carry.
 //!
 //! A scale is `d` (f16 to f32) times an integer, and a minimum is one such product or the scale
-//! times the code of zero; both are exact in f32. Hence the formula gives the numbers of `dequantize` exactly,
-//! except that a zero may lose its sign. A block whose `d` is not finite has no finite weight in
-//! either.
+//! times the code of zero; both are exact in f32. Hence the formula gives the numbers of
+//! `dequantize` exactly, except that a zero may lose its sign. A block whose `d` is not finite
+//! has no finite weight in either.
 
 use super::TensorType;
 use super::iq4::{iq4_nl, iq4_xs};
