@@ -83,11 +83,7 @@ pub struct PullConfig {
 
 impl Default for PullConfig {
     fn default() -> PullConfig {
-        PullConfig {
-            ca_file: None,
-            stall_ms: 30_000,
-            pause_ms: 1000,
-        }
+        PullConfig { ca_file: None, stall_ms: 30_000, pause_ms: 1000 }
     }
 }
 
@@ -177,20 +173,9 @@ impl App {
             reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST"],
             options: start.settings,
         })?;
-        let models = settings
-            .config
-            .library
-            .dir
-            .clone()
-            .unwrap_or_else(|| dirs.models.clone());
+        let models = settings.config.library.dir.clone().unwrap_or_else(|| dirs.models.clone());
         let store = Store::new(models, dirs.models_shared.clone());
-        Ok(App {
-            settings,
-            role,
-            dirs,
-            config_files,
-            store,
-        })
+        Ok(App { settings, role, dirs, config_files, store })
     }
 
     /// The configuration.
@@ -246,18 +231,11 @@ impl App {
         let Some(entry) = catalog.find(name) else {
             return Err(error.into());
         };
-        if let Some(model) = entry
-            .file_name()
-            .and_then(|file| self.store.find(&file).ok())
-        {
+        if let Some(model) = entry.file_name().and_then(|file| self.store.find(&file).ok()) {
             return Ok(ModelSource::File(model.files[0].clone()));
         }
         let hint = format!(" here; `jetforge pull {}` gets it", entry.name);
-        Err(LibraryError::UnknownModel {
-            name: name.to_owned(),
-            hint,
-        }
-        .into())
+        Err(LibraryError::UnknownModel { name: name.to_owned(), hint }.into())
     }
 
     /// The model's name for people.
@@ -298,10 +276,7 @@ impl App {
 
     /// An inference error with the model that it is about.
     pub fn inference(source: &ModelSource, error: InferenceError) -> AppError {
-        AppError::Inference {
-            model: App::source_name(source),
-            source: error,
-        }
+        AppError::Inference { model: App::source_name(source), source: error }
     }
 
     /// How tokens are chosen. The embedded model learned programs by heart, so it is asked for the
@@ -321,11 +296,7 @@ mod tests {
 
     fn app(env: &[(&str, &str)]) -> Result<App, AppError> {
         let env = env.iter().copied().collect();
-        App::start(Start {
-            env: &env,
-            config_file: None,
-            settings: Vec::new(),
-        })
+        App::start(Start { env: &env, config_file: None, settings: Vec::new() })
     }
 
     #[test]
@@ -361,9 +332,6 @@ mod tests {
     #[test]
     fn values_out_of_range_name_their_source() {
         let error = app(&[("HOME", "/x"), ("JETFORGE_MODEL_N_CTX", "0")]).unwrap_err();
-        assert!(
-            error.to_string().contains("JETFORGE_MODEL_N_CTX"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("JETFORGE_MODEL_N_CTX"), "{error}");
     }
 }

@@ -62,11 +62,7 @@ const QUICK_SORT: &str = "write a quick sort example and print the sorted result
 fn the_main_job_writes_a_program_that_sorts() {
     let run = run(&["generate", QUICK_SORT]);
     assert_eq!(run.code, 0, "{}", run.err);
-    assert!(
-        run.out.starts_with("```python\ndef quicksort("),
-        "{}",
-        run.out
-    );
+    assert!(run.out.starts_with("```python\ndef quicksort("), "{}", run.out);
     assert!(run.err.is_empty(), "{}", run.err);
 }
 
@@ -91,25 +87,13 @@ fn prompts_come_from_everywhere_and_mean_the_same() {
 
 #[test]
 fn json_holds_answer_figures_and_probabilities() {
-    let answer = run(&[
-        "generate",
-        QUICK_SORT,
-        "-n",
-        "12",
-        "--json",
-        "--n-probs",
-        "3",
-    ])
-    .json();
+    let answer = run(&["generate", QUICK_SORT, "-n", "12", "--json", "--n-probs", "3"]).json();
     assert_eq!(answer["finish"], "length");
     assert_eq!(answer["n_generated"], 12);
     assert!(answer["text"].as_str().unwrap().starts_with("```python"));
     let first = &answer["probs"][0];
     assert_eq!(first["top"].as_array().unwrap().len(), 3);
-    assert_eq!(
-        first["top"][0]["id"], first["id"],
-        "greedy takes the likeliest"
-    );
+    assert_eq!(first["top"][0]["id"], first["id"], "greedy takes the likeliest");
     assert!(answer["timings"]["decode_ms"].as_f64().unwrap() > 0.0);
 }
 
@@ -120,63 +104,33 @@ fn output_holds_just_the_code() {
     let run = run(&["generate", QUICK_SORT, "--output", file.to_str().unwrap()]);
     assert_eq!((run.code, run.out.as_str()), (0, ""), "{}", run.err);
     let code = std::fs::read_to_string(&file).unwrap();
-    assert!(
-        code.starts_with("def quicksort(") && !code.contains("```"),
-        "{code}"
-    );
+    assert!(code.starts_with("def quicksort(") && !code.contains("```"), "{code}");
     let Ok(python) = Command::new("python3").arg(&file).output() else {
         eprintln!("skipped: python3 is not installed");
         return;
     };
-    assert_eq!(
-        String::from_utf8_lossy(&python.stdout).trim(),
-        "[1, 2, 5, 5, 6, 9]"
-    );
+    assert_eq!(String::from_utf8_lossy(&python.stdout).trim(), "[1, 2, 5, 5, 6, 9]");
 }
 
 #[test]
 fn raw_text_stop_words_and_figures() {
     let prompt = ["-e", "-p", "# sum of a list\\ndef"];
-    let run = run(&[
-        &["generate", "--raw"][..],
-        &prompt,
-        &["--stop", "\\n", "-v"],
-    ]
-    .concat());
+    let run = run(&[&["generate", "--raw"][..], &prompt, &["--stop", "\\n", "-v"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(run.out.lines().count(), 1, "{}", run.out);
-    assert!(
-        run.err.contains("prefill") && run.err.contains("stop_word"),
-        "{}",
-        run.err
-    );
+    assert!(run.err.contains("prefill") && run.err.contains("stop_word"), "{}", run.err);
 }
 
 #[test]
 fn fill_in_the_middle() {
-    let args = [
-        "generate",
-        "--fim-prefix",
-        "def add(a, b):\n    return ",
-        "--fim-suffix",
-        "\n",
-    ];
+    let args = ["generate", "--fim-prefix", "def add(a, b):\n    return ", "--fim-suffix", "\n"];
     let run = run(&[&args[..], &["-n", "8"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);
 }
 
 #[test]
 fn seeds_repeat_and_sampling_options_reach_the_sampler() {
-    let args = [
-        "generate",
-        "write a haiku",
-        "-n",
-        "12",
-        "--temp",
-        "1.5",
-        "--top-k",
-        "0",
-    ];
+    let args = ["generate", "write a haiku", "-n", "12", "--temp", "1.5", "--top-k", "0"];
     let with_seed = |seed: &str| run(&[&args[..], &["--seed", seed]].concat()).out;
     assert_eq!(with_seed("7"), with_seed("7"));
     assert_ne!(with_seed("7"), with_seed("8"));
@@ -193,11 +147,7 @@ fn exit_codes_tell_what_is_wrong() {
     let text = text.to_str().unwrap();
     let cases: [(&[&str], i32, &str); 9] = [
         (&["generate", "--no-such-option"], 2, "no-such-option"),
-        (
-            &["generate", "x", "--set", "model.n_ctz=1"],
-            2,
-            "model.n_ctx",
-        ),
+        (&["generate", "x", "--set", "model.n_ctz=1"], 2, "model.n_ctx"),
         (&["generate", "x", "--samplers", "nonsense"], 2, "nonsense"),
         (&["generate", "x", "-m", "/no/such.gguf"], 3, "no such file"),
         (&["generate", "x", "-m", "phi-2"], 3, "jetforge pull phi-2"),
@@ -211,11 +161,7 @@ fn exit_codes_tell_what_is_wrong() {
         assert_eq!(run.code, code, "{args:?}: {}", run.err);
         assert!(run.err.contains(text), "{args:?}: {}", run.err);
         assert_eq!(run.out, "", "{args:?}");
-        assert!(
-            !run.err.contains('\u{1b}'),
-            "colour only on a terminal: {}",
-            run.err
-        );
+        assert!(!run.err.contains('\u{1b}'), "colour only on a terminal: {}", run.err);
     }
 }
 
@@ -225,25 +171,14 @@ fn chat_remembers_and_takes_many_lines() {
     let input = format!("/help\n{QUICK_SORT}\n{block}\n/nonsense\n/clear\n/exit\n");
     let run = run_with_input(&["chat", "-n", "16", "--stats"], &input);
     assert_eq!(run.code, 0, "{}", run.err);
-    assert!(
-        run.out.starts_with("```python\ndef quicksort("),
-        "{}",
-        run.out
-    );
-    assert!(
-        run.err.contains("/clear") && run.err.contains("no command /nonsense"),
-        "{}",
-        run.err
-    );
+    assert!(run.out.starts_with("```python\ndef quicksort("), "{}", run.out);
+    assert!(run.err.contains("/clear") && run.err.contains("no command /nonsense"), "{}", run.err);
     assert_eq!(run.err.matches("prefill").count(), 2, "{}", run.err);
 }
 
 #[test]
 fn chat_forgets_the_oldest_turns() {
-    let long = format!(
-        "{}\n",
-        "print the sum of all numbers in this list ".repeat(8)
-    );
+    let long = format!("{}\n", "print the sum of all numbers in this list ".repeat(8));
     let run = run_with_input(&["chat", "-n", "4", "-c", "256"], &long.repeat(4));
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.err.contains("forgotten"), "{}", run.err);
@@ -258,20 +193,12 @@ fn inspect_shows_the_file_and_where_it_fits() {
     let fits = found["fits"].as_array().unwrap();
     assert_eq!(fits.len(), 4);
     assert!(fits.iter().all(|fit| fit["fits"] == true), "{fits:?}");
-    let n_bytes: u64 = found["tensors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|t| t["bytes"].as_u64().unwrap())
-        .sum();
+    let n_bytes: u64 =
+        found["tensors"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
     assert!(n_bytes > 5_000_000 && n_bytes < found["file_bytes"].as_u64().unwrap());
     let text = run(&["inspect", "--for", "jetson-nano-2gb"]);
     assert_eq!(text.code, 0, "{}", text.err);
-    assert!(
-        text.out.contains("Q8_0") && text.out.contains("jetson-nano-2gb"),
-        "{}",
-        text.out
-    );
+    assert!(text.out.contains("Q8_0") && text.out.contains("jetson-nano-2gb"), "{}", text.out);
     let too_much = run(&["inspect", "--for", "jetson-nano-2gb", "-c", "4000000"]);
     assert_eq!(too_much.code, 4, "{}", too_much.out);
 }
@@ -310,11 +237,7 @@ fn models_are_imported_verified_and_removed() {
     let home = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| Run::of(jetforge(home.path()).args(args).output().unwrap());
     let stick = home.path().join("Tiny.gguf");
-    std::fs::copy(
-        concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf"),
-        &stick,
-    )
-    .unwrap();
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf"), &stick).unwrap();
     let imported = run(&["models", "import", stick.to_str().unwrap()]);
     assert_eq!(imported.code, 0, "{}", imported.err);
     assert_eq!(run(&["models", "import", stick.to_str().unwrap()]).code, 1);
@@ -345,53 +268,28 @@ fn config_shows_values_and_sources() {
     std::fs::create_dir_all(dir.join("config.d")).unwrap();
     let file = "[model]\nn_ctx = 512\n[sampling]\ntemp = 0.3\n";
     std::fs::write(dir.join("config.toml"), file).unwrap();
-    std::fs::write(
-        dir.join("config.d/10-more.toml"),
-        "[sampling]\ntemp = 0.4\n",
-    )
-    .unwrap();
+    std::fs::write(dir.join("config.d/10-more.toml"), "[sampling]\ntemp = 0.4\n").unwrap();
     let show = |args: &[&str]| {
         let mut command = jetforge(home.path());
-        command
-            .env("JETFORGE_MODEL_N_CTX", "256")
-            .env("JETFORGE_MODDEL", "x");
+        command.env("JETFORGE_MODEL_N_CTX", "256").env("JETFORGE_MODDEL", "x");
         Run::of(command.args(args).output().unwrap())
     };
     let run = show(&["config", "show", "--json", "--set", "sampling.top_k=5"]);
     let keys = run.json();
     assert_eq!(keys["model.n_ctx"]["value"], 256);
-    assert_eq!(
-        keys["model.n_ctx"]["source"],
-        "environment JETFORGE_MODEL_N_CTX"
-    );
+    assert_eq!(keys["model.n_ctx"]["source"], "environment JETFORGE_MODEL_N_CTX");
     assert_eq!(keys["sampling.temp"]["value"], 0.4);
-    assert!(
-        keys["sampling.temp"]["source"]
-            .as_str()
-            .unwrap()
-            .ends_with("10-more.toml:2")
-    );
+    assert!(keys["sampling.temp"]["source"].as_str().unwrap().ends_with("10-more.toml:2"));
     assert_eq!(keys["sampling.top_k"]["source"], "option --set");
     assert_eq!(keys["sampling.top_p"]["source"], "default");
-    assert!(
-        run.err.contains("JETFORGE_MODDEL sets nothing"),
-        "{}",
-        run.err
-    );
+    assert!(run.err.contains("JETFORGE_MODDEL sets nothing"), "{}", run.err);
     let text = show(&["config", "show", "--changed"]).out;
-    assert!(
-        text.contains("temp = 0.4") && !text.contains("top_p"),
-        "{text}"
-    );
+    assert!(text.contains("temp = 0.4") && !text.contains("top_p"), "{text}");
 
     std::fs::write(dir.join("config.toml"), "[model]\nn_ctx = \"many\"\n").unwrap();
     let wrong = show(&["config", "show"]);
     assert_eq!(wrong.code, 2);
-    assert!(
-        wrong.err.contains("config.toml:2: `model.n_ctx`"),
-        "{}",
-        wrong.err
-    );
+    assert!(wrong.err.contains("config.toml:2: `model.n_ctx`"), "{}", wrong.err);
 }
 
 #[test]
@@ -431,25 +329,14 @@ fn completions_know_the_verbs() {
 #[test]
 fn colour_is_for_terminals_or_on_request() {
     assert!(!run(&["config", "show"]).out.contains('\u{1b}'));
-    assert!(
-        run(&["config", "show", "--color", "always"])
-            .out
-            .contains('\u{1b}')
-    );
-    assert!(
-        !run(&["config", "show", "--color", "never"])
-            .out
-            .contains('\u{1b}')
-    );
+    assert!(run(&["config", "show", "--color", "always"]).out.contains('\u{1b}'));
+    assert!(!run(&["config", "show", "--color", "never"]).out.contains('\u{1b}'));
 }
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
     let home = tempfile::tempdir().unwrap();
-    for args in [
-        &["inspect", "--tensors", "--metadata"][..],
-        &["generate", QUICK_SORT],
-    ] {
+    for args in [&["inspect", "--tensors", "--metadata"][..], &["generate", QUICK_SORT]] {
         let mut child = jetforge(home.path())
             .args(args)
             .stdout(Stdio::piped())
@@ -466,15 +353,7 @@ fn a_closed_pipe_ends_quietly() {
 fn an_interrupt_stops_the_answer() {
     let home = tempfile::tempdir().unwrap();
     let mut child = jetforge(home.path())
-        .args([
-            "generate",
-            "--raw",
-            "-p",
-            "import os",
-            "--ignore-eos",
-            "--temp",
-            "1",
-        ])
+        .args(["generate", "--raw", "-p", "import os", "--ignore-eos", "--temp", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -40,21 +40,10 @@ fn assert_same_value(key: &str, ours: &Value, theirs: &serde_json::Value) {
             let theirs = theirs.as_array().expect("an array in both");
             assert_eq!(ours.len(), theirs.len(), "{key}");
             let strs = ours.strs().map(Value::from);
-            ours.values()
-                .chain(strs)
-                .zip(theirs)
-                .for_each(|(o, t)| assert_same_value(key, &o, t));
-            assert_eq!(
-                ours.values().count() + ours.strs().count(),
-                theirs.len(),
-                "{key}"
-            );
+            ours.values().chain(strs).zip(theirs).for_each(|(o, t)| assert_same_value(key, &o, t));
+            assert_eq!(ours.values().count() + ours.strs().count(), theirs.len(), "{key}");
         }
-        number => assert_eq!(
-            text.parse(),
-            Ok(number.as_int().expect("an integer")),
-            "{key}"
-        ),
+        number => assert_eq!(text.parse(), Ok(number.as_int().expect("an integer")), "{key}"),
     }
 }
 
@@ -71,16 +60,8 @@ fn assert_same(path: &Path) -> Gguf {
     }
     assert_eq!(ours.tensors().len(), theirs.tensors().len());
     for (o, t) in ours.tensors().iter().zip(theirs.tensors()) {
-        assert_eq!(
-            (&o.name, &o.shape, o.ty.ggml_id()),
-            (&t.name, &t.shape, t.kind)
-        );
-        assert_eq!(
-            o.file_offset(),
-            theirs.data_offset() + t.offset,
-            "{}",
-            o.name
-        );
+        assert_eq!((&o.name, &o.shape, o.ty.ggml_id()), (&t.name, &t.shape, t.kind));
+        assert_eq!(o.file_offset(), theirs.data_offset() + t.offset, "{}", o.name);
         if !SIZE_WRONG.contains(&o.ty) {
             assert_eq!(o.n_bytes, t.size, "{}", o.name);
         }
@@ -111,22 +92,15 @@ fn ours_whole() -> GgufBuilder<'static> {
         .pair("bool", true)
         .pair("str", "naïve \u{1f980}\0\n")
         .pair("tokenizer.ggml.tokens", &["<s>", "", "▁the", "é", "\0"])
-        .pair(
-            "tokenizer.ggml.scores",
-            &[0.0f32, -1.5, 1e-7, f32::MAX, f32::MIN_POSITIVE],
-        )
+        .pair("tokenizer.ggml.scores", &[0.0f32, -1.5, 1e-7, f32::MAX, f32::MIN_POSITIVE])
         .pair("bools", &[true, false, true])
         .pair("u64s", &[0, u64::MAX])
         .pair("none", &[0i16; 0]);
     for (n_rows, ty) in (1..).zip(TensorType::ALL) {
         let n_bytes = ty.row_bytes(256).expect("256 is a multiple of every block") * n_rows;
         let shape = [256, n_rows as u64];
-        builder = builder.tensor(
-            format!("blk.{n_rows}.{ty}"),
-            &shape,
-            ty,
-            vec![n_rows as u8; n_bytes],
-        );
+        builder =
+            builder.tensor(format!("blk.{n_rows}.{ty}"), &shape, ty, vec![n_rows as u8; n_bytes]);
     }
     builder
 }
@@ -137,14 +111,8 @@ fn files_of_our_writer_read_the_same() {
     let files = [
         ("v3.gguf", ours_whole()),
         ("v2.gguf", ours_whole().version(2)),
-        (
-            "aligned.gguf",
-            ours_whole().pair("general.alignment", 4096u32),
-        ),
-        (
-            "vocabulary.gguf",
-            GgufBuilder::new().pair("general.architecture", "llama"),
-        ),
+        ("aligned.gguf", ours_whole().pair("general.alignment", 4096u32)),
+        ("vocabulary.gguf", GgufBuilder::new().pair("general.architecture", "llama")),
         ("empty.gguf", GgufBuilder::new()),
     ];
     for (name, builder) in files {
@@ -157,9 +125,7 @@ fn files_of_our_writer_read_the_same() {
 /// A file that gguf-rs wrote: metadata of each type that it offers, and tensors.
 fn theirs(dir: &Path, version: i32, alignment: u64) -> PathBuf {
     let path = dir.join(format!("theirs-v{version}-{alignment}.gguf"));
-    let mut writer = GGUFWriter::new(&path, version)
-        .expect("a writer")
-        .with_alignment(alignment);
+    let mut writer = GGUFWriter::new(&path, version).expect("a writer").with_alignment(alignment);
     writer.add_metadata("general.architecture", "qwen2");
     writer.add_metadata_u32("qwen2.block_count", 24);
     writer.add_metadata_i32("split.tensors.count", -1);
@@ -168,16 +134,8 @@ fn theirs(dir: &Path, version: i32, alignment: u64) -> PathBuf {
     writer.add_metadata_bool("tokenizer.ggml.add_bos_token", false);
     let texts = ["<s>", "é", ""].map(|text| MetadataValue::String(text.to_owned()));
     writer.add_metadata_array("tokenizer.ggml.tokens", texts.to_vec());
-    writer.add_metadata_array(
-        "types",
-        vec![MetadataValue::Int8(-1), MetadataValue::Int8(6)],
-    );
-    let types = [
-        TensorType::F32,
-        TensorType::Q8_0,
-        TensorType::Q3_K,
-        TensorType::IQ4_XS,
-    ];
+    writer.add_metadata_array("types", vec![MetadataValue::Int8(-1), MetadataValue::Int8(6)]);
+    let types = [TensorType::F32, TensorType::Q8_0, TensorType::Q3_K, TensorType::IQ4_XS];
     for ty in types {
         let (name, shape, dtype) = (format!("w.{ty}"), vec![256, 3], ty.ggml_id());
         writer.add_tensor(TensorInfo { name, shape, dtype });
@@ -185,9 +143,7 @@ fn theirs(dir: &Path, version: i32, alignment: u64) -> PathBuf {
     writer.write().expect("written");
     for (tensor_idx, ty) in types.into_iter().enumerate() {
         let data = vec![tensor_idx as u8 + 1; ty.row_bytes(256).expect("whole blocks") * 3];
-        writer
-            .write_tensor_data(tensor_idx, &data)
-            .expect("written");
+        writer.write_tensor_data(tensor_idx, &data).expect("written");
     }
     writer.finalize().expect("flushed");
     path
@@ -199,18 +155,11 @@ fn files_of_their_writer_read_the_same() {
     for (version, alignment) in [(2, 32), (3, 32), (3, 8), (3, 128)] {
         let gguf = assert_same(&theirs(dir.path(), version, alignment));
         for (fill, info) in (1..).zip(gguf.tensors()) {
-            assert!(
-                gguf.bytes(info).iter().all(|&byte| byte == fill),
-                "{}",
-                info.name
-            );
+            assert!(gguf.bytes(info).iter().all(|&byte| byte == fill), "{}", info.name);
         }
     }
     let old = Gguf::open(&theirs(dir.path(), 1, 32));
     assert!(matches!(old, Err(GgufError::Version { version: 1 })));
     let odd = Gguf::open(&theirs(dir.path(), 3, 24));
-    assert!(matches!(
-        odd,
-        Err(GgufError::Alignment { alignment: 24, .. })
-    ));
+    assert!(matches!(odd, Err(GgufError::Alignment { alignment: 24, .. })));
 }

@@ -30,9 +30,7 @@ fn check(case: &str) {
                 true => check_logits(&mut model, &recipe, golden),
                 false => check_embeddings(&mut model, &recipe, golden),
             };
-            outcome
-                .err()
-                .map(|why| format!("{case} {}: {why}", golden.ty))
+            outcome.err().map(|why| format!("{case} {}: {why}", golden.ty))
         })
         .collect();
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
@@ -59,25 +57,13 @@ fn check_logits(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Result<(
     let logits = model.logits(&tokens).map_err(|e| e.to_string())?;
     let n_vocab = golden.rows[0].len();
     if logits.len() != tokens.len() * n_vocab {
-        return Err(format!(
-            "{} logits for {} tokens",
-            logits.len(),
-            tokens.len()
-        ));
+        return Err(format!("{} logits for {} tokens", logits.len(), tokens.len()));
     }
     let rows: Vec<&[f32]> = logits.chunks(n_vocab).collect();
-    let pairs = || {
-        recipe
-            .sampled()
-            .into_iter()
-            .map(|pos| rows[pos])
-            .zip(&golden.rows)
-    };
+    let pairs = || recipe.sampled().into_iter().map(|pos| rows[pos]).zip(&golden.rows);
     let is_f32 = golden.ty.name() == "F32";
     if is_f32 {
-        let worst = pairs()
-            .map(|(ours, theirs)| max_diff(ours, theirs))
-            .fold(0.0, f32::max);
+        let worst = pairs().map(|(ours, theirs)| max_diff(ours, theirs)).fold(0.0, f32::max);
         if worst > F32_LOGIT_MAX || worst.is_nan() {
             return Err(format!("a logit differs by {worst}"));
         }
@@ -87,18 +73,12 @@ fn check_logits(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Result<(
     if mean_kl > KL_MAX || mean_kl.is_nan() {
         return Err(format!("KL divergence {mean_kl:.2e}"));
     }
-    let tolerance = if is_f32 {
-        2.0 * F32_LOGIT_MAX
-    } else {
-        2.0 * golden.noise.max(0.01)
-    };
+    let tolerance = if is_f32 { 2.0 * F32_LOGIT_MAX } else { 2.0 * golden.noise.max(0.01) };
     for (pos, (row, &theirs)) in rows.iter().zip(&golden.argmax).enumerate() {
         let ours = argmax(row);
         if ours != theirs && golden.margin[pos] > tolerance {
             let margin = golden.margin[pos];
-            return Err(format!(
-                "argmax at {pos}: {ours}, not {theirs} (margin {margin})"
-            ));
+            return Err(format!("argmax at {pos}: {ours}, not {theirs} (margin {margin})"));
         }
     }
     Ok(())
@@ -113,33 +93,23 @@ fn check_embeddings(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Resu
         }
         let (size, wanted) = (dot(&ours, &ours).sqrt(), dot(theirs, theirs).sqrt());
         let angle = 1.0 - dot(&ours, theirs) / (size * wanted);
-        let scaled: Vec<f32> = ours
-            .iter()
-            .map(|x| (f64::from(*x) * wanted / size) as f32)
-            .collect();
+        let scaled: Vec<f32> =
+            ours.iter().map(|x| (f64::from(*x) * wanted / size) as f32).collect();
         let worst = max_diff(&scaled, theirs);
         let is_f32 = golden.ty.name() == "F32";
         if angle.is_nan() || angle > EMBEDDING_ANGLE_MAX || (is_f32 && worst > F32_LOGIT_MAX) {
-            return Err(format!(
-                "'{text}': 1 - cosine {angle:.2e}, a value differs by {worst}"
-            ));
+            return Err(format!("'{text}': 1 - cosine {angle:.2e}, a value differs by {worst}"));
         }
     }
     Ok(())
 }
 
 fn max_diff(a: &[f32], b: &[f32]) -> f32 {
-    a.iter()
-        .zip(b)
-        .map(|(x, y)| (x - y).abs())
-        .fold(0.0, f32::max)
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-        .sum()
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
 
 fn argmax(row: &[f32]) -> usize {

@@ -129,11 +129,7 @@ fn head(out: &mut Connection, status: &str, headers: &[(&str, String)]) -> std::
 /// A whole body and a clean end.
 fn whole(out: &mut Connection, body: &[u8], etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
-    head(
-        out,
-        "200 OK",
-        &[("Content-Length", length), ("ETag", etag.to_owned())],
-    )?;
+    head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
     out.write_all(body)?;
     close(out)
 }
@@ -154,11 +150,7 @@ fn part(out: &mut Connection, body: &[u8], from: usize, etag: &str) -> std::io::
 /// Promises the whole body and breaks off after `n` bytes.
 fn broken(out: &mut Connection, body: &[u8], n: usize, etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
-    head(
-        out,
-        "200 OK",
-        &[("Content-Length", length), ("ETag", etag.to_owned())],
-    )?;
+    head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
     out.write_all(&body[..n])?;
     out.flush()?;
     out.sock.shutdown(std::net::Shutdown::Both)
@@ -170,22 +162,13 @@ fn close(out: &mut Connection) -> std::io::Result<()> {
 }
 
 fn redirect(out: &mut Connection, to: &str) -> std::io::Result<()> {
-    head(
-        out,
-        "302 Found",
-        &[
-            ("Location", to.to_owned()),
-            ("Content-Length", "0".to_owned()),
-        ],
-    )?;
+    head(out, "302 Found", &[("Location", to.to_owned()), ("Content-Length", "0".to_owned())])?;
     close(out)
 }
 
 /// A model of about 300 kB whose bytes depend on `seed`.
 fn model(seed: u8) -> Vec<u8> {
-    let weights: Vec<u8> = (0..300_000u32)
-        .map(|i| (i as u8).wrapping_mul(31) ^ seed)
-        .collect();
+    let weights: Vec<u8> = (0..300_000u32).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
     GgufBuilder::new()
         .pair("general.architecture", "llama")
         .tensor("w", &[75_000], TensorType::F32, weights)
@@ -193,10 +176,7 @@ fn model(seed: u8) -> Vec<u8> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A directory for models, and the options of an impatient client that trusts the test authority.
@@ -300,11 +280,7 @@ fn redirects_are_followed_and_bounded() {
     let place = Place::new();
     let error = place.pull(&server.url("/loop")).unwrap_err();
     assert!(error.to_string().contains("too many"), "{error}");
-    let n_loop = server
-        .asked()
-        .iter()
-        .filter(|asked| asked.path == "/loop")
-        .count();
+    let n_loop = server.asked().iter().filter(|asked| asked.path == "/loop").count();
     assert_eq!(n_loop, 9);
     let error = place.pull(&server.url("/leave")).unwrap_err();
     assert!(matches!(&error, LibraryError::Redirect { .. }), "{error}");
@@ -327,12 +303,7 @@ fn a_broken_connection_resumes_where_it_broke() {
     assert_eq!(place.model().unwrap(), expected);
     let asked = server.asked();
     assert_eq!(asked.len(), 2);
-    assert!(
-        asked[1]
-            .from
-            .is_some_and(|from| (1..=100_000).contains(&from)),
-        "{asked:?}"
-    );
+    assert!(asked[1].from.is_some_and(|from| (1..=100_000).contains(&from)), "{asked:?}");
     assert_eq!(asked[1].if_range.as_deref(), Some("\"v1\""));
 }
 
@@ -347,19 +318,12 @@ fn another_call_resumes_too() {
             (true, Some(from)) => part(out, &body, from, "\"v1\""),
             (true, None) => whole(out, &body, "\"v1\""),
             (false, _) if n == 0 => broken(out, &body, 50_000, "\"v1\""),
-            (false, _) => head(
-                out,
-                "503 Service Unavailable",
-                &[("Content-Length", "0".into())],
-            ),
+            (false, _) => head(out, "503 Service Unavailable", &[("Content-Length", "0".into())]),
         }
     });
     let place = Place::new();
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
-    assert!(
-        matches!(error, LibraryError::Network { n_attempts: 8, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LibraryError::Network { n_attempts: 8, .. }), "{error}");
     assert_eq!(place.files(), [".m.gguf.part", ".m.gguf.part.json"]);
     is_up.store(true, std::sync::atomic::Ordering::SeqCst);
     place.pull(&server.url("/m.gguf")).unwrap();
@@ -459,26 +423,10 @@ fn lies_about_the_length_are_found() {
     assert!(error.to_string().contains("empty"), "{error}");
     let error = place.pull(&server.url("/huge")).unwrap_err();
     assert!(matches!(error, LibraryError::NoSpace { .. }), "{error}");
-    let request = PullRequest {
-        size_bytes: Some(7),
-        ..place.request(&server.url("/m"))
-    };
+    let request = PullRequest { size_bytes: Some(7), ..place.request(&server.url("/m")) };
     let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LibraryError::Mismatch {
-                property: "size",
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        place.files().is_empty(),
-        "nothing wrong stays: {:?}",
-        place.files()
-    );
+    assert!(matches!(error, LibraryError::Mismatch { property: "size", .. }), "{error}");
+    assert!(place.files().is_empty(), "nothing wrong stays: {:?}", place.files());
 
     let error = place.pull(&server.url("/long")).unwrap_err();
     assert!(matches!(error, LibraryError::Network { .. }), "{error}");
@@ -492,21 +440,8 @@ fn lies_about_the_hash_are_found() {
     let mut request = place.request(&server.url("/m"));
     request.sha256 = Some("00".repeat(32));
     let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LibraryError::Mismatch {
-                property: "SHA-256",
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        place.files().is_empty(),
-        "nothing wrong stays: {:?}",
-        place.files()
-    );
+    assert!(matches!(error, LibraryError::Mismatch { property: "SHA-256", .. }), "{error}");
+    assert!(place.files().is_empty(), "nothing wrong stays: {:?}", place.files());
 }
 
 #[test]
@@ -516,11 +451,7 @@ fn a_stalled_server_is_left_and_asked_again() {
     let server = Server::start(move |n, asked, out| match (n, asked.from) {
         (0, _) => {
             let length = body.len().to_string();
-            head(
-                out,
-                "200 OK",
-                &[("Content-Length", length), ("ETag", "\"v1\"".to_owned())],
-            )?;
+            head(out, "200 OK", &[("Content-Length", length), ("ETag", "\"v1\"".to_owned())])?;
             out.write_all(&body[..80_000])?;
             out.flush()?;
             std::thread::sleep(Duration::from_secs(20));
@@ -549,10 +480,7 @@ fn answers_of_the_server_are_told_apart() {
     let body = model(12);
     let server = Server::start(move |n, asked, out| match (asked.path.as_str(), n) {
         ("/busy", 0) => {
-            let headers = [
-                ("Retry-After", "0".to_owned()),
-                ("Content-Length", "0".to_owned()),
-            ];
+            let headers = [("Retry-After", "0".to_owned()), ("Content-Length", "0".to_owned())];
             head(out, "429 Too Many Requests", &headers)?;
             close(out)
         }
@@ -579,10 +507,7 @@ fn only_proved_servers_are_believed() {
     let by_address = format!("https://127.0.0.1:{}/m.gguf", server.port);
     let error = place.pull(&by_address).unwrap_err();
     // The listener may be on ::1 alone, where the address does not answer at all.
-    let is_refused = matches!(
-        error,
-        LibraryError::Untrusted { .. } | LibraryError::Network { .. }
-    );
+    let is_refused = matches!(error, LibraryError::Untrusted { .. } | LibraryError::Network { .. });
     assert!(is_refused, "{error}");
     place.options.ca_file = None;
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
@@ -593,10 +518,7 @@ fn only_proved_servers_are_believed() {
     assert!(error.to_string().contains("--sha256"), "{error}");
     place.options.ca_file = Some(place.dir.path().join("none.pem"));
     let error = place.pull(&server.url("/m.gguf")).unwrap_err();
-    assert!(
-        matches!(error, LibraryError::Certificates { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, LibraryError::Certificates { .. }), "{error}");
 }
 
 #[test]
@@ -609,11 +531,7 @@ fn every_shard_of_a_split_model_comes() {
             .build()
     };
     let server = Server::start(move |_, asked, out| {
-        whole(
-            out,
-            &shard(u16::from(asked.path.contains("00002-of"))),
-            "\"v1\"",
-        )
+        whole(out, &shard(u16::from(asked.path.contains("00002-of"))), "\"v1\"")
     });
     let place = Place::new();
     let request = PullRequest {
@@ -660,11 +578,7 @@ fn the_binary_has_an_exit_code_for_each_failure() {
             .output()
             .unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        (
-            output.status.code().unwrap(),
-            String::from_utf8(output.stdout).unwrap(),
-            error,
-        )
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap(), error)
     };
     let cases: [(&[&str], i32); 6] = [
         (&["liar"], 6),
@@ -683,8 +597,5 @@ fn the_binary_has_an_exit_code_for_each_failure() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["size_bytes"], size);
     let (code, path, _) = run(&["good"]);
-    assert_eq!(
-        (code, Path::new(path.trim())),
-        (0, place.models().join("m.gguf").as_path())
-    );
+    assert_eq!((code, Path::new(path.trim())), (0, place.models().join("m.gguf").as_path()));
 }

@@ -63,9 +63,7 @@ fn latin1(text: &str) -> Vec<u8> {
 
 fn run(case: &Case, vocab: &BreakerVocab) -> Vec<TokenId> {
     let mut options = case.o.clone();
-    options
-        .logit_bias
-        .extend(case.forbid.iter().map(|&token| (token, f32::NEG_INFINITY)));
+    options.logit_bias.extend(case.forbid.iter().map(|&token| (token, f32::NEG_INFINITY)));
     let mut sampler = Sampler::new(&options, case.n, 4096, vocab).expect("options in their ranges");
     let (n_prompt, alphabet) = case.prompt;
     for i in 0..n_prompt {
@@ -102,13 +100,7 @@ fn picks_are_llama_cpps_over_the_option_space() {
     let cases = run_all(|_| ());
     assert!(cases.len() >= 500, "{} cases are too few", cases.len());
     for (i, (case, got)) in cases.iter().enumerate() {
-        assert_eq!(
-            *got,
-            case.picks,
-            "line {} of cases.jsonl: {:?}",
-            i + 1,
-            case.o
-        );
+        assert_eq!(*got, case.picks, "line {} of cases.jsonl: {:?}", i + 1, case.o);
     }
 }
 
@@ -116,10 +108,7 @@ fn picks_are_llama_cpps_over_the_option_space() {
 #[test]
 fn other_options_are_other_picks() {
     let n_changed = |change: fn(&mut SamplerOptions)| {
-        run_all(change)
-            .iter()
-            .filter(|(case, got)| *got != case.picks)
-            .count()
+        run_all(change).iter().filter(|(case, got)| *got != case.picks).count()
     };
     assert!(n_changed(|o| o.seed ^= 1) > 300);
     assert!(n_changed(|o| o.temp *= 1.01) > 20);

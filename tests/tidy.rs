@@ -26,18 +26,12 @@ fn read(path: &str) -> String {
 
 /// The files that ship: `src/` without files of tests.
 fn shipped() -> Vec<Source> {
-    Source::all("src")
-        .into_iter()
-        .filter(|s| !s.is_test())
-        .collect()
+    Source::all("src").into_iter().filter(|s| !s.is_test()).collect()
 }
 
 /// All of `src/` and `tests/`.
 fn everything() -> Vec<Source> {
-    Source::all("src")
-        .into_iter()
-        .chain(Source::all("tests"))
-        .collect()
+    Source::all("src").into_iter().chain(Source::all("tests")).collect()
 }
 
 fn assert_none(findings: Vec<String>) {
@@ -51,17 +45,11 @@ fn table(document: &str, heading: &str) -> Vec<Vec<Vec<String>>> {
     let section = document.split("\n## ").find(|s| s.starts_with(heading));
     let section = section.unwrap_or_else(|| panic!("ARCHITECTURE.md has no section {heading}"));
     let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
-    rows.map(|row| row.trim_matches('|').split('|').map(cell).collect())
-        .collect()
+    rows.map(|row| row.trim_matches('|').split('|').map(cell).collect()).collect()
 }
 
 fn cell(text: &str) -> Vec<String> {
-    let spans: Vec<String> = text
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect();
+    let spans: Vec<String> = text.split('`').skip(1).step_by(2).map(str::to_owned).collect();
     match text.trim() {
         "" => vec![],
         plain if spans.is_empty() => vec![plain.to_owned()],
@@ -77,13 +65,7 @@ struct Room {
 fn rooms(document: &str) -> BTreeMap<String, Room> {
     let room = |row: Vec<Vec<String>>| {
         let floor = row[1][0].parse().expect("a floor is a number");
-        (
-            row[0][0].clone(),
-            Room {
-                floor,
-                imports: row[2].iter().cloned().collect(),
-            },
-        )
+        (row[0][0].clone(), Room { floor, imports: row[2].iter().cloned().collect() })
     };
     table(document, "Imports").into_iter().map(room).collect()
 }
@@ -91,9 +73,7 @@ fn rooms(document: &str) -> BTreeMap<String, Room> {
 /// The room that a path belongs to: the longest name in the table that starts it.
 fn room_of<'a>(rooms: &'a BTreeMap<String, Room>, path: &[String]) -> Option<&'a str> {
     let prefixes = (1..=path.len()).rev().map(|n| path[..n].join("::"));
-    let known = prefixes
-        .into_iter()
-        .find_map(|name| rooms.get_key_value(&name));
+    let known = prefixes.into_iter().find_map(|name| rooms.get_key_value(&name));
     known.map(|(name, _)| name.as_str())
 }
 
@@ -177,21 +157,13 @@ fn unsafe_breaches(document: &str, sources: &[Source]) -> Vec<String> {
     let rows = table(document, "Where `unsafe` stands");
     let listed: Vec<&String> = rows.iter().map(|row| &row[0][0]).collect();
     let has_unsafe = |s: &&Source| s.words("unsafe").next().is_some();
-    let users: Vec<&str> = sources
-        .iter()
-        .filter(has_unsafe)
-        .map(|s| s.path.as_str())
-        .collect();
+    let users: Vec<&str> = sources.iter().filter(has_unsafe).map(|s| s.path.as_str()).collect();
     let covers = |entry: &str, path: &str| match entry.ends_with('/') {
         true => path.starts_with(entry),
         false => path == entry,
     };
-    let unlisted = users
-        .iter()
-        .filter(|path| !listed.iter().any(|entry| covers(entry, path)));
-    let stale = listed
-        .iter()
-        .filter(|entry| !users.iter().any(|path| covers(entry, path)));
+    let unlisted = users.iter().filter(|path| !listed.iter().any(|entry| covers(entry, path)));
+    let stale = listed.iter().filter(|entry| !users.iter().any(|path| covers(entry, path)));
     let unlisted = unlisted.map(|path| format!("{path}: unsafe, not listed in ARCHITECTURE.md"));
     let stale = stale.map(|entry| format!("{entry}: listed, but without unsafe"));
     unlisted.chain(stale).collect()
@@ -226,88 +198,58 @@ fn file_lines(source: &Source) -> usize {
 
 /// Words that say a thing is not finished, put together here so that this file has none.
 fn unfinished(source: &Source) -> Vec<String> {
-    let words = [
-        concat!("TO", "DO"),
-        concat!("FIX", "ME"),
-        concat!("X", "XX"),
-    ];
-    let calls = [
-        concat!("dbg", "!"),
-        concat!("todo", "!"),
-        concat!("unimplemented", "!"),
-    ];
+    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
+    let calls = [concat!("dbg", "!"), concat!("todo", "!"), concat!("unimplemented", "!")];
     let is_word = |line: &str, word: &str| {
-        line.split(|c: char| !c.is_alphanumeric() && c != '_')
-            .any(|part| part == word)
+        line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|part| part == word)
     };
     let in_text = source.raw.lines().enumerate().filter_map(|(idx, line)| {
         let word = words.iter().find(|word| is_word(line, word))?;
         Some(format!("{}:{}: {word}", source.path, idx + 1))
     });
     let in_code = calls.iter().flat_map(|call| {
-        source
-            .words(call)
-            .map(move |at| format!("{}:{}: {call}", source.path, source.line(at)))
+        source.words(call).map(move |at| format!("{}:{}: {call}", source.path, source.line(at)))
     });
     in_text.chain(in_code).collect()
 }
 
 fn without_opening(sources: &[Source]) -> Vec<String> {
     let silent = sources.iter().filter(|s| !s.raw.starts_with("//! "));
-    silent
-        .map(|s| format!("{}: does not open with its idea", s.path))
-        .collect()
+    silent.map(|s| format!("{}: does not open with its idea", s.path)).collect()
 }
 
 /// Relative links of a document that lead nowhere.
 fn dead_links(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).expect("documents are UTF-8");
-    let targets = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next());
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let local = targets.filter(|t| !t.contains("://") && !t.starts_with('#'));
     let dead = local.filter(|t| {
         let file = t.split('#').next().expect("split gives one part");
-        !path
-            .parent()
-            .expect("a file has a folder")
-            .join(file)
-            .exists()
+        !path.parent().expect("a file has a folder").join(file).exists()
     });
-    dead.map(|t| format!("{}: link to {t}", path.display()))
-        .collect()
+    dead.map(|t| format!("{}: link to {t}", path.display())).collect()
 }
 
 fn documents() -> Vec<PathBuf> {
     let in_folder = |folder: &str| {
         let entries = std::fs::read_dir(root().join(folder)).expect("the folder exists");
         let paths = entries.map(|e| e.expect("the folder can be read").path());
-        paths
-            .filter(|p| p.extension().is_some_and(|e| e == "md"))
-            .collect::<Vec<_>>()
+        paths.filter(|p| p.extension().is_some_and(|e| e == "md")).collect::<Vec<_>>()
     };
-    ["", "docs", "models/default"]
-        .iter()
-        .flat_map(|folder| in_folder(folder))
-        .collect()
+    ["", "docs", "models/default"].iter().flat_map(|folder| in_folder(folder)).collect()
 }
 
 /// Names under the dependency headings of a manifest.
 fn dependencies(manifest: &str) -> Vec<String> {
     let manifest: toml::Table = manifest.parse().expect("Cargo.toml is TOML");
     let keys = |table: &str| manifest[table].as_table().expect("a table").keys().cloned();
-    keys("dependencies")
-        .chain(keys("dev-dependencies"))
-        .collect()
+    keys("dependencies").chain(keys("dev-dependencies")).collect()
 }
 
 fn unexplained(manifest: &str, document: &str) -> Vec<String> {
     let missing = dependencies(manifest).into_iter();
     let missing = missing.filter(|name| !document.contains(&format!("| `{name}` |")));
-    missing
-        .map(|name| format!("docs/dependencies.md: no line for {name}"))
-        .collect()
+    missing.map(|name| format!("docs/dependencies.md: no line for {name}")).collect()
 }
 
 // The tests.
@@ -326,29 +268,17 @@ fn owners_are_alone() {
 
 #[test]
 fn unsafe_stands_where_the_list_says() {
-    assert_none(unsafe_breaches(
-        &read("ARCHITECTURE.md"),
-        &Source::all("src"),
-    ));
+    assert_none(unsafe_breaches(&read("ARCHITECTURE.md"), &Source::all("src")));
 }
 
 #[test]
 fn files_functions_and_lines_are_short() {
     let sources = everything();
     let shipped = shipped();
-    let long_files = shipped
-        .iter()
-        .filter(|s| file_lines(s) > FILE_LINES_AIM)
-        .count();
-    let functions: Vec<usize> = shipped
-        .iter()
-        .flat_map(Source::functions)
-        .map(|(_, _, n)| n)
-        .collect();
-    let long_functions = functions
-        .iter()
-        .filter(|n| **n > FUNCTION_LINES_AIM)
-        .count();
+    let long_files = shipped.iter().filter(|s| file_lines(s) > FILE_LINES_AIM).count();
+    let functions: Vec<usize> =
+        shipped.iter().flat_map(Source::functions).map(|(_, _, n)| n).collect();
+    let long_functions = functions.iter().filter(|n| **n > FUNCTION_LINES_AIM).count();
     println!(
         "{} files, {long_files} over {FILE_LINES_AIM} lines; {} functions, {long_functions} over \
          {FUNCTION_LINES_AIM} lines",
@@ -367,20 +297,12 @@ fn files_open_with_their_idea_and_are_finished() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    assert_none(
-        documents()
-            .iter()
-            .flat_map(|path| dead_links(path))
-            .collect(),
-    );
+    assert_none(documents().iter().flat_map(|path| dead_links(path)).collect());
 }
 
 #[test]
 fn every_dependency_is_explained() {
-    assert_none(unexplained(
-        &read("Cargo.toml"),
-        &read("docs/dependencies.md"),
-    ));
+    assert_none(unexplained(&read("Cargo.toml"), &read("docs/dependencies.md")));
 }
 
 // Canaries: each check finds what it is for.
@@ -415,30 +337,18 @@ fn one(path: &str, raw: &str) -> Vec<Source> {
 fn canary_imports() {
     let rooms = rooms(TABLES);
     let breaches = |raw| import_breaches(&rooms, &one("src/inference/gguf/x.rs", raw));
-    assert_none(breaches(
-        "use crate::base::limits::{A, B}; use super::error::E;",
-    ));
-    assert_none(breaches(
-        "// crate::inference::Model\nconst S: &str = \"crate::inference::M\";",
-    ));
-    assert_none(breaches(
-        "#[cfg(test)]\nmod tests { use crate::inference::Model; }",
-    ));
+    assert_none(breaches("use crate::base::limits::{A, B}; use super::error::E;"));
+    assert_none(breaches("// crate::inference::Model\nconst S: &str = \"crate::inference::M\";"));
+    assert_none(breaches("#[cfg(test)]\nmod tests { use crate::inference::Model; }"));
     assert_eq!(breaches("use crate::inference::Model;").len(), 1);
     assert_eq!(breaches("fn f() { crate::inference::g(); }").len(), 1);
-    assert_eq!(
-        breaches("use crate::{base::{self, limits as l}, inference::{A, B}};").len(),
-        2
-    );
+    assert_eq!(breaches("use crate::{base::{self, limits as l}, inference::{A, B}};").len(), 2);
     assert_eq!(breaches("use super::super::Model;").len(), 1);
     assert_none(breaches("mod inner { use super::super::error::E; }"));
     let below = one("src/base/x.rs", "use crate::inference::gguf::Gguf;");
     assert_eq!(import_breaches(&rooms, &below).len(), 1);
     assert_eq!(import_breaches(&rooms, &one("src/hub/x.rs", "")).len(), 1);
-    let behind = one(
-        "src/inference/x.rs",
-        "use crate::inference::gguf::header::f;",
-    );
+    let behind = one("src/inference/x.rs", "use crate::inference::gguf::header::f;");
     assert_eq!(import_breaches(&rooms, &behind).len(), 1);
     let upward = TABLES.replace("| `base` | 0 | |", "| `base` | 0 | `inference` |");
     assert_eq!(table_breaches(&self::rooms(&upward)).len(), 1);
@@ -448,14 +358,8 @@ fn canary_imports() {
 fn canary_owners_and_unsafe() {
     let alien = one("src/base/x.rs", "use hyper::Request; // hyper");
     assert_eq!(owner_breaches(TABLES, &alien).len(), 1);
-    assert_none(owner_breaches(
-        TABLES,
-        &one("src/cli/pull.rs", "use hyper::Request;"),
-    ));
-    assert_none(owner_breaches(
-        TABLES,
-        &one("src/base/x.rs", "let hyperbola = '\"'; //hyper"),
-    ));
+    assert_none(owner_breaches(TABLES, &one("src/cli/pull.rs", "use hyper::Request;")));
+    assert_none(owner_breaches(TABLES, &one("src/base/x.rs", "let hyperbola = '\"'; //hyper")));
     let listed = Source::new("src/a.rs", "unsafe fn f() {}");
     let alien = Source::new("src/b.rs", "fn f() { unsafe { g() } }");
     assert_none(unsafe_breaches(TABLES, std::slice::from_ref(&listed)));
@@ -465,28 +369,15 @@ fn canary_owners_and_unsafe() {
 
 #[test]
 fn canary_sizes_and_words() {
-    let long_function = format!(
-        "//! x\nfn f() {{\n{}}}\n",
-        "g();\n".repeat(FUNCTION_LINES_MAX)
-    );
-    assert_eq!(
-        size_breaches(&Source::new("src/a.rs", &long_function)).len(),
-        1
-    );
-    let tested = format!(
-        "#[cfg(test)]\nmod tests {{\n{}}}\n",
-        "//\n".repeat(FILE_LINES_MAX)
-    );
+    let long_function = format!("//! x\nfn f() {{\n{}}}\n", "g();\n".repeat(FUNCTION_LINES_MAX));
+    assert_eq!(size_breaches(&Source::new("src/a.rs", &long_function)).len(), 1);
+    let tested = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", "//\n".repeat(FILE_LINES_MAX));
     assert_none(size_breaches(&Source::new("src/a.rs", &tested)));
     let long_file = "const A: u8 = 0;\n".repeat(FILE_LINES_MAX + 1);
     assert_eq!(size_breaches(&Source::new("src/a.rs", &long_file)).len(), 1);
     let wide = format!("// {}", "é".repeat(COLUMNS_MAX));
     assert_eq!(size_breaches(&Source::new("src/a.rs", &wide)).len(), 1);
-    let words = format!(
-        "// {}: later\nfn f() {{ {}!(x) }}",
-        concat!("TO", "DO"),
-        "dbg"
-    );
+    let words = format!("// {}: later\nfn f() {{ {}!(x) }}", concat!("TO", "DO"), "dbg");
     assert_eq!(unfinished(&Source::new("src/a.rs", &words)).len(), 2);
     assert_eq!(without_opening(&one("src/a.rs", "fn f() {}")).len(), 1);
 }

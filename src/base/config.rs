@@ -107,9 +107,7 @@ pub enum ConfigError {
 }
 
 fn hint(suggestion: &Option<String>) -> String {
-    suggestion
-        .as_ref()
-        .map_or(String::new(), |s| format!("; did you mean `{s}`?"))
+    suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean `{s}`?"))
 }
 
 /// A shape of configuration: its default names every key, its check says which values cannot be.
@@ -143,9 +141,7 @@ pub struct Resolved<T> {
 impl<T> Resolved<T> {
     /// Where the value of `key` came from.
     pub fn source(&self, key: &str) -> &Source {
-        self.leaves
-            .get(key)
-            .map_or(&Source::Default, |(_, source)| source)
+        self.leaves.get(key).map_or(&Source::Default, |(_, source)| source)
     }
 
     /// Whether nobody set `key`.
@@ -155,9 +151,7 @@ impl<T> Resolved<T> {
 
     /// Every key in order, with its value (`None` when unset) and source.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&Value>, &Source)> {
-        self.leaves
-            .iter()
-            .map(|(key, (value, source))| (key.as_str(), value.as_ref(), source))
+        self.leaves.iter().map(|(key, (value, source))| (key.as_str(), value.as_ref(), source))
     }
 }
 
@@ -189,11 +183,7 @@ pub fn resolve<T: Shape>(layers: Layers<'_>) -> Result<Resolved<T>, ConfigError>
         stack.set(&key, value, Source::Option(option))?;
     }
     let config = stack.build()?;
-    Ok(Resolved {
-        config,
-        leaves: stack.leaves,
-        unknown_variables,
-    })
+    Ok(Resolved { config, leaves: stack.leaves, unknown_variables })
 }
 
 struct Stack<T> {
@@ -206,10 +196,7 @@ impl<T: Shape> Stack<T> {
         let json = serde_json::to_value(T::default()).expect("a configuration is plain data");
         let mut leaves = BTreeMap::new();
         collect_leaves("", &json, &mut leaves);
-        Stack {
-            leaves,
-            shape: std::marker::PhantomData,
-        }
+        Stack { leaves, shape: std::marker::PhantomData }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
@@ -224,10 +211,7 @@ impl<T: Shape> Stack<T> {
         let mut found = Vec::new();
         self.walk("", spans.get_ref(), &values, &mut found);
         for (key, at, value) in found {
-            let source = Source::File {
-                path: path.to_owned(),
-                line: line_of(&text, at),
-            };
+            let source = Source::File { path: path.to_owned(), line: line_of(&text, at) };
             self.set(&key, value, source)?;
         }
         Ok(())
@@ -266,11 +250,8 @@ impl<T: Shape> Stack<T> {
         prefix: &str,
         reserved: &[&str],
     ) -> Result<Vec<String>, ConfigError> {
-        let names: BTreeMap<String, String> = self
-            .leaves
-            .keys()
-            .map(|key| (variable_name(prefix, key), key.clone()))
-            .collect();
+        let names: BTreeMap<String, String> =
+            self.leaves.keys().map(|key| (variable_name(prefix, key), key.clone())).collect();
         let mut unknown = Vec::new();
         for (name, text) in env.with_prefix(prefix) {
             match names.get(name) {
@@ -324,9 +305,7 @@ impl<T: Shape> Stack<T> {
     fn fits(key: &str, value: &Value) -> Result<(), String> {
         let mut table = Table::new();
         insert(&mut table, key, value.clone());
-        T::deserialize(Value::Table(table))
-            .map(drop)
-            .map_err(|error| error.message().to_owned())
+        T::deserialize(Value::Table(table)).map(drop).map_err(|error| error.message().to_owned())
     }
 
     fn build(&self) -> Result<T, ConfigError> {
@@ -337,11 +316,7 @@ impl<T: Shape> Stack<T> {
             }
         }
         let at = |key: &str, message: String| ConfigError::Value {
-            at: Box::new(
-                self.leaves
-                    .get(key)
-                    .map_or(Source::Default, |(_, s)| s.clone()),
-            ),
+            at: Box::new(self.leaves.get(key).map_or(Source::Default, |(_, s)| s.clone())),
             key: key.to_owned(),
             message,
         };
@@ -371,11 +346,7 @@ fn collect_leaves(
 }
 
 fn join(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{prefix}.{name}")
-    }
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }
 
 /// The variable of a key: `JETFORGE_` and `model.n_ctx` make `JETFORGE_MODEL_N_CTX`.
@@ -398,9 +369,8 @@ fn insert(table: &mut Table, key: &str, value: Value) {
             table.insert(key.to_owned(), value);
         }
         Some((section, rest)) => {
-            let inner = table
-                .entry(section.to_owned())
-                .or_insert_with(|| Value::Table(Table::new()));
+            let inner =
+                table.entry(section.to_owned()).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(inner) = inner {
                 insert(inner, rest, value);
             }
@@ -409,25 +379,16 @@ fn insert(table: &mut Table, key: &str, value: Value) {
 }
 
 fn read_bounded(path: &Path) -> Result<String, ConfigError> {
-    let failed = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let n_bytes = std::fs::metadata(path).map_err(failed)?.len();
     if n_bytes > CONFIG_BYTES_MAX {
-        return Err(ConfigError::TooLarge {
-            path: path.to_owned(),
-            n_bytes,
-        });
+        return Err(ConfigError::TooLarge { path: path.to_owned(), n_bytes });
     }
     std::fs::read_to_string(path).map_err(failed)
 }
 
 fn line_of(text: &str, at: usize) -> usize {
-    1 + text.as_bytes()[..at.min(text.len())]
-        .iter()
-        .filter(|b| **b == b'\n')
-        .count()
+    1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count()
 }
 
 #[cfg(test)]
@@ -477,34 +438,20 @@ mod tests {
     }
 
     fn option(key: &str, value: impl Into<Value>) -> Setting {
-        Setting {
-            key: key.into(),
-            value: value.into(),
-            option: "--x".into(),
-        }
+        Setting { key: key.into(), value: value.into(), option: "--x".into() }
     }
 
     #[test]
     fn heavier_layers_win_and_are_remembered() {
         let file = "tags = [\"a\"]\n[model]\nname = \"one\"\nn_ctx = 1\ntemperature = 1\n";
-        let env = [
-            ("JETFORGE_MODEL_N_CTX", "2"),
-            ("JETFORGE_MODEL_NAME", "7"),
-            ("JETFORGE_X", "1"),
-        ];
+        let env =
+            [("JETFORGE_MODEL_N_CTX", "2"), ("JETFORGE_MODEL_NAME", "7"), ("JETFORGE_X", "1")];
         let found = resolve_with(Some(file), &env, vec![option("model.n_ctx", 3)]).unwrap();
         assert_eq!(found.config.model.n_ctx, Some(3));
-        assert_eq!(
-            found.config.model.name.as_deref(),
-            Some("7"),
-            "a number can be a name"
-        );
+        assert_eq!(found.config.model.name.as_deref(), Some("7"), "a number can be a name");
         assert_eq!(found.config.tags, ["a"]);
         assert_eq!(found.source("model.n_ctx").to_string(), "option --x");
-        assert_eq!(
-            found.source("model.name").to_string(),
-            "environment JETFORGE_MODEL_NAME"
-        );
+        assert_eq!(found.source("model.name").to_string(), "environment JETFORGE_MODEL_NAME");
         let temperature = found.source("model.temperature").to_string();
         assert!(temperature.ends_with("config.toml:5"), "{temperature}");
         assert_eq!(found.unknown_variables, ["JETFORGE_X"]);
@@ -514,27 +461,16 @@ mod tests {
     #[test]
     fn errors_name_file_line_and_key() {
         let cases = [
-            (
-                "[model]\nn_ctz = 1\n",
-                ":2: unknown key `model.n_ctz`; did you mean `model.n_ctx`?",
-            ),
-            (
-                "[model]\n\nn_ctx = \"x\"\n",
-                ":3: `model.n_ctx`: invalid type",
-            ),
+            ("[model]\nn_ctz = 1\n", ":2: unknown key `model.n_ctz`; did you mean `model.n_ctx`?"),
+            ("[model]\n\nn_ctx = \"x\"\n", ":3: `model.n_ctx`: invalid type"),
             ("[model]\nn_ctx = -1\n", ":2: `model.n_ctx`: invalid value"),
-            (
-                "[model]\nn_ctx = 0\n",
-                ":2: `model.n_ctx`: must be at least 1",
-            ),
+            ("[model]\nn_ctx = 0\n", ":2: `model.n_ctx`: must be at least 1"),
             ("model = 3\n", ":1: unknown key `model`"),
             ("[model]\nn_ctx 1\n", ":2: "),
             ("[modell.deep]\nx = 1\n", ":1: unknown key `modell`"),
         ];
         for (file, expected) in cases {
-            let message = resolve_with(Some(file), &[], vec![])
-                .unwrap_err()
-                .to_string();
+            let message = resolve_with(Some(file), &[], vec![]).unwrap_err().to_string();
             assert!(message.contains(expected), "{file:?}: {message}");
             assert!(message.contains("config.toml"), "{message}");
         }
@@ -543,11 +479,7 @@ mod tests {
     #[test]
     fn errors_name_variable_and_option() {
         let error = resolve_with(None, &[("JETFORGE_MODEL_N_CTX", "many")], vec![]).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("environment JETFORGE_MODEL_N_CTX: `model.n_ctx`")
-        );
+        assert!(error.to_string().starts_with("environment JETFORGE_MODEL_N_CTX: `model.n_ctx`"));
         let error = resolve_with(None, &[], vec![option("model.foo", 1)]).unwrap_err();
         assert!(error.to_string().starts_with("option --x: unknown key"));
     }

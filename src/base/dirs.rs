@@ -33,16 +33,10 @@ impl Role {
     /// # Errors
     /// When the variable holds another word.
     pub fn from_env(env: &Env) -> Result<Role, DirsError> {
-        match env
-            .get(Role::ENV)
-            .map(|v| v.to_string_lossy().into_owned())
-            .as_deref()
-        {
+        match env.get(Role::ENV).map(|v| v.to_string_lossy().into_owned()).as_deref() {
             None | Some("person") => Ok(Role::Person),
             Some("service") => Ok(Role::Service),
-            Some(other) => Err(DirsError::UnknownRole {
-                role: other.to_owned(),
-            }),
+            Some(other) => Err(DirsError::UnknownRole { role: other.to_owned() }),
         }
     }
 
@@ -131,10 +125,8 @@ impl Dirs {
     /// The configuration files, weakest first: `config.toml`, then `config.d/*.toml` by name.
     /// Only files that exist are listed.
     pub fn config_files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = [self.config.join("config.toml")]
-            .into_iter()
-            .filter(|p| p.exists())
-            .collect();
+        let mut files: Vec<PathBuf> =
+            [self.config.join("config.toml")].into_iter().filter(|p| p.exists()).collect();
         files.extend(drop_ins(&self.config.join("config.d")));
         files
     }
@@ -159,25 +151,15 @@ mod tests {
 
     #[test]
     fn a_person_gets_xdg_directories() {
-        let env: Env = [
-            ("HOME", "/home/ada"),
-            ("XDG_CACHE_HOME", "/fast"),
-            ("XDG_STATE_HOME", "x"),
-        ]
-        .into_iter()
-        .collect();
+        let env: Env =
+            [("HOME", "/home/ada"), ("XDG_CACHE_HOME", "/fast"), ("XDG_STATE_HOME", "x")]
+                .into_iter()
+                .collect();
         let dirs = Dirs::new(Role::Person, &env).unwrap();
         assert_eq!(dirs.config, Path::new("/home/ada/.config/jetforge"));
         assert_eq!(dirs.cache, Path::new("/fast/jetforge"));
-        assert_eq!(
-            dirs.state,
-            Path::new("/home/ada/.local/state/jetforge"),
-            "relative is ignored"
-        );
-        assert_eq!(
-            dirs.models,
-            Path::new("/home/ada/.local/share/jetforge/models")
-        );
+        assert_eq!(dirs.state, Path::new("/home/ada/.local/state/jetforge"), "relative is ignored");
+        assert_eq!(dirs.models, Path::new("/home/ada/.local/share/jetforge/models"));
     }
 
     #[test]

@@ -13,17 +13,12 @@ pub struct Env(BTreeMap<OsString, OsString>);
 impl Env {
     /// The variable's value, if it is set and not empty.
     pub fn get(&self, name: &str) -> Option<&OsStr> {
-        self.0
-            .get(OsStr::new(name))
-            .map(OsString::as_os_str)
-            .filter(|v| !v.is_empty())
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|v| !v.is_empty())
     }
 
     /// The variable as an absolute path; a relative one is ignored, as the XDG rules ask.
     pub fn absolute_path(&self, name: &str) -> Option<PathBuf> {
-        self.get(name)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
+        self.get(name).map(PathBuf::from).filter(|p| p.is_absolute())
     }
 
     /// The variables whose name starts with `prefix` and whose name and value are UTF-8.
@@ -37,9 +32,6 @@ impl Env {
 
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Env {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Env {
-        Env(pairs
-            .into_iter()
-            .map(|(k, v)| (k.into(), v.into()))
-            .collect())
+        Env(pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
     }
 }

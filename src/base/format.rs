@@ -50,12 +50,8 @@ mod tests {
 
     #[test]
     fn bytes_have_three_digits() {
-        let cases = [
-            (7, "7 B"),
-            (1536, "1.50 KiB"),
-            (6_276_992, "5.99 MiB"),
-            (1 << 34, "16.0 GiB"),
-        ];
+        let cases =
+            [(7, "7 B"), (1536, "1.50 KiB"), (6_276_992, "5.99 MiB"), (1 << 34, "16.0 GiB")];
         for (n, text) in cases {
             assert_eq!(bytes(n), text);
         }

@@ -69,10 +69,7 @@ impl Host {
 /// Bytes that an ordinary user may still write to the file system of `path`, or of its nearest
 /// directory that exists.
 pub fn disk_free_bytes(path: &Path) -> Option<u64> {
-    let existing = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("."));
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(existing).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
@@ -103,11 +100,7 @@ fn cgroup_dirs(proc_cgroup: &str, root: &Path) -> Vec<PathBuf> {
             _ => continue,
         };
         let full = base.join(path.trim_start_matches('/'));
-        dirs.extend(
-            full.ancestors()
-                .take_while(|p| p.starts_with(&base))
-                .map(Path::to_owned),
-        );
+        dirs.extend(full.ancestors().take_while(|p| p.starts_with(&base)).map(Path::to_owned));
     }
     dirs
 }
@@ -115,32 +108,20 @@ fn cgroup_dirs(proc_cgroup: &str, root: &Path) -> Vec<PathBuf> {
 /// The limit and the present use of one group, in bytes.
 fn cgroup_memory(dir: &Path) -> Option<(u64, u64)> {
     let number = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(dir.join(name))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        std::fs::read_to_string(dir.join(name)).ok()?.trim().parse().ok()
     };
     // The page cache counts as use but gives way, so only what cannot be dropped is charged.
     let inactive = |name: &str, key: &str| -> u64 {
         let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-            .unwrap_or(0)
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0)
     };
     if let Some(max) = number("memory.max") {
         let used = number("memory.current").unwrap_or(0);
-        return Some((
-            max,
-            used.saturating_sub(inactive("memory.stat", "inactive_file ")),
-        ));
+        return Some((max, used.saturating_sub(inactive("memory.stat", "inactive_file "))));
     }
     let max = number("memory.limit_in_bytes")?;
     let used = number("memory.usage_in_bytes").unwrap_or(0);
-    Some((
-        max,
-        used.saturating_sub(inactive("memory.stat", "total_inactive_file ")),
-    ))
+    Some((max, used.saturating_sub(inactive("memory.stat", "total_inactive_file "))))
 }
 
 fn cpu_name(cpuinfo: &str) -> String {
@@ -148,9 +129,7 @@ fn cpu_name(cpuinfo: &str) -> String {
         let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
-    field("model name")
-        .or_else(|| field("Hardware"))
-        .unwrap_or_default()
+    field("model name").or_else(|| field("Hardware")).unwrap_or_default()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -159,15 +138,7 @@ fn isa() -> Vec<&'static str> {
     macro_rules! detect {
         ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
     }
-    detect!(
-        "avx",
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vnni"
-    );
+    detect!("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni");
     found
 }
 
@@ -222,11 +193,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("memory.max"), "4000\n").unwrap();
         std::fs::write(dir.path().join("memory.current"), "3000\n").unwrap();
-        std::fs::write(
-            dir.path().join("memory.stat"),
-            "anon 1\ninactive_file 500\n",
-        )
-        .unwrap();
+        std::fs::write(dir.path().join("memory.stat"), "anon 1\ninactive_file 500\n").unwrap();
         assert_eq!(cgroup_memory(dir.path()), Some((4000, 2500)));
         std::fs::write(dir.path().join("memory.max"), "max\n").unwrap();
         assert_eq!(cgroup_memory(dir.path()), None);

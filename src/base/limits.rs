@@ -28,7 +28,10 @@ pub const GGUF_SHARDS_MAX: u32 = 512;
 /// Bytes of text that one call may tokenize.
 pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 /// Steps a chat template may take.
-pub const CHAT_TEMPLATE_FUEL: u64 = 10_000_000;
+pub const CHAT_TEMPLATE_FUEL: u64 = 400_000;
+/// Stack of the thread that renders a chat template; only what is used takes memory. A template
+/// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
+pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
 /// Bytes of one token's text.

@@ -13,10 +13,8 @@ use crate::base::config::Setting;
 /// Writes code with a model that runs on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "jetforge", version, about, arg_required_else_help = true)]
-#[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
-    4 does not fit, 5 network, 6 integrity, 130 interrupted."
-)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
+    4 does not fit, 5 network, 6 integrity, 130 interrupted.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -119,24 +117,12 @@ impl ModelArgs {
         };
         add("name", "--model", self.model.clone().map(Into::into));
         // `-c 0` is llama.cpp's "what the model has", which is our default.
-        add(
-            "n_ctx",
-            "--ctx-size",
-            self.ctx_size.filter(|n| *n > 0).map(Into::into),
-        );
+        add("n_ctx", "--ctx-size", self.ctx_size.filter(|n| *n > 0).map(Into::into));
         add("n_batch", "--batch-size", self.batch_size.map(Into::into));
-        add(
-            "n_threads",
-            "--threads",
-            self.threads.map(|n| size(n as u64).into()),
-        );
+        add("n_threads", "--threads", self.threads.map(|n| size(n as u64).into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
-        add(
-            "memory_max_bytes",
-            "--memory-max",
-            self.memory_max.map(|n| size(n).into()),
-        );
+        add("memory_max_bytes", "--memory-max", self.memory_max.map(|n| size(n).into()));
         settings
     }
 }
@@ -151,9 +137,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "g" | "gb" | "gib" => 30,
         _ => return Err("use a number with K, M or G".to_owned()),
     };
-    let value: f64 = digits
-        .parse()
-        .map_err(|_| "use a number with K, M or G".to_owned())?;
+    let value: f64 = digits.parse().map_err(|_| "use a number with K, M or G".to_owned())?;
     let bytes = value * f64::from(1u32 << shift);
     if !(0.0..=1e15).contains(&bytes) {
         return Err("that is no size of memory".to_owned());
@@ -192,9 +176,8 @@ pub fn normalize(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
                         None => (rest, String::new()),
                     };
                     // A value such as a prompt that starts with two dashes has other letters.
-                    let is_name = name
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+                    let is_name =
+                        name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
                     if is_name {
                         format!("--{}{value}", name.replace('_', "-")).into()
                     } else {
@@ -229,16 +212,6 @@ mod tests {
     fn llama_spellings_are_understood() {
         let args = ["x", "--top_k=4", "-sys", "a_b", "--", "--n_predict"].map(Into::into);
         let plain = normalize(args);
-        assert_eq!(
-            plain,
-            [
-                "x",
-                "--top-k=4",
-                "--system-prompt",
-                "a_b",
-                "--",
-                "--n_predict"
-            ]
-        );
+        assert_eq!(plain, ["x", "--top-k=4", "--system-prompt", "a_b", "--", "--n_predict"]);
     }
 }

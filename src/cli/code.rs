@@ -28,11 +28,7 @@ fn closes(line: &str, fence: &str) -> bool {
 }
 
 fn with_line_end(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!("{}\n", text.trim_end_matches('\n'))
-    }
+    if text.is_empty() { String::new() } else { format!("{}\n", text.trim_end_matches('\n')) }
 }
 
 #[cfg(test)]
@@ -42,10 +38,7 @@ mod tests {
     #[test]
     fn the_first_fence_counts() {
         let cases = [
-            (
-                "Here:\n```python\nprint(1)\n```\nand\n```\nx\n```\n",
-                "print(1)\n",
-            ),
+            ("Here:\n```python\nprint(1)\n```\nand\n```\nx\n```\n", "print(1)\n"),
             ("print(1)", "print(1)\n"),
             ("\n\nprint(1)\n\n", "print(1)\n"),
             ("````md\n```\ninner\n```\n````", "```\ninner\n```\n"),

@@ -40,34 +40,22 @@ pub struct CliError {
 impl CliError {
     /// Wrong usage.
     pub fn usage(message: impl Into<String>) -> CliError {
-        CliError {
-            code: USAGE,
-            message: message.into(),
-        }
+        CliError { code: USAGE, message: message.into() }
     }
 
     /// An answer that is not the right one.
     pub fn integrity(message: impl Into<String>) -> CliError {
-        CliError {
-            code: INTEGRITY,
-            message: message.into(),
-        }
+        CliError { code: INTEGRITY, message: message.into() }
     }
 
     /// The model cannot do what is asked.
     pub fn model(message: impl Into<String>) -> CliError {
-        CliError {
-            code: MODEL,
-            message: message.into(),
-        }
+        CliError { code: MODEL, message: message.into() }
     }
 
     /// Something does not fit.
     pub fn no_room(message: impl Into<String>) -> CliError {
-        CliError {
-            code: NO_ROOM,
-            message: message.into(),
-        }
+        CliError { code: NO_ROOM, message: message.into() }
     }
 }
 

@@ -24,22 +24,18 @@ impl Interrupt {
     /// When the system gives no thread or signal.
     pub fn install() -> std::io::Result<Interrupt> {
         let interrupt = Interrupt::default();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Registered here and not in the thread, so that no Ctrl-C falls between.
         let mut signal = {
             let _guard = runtime.enter();
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?
         };
         let state = interrupt.clone();
-        std::thread::Builder::new()
-            .name("interrupt".to_owned())
-            .spawn(move || {
-                while runtime.block_on(signal.recv()).is_some() {
-                    state.pressed();
-                }
-            })?;
+        std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
+            while runtime.block_on(signal.recv()).is_some() {
+                state.pressed();
+            }
+        })?;
         Ok(interrupt)
     }
 

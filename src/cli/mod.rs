@@ -36,11 +36,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are answers; everything else is wrong usage.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() {
-                exit::USAGE
-            } else {
-                exit::OK
-            });
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
     match cli.global.color {
@@ -48,19 +44,13 @@ pub fn main() -> ExitCode {
         Color::Always => anstream::ColorChoice::Always.write_global(),
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
-    let context = Context {
-        env: std::env::vars_os().collect(),
-        global: cli.global,
-    };
+    let context = Context { env: std::env::vars_os().collect(), global: cli.global };
     match run(&context, cli.verb) {
         Ok(code) => ExitCode::from(code),
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::from(exit::OK),
         Err(error) => {
             let message = describe(&error);
-            terminal::note(format!(
-                "{} {message}",
-                terminal::styled(terminal::ERROR, "error:")
-            ));
+            terminal::note(format!("{} {message}", terminal::styled(terminal::ERROR, "error:")));
             ExitCode::from(exit::code_of(&error))
         }
     }
@@ -116,11 +106,7 @@ impl Context {
         settings.extend(options);
         let named = self.env.get("JETFORGE_CONFIG").map(PathBuf::from);
         let config_file = self.global.config.clone().or(named);
-        let app = App::start(Start {
-            env: &self.env,
-            config_file,
-            settings,
-        })?;
+        let app = App::start(Start { env: &self.env, config_file, settings })?;
         for variable in &app.settings.unknown_variables {
             terminal::warn(format!("the environment variable {variable} sets nothing"));
         }

@@ -17,23 +17,17 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
     let max = TOKENIZE_BYTES_MAX as u64 + 1;
     let mut bytes = Vec::new();
     let name = if path == Path::new("-") {
-        std::io::stdin()
-            .lock()
-            .take(max)
-            .read_to_end(&mut bytes)
-            .context("cannot read stdin")?;
+        std::io::stdin().lock().take(max).read_to_end(&mut bytes).context("cannot read stdin")?;
         "stdin".to_owned()
     } else {
         let name = path.display().to_string();
         let file = std::fs::File::open(path).with_context(|| format!("cannot open {name}"))?;
-        file.take(max)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("cannot read {name}"))?;
+        file.take(max).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
         name
     };
     if bytes.len() > TOKENIZE_BYTES_MAX {
         return Err(
-            CliError::usage(format!("{name} has more than {TOKENIZE_BYTES_MAX} bytes")).into(),
+            CliError::usage(format!("{name} has more than {TOKENIZE_BYTES_MAX} bytes")).into()
         );
     }
     String::from_utf8(bytes).map_err(|_| CliError::usage(format!("{name} is not UTF-8")).into())
@@ -41,10 +35,7 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
 
 /// A turn of a conversation.
 pub fn message(role: &str, content: impl Into<String>) -> Message {
-    Message {
-        role: role.to_owned(),
-        content: content.into(),
-    }
+    Message { role: role.to_owned(), content: content.into() }
 }
 
 /// The tokens of a conversation that the assistant is to continue.
@@ -53,15 +44,9 @@ pub fn message(role: &str, content: impl Into<String>) -> Message {
 /// When the model has no template, or the template refuses the conversation.
 pub fn chat_tokens(model: &Model, messages: &[Message]) -> anyhow::Result<Vec<TokenId>> {
     let template = model.chat_template().ok_or_else(|| {
-        CliError::model(format!(
-            "{} has no chat template; --raw completes text",
-            model.name()
-        ))
+        CliError::model(format!("{} has no chat template; --raw completes text", model.name()))
     })?;
-    let options = RenderOptions {
-        add_generation_prompt: true,
-        ..RenderOptions::default()
-    };
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     let text = template
         .render(messages, &options)
         .map_err(|error| CliError::model(format!("chat template: {error}")))?;
@@ -73,10 +58,7 @@ pub fn chat_tokens(model: &Model, messages: &[Message]) -> anyhow::Result<Vec<To
 /// # Errors
 /// When the vocabulary cannot say it.
 pub fn raw_tokens(model: &Model, text: &str) -> anyhow::Result<Vec<TokenId>> {
-    let options = EncodeOptions {
-        add_special: true,
-        parse_special: true,
-    };
+    let options = EncodeOptions { add_special: true, parse_special: true };
     Ok(model.tokenizer().encode(text, options)?)
 }
 

@@ -15,12 +15,7 @@ pub struct SamplingArgs {
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<i64>,
     /// Temperature; 0 chooses the likeliest token
-    #[arg(
-        long,
-        alias = "temperature",
-        value_name = "T",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f32>,
     /// Choose the likeliest token; the same as --temp 0
     #[arg(long, conflicts_with = "temp")]
@@ -38,12 +33,7 @@ pub struct SamplingArgs {
     #[arg(long, alias = "typical-p", value_name = "P")]
     pub typical: Option<f32>,
     /// Keep tokens within N standard deviations of the best; -1 keeps all
-    #[arg(
-        long,
-        alias = "top-n-sigma",
-        value_name = "N",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, alias = "top-n-sigma", value_name = "N", allow_negative_numbers = true)]
     pub top_nsigma: Option<f32>,
     /// Chance that XTC acts
     #[arg(long, value_name = "P")]
@@ -100,12 +90,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "NAMES")]
     pub samplers: Option<String>,
     /// Steps of the chain in order, one letter each
-    #[arg(
-        long,
-        alias = "sampler-seq",
-        value_name = "LETTERS",
-        conflicts_with = "samplers"
-    )]
+    #[arg(long, alias = "sampler-seq", value_name = "LETTERS", conflicts_with = "samplers")]
     pub sampling_seq: Option<String>,
 }
 
@@ -122,11 +107,7 @@ impl SamplingArgs {
         if !self.dry_sequence_breaker.is_empty() {
             let breakers = self.dry_sequence_breaker.iter().filter(|b| *b != "none");
             let breakers: Vec<Value> = breakers.map(|b| b.replace("\\n", "\n").into()).collect();
-            settings.push(setting(
-                "dry_sequence_breakers",
-                "--dry-sequence-breaker",
-                breakers,
-            ));
+            settings.push(setting("dry_sequence_breakers", "--dry-sequence-breaker", breakers));
         }
         if !self.logit_bias.is_empty() {
             let biases = self.logit_bias.iter().map(|text| parse_bias(text));
@@ -141,9 +122,7 @@ impl SamplingArgs {
     }
 
     fn numbers(&self) -> Vec<Setting> {
-        let seed = self
-            .seed
-            .map(|s| if s < 0 { i64::from(u32::MAX) } else { s });
+        let seed = self.seed.map(|s| if s < 0 { i64::from(u32::MAX) } else { s });
         let cuts = [
             ("seed", "--seed", seed.map(Value::Integer)),
             ("temp", "--temp", self.temp.map(float)),
@@ -152,32 +131,12 @@ impl SamplingArgs {
             ("min_p", "--min-p", self.min_p.map(float)),
             ("typ_p", "--typical", self.typical.map(float)),
             ("top_n_sigma", "--top-nsigma", self.top_nsigma.map(float)),
-            (
-                "xtc_probability",
-                "--xtc-probability",
-                self.xtc_probability.map(float),
-            ),
-            (
-                "xtc_threshold",
-                "--xtc-threshold",
-                self.xtc_threshold.map(float),
-            ),
-            (
-                "dynatemp_range",
-                "--dynatemp-range",
-                self.dynatemp_range.map(float),
-            ),
-            (
-                "dynatemp_exponent",
-                "--dynatemp-exp",
-                self.dynatemp_exp.map(float),
-            ),
+            ("xtc_probability", "--xtc-probability", self.xtc_probability.map(float)),
+            ("xtc_threshold", "--xtc-threshold", self.xtc_threshold.map(float)),
+            ("dynatemp_range", "--dynatemp-range", self.dynatemp_range.map(float)),
+            ("dynatemp_exponent", "--dynatemp-exp", self.dynatemp_exp.map(float)),
             ("mirostat", "--mirostat", self.mirostat.map(Value::from)),
-            (
-                "mirostat_tau",
-                "--mirostat-ent",
-                self.mirostat_ent.map(float),
-            ),
+            ("mirostat_tau", "--mirostat-ent", self.mirostat_ent.map(float)),
             ("mirostat_eta", "--mirostat-lr", self.mirostat_lr.map(float)),
         ];
         given(cuts).chain(self.penalties()).collect()
@@ -186,31 +145,11 @@ impl SamplingArgs {
     fn penalties(&self) -> Vec<Setting> {
         let dry_last_n = self.dry_penalty_last_n.map(Value::from);
         let rows = [
-            (
-                "penalty_last_n",
-                "--repeat-last-n",
-                self.repeat_last_n.map(Value::from),
-            ),
-            (
-                "penalty_repeat",
-                "--repeat-penalty",
-                self.repeat_penalty.map(float),
-            ),
-            (
-                "penalty_present",
-                "--presence-penalty",
-                self.presence_penalty.map(float),
-            ),
-            (
-                "penalty_freq",
-                "--frequency-penalty",
-                self.frequency_penalty.map(float),
-            ),
-            (
-                "dry_multiplier",
-                "--dry-multiplier",
-                self.dry_multiplier.map(float),
-            ),
+            ("penalty_last_n", "--repeat-last-n", self.repeat_last_n.map(Value::from)),
+            ("penalty_repeat", "--repeat-penalty", self.repeat_penalty.map(float)),
+            ("penalty_present", "--presence-penalty", self.presence_penalty.map(float)),
+            ("penalty_freq", "--frequency-penalty", self.frequency_penalty.map(float)),
+            ("dry_multiplier", "--dry-multiplier", self.dry_multiplier.map(float)),
             ("dry_base", "--dry-base", self.dry_base.map(float)),
             (
                 "dry_allowed_length",
@@ -225,23 +164,14 @@ impl SamplingArgs {
     fn chain(&self) -> Result<Option<Vec<SamplerKind>>, CliError> {
         let named = self.samplers.as_ref().map(|names| {
             let names = names.split(';').filter(|name| !name.trim().is_empty());
-            names
-                .map(|name| SamplerKind::from_name(name.trim()))
-                .collect::<Result<_, _>>()
+            names.map(|name| SamplerKind::from_name(name.trim())).collect::<Result<_, _>>()
         });
         let lettered = || {
             let letters = self.sampling_seq.as_ref()?;
-            Some(
-                letters
-                    .chars()
-                    .map(SamplerKind::from_letter)
-                    .collect::<Result<_, _>>(),
-            )
+            Some(letters.chars().map(SamplerKind::from_letter).collect::<Result<_, _>>())
         };
         let chain: Option<Result<Vec<_>, _>> = named.or_else(lettered);
-        chain
-            .transpose()
-            .map_err(|error| CliError::usage(error.to_string()))
+        chain.transpose().map_err(|error| CliError::usage(error.to_string()))
     }
 }
 
@@ -254,16 +184,11 @@ type Row = (&'static str, &'static str, Option<Value>);
 
 /// The rows that were given, as settings.
 fn given<const N: usize>(rows: [Row; N]) -> impl Iterator<Item = Setting> {
-    rows.into_iter()
-        .filter_map(|(key, option, value)| Some(setting(key, option, value?)))
+    rows.into_iter().filter_map(|(key, option, value)| Some(setting(key, option, value?)))
 }
 
 fn setting(key: &str, option: &str, value: impl Into<Value>) -> Setting {
-    Setting {
-        key: format!("sampling.{key}"),
-        value: value.into(),
-        option: option.to_owned(),
-    }
+    Setting { key: format!("sampling.{key}"), value: value.into(), option: option.to_owned() }
 }
 
 /// `15043+1`, `15043-0.5`, `15043-inf`, as llama.cpp writes them.
@@ -298,10 +223,7 @@ mod tests {
             let key = setting.key.strip_prefix("sampling.").unwrap();
             assert!(known.get(key).is_some(), "{key}");
         }
-        let wrong = SamplingArgs {
-            logit_bias: vec!["x".into()],
-            ..SamplingArgs::default()
-        };
+        let wrong = SamplingArgs { logit_bias: vec!["x".into()], ..SamplingArgs::default() };
         assert!(wrong.settings().is_err());
     }
 }

@@ -57,9 +57,7 @@ pub fn steps_bar(label: &str) -> ProgressBar {
 }
 
 fn bar(label: &str, style: ProgressStyle) -> ProgressBar {
-    let bar = ProgressBar::new(0)
-        .with_style(style)
-        .with_message(label.to_owned());
+    let bar = ProgressBar::new(0).with_style(style).with_message(label.to_owned());
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
@@ -78,11 +76,7 @@ pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
 pub fn table(rows: &[Vec<String>]) -> String {
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|c| c.chars().count())
-            .max()
-            .unwrap_or(0)
+        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..n_columns).map(width).collect();
     let mut text = String::new();

@@ -79,9 +79,7 @@ impl Catalog {
     pub fn load(extra: Option<&Path>) -> Result<Catalog, LibraryError> {
         let mut entries = parse(BUILT_IN, "models/catalog.toml")?;
         if let Some(path) = extra {
-            let n_bytes = std::fs::metadata(path)
-                .map_err(LibraryError::io("read", path))?
-                .len();
+            let n_bytes = std::fs::metadata(path).map_err(LibraryError::io("read", path))?.len();
             let origin = path.display().to_string();
             if n_bytes > CATALOG_BYTES_MAX {
                 let message = format!("has {n_bytes} bytes, more than {CATALOG_BYTES_MAX}");
@@ -103,9 +101,7 @@ impl Catalog {
 
     /// The model of this name, in any case.
     pub fn find(&self, name: &str) -> Option<&CatalogEntry> {
-        self.entries
-            .iter()
-            .find(|entry| entry.name.eq_ignore_ascii_case(name))
+        self.entries.iter().find(|entry| entry.name.eq_ignore_ascii_case(name))
     }
 
     /// The name that was probably meant.
@@ -115,10 +111,7 @@ impl Catalog {
 }
 
 fn parse(text: &str, origin: &str) -> Result<Vec<CatalogEntry>, LibraryError> {
-    let wrong = |message: String| LibraryError::Catalog {
-        origin: origin.to_owned(),
-        message,
-    };
+    let wrong = |message: String| LibraryError::Catalog { origin: origin.to_owned(), message };
     let file: CatalogFile = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
     for entry in &file.model {
         let name = &entry.name;
@@ -127,9 +120,7 @@ fn parse(text: &str, origin: &str) -> Result<Vec<CatalogEntry>, LibraryError> {
         }
         let is_hash = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit());
         if !entry.sha256.is_empty() && !is_hash(&entry.sha256) {
-            return Err(wrong(format!(
-                "{name}: sha256 must be 64 hexadecimal digits"
-            )));
+            return Err(wrong(format!("{name}: sha256 must be 64 hexadecimal digits")));
         }
         if !entry.url.is_empty() {
             url::parse(&entry.url).map_err(|error| wrong(format!("{name}: {error}")))?;
@@ -150,31 +141,12 @@ mod tests {
         let catalog = Catalog::load(None).unwrap();
         assert!(catalog.entries().len() >= 11);
         for entry in catalog.entries() {
-            assert!(
-                !entry.licence.is_empty() && entry.size_about_bytes > 0,
-                "{}",
-                entry.name
-            );
-            assert!(
-                entry.url.is_empty() || entry.url.starts_with("https://"),
-                "{}",
-                entry.name
-            );
-            assert!(
-                entry.boards.contains(&"pc-16gb".to_owned()),
-                "{}",
-                entry.name
-            );
-            assert!(
-                entry.file_name().is_some_and(|f| f.ends_with(".gguf")),
-                "{}",
-                entry.name
-            );
+            assert!(!entry.licence.is_empty() && entry.size_about_bytes > 0, "{}", entry.name);
+            assert!(entry.url.is_empty() || entry.url.starts_with("https://"), "{}", entry.name);
+            assert!(entry.boards.contains(&"pc-16gb".to_owned()), "{}", entry.name);
+            assert!(entry.file_name().is_some_and(|f| f.ends_with(".gguf")), "{}", entry.name);
         }
-        assert_eq!(
-            catalog.nearest("qwen2.5-coder-1.5"),
-            Some("qwen2.5-coder-1.5b")
-        );
+        assert_eq!(catalog.nearest("qwen2.5-coder-1.5"), Some("qwen2.5-coder-1.5b"));
     }
 
     #[test]
@@ -184,18 +156,10 @@ mod tests {
         let text = "[[model]]\nname = \"phi-2\"\nurl = \"https://h/x.gguf\"\n";
         std::fs::write(&path, text).unwrap();
         let catalog = Catalog::load(Some(&path)).unwrap();
-        assert_eq!(
-            catalog.find("PHI-2").unwrap().file_name().as_deref(),
-            Some("x.gguf")
-        );
+        assert_eq!(catalog.find("PHI-2").unwrap().file_name().as_deref(), Some("x.gguf"));
         let built_in = Catalog::load(None).unwrap();
         assert_eq!(catalog.entries().len(), built_in.entries().len());
         std::fs::write(&path, "[[model]]\nname = \"a\"\nsha256 = \"12\"\n").unwrap();
-        assert!(
-            Catalog::load(Some(&path))
-                .unwrap_err()
-                .to_string()
-                .contains("64 hexadecimal")
-        );
+        assert!(Catalog::load(Some(&path)).unwrap_err().to_string().contains("64 hexadecimal"));
     }
 }

@@ -25,9 +25,7 @@ pub fn sha256_file(
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = 0;
     loop {
-        let n = file
-            .read(&mut buffer)
-            .map_err(LibraryError::io("read", path))?;
+        let n = file.read(&mut buffer).map_err(LibraryError::io("read", path))?;
         if n == 0 {
             return Ok((hex(&hasher.finalize()), done));
         }
@@ -44,10 +42,9 @@ pub fn sha256_file(
 pub fn check_model(path: &Path, what: &str) -> Result<(), LibraryError> {
     match Gguf::open(path) {
         Ok(_) => Ok(()),
-        Err(error) => Err(LibraryError::NotAModel {
-            what: what.to_owned(),
-            reason: error.to_string(),
-        }),
+        Err(error) => {
+            Err(LibraryError::NotAModel { what: what.to_owned(), reason: error.to_string() })
+        }
     }
 }
 
@@ -61,19 +58,17 @@ pub fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// `NotAModel` with what it seems to be instead.
 pub fn check_magic(start: &[u8], what: &str) -> Result<(), LibraryError> {
-    let not_a_model = |reason: &str| LibraryError::NotAModel {
-        what: what.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let not_a_model =
+        |reason: &str| LibraryError::NotAModel { what: what.to_owned(), reason: reason.to_owned() };
     let text = String::from_utf8_lossy(start).to_ascii_lowercase();
     match start {
         [b'G', b'G', b'U', b'F', ..] => Ok(()),
         [] => Err(not_a_model("it is empty")),
         [b'F', b'U', b'G', b'G', ..] => Err(not_a_model("its byte order is big-endian")),
         [b'P', b'K', ..] => Err(not_a_model("it is a zip archive")),
-        _ if text.starts_with("<!do") || text.starts_with("<htm") => Err(not_a_model(
-            "it is a web page; the address may need `resolve` instead of `blob`",
-        )),
+        _ if text.starts_with("<!do") || text.starts_with("<htm") => {
+            Err(not_a_model("it is a web page; the address may need `resolve` instead of `blob`"))
+        }
         _ if text.starts_with("vers") => {
             Err(not_a_model("it is a Git LFS pointer, not the file itself"))
         }

@@ -171,10 +171,7 @@ fn shard_requests(request: &PullRequest) -> Vec<PullRequest> {
     let of = |name: &String| PullRequest {
         url: request.url.replace(&request.file_name, name),
         file_name: name.clone(),
-        sha256: request
-            .sha256
-            .clone()
-            .filter(|_| *name == request.file_name),
+        sha256: request.sha256.clone().filter(|_| *name == request.file_name),
         size_bytes: request.size_bytes.filter(|_| *name == request.file_name),
         ..request.clone()
     };
@@ -216,10 +213,7 @@ impl<'a> Download<'a> {
         let target = request.dir.join(&request.file_name);
         let beside = beside(&target);
         let file = open_part(&beside.part)?;
-        let n_bytes = file
-            .metadata()
-            .map_err(LibraryError::io("read", &beside.part))?
-            .len();
+        let n_bytes = file.metadata().map_err(LibraryError::io("read", &beside.part))?.len();
         let part = record::read::<PartRecord>(&beside.part_record)
             .filter(|part| part.url == request.url)
             .filter(|part| part.etag.is_some() || request.sha256.is_some());
@@ -240,10 +234,7 @@ impl<'a> Download<'a> {
             download.start_over()?;
         }
         let end = SeekFrom::Start(download.position);
-        download
-            .file
-            .seek(end)
-            .map_err(LibraryError::io("read", &download.beside.part))?;
+        download.file.seek(end).map_err(LibraryError::io("read", &download.beside.part))?;
         Ok(download)
     }
 
@@ -259,10 +250,8 @@ impl<'a> Download<'a> {
             result = self.fetch_and_finish(client).await;
         }
         // Wrong bytes, or none, are worth nothing to the next call.
-        let is_worthless = matches!(
-            result,
-            Err(LibraryError::Mismatch { .. } | LibraryError::NotAModel { .. })
-        );
+        let is_worthless =
+            matches!(result, Err(LibraryError::Mismatch { .. } | LibraryError::NotAModel { .. }));
         if result.is_err() && (is_worthless || self.position == 0) {
             self.discard();
         }
@@ -290,23 +279,12 @@ impl<'a> Download<'a> {
             Some(record) if record.size_bytes == metadata.len() => record,
             _ => {
                 let (sha256, size_bytes) = sha256_file(&self.target, &mut |_| {})?;
-                Record {
-                    origin: String::new(),
-                    etag: None,
-                    size_bytes,
-                    sha256,
-                }
+                Record { origin: String::new(), etag: None, size_bytes, sha256 }
             }
         };
-        let is_other = self
-            .request
-            .sha256
-            .as_ref()
-            .is_some_and(|s| !same_hash(s, &record.sha256));
+        let is_other = self.request.sha256.as_ref().is_some_and(|s| !same_hash(s, &record.sha256));
         if is_other {
-            return Err(LibraryError::Exists {
-                path: self.target.clone(),
-            });
+            return Err(LibraryError::Exists { path: self.target.clone() });
         }
         Ok(Some(record))
     }
@@ -319,38 +297,25 @@ impl<'a> Download<'a> {
             let (reason, retry_after) = match self.fetch(client).await {
                 Ok(()) => return Ok(()),
                 Err(HttpError::Fatal(error)) => return Err(error),
-                Err(HttpError::Temporary {
-                    reason,
-                    retry_after,
-                }) => (reason, retry_after),
+                Err(HttpError::Temporary { reason, retry_after }) => (reason, retry_after),
             };
             if self.high_water >= counted_from + PULL_PROGRESS_BYTES_MIN {
                 counted_from = self.high_water;
                 n_attempts = 0;
             }
             n_attempts += 1;
-            let max = if self.high_water == 0 {
-                PULL_FIRST_ATTEMPTS_MAX
-            } else {
-                PULL_ATTEMPTS_MAX
-            };
+            let max =
+                if self.high_water == 0 { PULL_FIRST_ATTEMPTS_MAX } else { PULL_ATTEMPTS_MAX };
             if n_attempts >= max {
                 let url = self.request.url.clone();
-                return Err(LibraryError::Network {
-                    url,
-                    n_attempts,
-                    reason,
-                });
+                return Err(LibraryError::Network { url, n_attempts, reason });
             }
             let doubled = self.options.pause * (1 << (n_attempts - 1).min(16));
             let pause = retry_after
                 .unwrap_or(doubled)
                 .max(self.options.pause)
                 .min(Duration::from_millis(PULL_PAUSE_MS_MAX));
-            (self.on_event)(PullEvent::Retrying {
-                reason: &reason,
-                pause,
-            });
+            (self.on_event)(PullEvent::Retrying { reason: &reason, pause });
             tokio::time::sleep(pause).await;
         }
     }
@@ -360,10 +325,7 @@ impl<'a> Download<'a> {
         if self.position > 0 && self.part.total_bytes == Some(self.position) {
             return Ok(());
         }
-        let ask = Ask {
-            from: self.position,
-            if_range: self.part.etag.clone(),
-        };
+        let ask = Ask { from: self.position, if_range: self.part.etag.clone() };
         let on_event = &mut *self.on_event;
         let mut on_host = |host: &str| on_event(PullEvent::Asking { host });
         let mut answer = client.get(&self.uri, &ask, &mut on_host).await?;
@@ -400,19 +362,12 @@ impl<'a> Download<'a> {
             .header(header::CONTENT_ENCODING)
             .is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity"));
         if is_encoded {
-            return Err(HttpError::temporary(
-                "the server compresses what must come as it is",
-            ));
+            return Err(HttpError::temporary("the server compresses what must come as it is"));
         }
-        let etag = answer
-            .header(header::ETAG)
-            .filter(|e| is_strong(e))
-            .map(str::to_owned);
+        let etag = answer.header(header::ETAG).filter(|e| is_strong(e)).map(str::to_owned);
         match answer.status {
             StatusCode::PARTIAL_CONTENT => {
-                let range = answer
-                    .header(header::CONTENT_RANGE)
-                    .and_then(parse_content_range);
+                let range = answer.header(header::CONTENT_RANGE).and_then(parse_content_range);
                 let is_ours = range.is_some_and(|(from, total)| {
                     from == self.position
                         && (self.part.total_bytes.is_none() || self.part.total_bytes == Some(total))
@@ -445,33 +400,21 @@ impl<'a> Download<'a> {
         let Some(total) = self.part.total_bytes.or(self.request.size_bytes) else {
             return Ok(());
         };
-        if let Some(expected) = self
-            .request
-            .size_bytes
-            .filter(|expected| *expected != total)
-        {
+        if let Some(expected) = self.request.size_bytes.filter(|expected| *expected != total) {
             return Err(self.mismatch("size", total.to_string(), expected.to_string()));
         }
         check_space(&self.request.dir, total.saturating_sub(self.position))
     }
 
     fn write(&mut self, data: &[u8]) -> Result<(), LibraryError> {
-        let max = self
-            .part
-            .total_bytes
-            .or(self.request.size_bytes)
-            .unwrap_or(u64::MAX);
+        let max = self.part.total_bytes.or(self.request.size_bytes).unwrap_or(u64::MAX);
         let end = self.position + data.len() as u64;
         if end > max {
             return Err(self.mismatch("size", format!("{end} or more"), max.to_string()));
         }
         self.file.write_all(data).map_err(|error| {
             if error.kind() == std::io::ErrorKind::StorageFull {
-                let needed = self
-                    .part
-                    .total_bytes
-                    .unwrap_or(end)
-                    .saturating_sub(self.position);
+                let needed = self.part.total_bytes.unwrap_or(end).saturating_sub(self.position);
                 if let Err(full) = check_space(&self.request.dir, needed) {
                     return full;
                 }
@@ -487,10 +430,7 @@ impl<'a> Download<'a> {
     /// Empties the part file.
     fn start_over(&mut self) -> Result<(), LibraryError> {
         let failed = LibraryError::io("write", &self.beside.part);
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
-            .map_err(failed)?;
+        self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).map_err(failed)?;
         self.position = 0;
         self.is_resumed = false;
         self.part = PartRecord::default();
@@ -500,16 +440,11 @@ impl<'a> Download<'a> {
     /// Checks the whole file and gives it its name.
     fn finish(&mut self) -> Result<Record, LibraryError> {
         let part = &self.beside.part;
-        self.file
-            .sync_all()
-            .map_err(LibraryError::io("write", part))?;
+        self.file.sync_all().map_err(LibraryError::io("write", part))?;
         let total_bytes = self.position;
         let on_event = &mut *self.on_event;
         let (sha256, size_bytes) = sha256_file(part, &mut |done_bytes| {
-            on_event(PullEvent::Hashing {
-                done_bytes,
-                total_bytes,
-            });
+            on_event(PullEvent::Hashing { done_bytes, total_bytes });
         })?;
         check_first_bytes(part, &self.request.url)?;
         let mismatch = match (self.request.size_bytes, &self.request.sha256) {
@@ -529,12 +464,7 @@ impl<'a> Download<'a> {
             check_model(part, &self.request.url)?;
         }
         let origin = self.request.url.clone();
-        let record = Record {
-            origin,
-            etag: self.part.etag.clone(),
-            size_bytes,
-            sha256,
-        };
+        let record = Record { origin, etag: self.part.etag.clone(), size_bytes, sha256 };
         record::publish(part, &self.target, &record)?;
         let _ = std::fs::remove_file(&self.beside.part_record);
         Ok(record)
@@ -546,12 +476,7 @@ impl<'a> Download<'a> {
     }
 
     fn mismatch(&self, property: &'static str, got: String, expected: String) -> LibraryError {
-        LibraryError::Mismatch {
-            what: self.request.url.clone(),
-            property,
-            got,
-            expected,
-        }
+        LibraryError::Mismatch { what: self.request.url.clone(), property, got, expected }
     }
 }
 
@@ -589,13 +514,7 @@ mod tests {
     #[test]
     fn content_ranges() {
         assert_eq!(parse_content_range("bytes 5-9/10"), Some((5, 10)));
-        for bad in [
-            "bytes */10",
-            "bytes 9-5/10",
-            "bytes 5-10/10",
-            "5-9/10",
-            "bytes 5-9/*",
-        ] {
+        for bad in ["bytes */10", "bytes 9-5/10", "bytes 5-10/10", "5-9/10", "bytes 5-9/*"] {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
     }
@@ -618,9 +537,6 @@ mod tests {
         let shards = shard_requests(&request);
         assert_eq!(shards.len(), 3);
         assert_eq!(shards[0].url, "https://h/m-00001-of-00003.gguf?x");
-        assert_eq!(
-            (shards[0].sha256.is_some(), shards[1].sha256.is_some()),
-            (false, true)
-        );
+        assert_eq!((shards[0].sha256.is_some(), shards[1].sha256.is_some()), (false, true));
     }
 }

@@ -40,10 +40,7 @@ pub enum HttpError {
 
 impl HttpError {
     pub(super) fn temporary(reason: impl Into<String>) -> HttpError {
-        HttpError::Temporary {
-            reason: reason.into(),
-            retry_after: None,
-        }
+        HttpError::Temporary { reason: reason.into(), retry_after: None }
     }
 }
 
@@ -105,10 +102,7 @@ impl Client {
             .expect("ring speaks TLS 1.2 and 1.3")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Client {
-            tls: TlsConnector::from(Arc::new(config)),
-            stall,
-        })
+        Ok(Client { tls: TlsConnector::from(Arc::new(config)), stall })
     }
 
     /// Asks for a file, through redirects. `on_host` hears of each host that is asked.
@@ -136,12 +130,7 @@ impl Client {
                 return Err(refused(&uri, status, response.headers()));
             }
             let (parts, body) = response.into_parts();
-            return Ok(Answer {
-                status,
-                headers: parts.headers,
-                body,
-                stall: self.stall,
-            });
+            return Ok(Answer { status, headers: parts.headers, body, stall: self.stall });
         }
         Err(HttpError::Fatal(LibraryError::Redirect {
             from: start.to_string(),
@@ -184,18 +173,14 @@ impl Client {
     {
         let broken = |error: hyper::Error| HttpError::temporary(describe(&error));
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = self
-            .bounded("the connection", handshake)
-            .await?
-            .map_err(broken)?;
+        let (mut sender, connection) =
+            self.bounded("the connection", handshake).await?.map_err(broken)?;
         // The connection ends with the body; its error shows there as well.
         tokio::spawn(async move {
             let _ = connection.await;
         });
         let request = build_request(uri, ask)?;
-        self.bounded("the answer", sender.send_request(request))
-            .await?
-            .map_err(broken)
+        self.bounded("the answer", sender.send_request(request)).await?.map_err(broken)
     }
 
     async fn bounded<F: Future>(&self, what: &str, future: F) -> Result<F::Output, HttpError> {
@@ -237,10 +222,7 @@ fn build_request(uri: &Uri, ask: &Ask) -> Result<Request<Empty<Bytes>>, HttpErro
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
     let mut builder = Request::get(path)
         .header(header::HOST, authority)
-        .header(
-            header::USER_AGENT,
-            concat!("jetforge/", env!("CARGO_PKG_VERSION")),
-        )
+        .header(header::USER_AGENT, concat!("jetforge/", env!("CARGO_PKG_VERSION")))
         .header(header::ACCEPT, "*/*")
         .header(header::ACCEPT_ENCODING, "identity");
     if ask.from > 0 {
@@ -254,17 +236,12 @@ fn build_request(uri: &Uri, ask: &Ask) -> Result<Request<Empty<Bytes>>, HttpErro
         }
     }
     builder.body(Empty::new()).map_err(|error| {
-        HttpError::Fatal(LibraryError::BadUrl {
-            url: uri.to_string(),
-            reason: error.to_string(),
-        })
+        HttpError::Fatal(LibraryError::BadUrl { url: uri.to_string(), reason: error.to_string() })
     })
 }
 
 fn redirect_target(uri: &Uri, headers: &HeaderMap) -> Result<Uri, HttpError> {
-    let location = headers
-        .get(header::LOCATION)
-        .and_then(|value| value.to_str().ok());
+    let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| LibraryError::Redirect {
         from: uri.to_string(),
         to: String::new(),
@@ -275,25 +252,18 @@ fn redirect_target(uri: &Uri, headers: &HeaderMap) -> Result<Uri, HttpError> {
 
 fn refused(uri: &Uri, status: StatusCode, headers: &HeaderMap) -> HttpError {
     if matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error() {
-        let seconds = headers
-            .get(header::RETRY_AFTER)
-            .and_then(|v| v.to_str().ok()?.parse().ok());
+        let seconds = headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
         return HttpError::Temporary {
             reason: format!("the server answers {status}"),
             retry_after: seconds.map(Duration::from_secs),
         };
     }
-    HttpError::Fatal(LibraryError::Refused {
-        url: uri.to_string(),
-        status: status.to_string(),
-    })
+    HttpError::Fatal(LibraryError::Refused { url: uri.to_string(), status: status.to_string() })
 }
 
 /// A certificate that is not trusted stays so; anything else may pass.
 fn tls_error(host: &str, error: &std::io::Error) -> HttpError {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(_)) => HttpError::Fatal(LibraryError::Untrusted {
             host: host.to_owned(),

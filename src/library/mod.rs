@@ -178,10 +178,6 @@ impl LibraryError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> LibraryError {
         let path = path.into();
-        move |source| LibraryError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| LibraryError::Io { action, path, source }
     }
 }

@@ -42,17 +42,9 @@ pub struct Beside {
 
 /// The hidden files of `path`.
 pub fn beside(path: &Path) -> Beside {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let hidden = |suffix: &str| path.with_file_name(format!(".{name}.{suffix}"));
-    Beside {
-        record: hidden("json"),
-        part: hidden("part"),
-        part_record: hidden("part.json"),
-    }
+    Beside { record: hidden("json"), part: hidden("part"), part_record: hidden("part.json") }
 }
 
 /// Reads a small JSON file; `None` when it is absent, too large or not what it should be.
@@ -72,8 +64,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), LibraryError> {
     let new = path.with_extension("json.new");
     let text = serde_json::to_vec_pretty(value).expect("records are plain data");
     let mut file = std::fs::File::create(&new).map_err(LibraryError::io("write", &new))?;
-    file.write_all(&text)
-        .map_err(LibraryError::io("write", &new))?;
+    file.write_all(&text).map_err(LibraryError::io("write", &new))?;
     file.sync_all().map_err(LibraryError::io("write", &new))?;
     std::fs::rename(&new, path).map_err(LibraryError::io("rename", &new))
 }

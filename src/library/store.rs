@@ -33,10 +33,7 @@ pub struct StoredModel {
 impl StoredModel {
     /// The record of each file, `None` where there is none.
     pub fn records(&self) -> Vec<Option<Record>> {
-        self.files
-            .iter()
-            .map(|file| record::read(&beside(file).record))
-            .collect()
+        self.files.iter().map(|file| record::read(&beside(file).record)).collect()
     }
 }
 
@@ -135,11 +132,7 @@ impl Store {
             let copied = copy(source, &target, &mut |n| progress(done + n, total))?;
             done += copied;
         }
-        let first = sources[0]
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let first = sources[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.find(model_name(&first))
     }
 
@@ -165,12 +158,7 @@ impl Store {
                 Some(record) => compare(&what, &record, size_bytes, &sha256)?,
                 None => {
                     verdict = Verified::Recorded;
-                    let record = Record {
-                        origin: String::new(),
-                        etag: None,
-                        size_bytes,
-                        sha256,
-                    };
+                    let record = Record { origin: String::new(), etag: None, size_bytes, sha256 };
                     if !model.is_shared {
                         record::write(&beside(file).record, &record)?;
                     }
@@ -188,9 +176,7 @@ impl Store {
     pub fn remove(&self, model: &StoredModel) -> Result<(), LibraryError> {
         if model.is_shared {
             let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-            return Err(LibraryError::io("remove the service's", &model.files[0])(
-                denied,
-            ));
+            return Err(LibraryError::io("remove the service's", &model.files[0])(denied));
         }
         for file in &model.files {
             std::fs::remove_file(file).map_err(LibraryError::io("remove", file))?;
@@ -231,18 +217,10 @@ fn compare(what: &str, record: &Record, size: u64, sha256: &str) -> Result<(), L
         expected,
     };
     if record.size_bytes != size {
-        return Err(mismatch(
-            "size",
-            size.to_string(),
-            record.size_bytes.to_string(),
-        ));
+        return Err(mismatch("size", size.to_string(), record.size_bytes.to_string()));
     }
     if record.sha256 != sha256 {
-        return Err(mismatch(
-            "SHA-256",
-            sha256.to_owned(),
-            record.sha256.clone(),
-        ));
+        return Err(mismatch("SHA-256", sha256.to_owned(), record.sha256.clone()));
     }
     Ok(())
 }
@@ -258,10 +236,7 @@ fn list_dir(dir: &Path, is_shared: bool) -> Result<Vec<StoredModel>, LibraryErro
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let size = std::fs::metadata(entry.path())
-                .ok()
-                .filter(|m| m.is_file())?
-                .len();
+            let size = std::fs::metadata(entry.path()).ok().filter(|m| m.is_file())?.len();
             check_file_name(&name).ok()?;
             Some((name, entry.path(), size))
         })
@@ -275,12 +250,9 @@ fn list_dir(dir: &Path, is_shared: bool) -> Result<Vec<StoredModel>, LibraryErro
                 last.files.push(path);
                 last.size_bytes += size;
             }
-            None => models.push(StoredModel {
-                name,
-                files: vec![path],
-                size_bytes: size,
-                is_shared,
-            }),
+            None => {
+                models.push(StoredModel { name, files: vec![path], size_bytes: size, is_shared })
+            }
         }
     }
     Ok(models)
@@ -301,9 +273,9 @@ fn shard(file_name: &str) -> Option<(&str, u32, u32)> {
 /// The shards' file names when `file_name` is one of them, else the name alone.
 pub(super) fn shard_names(file_name: &str) -> Vec<String> {
     match shard(file_name) {
-        Some((base, _, count)) => (1..=count)
-            .map(|i| format!("{base}-{i:05}-of-{count:05}.gguf"))
-            .collect(),
+        Some((base, _, count)) => {
+            (1..=count).map(|i| format!("{base}-{i:05}-of-{count:05}.gguf")).collect()
+        }
         None => vec![file_name.to_owned()],
     }
 }
@@ -319,10 +291,7 @@ pub(super) fn model_name(file_name: &str) -> &str {
 fn shards_of(path: &Path) -> Result<Vec<PathBuf>, LibraryError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     check_file_name(&name)?;
-    Ok(shard_names(&name)
-        .iter()
-        .map(|shard| path.with_file_name(shard))
-        .collect())
+    Ok(shard_names(&name).iter().map(|shard| path.with_file_name(shard)).collect())
 }
 
 /// Size of a model file whose first bytes are right.
@@ -330,13 +299,9 @@ fn inspect_source(path: &Path) -> Result<u64, LibraryError> {
     let file = File::open(path).map_err(LibraryError::io("open", path))?;
     let mut start = Vec::new();
     let mut head = Read::take(&file, 4);
-    head.read_to_end(&mut start)
-        .map_err(LibraryError::io("read", path))?;
+    head.read_to_end(&mut start).map_err(LibraryError::io("read", path))?;
     check_magic(&start, &path.display().to_string())?;
-    Ok(file
-        .metadata()
-        .map_err(LibraryError::io("read", path))?
-        .len())
+    Ok(file.metadata().map_err(LibraryError::io("read", path))?.len())
 }
 
 fn copy(source: &Path, target: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, LibraryError> {
@@ -348,15 +313,12 @@ fn copy(source: &Path, target: &Path, progress: &mut dyn FnMut(u64)) -> Result<u
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = 0;
     loop {
-        let n = from
-            .read(&mut buffer)
-            .map_err(LibraryError::io("read", source))?;
+        let n = from.read(&mut buffer).map_err(LibraryError::io("read", source))?;
         if n == 0 {
             break;
         }
         hasher.update(&buffer[..n]);
-        to.write_all(&buffer[..n])
-            .map_err(LibraryError::io("write", &part))?;
+        to.write_all(&buffer[..n]).map_err(LibraryError::io("write", &part))?;
         done += n as u64;
         progress(done);
     }
@@ -383,9 +345,7 @@ pub(super) fn open_part(part: &Path) -> Result<File, LibraryError> {
         .map_err(LibraryError::io("write", part))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(LibraryError::Busy {
-            path: part.to_owned(),
-        }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(LibraryError::Busy { path: part.to_owned() }),
         // A file system without locks (some USB sticks) still takes files.
         Err(std::fs::TryLockError::Error(_)) => Ok(file),
     }
@@ -428,18 +388,10 @@ mod tests {
         let stick = write_model(&dir.path().join("usb"), "Tiny-Q4.gguf");
         let n = std::fs::metadata(&stick).unwrap().len();
         let mut last = (0, 0);
-        let model = store
-            .import(&stick, false, &mut |done, all| last = (done, all))
-            .unwrap();
-        assert_eq!(
-            (model.name.as_str(), model.size_bytes, last),
-            ("Tiny-Q4", n, (n, n))
-        );
+        let model = store.import(&stick, false, &mut |done, all| last = (done, all)).unwrap();
+        assert_eq!((model.name.as_str(), model.size_bytes, last), ("Tiny-Q4", n, (n, n)));
         assert_eq!(store.find("tiny-q4.gguf").unwrap(), model);
-        assert_eq!(
-            store.verify(&model, &mut |_, _| {}).unwrap(),
-            Verified::Matches
-        );
+        assert_eq!(store.verify(&model, &mut |_, _| {}).unwrap(), Verified::Matches);
         let again = store.import(&stick, false, &mut |_, _| {}).unwrap_err();
         assert!(matches!(again, LibraryError::Exists { .. }));
 
@@ -448,23 +400,10 @@ mod tests {
         bytes[last] ^= 1;
         std::fs::write(&model.files[0], bytes).unwrap();
         let error = store.verify(&model, &mut |_, _| {}).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                LibraryError::Mismatch {
-                    property: "SHA-256",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, LibraryError::Mismatch { property: "SHA-256", .. }), "{error}");
         store.remove(&model).unwrap();
         assert!(store.list().unwrap().is_empty());
-        assert_eq!(
-            std::fs::read_dir(store.dir()).unwrap().count(),
-            0,
-            "nothing hidden is left"
-        );
+        assert_eq!(std::fs::read_dir(store.dir()).unwrap().count(), 0, "nothing hidden is left");
     }
 
     #[test]
@@ -474,10 +413,7 @@ mod tests {
         write_shard(&usb, "big-00001-of-00002.gguf", 0);
         let second = usb.join("big-00002-of-00002.gguf");
         let error = store.import(&second, false, &mut |_, _| {}).unwrap_err();
-        assert!(
-            error.to_string().contains("00002"),
-            "a missing shard is named: {error}"
-        );
+        assert!(error.to_string().contains("00002"), "a missing shard is named: {error}");
         write_shard(&usb, "big-00002-of-00002.gguf", 1);
         let model = store.import(&second, false, &mut |_, _| {}).unwrap();
         assert_eq!((model.name.as_str(), model.files.len()), ("big", 2));

@@ -41,16 +41,8 @@ pub fn is_https(uri: &Uri) -> bool {
 
 /// Host without brackets, and port.
 pub fn host_and_port(uri: &Uri) -> (String, u16) {
-    let host = uri
-        .host()
-        .unwrap_or_default()
-        .trim_matches(['[', ']'])
-        .to_owned();
-    (
-        host,
-        uri.port_u16()
-            .unwrap_or(if is_https(uri) { 443 } else { 80 }),
-    )
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    (host, uri.port_u16().unwrap_or(if is_https(uri) { 443 } else { 80 }))
 }
 
 /// Where a `Location` header leads from `base`.
@@ -92,13 +84,7 @@ pub fn file_name_of(text: &str) -> Result<String, LibraryError> {
     let last = uri.path().rsplit('/').next().unwrap_or_default();
     let name: String = percent_decode(last)
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._+-".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '_' })
         .collect();
     check_file_name(&name)?;
     Ok(name)
@@ -122,10 +108,7 @@ pub fn check_file_name(name: &str) -> Result<(), LibraryError> {
     } else {
         return Ok(());
     };
-    Err(LibraryError::BadName {
-        name: name.to_owned(),
-        reason,
-    })
+    Err(LibraryError::BadName { name: name.to_owned(), reason })
 }
 
 fn percent_decode(text: &str) -> String {
@@ -133,9 +116,7 @@ fn percent_decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = bytes
-            .get(i + 1..i + 3)
-            .and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok());
         match (bytes[i], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -157,24 +138,12 @@ mod tests {
     #[test]
     fn only_plain_web_addresses_are_taken() {
         assert!(parse("https://h:8443/a%20b?c=d").is_ok());
-        for bad in [
-            "ftp://h/x",
-            "/x",
-            "file:///etc/passwd",
-            "https://u:p@h/x",
-            "https://h/a b",
-            "",
-        ] {
+        for bad in ["ftp://h/x", "/x", "file:///etc/passwd", "https://u:p@h/x", "https://h/a b", ""]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(
-            host_and_port(&parse("https://[::1]:9/").unwrap()),
-            ("::1".into(), 9)
-        );
-        assert_eq!(
-            host_and_port(&parse("http://h/").unwrap()),
-            ("h".into(), 80)
-        );
+        assert_eq!(host_and_port(&parse("https://[::1]:9/").unwrap()), ("::1".into(), 9));
+        assert_eq!(host_and_port(&parse("http://h/").unwrap()), ("h".into(), 80));
     }
 
     #[test]
@@ -190,27 +159,14 @@ mod tests {
         for (location, expected) in cases {
             assert_eq!(redirect(&base, location).unwrap().to_string(), expected);
         }
-        assert!(
-            redirect(&base, "http://h/x")
-                .unwrap_err()
-                .to_string()
-                .contains("leaves https")
-        );
+        assert!(redirect(&base, "http://h/x").unwrap_err().to_string().contains("leaves https"));
         assert!(redirect(&parse("http://h/").unwrap(), "https://h/x").is_ok());
     }
 
     #[test]
     fn file_names_are_tame() {
-        assert_eq!(
-            file_name_of("https://h/d/a%2Fb%20c.gguf?download=true").unwrap(),
-            "a_b_c.gguf"
-        );
-        for bad in [
-            "https://h/",
-            "https://h/x.bin",
-            "https://h/.gguf",
-            "https://h/..%2f.gguf",
-        ] {
+        assert_eq!(file_name_of("https://h/d/a%2Fb%20c.gguf?download=true").unwrap(), "a_b_c.gguf");
+        for bad in ["https://h/", "https://h/x.bin", "https://h/.gguf", "https://h/..%2f.gguf"] {
             assert!(file_name_of(bad).is_err(), "{bad}");
         }
     }

@@ -93,17 +93,10 @@ impl Recipe {
             sha256: file["sha256"].as_str().unwrap().to_owned(),
             argmax: ints(&file["argmax"]),
             margin: floats(&file["margin"]),
-            rows: values
-                .chunks(per_file / n_rows)
-                .map(<[f32]>::to_vec)
-                .collect(),
+            rows: values.chunks(per_file / n_rows).map(<[f32]>::to_vec).collect(),
             noise: file["noise"].as_f64().unwrap() as f32,
         };
-        files
-            .iter()
-            .zip(self.values.chunks(per_file))
-            .map(one)
-            .collect()
+        files.iter().zip(self.values.chunks(per_file)).map(one).collect()
     }
 
     /// The GGUF file whose matrices are of type `ty`.
@@ -148,12 +141,8 @@ fn ints<T: TryFrom<u64>>(json: &Json) -> Vec<T> {
         Json::Array(items) => items.clone(),
         one => vec![one.clone()],
     };
-    let flat = json
-        .as_array()
-        .map_or(vec![], |a| a.iter().flat_map(nested).collect::<Vec<_>>());
-    flat.iter()
-        .map(|v| v.as_u64().and_then(|n| T::try_from(n).ok()).unwrap())
-        .collect()
+    let flat = json.as_array().map_or(vec![], |a| a.iter().flat_map(nested).collect::<Vec<_>>());
+    flat.iter().map(|v| v.as_u64().and_then(|n| T::try_from(n).ok()).unwrap()).collect()
 }
 
 fn floats(json: &Json) -> Vec<f32> {
@@ -162,10 +151,7 @@ fn floats(json: &Json) -> Vec<f32> {
 }
 
 fn floats_of(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect()
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 fn value(kind: &Json, json: &Json) -> Value {
@@ -178,11 +164,7 @@ fn value(kind: &Json, json: &Json) -> Value {
         "i32s" => ints::<i32>(json).as_slice().into(),
         "strs" => {
             let items = json.as_array().unwrap().iter();
-            items
-                .map(|s| s.as_str().unwrap())
-                .collect::<Vec<_>>()
-                .as_slice()
-                .into()
+            items.map(|s| s.as_str().unwrap()).collect::<Vec<_>>().as_slice().into()
         }
         other => panic!("value type {other}"),
     }
@@ -206,19 +188,13 @@ fn tensor_bytes(name: &str, n: usize, ty: TensorType, center: f32, amp: f32) -> 
     let weights = words(name).take(n).map(scale);
     match ty {
         TensorType::F32 => weights.flat_map(f32::to_le_bytes).collect(),
-        TensorType::F16 => weights
-            .flat_map(|w| f16::from_f32(w).to_le_bytes())
-            .collect(),
-        TensorType::BF16 => weights
-            .flat_map(|w| bf16::from_f32(w).to_le_bytes())
-            .collect(),
+        TensorType::F16 => weights.flat_map(|w| f16::from_f32(w).to_le_bytes()).collect(),
+        TensorType::BF16 => weights.flat_map(|w| bf16::from_f32(w).to_le_bytes()).collect(),
         _ => {
             let n_bytes = ty.row_bytes(n).expect("rows are whole blocks");
             let stream = words(name).flat_map(u64::to_le_bytes);
             let mut bytes: Vec<u8> = stream.take(n_bytes).collect();
-            bytes
-                .chunks_mut(ty.block_bytes())
-                .for_each(|block| tame(ty, block));
+            bytes.chunks_mut(ty.block_bytes()).for_each(|block| tame(ty, block));
             bytes
         }
     }

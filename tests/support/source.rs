@@ -19,11 +19,7 @@ impl Source {
     /// Scans `raw`.
     pub fn new(path: &str, raw: &str) -> Source {
         let code = without_tests(blank_comments_and_literals(raw));
-        Source {
-            path: path.to_owned(),
-            raw: raw.to_owned(),
-            code,
-        }
+        Source { path: path.to_owned(), raw: raw.to_owned(), code }
     }
 
     /// Every `.rs` file below `folder`, in the order of their paths.
@@ -33,10 +29,7 @@ impl Source {
         collect(&root.join(folder), &mut files);
         files.sort();
         let read = |path: &PathBuf| {
-            let name = path
-                .strip_prefix(&root)
-                .expect("below the root")
-                .to_string_lossy();
+            let name = path.strip_prefix(&root).expect("below the root").to_string_lossy();
             let raw = std::fs::read_to_string(path).expect("sources are UTF-8");
             Source::new(&name.replace('\\', "/"), &raw)
         };
@@ -110,10 +103,7 @@ impl Source {
             if self.code[..at].ends_with("super::") {
                 continue; // counted with the first of the chain
             }
-            let n_super = self.code[at..]
-                .split("super::")
-                .take_while(|s| s.is_empty())
-                .count();
+            let n_super = self.code[at..].split("super::").take_while(|s| s.is_empty()).count();
             let n_super = n_super.min(self.code[at..].matches("super::").count());
             let depth = inline.iter().filter(|span| span.contains(&at)).count();
             let mut base = self.module();
@@ -188,10 +178,8 @@ fn spread_tree(text: &str, mut base: Vec<String>, out: &mut Vec<Vec<String>>) ->
             }
             return text.len() - text[at..].trim_start()[1..].len();
         }
-        let name: String = text[at..]
-            .chars()
-            .take_while(|c| is_word_char(*c) || *c == '*')
-            .collect();
+        let name: String =
+            text[at..].chars().take_while(|c| is_word_char(*c) || *c == '*').collect();
         at += name.len();
         if !name.is_empty() {
             base.push(name);
@@ -219,10 +207,7 @@ fn blank_comments_and_literals(raw: &str) -> String {
         let end = token_end(bytes, at);
         match end {
             Some((from, to, next)) => {
-                out[from..to]
-                    .iter_mut()
-                    .filter(|b| **b != b'\n')
-                    .for_each(|b| *b = b' ');
+                out[from..to].iter_mut().filter(|b| **b != b'\n').for_each(|b| *b = b' ');
                 at = next;
             }
             None => at += 1,
@@ -235,9 +220,7 @@ fn blank_comments_and_literals(raw: &str) -> String {
 fn token_end(bytes: &[u8], at: usize) -> Option<(usize, usize, usize)> {
     let rest = &bytes[at..];
     let find = |from: usize, needle: &[u8]| {
-        let hit = bytes[from..]
-            .windows(needle.len())
-            .position(|w| w == needle);
+        let hit = bytes[from..].windows(needle.len()).position(|w| w == needle);
         hit.map_or(bytes.len(), |n| from + n)
     };
     let starts_word = at == 0 || !is_word_byte(bytes[at - 1]);
@@ -249,10 +232,7 @@ fn token_end(bytes: &[u8], at: usize) -> Option<(usize, usize, usize)> {
         let end = (find(at, b"*/") + 2).min(bytes.len());
         return Some((at, end, end));
     }
-    let n_prefix = [&b"br"[..], b"cr", b"r"]
-        .iter()
-        .find(|p| rest.starts_with(p))
-        .map(|p| p.len());
+    let n_prefix = [&b"br"[..], b"cr", b"r"].iter().find(|p| rest.starts_with(p)).map(|p| p.len());
     if let (true, Some(n_prefix)) = (starts_word, n_prefix) {
         let n_hash = rest[n_prefix..].iter().take_while(|b| **b == b'#').count();
         let open = at + n_prefix + n_hash;
@@ -277,11 +257,7 @@ fn token_end(bytes: &[u8], at: usize) -> Option<(usize, usize, usize)> {
             std::str::from_utf8(&rest[1..1 + e.valid_up_to()]).expect("valid up to there")
         });
         let escaped = text.starts_with('\\');
-        let skip = if escaped {
-            2
-        } else {
-            text.chars().next().map_or(0, char::len_utf8)
-        };
+        let skip = if escaped { 2 } else { text.chars().next().map_or(0, char::len_utf8) };
         let close = text.get(skip..)?.find('\'')?;
         if escaped || close == 0 {
             return Some((at + 1, at + 1 + skip + close, at + 2 + skip + close));
@@ -294,17 +270,13 @@ fn token_end(bytes: &[u8], at: usize) -> Option<(usize, usize, usize)> {
 fn without_tests(mut code: String) -> String {
     while let Some(at) = code.find("#[cfg(test)]") {
         let from = at + "#[cfg(test)]".len();
-        let open = code[from..]
-            .find(['{', ';'])
-            .map_or(code.len(), |n| from + n);
+        let open = code[from..].find(['{', ';']).map_or(code.len(), |n| from + n);
         let end = match code[open..].starts_with('{') {
             true => close_of(&code, open).unwrap_or(code.len() - 1) + 1,
             false => (open + 1).min(code.len()),
         };
-        let blank: String = code[at..end]
-            .bytes()
-            .map(|b| if b == b'\n' { '\n' } else { ' ' })
-            .collect();
+        let blank: String =
+            code[at..end].bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect();
         code.replace_range(at..end, &blank);
     }
     code

@@ -145,13 +145,13 @@ class Peer:
 
 
 def ids_hash(*lists):
-    """FNV-1a of the ids, 0xffffffff after each list; 48 bits are plenty and short."""
+    """FNV-1a of the ids, 0xffffffff after each list; 32 bits are plenty and short."""
     h = 0xcbf29ce484222325
     for ids in lists:
         for i in [*ids, 0xffffffff]:
             for b in struct.pack("<I", i):
                 h = (h ^ b) * 0x100000001b3 % (1 << 64)
-    return f"{h >> 16:012x}"
+    return f"{h >> 32:08x}"
 
 
 def full(path, out):

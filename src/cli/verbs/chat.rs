@@ -161,9 +161,7 @@ impl Chat {
         };
         let request = limits.request(&self.app, prompt)?;
         let mut stream = Stream::new(true, self.interrupt.clone());
-        let result = self
-            .model
-            .generate(&request, &mut |piece| stream.push(piece));
+        let result = self.model.generate(&request, &mut |piece| stream.push(piece));
         stream.finish()?;
         let answer = match result {
             Ok(answer) => answer,
@@ -274,10 +272,7 @@ mod tests {
     fn turns_of_one_and_many_lines() {
         assert_eq!(turns("a\nb\r\n"), ["a", "b"]);
         assert_eq!(turns("a\\\nb\nc"), ["a\nb", "c"]);
-        assert_eq!(
-            turns("\"\"\"\nx = 1\n\ny\n\"\"\"\nz\n"),
-            ["x = 1\n\ny", "z"]
-        );
+        assert_eq!(turns("\"\"\"\nx = 1\n\ny\n\"\"\"\nz\n"), ["x = 1\n\ny", "z"]);
         assert_eq!(turns("\"\"\"one\"\"\"\n"), ["one"]);
         assert_eq!(turns("\"\"\"cut\n"), ["cut\n"]);
         assert_eq!(turns(""), Vec::<String>::new());

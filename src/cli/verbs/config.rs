@@ -48,10 +48,8 @@ pub fn run(context: &Context, args: &ConfigArgs) -> anyhow::Result<u8> {
 }
 
 fn show(app: &App, only_changed: bool, as_json: bool) -> anyhow::Result<()> {
-    let rows = app
-        .settings
-        .iter()
-        .filter(|(_, _, source)| !only_changed || **source != Source::Default);
+    let rows =
+        app.settings.iter().filter(|(_, _, source)| !only_changed || **source != Source::Default);
     if as_json {
         let keys: serde_json::Map<String, serde_json::Value> = rows
             .map(|(key, value, source)| {

@@ -85,10 +85,7 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
     if let Some(error) = failure {
         return Err(error);
     }
-    let n_bad = findings
-        .iter()
-        .filter(|f| f.verdict == Verdict::Bad)
-        .count();
+    let n_bad = findings.iter().filter(|f| f.verdict == Verdict::Bad).count();
     if n_bad > 0 {
         return Err(CliError::integrity(format!("{n_bad} findings are bad")).into());
     }
@@ -96,27 +93,15 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
 }
 
 fn fact(key: &'static str, text: impl Into<String>) -> Finding {
-    Finding {
-        key,
-        verdict: Verdict::Fact,
-        text: text.into(),
-    }
+    Finding { key, verdict: Verdict::Fact, text: text.into() }
 }
 
 fn bad(key: &'static str, text: impl Into<String>) -> Finding {
-    Finding {
-        key,
-        verdict: Verdict::Bad,
-        text: text.into(),
-    }
+    Finding { key, verdict: Verdict::Bad, text: text.into() }
 }
 
 fn machine(host: &Host) -> Vec<Finding> {
-    let name = if host.cpu_name.is_empty() {
-        "processor"
-    } else {
-        &host.cpu_name
-    };
+    let name = if host.cpu_name.is_empty() { "processor" } else { &host.cpu_name };
     let limit = match host.memory_limit_bytes {
         Some(limit) => format!(", limited to {} by a control group", bytes(limit)),
         None => String::new(),
@@ -128,19 +113,12 @@ fn machine(host: &Host) -> Vec<Finding> {
         "the CPU computes everything, without AVX2 or NEON: expect it to be slow"
     };
     vec![
-        fact(
-            "system",
-            format!("{}, {}, {}", host.kernel, host.libc, host.arch),
-        ),
+        fact("system", format!("{}, {}, {}", host.kernel, host.libc, host.arch)),
         fact("processor", format!("{name}, {} threads", host.n_threads)),
         fact("instructions", host.isa.join(" ")),
         Finding {
             key: "kernels",
-            verdict: if is_fast {
-                Verdict::Good
-            } else {
-                Verdict::Warning
-            },
+            verdict: if is_fast { Verdict::Good } else { Verdict::Warning },
             text: kernels.to_owned(),
         },
         fact(
@@ -163,31 +141,19 @@ fn places(app: &App) -> Vec<Finding> {
     };
     let is_low = free.is_some_and(|free| free < DISK_WARN_BYTES);
     let files = match app.config_files.as_slice() {
-        [] => format!(
-            "none read; {} would be",
-            app.dirs.config.join("config.toml").display()
-        ),
-        files => files
-            .iter()
-            .map(|f| f.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", "),
+        [] => format!("none read; {} would be", app.dirs.config.join("config.toml").display()),
+        files => files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
     };
     let models = match app.store.list() {
-        Ok(models) => fact(
-            "models",
-            format!("{} in the store, and the embedded one", models.len()),
-        ),
+        Ok(models) => {
+            fact("models", format!("{} in the store, and the embedded one", models.len()))
+        }
         Err(error) => bad("models", error.to_string()),
     };
     vec![
         Finding {
             key: "disk",
-            verdict: if is_low {
-                Verdict::Warning
-            } else {
-                Verdict::Fact
-            },
+            verdict: if is_low { Verdict::Warning } else { Verdict::Fact },
             text: disk,
         },
         fact("configuration", files),
@@ -215,35 +181,21 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
     let mut model = app.load()?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let mut findings = vec![
-        fact(
-            "model",
-            format!("{}, loaded in {load_ms:.0} ms", model.name()),
-        ),
+        fact("model", format!("{}, loaded in {load_ms:.0} ms", model.name())),
         fact("runs on", model.backend_name()),
         fact("memory plan", model.memory_plan().to_string()),
     ];
     let first = answer(&mut model, &source)?;
     let second = answer(&mut model, &source)?;
     let known = (source == ModelSource::Embedded).then_some(KNOWN_ANSWER);
-    let test = |verdict, text: &str| Finding {
-        key: "self-test",
-        verdict,
-        text: text.to_owned(),
-    };
+    let test = |verdict, text: &str| Finding { key: "self-test", verdict, text: text.to_owned() };
     findings.push(match known {
-        _ if first != second => test(
-            Verdict::Bad,
-            &format!("two answers differ: {first:?} and {second:?}"),
-        ),
+        _ if first != second => {
+            test(Verdict::Bad, &format!("two answers differ: {first:?} and {second:?}"))
+        }
         Some(known) if first == known => test(Verdict::Good, "the answer is the known one, twice"),
-        Some(known) => test(
-            Verdict::Bad,
-            &format!("the answer is {first:?}, expected {known:?}"),
-        ),
-        None => test(
-            Verdict::Good,
-            "the same answer twice; no known answer to compare with",
-        ),
+        Some(known) => test(Verdict::Bad, &format!("the answer is {first:?}, expected {known:?}")),
+        None => test(Verdict::Good, "the same answer twice; no known answer to compare with"),
     });
     Ok(findings)
 }
@@ -299,11 +251,7 @@ fn print(findings: &[Finding]) -> std::io::Result<()> {
             Verdict::Fact => "    ".to_owned(),
         };
         let text = text.replace('\n', &format!("\n{:20}", ""));
-        writeln!(
-            out,
-            "{mark} {} {text}",
-            styled(STRONG, format!("{key:<14}"))
-        )?;
+        writeln!(out, "{mark} {} {text}", styled(STRONG, format!("{key:<14}")))?;
     }
     Ok(())
 }

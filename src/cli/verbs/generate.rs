@@ -98,11 +98,7 @@ impl LimitArgs {
         Ok(GenerateRequest {
             prompt,
             n_predict: self.n_predict.and_then(|n| usize::try_from(n).ok()),
-            stop: self
-                .reverse_prompt
-                .iter()
-                .map(|stop| unescape(stop))
-                .collect(),
+            stop: self.reverse_prompt.iter().map(|stop| unescape(stop)).collect(),
             sampler: app.sampling(&source),
             n_probs: 0,
             ignore_eos: self.ignore_eos,
@@ -115,11 +111,7 @@ pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
     let mut settings = args.model.settings();
     settings.extend(args.sampling.settings()?);
     let app = context.app(settings)?;
-    let text = if is_fim(args) {
-        String::new()
-    } else {
-        prompt_text(args)?
-    };
+    let text = if is_fim(args) { String::new() } else { prompt_text(args)? };
     let started = Instant::now();
     let source = app.model_source()?;
     let mut model = app.load()?;
@@ -144,11 +136,7 @@ pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
     if args.verbose {
         print_stats(&model, &answer, load_ms);
     }
-    Ok(if interrupt.is_pending() {
-        exit::INTERRUPTED
-    } else {
-        exit::OK
-    })
+    Ok(if interrupt.is_pending() { exit::INTERRUPTED } else { exit::OK })
 }
 
 fn is_fim(args: &GenerateArgs) -> bool {
@@ -180,9 +168,8 @@ fn prompt_tokens(model: &Model, args: &GenerateArgs, text: &str) -> anyhow::Resu
     if is_fim(args) {
         let prefix = args.fim_prefix.as_deref().unwrap_or_default();
         let suffix = args.fim_suffix.as_deref().unwrap_or_default();
-        let tokens = model
-            .tokenizer()
-            .fim_prompt(&unescape_if(args, prefix), &unescape_if(args, suffix));
+        let tokens =
+            model.tokenizer().fim_prompt(&unescape_if(args, prefix), &unescape_if(args, suffix));
         return tokens.map_err(|error| CliError::model(error.to_string()).into());
     }
     if args.raw || model.chat_template().is_none() {
@@ -199,11 +186,7 @@ fn prompt_tokens(model: &Model, args: &GenerateArgs, text: &str) -> anyhow::Resu
 }
 
 fn unescape_if(args: &GenerateArgs, text: &str) -> String {
-    if args.escape {
-        unescape(text)
-    } else {
-        text.to_owned()
-    }
+    if args.escape { unescape(text) } else { text.to_owned() }
 }
 
 /// The answer on its way to stdout.
@@ -217,12 +200,7 @@ pub struct Stream {
 impl Stream {
     /// A stream that shows the answer, or only watches for Ctrl-C.
     pub fn new(is_shown: bool, interrupt: Interrupt) -> Stream {
-        Stream {
-            is_shown,
-            interrupt,
-            error: None,
-            ends_with_newline: true,
-        }
+        Stream { is_shown, interrupt, error: None, ends_with_newline: true }
     }
 
     /// Takes the next piece; breaks on Ctrl-C and when stdout is gone.
@@ -261,11 +239,7 @@ fn write_code(path: &Path, text: &str) -> anyhow::Result<()> {
         return Ok(std::io::stdout().write_all(code.as_bytes())?);
     }
     std::fs::write(path, &code).with_context(|| format!("cannot write {}", path.display()))?;
-    terminal::note(format!(
-        "wrote {} lines to {}",
-        code.lines().count(),
-        path.display()
-    ));
+    terminal::note(format!("wrote {} lines to {}", code.lines().count(), path.display()));
     Ok(())
 }
 
@@ -313,11 +287,7 @@ fn to_json(
         };
         let rows = answer.tokens.iter().zip(&answer.probs).map(|(&id, probs)| {
             let mut row = token(id, probs.logprob);
-            row["top"] = probs
-                .top
-                .iter()
-                .map(|&(id, logprob)| token(id, logprob))
-                .collect();
+            row["top"] = probs.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
             row
         });
         object["probs"] = rows.collect();

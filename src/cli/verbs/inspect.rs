@@ -55,10 +55,7 @@ struct Fit {
 
 /// Shows the file.
 pub fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<u8> {
-    let mut model = ModelArgs {
-        model: args.model.model.clone(),
-        ..ModelArgs::default()
-    };
+    let mut model = ModelArgs { model: args.model.model.clone(), ..ModelArgs::default() };
     if let Some(file) = &args.file {
         model.model = Some(file.clone());
     }
@@ -108,20 +105,14 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
     let text = |key: &str| meta.str(key).ok().flatten().map(str::to_owned);
     let arch = text("general.architecture").unwrap_or_default();
     let number = |key: &str| meta.u64(&format!("{arch}.{key}")).ok().flatten();
-    let n_params: u64 = gguf
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.n_elements())
-        .sum();
+    let n_params: u64 = gguf.tensors().iter().map(|tensor| tensor.n_elements()).sum();
     let tokenizer = Tokenizer::from_gguf(meta);
     let template = match meta.str("tokenizer.chat_template").ok().flatten() {
         Some(_) => "in the file",
         None if ChatTemplate::from_gguf(meta).is_ok_and(|t| t.is_some()) => "built in",
         None => "none",
     };
-    let fim = tokenizer
-        .as_ref()
-        .is_ok_and(|t| t.special().fim_prefix.is_some());
+    let fim = tokenizer.as_ref().is_ok_and(|t| t.special().fim_prefix.is_some());
     vec![
         ("file", json!(App::source_name(source))),
         ("name", json!(text("general.name"))),
@@ -139,14 +130,8 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
         ("n_kv_head", json!(number("attention.head_count_kv"))),
         ("tokenizer", json!(text("tokenizer.ggml.model"))),
         ("pre_tokenizer", json!(text("tokenizer.ggml.pre"))),
-        (
-            "n_vocab",
-            json!(tokenizer.as_ref().ok().map(Tokenizer::n_vocab)),
-        ),
-        (
-            "tokenizer_error",
-            json!(tokenizer.as_ref().err().map(ToString::to_string)),
-        ),
+        ("n_vocab", json!(tokenizer.as_ref().ok().map(Tokenizer::n_vocab))),
+        ("tokenizer_error", json!(tokenizer.as_ref().err().map(ToString::to_string))),
         ("chat_template", json!(template)),
         ("fill_in_the_middle", json!(fim)),
     ]
@@ -164,9 +149,7 @@ fn by_type(gguf: &Gguf) -> BTreeMap<&'static str, (usize, u64)> {
 }
 
 fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) -> Json {
-    let facts = facts(source, gguf)
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value));
+    let facts = facts(source, gguf).into_iter().map(|(key, value)| (key.to_owned(), value));
     let mut object = Json::Object(facts.collect());
     object["tensor_types"] = by_type(gguf)
         .into_iter()
@@ -175,9 +158,8 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
     object["fits"] = fits.iter().map(fit_json).collect();
     if args.metadata {
         let pairs = gguf.metadata().iter();
-        object["metadata"] = pairs
-            .map(|(key, value)| json!({ "key": key, "value": value.to_string() }))
-            .collect();
+        object["metadata"] =
+            pairs.map(|(key, value)| json!({ "key": key, "value": value.to_string() })).collect();
     }
     if args.tensors {
         let tensors = gguf.tensors().iter();
@@ -250,20 +232,9 @@ fn print(
         let rows: Vec<Vec<String>> = gguf
             .tensors()
             .iter()
-            .map(|t| {
-                vec![
-                    format!("  {}", t.name),
-                    t.ty.to_string(),
-                    format!("{:?}", t.shape),
-                ]
-            })
+            .map(|t| vec![format!("  {}", t.name), t.ty.to_string(), format!("{:?}", t.shape)])
             .collect();
-        write!(
-            out,
-            "\n{}\n{}",
-            styled(STRONG, "each tensor, innermost first"),
-            table(&rows)
-        )?;
+        write!(out, "\n{}\n{}", styled(STRONG, "each tensor, innermost first"), table(&rows))?;
     }
     writeln!(out, "\n{}", styled(STRONG, "fits"))?;
     for fit in fits {
@@ -271,10 +242,7 @@ fn print(
             Ok(plan) => (styled(GOOD, "yes"), plan.to_string()),
             Err(reason) => (styled(WARNING, "no "), reason.clone()),
         };
-        let free = styled(
-            FAINT,
-            format!("({} for models)", bytes(fit.available_bytes)),
-        );
+        let free = styled(FAINT, format!("({} for models)", bytes(fit.available_bytes)));
         writeln!(
             out,
             "  {word} {:<16} {free}\n      {}",

@@ -64,28 +64,15 @@ pub fn run(context: &Context, args: &ModelsArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     match &args.what {
         None => list(&app, false)?,
-        Some(What::List {
-            available: false,
-            json,
-        }) => list(&app, *json)?,
-        Some(What::List {
-            available: true,
-            json,
-        }) => available(&app, *json)?,
+        Some(What::List { available: false, json }) => list(&app, *json)?,
+        Some(What::List { available: true, json }) => available(&app, *json)?,
         Some(What::Import { path, force }) => import(&app, path, *force)?,
         Some(What::Verify { names, json }) => return verify(&app, names, *json),
         Some(What::Remove { names }) => {
-            let models = names
-                .iter()
-                .map(|n| app.store.find(n))
-                .collect::<Result<Vec<_>, _>>()?;
+            let models = names.iter().map(|n| app.store.find(n)).collect::<Result<Vec<_>, _>>()?;
             for model in models {
                 app.store.remove(&model)?;
-                terminal::note(format!(
-                    "removed {} ({})",
-                    model.name,
-                    bytes(model.size_bytes)
-                ));
+                terminal::note(format!("removed {} ({})", model.name, bytes(model.size_bytes)));
             }
         }
     }
@@ -108,9 +95,7 @@ fn list(app: &App, as_json: bool) -> anyhow::Result<()> {
                 "records": model.records(),
             })
         }));
-        return Ok(print_json(
-            &json!({ "dir": app.store.dir(), "models": rows }),
-        )?);
+        return Ok(print_json(&json!({ "dir": app.store.dir(), "models": rows }))?);
     }
     let mut rows = vec![vec![
         EMBEDDED_NAME.to_owned(),
@@ -128,11 +113,7 @@ fn list(app: &App, as_json: bool) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     write!(out, "{}", table(&rows))?;
     let dir = app.store.dir().display();
-    writeln!(
-        out,
-        "{}",
-        styled(FAINT, format!("models are kept in {dir}"))
-    )?;
+    writeln!(out, "{}", styled(FAINT, format!("models are kept in {dir}")))?;
     Ok(())
 }
 
@@ -142,16 +123,10 @@ fn available(app: &App, as_json: bool) -> anyhow::Result<()> {
         return Ok(print_json(&json!({ "models": catalog.entries() }))?);
     }
     let mut out = anstream::stdout().lock();
-    let head = ["name", "about", "licence", "fits", "note"]
-        .map(|h| h.to_owned())
-        .to_vec();
+    let head = ["name", "about", "licence", "fits", "note"].map(|h| h.to_owned()).to_vec();
     let mut rows = vec![head];
     rows.extend(catalog.entries().iter().map(|entry| {
-        let source = if entry.url.is_empty() {
-            "no source known; "
-        } else {
-            ""
-        };
+        let source = if entry.url.is_empty() { "no source known; " } else { "" };
         vec![
             entry.name.clone(),
             bytes(entry.size_about_bytes),
@@ -175,11 +150,7 @@ fn import(app: &App, path: &std::path::Path, force: bool) -> anyhow::Result<()> 
     });
     bar.finish_and_clear();
     let model = result?;
-    terminal::note(format!(
-        "imported {} ({})",
-        model.name,
-        bytes(model.size_bytes)
-    ));
+    terminal::note(format!("imported {} ({})", model.name, bytes(model.size_bytes)));
     Ok(())
 }
 
@@ -187,10 +158,7 @@ fn verify(app: &App, names: &[String], as_json: bool) -> anyhow::Result<u8> {
     let models: Vec<StoredModel> = if names.is_empty() {
         app.store.list()?
     } else {
-        names
-            .iter()
-            .map(|name| app.store.find(name))
-            .collect::<Result<_, _>>()?
+        names.iter().map(|name| app.store.find(name)).collect::<Result<_, _>>()?
     };
     let mut n_bad = 0;
     let mut rows = Vec::new();
@@ -217,7 +185,7 @@ fn verify(app: &App, names: &[String], as_json: bool) -> anyhow::Result<u8> {
     }
     if n_bad > 0 {
         return Err(
-            CliError::integrity(format!("{n_bad} of {} models are bad", models.len())).into(),
+            CliError::integrity(format!("{n_bad} of {} models are bad", models.len())).into()
         );
     }
     Ok(exit::OK)
@@ -229,11 +197,7 @@ fn report(model: &StoredModel, result: &Result<Verified, LibraryError>) -> std::
     match result {
         Ok(Verified::Matches) => writeln!(out, "{} {name}", styled(GOOD, "ok")),
         Ok(Verified::Recorded) => {
-            writeln!(
-                out,
-                "{} {name}: had no record, its hash is recorded now",
-                styled(GOOD, "new")
-            )
+            writeln!(out, "{} {name}: had no record, its hash is recorded now", styled(GOOD, "new"))
         }
         Err(error) => writeln!(out, "{} {name}: {error}", styled(terminal::ERROR, "bad")),
     }

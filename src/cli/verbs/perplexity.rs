@@ -35,25 +35,13 @@ const N_CTX: usize = 512;
 /// Measures and prints.
 pub fn run(context: &Context, args: &PerplexityArgs) -> anyhow::Result<u8> {
     let app = context.app(args.model.settings())?;
-    let path = args
-        .file
-        .as_ref()
-        .or(args.path.as_ref())
-        .expect("clap asks for one of them");
+    let path = args.file.as_ref().or(args.path.as_ref()).expect("clap asks for one of them");
     let text = read_text(path)?;
     let source = app.model_source()?;
     let mut model = app.load()?;
-    let options = EncodeOptions {
-        add_special: true,
-        parse_special: false,
-    };
+    let options = EncodeOptions { add_special: true, parse_special: false };
     let tokens = model.tokenizer().encode(&text, options)?;
-    let n_ctx = app
-        .config()
-        .model
-        .n_ctx
-        .map_or(N_CTX, |n| n as usize)
-        .min(model.n_ctx());
+    let n_ctx = app.config().model.n_ctx.map_or(N_CTX, |n| n as usize).min(model.n_ctx());
     let bar = steps_bar("perplexity");
     let result = model.perplexity(&tokens, n_ctx, &mut |done, total| {
         bar.set_length(total as u64);

@@ -53,18 +53,12 @@ pub fn run(context: &Context, args: &PullArgs) -> anyhow::Result<u8> {
         ("pull.stall_ms", "--stall-ms", args.stall_ms.map(Into::into)),
     ];
     let settings = settings.into_iter().filter_map(|(key, option, value)| {
-        Some(Setting {
-            key: key.to_owned(),
-            value: value?,
-            option: option.to_owned(),
-        })
+        Some(Setting { key: key.to_owned(), value: value?, option: option.to_owned() })
     });
     let app = context.app(settings.collect())?;
     let request = request(&app, args)?;
     let bar = bytes_bar("connecting");
-    let result = library::pull(&request, &app.pull_options(), &mut |event| {
-        show(&bar, &event)
-    });
+    let result = library::pull(&request, &app.pull_options(), &mut |event| show(&bar, &event));
     bar.finish_and_clear();
     let pulled = result?;
     if args.json {
@@ -78,16 +72,8 @@ pub fn run(context: &Context, args: &PullArgs) -> anyhow::Result<u8> {
         }))?;
         return Ok(exit::OK);
     }
-    let verb = if pulled.was_here {
-        "already here:"
-    } else {
-        "pulled"
-    };
-    terminal::note(format!(
-        "{verb} {} ({})",
-        pulled.name,
-        bytes(pulled.size_bytes)
-    ));
+    let verb = if pulled.was_here { "already here:" } else { "pulled" };
+    terminal::note(format!("{verb} {} ({})", pulled.name, bytes(pulled.size_bytes)));
     if !pulled.is_checked && !pulled.was_here {
         terminal::note(
             "no hash was known beforehand; that of the file is recorded for `models verify`",
@@ -116,24 +102,17 @@ fn request(app: &App, args: &PullArgs) -> anyhow::Result<PullRequest> {
         };
     } else {
         let catalog = app.catalog()?;
-        let entry = catalog
-            .find(&args.what)
-            .ok_or_else(|| LibraryError::UnknownModel {
-                name: args.what.clone(),
-                hint: match catalog.nearest(&args.what) {
-                    Some(near) => format!(" in the catalog; did you mean {near:?}?"),
-                    None => {
-                        " in the catalog; `jetforge models list --available` shows it".to_owned()
-                    }
-                },
-            })?;
+        let entry = catalog.find(&args.what).ok_or_else(|| LibraryError::UnknownModel {
+            name: args.what.clone(),
+            hint: match catalog.nearest(&args.what) {
+                Some(near) => format!(" in the catalog; did you mean {near:?}?"),
+                None => " in the catalog; `jetforge models list --available` shows it".to_owned(),
+            },
+        })?;
         let file_name = args.name.clone().or_else(|| entry.file_name());
-        request.file_name =
-            file_name
-                .filter(|_| !entry.url.is_empty())
-                .ok_or_else(|| LibraryError::NoSource {
-                    name: entry.name.clone(),
-                })?;
+        request.file_name = file_name
+            .filter(|_| !entry.url.is_empty())
+            .ok_or_else(|| LibraryError::NoSource { name: entry.name.clone() })?;
         request.url.clone_from(&entry.url);
         let known = Some(entry.sha256.clone()).filter(|hash| !hash.is_empty());
         request.sha256 = request.sha256.or(known);
@@ -150,11 +129,7 @@ fn request(app: &App, args: &PullArgs) -> anyhow::Result<PullRequest> {
 fn show(bar: &ProgressBar, event: &PullEvent<'_>) {
     match event {
         PullEvent::Asking { host } => bar.set_message(format!("asking {host}")),
-        PullEvent::Started {
-            file_name,
-            from_bytes,
-            total_bytes,
-        } => {
+        PullEvent::Started { file_name, from_bytes, total_bytes } => {
             bar.set_message((*file_name).to_owned());
             match total_bytes {
                 Some(total) => bar.set_length(*total),
@@ -170,10 +145,7 @@ fn show(bar: &ProgressBar, event: &PullEvent<'_>) {
         PullEvent::Retrying { reason, pause } => bar.suspend(|| {
             terminal::warn(format!("{reason}; trying again in {pause:?}"));
         }),
-        PullEvent::Hashing {
-            done_bytes,
-            total_bytes,
-        } => {
+        PullEvent::Hashing { done_bytes, total_bytes } => {
             bar.set_message("checking");
             bar.set_length(*total_bytes);
             bar.set_position(*done_bytes);

@@ -56,10 +56,7 @@ pub fn run(context: &Context, args: &TokenizeArgs) -> anyhow::Result<u8> {
         }
         _ => read_text(Path::new("-"))?,
     };
-    let options = EncodeOptions {
-        add_special: !args.no_bos,
-        parse_special: !args.no_special,
-    };
+    let options = EncodeOptions { add_special: !args.no_bos, parse_special: !args.no_special };
     let ids = tokenizer.encode(&text, options)?;
     let piece = |id: TokenId| String::from_utf8_lossy(tokenizer.token_bytes(id, true)).into_owned();
     if args.json {
@@ -89,15 +86,10 @@ pub fn run(context: &Context, args: &TokenizeArgs) -> anyhow::Result<u8> {
 }
 
 fn detokenize(tokenizer: &Tokenizer, ids: &str, args: &TokenizeArgs) -> anyhow::Result<u8> {
-    let words = ids
-        .split([',', ' ', '[', ']', '\n'])
-        .filter(|word| !word.is_empty());
+    let words = ids.split([',', ' ', '[', ']', '\n']).filter(|word| !word.is_empty());
     let ids: Vec<TokenId> = words
         .map(|word| {
-            let id = word
-                .parse()
-                .ok()
-                .filter(|id| (*id as usize) < tokenizer.n_vocab());
+            let id = word.parse().ok().filter(|id| (*id as usize) < tokenizer.n_vocab());
             let n = tokenizer.n_vocab();
             id.ok_or_else(|| CliError::usage(format!("{word:?} is none of the {n} tokens")))
         })

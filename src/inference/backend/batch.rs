@@ -84,16 +84,10 @@ impl Batch<'_> {
     pub fn check(&self, n_max: usize, n_vocab: usize, n_page: usize) -> Result<(), BatchError> {
         let spans = self.spans.iter().map(|s| s.n_tokens).sum();
         if spans != self.tokens.len() {
-            return Err(BatchError::SpanSum {
-                spans,
-                tokens: self.tokens.len(),
-            });
+            return Err(BatchError::SpanSum { spans, tokens: self.tokens.len() });
         }
         if spans > n_max {
-            return Err(BatchError::TooLarge {
-                got: spans,
-                max: n_max,
-            });
+            return Err(BatchError::TooLarge { got: spans, max: n_max });
         }
         if let Some(&token) = self.tokens.iter().find(|&&t| t as usize >= n_vocab) {
             return Err(BatchError::Token { token, n_vocab });
@@ -102,19 +96,12 @@ impl Batch<'_> {
             let end = span.pos.saturating_add(span.n_tokens);
             let in_cache = span.pages.iter().all(|&p| (p as usize) < n_page);
             if span.pages.len() < end.div_ceil(PAGE_LEN) || !in_cache {
-                return Err(BatchError::Pages {
-                    end,
-                    n_pages: span.pages.len(),
-                });
+                return Err(BatchError::Pages { end, n_pages: span.pages.len() });
             }
         }
         let ascending = self.outputs.windows(2).all(|w| w[0] < w[1]);
         let inside = self.outputs.last().is_none_or(|&o| (o as usize) < spans);
-        if ascending && inside {
-            Ok(())
-        } else {
-            Err(BatchError::Outputs)
-        }
+        if ascending && inside { Ok(()) } else { Err(BatchError::Outputs) }
     }
 }
 
@@ -125,43 +112,16 @@ mod tests {
     #[test]
     fn a_batch_that_breaks_a_rule_is_refused_by_name() {
         let pages = [0, 1];
-        let span = |pos, n_tokens| Span {
-            pages: &pages,
-            pos,
-            n_tokens,
-        };
+        let span = |pos, n_tokens| Span { pages: &pages, pos, n_tokens };
         let check = |tokens: &[u32], spans: &[Span<'_>], outputs: &[u32]| {
-            Batch {
-                tokens,
-                spans,
-                outputs,
-            }
-            .check(4, 10, 2)
+            Batch { tokens, spans, outputs }.check(4, 10, 2)
         };
         assert_eq!(check(&[1, 2], &[span(0, 2)], &[0, 1]), Ok(()));
-        assert!(matches!(
-            check(&[1], &[span(0, 2)], &[]),
-            Err(BatchError::SpanSum { .. })
-        ));
-        assert!(matches!(
-            check(&[1; 5], &[span(0, 5)], &[]),
-            Err(BatchError::TooLarge { .. })
-        ));
-        assert!(matches!(
-            check(&[10], &[span(0, 1)], &[]),
-            Err(BatchError::Token { .. })
-        ));
-        assert!(matches!(
-            check(&[1], &[span(64, 1)], &[]),
-            Err(BatchError::Pages { .. })
-        ));
-        assert_eq!(
-            check(&[1, 2], &[span(0, 2)], &[1, 0]),
-            Err(BatchError::Outputs)
-        );
-        assert_eq!(
-            check(&[1, 2], &[span(0, 2)], &[2]),
-            Err(BatchError::Outputs)
-        );
+        assert!(matches!(check(&[1], &[span(0, 2)], &[]), Err(BatchError::SpanSum { .. })));
+        assert!(matches!(check(&[1; 5], &[span(0, 5)], &[]), Err(BatchError::TooLarge { .. })));
+        assert!(matches!(check(&[10], &[span(0, 1)], &[]), Err(BatchError::Token { .. })));
+        assert!(matches!(check(&[1], &[span(64, 1)], &[]), Err(BatchError::Pages { .. })));
+        assert_eq!(check(&[1, 2], &[span(0, 2)], &[1, 0]), Err(BatchError::Outputs));
+        assert_eq!(check(&[1, 2], &[span(0, 2)], &[2]), Err(BatchError::Outputs));
     }
 }

@@ -110,32 +110,13 @@ pub enum Op {
     /// `out = norm(x)`; `out` may be `x`
     Norm { x: BufId, out: BufId, norm: Norm },
     /// `out[t] = weight . x[t] + bias`, weight `[width of out, width of x]`
-    MatMul {
-        x: BufId,
-        weight: WeightId,
-        bias: Option<WeightId>,
-        out: BufId,
-    },
+    MatMul { x: BufId, weight: WeightId, bias: Option<WeightId>, out: BufId },
     /// turns each head of `x` in place
-    Rope {
-        x: BufId,
-        rope: RopeId,
-        head_dim: usize,
-    },
+    Rope { x: BufId, rope: RopeId, head_dim: usize },
     /// appends `k` and `v` to the KV cache, then `out = softmax(q . K^T) . V`
-    Attention {
-        q: BufId,
-        k: BufId,
-        v: BufId,
-        out: BufId,
-        spec: AttentionSpec,
-    },
+    Attention { q: BufId, k: BufId, v: BufId, out: BufId, spec: AttentionSpec },
     /// `gate = activation(gate) * up`, in place
-    Glu {
-        gate: BufId,
-        up: BufId,
-        activation: Activation,
-    },
+    Glu { gate: BufId, up: BufId, activation: Activation },
     /// `x = activation(x)`, in place
     Act { x: BufId, activation: Activation },
     /// `x += y`, in place
@@ -224,14 +205,7 @@ impl PlanBuilder {
     pub fn vectors(&mut self, name: String, n_rows: usize, n_cols: usize) -> WeightId {
         let shape = vec![n_cols as u64, n_rows as u64];
         let n_cols = n_rows * n_cols;
-        self.push(WeightSpec {
-            name,
-            shape,
-            row_start: 0,
-            n_rows: 1,
-            n_cols,
-            is_vector: true,
-        })
+        self.push(WeightSpec { name, shape, row_start: 0, n_rows: 1, n_cols, is_vector: true })
     }
 
     /// A run of a vector, `n_rows` values from `row_start` of `n_total`.
@@ -243,14 +217,7 @@ impl PlanBuilder {
         n: usize,
     ) -> WeightId {
         let shape = vec![n_total as u64];
-        self.push(WeightSpec {
-            name,
-            shape,
-            row_start,
-            n_rows: 1,
-            n_cols: n,
-            is_vector: true,
-        })
+        self.push(WeightSpec { name, shape, row_start, n_rows: 1, n_cols: n, is_vector: true })
     }
 
     /// A matrix `[n_rows, n_cols]` of the file.
@@ -268,14 +235,7 @@ impl PlanBuilder {
         n_rows: usize,
     ) -> WeightId {
         let shape = vec![n_cols as u64, n_total as u64];
-        self.push(WeightSpec {
-            name,
-            shape,
-            row_start,
-            n_rows,
-            n_cols,
-            is_vector: false,
-        })
+        self.push(WeightSpec { name, shape, row_start, n_rows, n_cols, is_vector: false })
     }
 
     /// A table of rotary angles.

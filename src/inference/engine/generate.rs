@@ -81,10 +81,7 @@ impl Model {
         }
         let n_prompt = request.prompt.len();
         if n_prompt >= self.n_ctx {
-            return Err(InferenceError::PromptTooLong {
-                n_prompt,
-                n_ctx: self.n_ctx,
-            });
+            return Err(InferenceError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
         }
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
@@ -139,12 +136,7 @@ impl Model {
 
     /// Brings the prompt into the cache; how much of it was there, and the last token's logits.
     fn prefill(&mut self, prompt: &[TokenId]) -> Result<(usize, Vec<f32>), InferenceError> {
-        let same = self
-            .cached
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
+        let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token runs again even if all are cached: its logits are not kept.
         let n_cached = same.min(prompt.len() - 1);
         self.truncate(n_cached);
@@ -159,9 +151,7 @@ impl Model {
         let vocab = BreakerVocab {
             piece: &|token| tokenizer.decode(&[token], true),
             encode: &|bytes| {
-                tokenizer
-                    .encode_bytes(bytes, EncodeOptions::default())
-                    .unwrap_or_default()
+                tokenizer.encode_bytes(bytes, EncodeOptions::default()).unwrap_or_default()
             },
         };
         let (n_vocab, n_ctx_train) = (self.hparams.n_vocab, self.hparams.n_ctx_train);
@@ -178,11 +168,7 @@ struct Answer {
 
 impl Answer {
     fn new(stop: &[String]) -> Answer {
-        Answer {
-            utf8: Utf8Stream::new(),
-            stop: StopStrings::new(stop),
-            text: String::new(),
-        }
+        Answer { utf8: Utf8Stream::new(), stop: StopStrings::new(stop), text: String::new() }
     }
 
     fn push(
@@ -202,11 +188,7 @@ impl Answer {
         }
         let rest = self.utf8.finish();
         let (text, stopped) = self.stop.push(&rest);
-        let held = if stopped.is_none() {
-            self.stop.finish()
-        } else {
-            String::new()
-        };
+        let held = if stopped.is_none() { self.stop.finish() } else { String::new() };
         let canceled = self.give(&(text + &held), on_text);
         if let Some(end) = stopped.map(Finish::Stop).or(canceled) {
             *finish = end;

@@ -61,11 +61,9 @@ impl Model {
         let named = gguf.metadata().str("general.name")?;
         let name = match (source, named) {
             (_, Some(name)) if !name.is_empty() => name.to_owned(),
-            (ModelSource::File(path), _) => path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            (ModelSource::File(path), _) => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
         Ok(Model {
@@ -145,20 +143,11 @@ impl Model {
                 n = n.min(output_from.saturating_sub(start).max(self.n_outputs));
             }
             let chunk = &tokens[start..start + n];
-            let outputs: Vec<u32> = (output_from.saturating_sub(start).min(n)..n)
-                .map(|i| i as u32)
-                .collect();
+            let outputs: Vec<u32> =
+                (output_from.saturating_sub(start).min(n)..n).map(|i| i as u32).collect();
             let pos = self.cached.len();
-            let spans = [Span {
-                pages: &self.pages,
-                pos,
-                n_tokens: n,
-            }];
-            let batch = Batch {
-                tokens: chunk,
-                spans: &spans,
-                outputs: &outputs,
-            };
+            let spans = [Span { pages: &self.pages, pos, n_tokens: n }];
+            let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
             let rows = self.backend.forward(&batch)?;
             for (&i, row) in outputs.iter().zip(rows) {
                 each(start + i as usize, row);
@@ -193,10 +182,7 @@ impl Model {
         if self.hparams.arch.causal {
             return Err(InferenceError::NotGenerative);
         }
-        let options = EncodeOptions {
-            add_special: true,
-            parse_special: false,
-        };
+        let options = EncodeOptions { add_special: true, parse_special: false };
         let tokens = self.tokenizer.encode(text, options)?;
         if tokens.is_empty() {
             return Err(InferenceError::PromptEmpty);
@@ -211,10 +197,7 @@ impl Model {
                 Pooling::Last => f32::from(u8::from(i + 1 == n)),
                 Pooling::None | Pooling::Cls | Pooling::Rank => f32::from(u8::from(i == 0)),
             };
-            pooled
-                .iter_mut()
-                .zip(row)
-                .for_each(|(p, x)| *p += weight * x);
+            pooled.iter_mut().zip(row).for_each(|(p, x)| *p += weight * x);
         })?;
         self.truncate(0);
         Ok(pooled)

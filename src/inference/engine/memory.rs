@@ -59,14 +59,9 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The sum of what is needed.
     pub fn needed_bytes(&self) -> u64 {
-        [
-            self.weights_bytes,
-            self.kv_bytes,
-            self.scratch_bytes,
-            self.reserve_bytes,
-        ]
-        .into_iter()
-        .fold(0, u64::saturating_add)
+        [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -107,39 +102,23 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         Some(0) | None => hparams.n_ctx_train.min(N_CTX_DEFAULT),
         Some(n) => n as usize,
     };
-    let n_batch = options
-        .n_batch
-        .map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize)
-        .min(n_ctx);
+    let n_batch = options.n_batch.map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize).min(n_ctx);
     // An encoder sees its whole text at once.
     let n_batch = if hparams.arch.causal { n_batch } else { n_ctx };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = CpuConfig {
-        n_threads: options
-            .n_threads
-            .unwrap_or(cores)
-            .clamp(1, crate::base::limits::THREADS_MAX),
+        n_threads: options.n_threads.unwrap_or(cores).clamp(1, crate::base::limits::THREADS_MAX),
         n_batch,
-        n_outputs: if hparams.arch.causal {
-            N_OUTPUTS.min(n_batch)
-        } else {
-            n_batch
-        },
+        n_outputs: if hparams.arch.causal { N_OUTPUTS.min(n_batch) } else { n_batch },
         n_page: n_ctx.div_ceil(PAGE_LEN),
         kv_type: match options.kv_type.as_deref() {
             None => KvType::default(),
-            Some(name) => KvType::from_name(name).ok_or_else(|| BackendError::KvType {
-                name: name.to_owned(),
-            })?,
+            Some(name) => KvType::from_name(name)
+                .ok_or_else(|| BackendError::KvType { name: name.to_owned() })?,
         },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    Ok(Prepared {
-        hparams,
-        plan,
-        config,
-        n_ctx,
-    })
+    Ok(Prepared { hparams, plan, config, n_ctx })
 }
 
 /// Output rows of a step: enough for logits of a stretch of text, few enough for large
@@ -175,11 +154,7 @@ impl Prepared {
         let (mut low, mut high) = (0, self.n_ctx);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if fits(middle) {
-                low = middle
-            } else {
-                high = middle
-            }
+            if fits(middle) { low = middle } else { high = middle }
         }
         let largest = low / PAGE_LEN * PAGE_LEN;
         Err(InferenceError::Memory {

@@ -29,11 +29,7 @@ impl Model {
         let n_windows = tokens.len().checked_div(n_ctx).unwrap_or(0);
         if n_windows == 0 || n_ctx < 4 {
             let n_tokens = tokens.len();
-            return Err(InferenceError::TextTooShort {
-                n_tokens,
-                n_ctx,
-                needed: n_ctx.max(4),
-            });
+            return Err(InferenceError::TextTooShort { n_tokens, n_ctx, needed: n_ctx.max(4) });
         }
         let special = self.tokenizer.special();
         let bos = special.bos.filter(|_| special.add_bos);
@@ -60,11 +56,7 @@ impl Model {
         let variance = (sum_squares / n as f64 - mean * mean).max(0.0);
         let value = mean.exp();
         let stderr = value * (variance / (n as f64 - 1.0).max(1.0)).sqrt();
-        Ok(Perplexity {
-            value,
-            n_tokens: n,
-            stderr,
-        })
+        Ok(Perplexity { value, n_tokens: n, stderr })
     }
 }
 

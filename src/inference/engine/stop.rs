@@ -11,32 +11,21 @@ impl StopStrings {
     /// Watches for `stops`; empty ones are ignored.
     pub fn new(stops: &[String]) -> StopStrings {
         let stops = stops.iter().filter(|s| !s.is_empty()).cloned().collect();
-        StopStrings {
-            stops,
-            held: String::new(),
-        }
+        StopStrings { stops, held: String::new() }
     }
 
     /// Takes new text and gives what can be shown, and the stop string that ended it, if one did.
     pub fn push(&mut self, text: &str) -> (String, Option<String>) {
         self.held.push_str(text);
         // The earliest match ends the text; of two at one place, the longer.
-        let found = self
-            .stops
-            .iter()
-            .filter_map(|s| self.held.find(s.as_str()).map(|at| (at, s)));
+        let found = self.stops.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at, s)));
         if let Some((at, stop)) = found.min_by_key(|(at, s)| (*at, usize::MAX - s.len())) {
             let (at, stop) = (at, stop.clone());
             let shown = self.held[..at].to_owned();
             self.held.clear();
             return (shown, Some(stop));
         }
-        let keep = self
-            .stops
-            .iter()
-            .map(|s| overlap(&self.held, s))
-            .max()
-            .unwrap_or(0);
+        let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         (std::mem::replace(&mut self.held, rest), None)
     }
@@ -50,9 +39,7 @@ impl StopStrings {
 /// Bytes of the longest end of `text` that begins `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let ends = stop.char_indices().map(|(i, _)| i).rev();
-    ends.into_iter()
-        .find(|&n| n <= text.len() && text.ends_with(&stop[..n]))
-        .unwrap_or(0)
+    ends.into_iter().find(|&n| n <= text.len() && text.ends_with(&stop[..n])).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -76,19 +63,10 @@ mod tests {
 
     #[test]
     fn a_stop_string_is_found_across_tokens_and_not_shown() {
-        assert_eq!(
-            run(&["ab", "c<", "/s", ">d"], &["</s>"]),
-            ("abc".into(), Some("</s>".into()))
-        );
+        assert_eq!(run(&["ab", "c<", "/s", ">d"], &["</s>"]), ("abc".into(), Some("</s>".into())));
         assert_eq!(run(&["ab", "<", "/x"], &["</s>"]), ("ab</x".into(), None));
-        assert_eq!(
-            run(&["aab"], &["ab", "aab"]),
-            ("".into(), Some("aab".into()))
-        );
-        assert_eq!(
-            run(&["日", "本"], &["本"]),
-            ("日".into(), Some("本".into()))
-        );
+        assert_eq!(run(&["aab"], &["ab", "aab"]), ("".into(), Some("aab".into())));
+        assert_eq!(run(&["日", "本"], &["本"]), ("日".into(), Some("本".into())));
         assert_eq!(run(&["x"], &[""]), ("x".into(), None));
     }
 

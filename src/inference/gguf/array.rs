@@ -47,9 +47,7 @@ impl Array {
     /// The items of an array of numbers or bools; nothing for strings.
     pub fn values(&self) -> impl Iterator<Item = Value> + '_ {
         let ty = self.item_type;
-        self.bytes()
-            .chunks_exact(ty.bytes_min())
-            .map_while(move |b| Value::decode(ty, b))
+        self.bytes().chunks_exact(ty.bytes_min()).map_while(move |b| Value::decode(ty, b))
     }
 
     /// The items of an array of strings; nothing for others. Text is checked again here, because
@@ -69,12 +67,7 @@ impl Array {
     /// An array without a file, from items as the format encodes them.
     pub(super) fn from_items(item_type: ValueType, len: usize, bytes: Vec<u8>) -> Array {
         let span = 0..bytes.len();
-        Array {
-            item_type,
-            len,
-            source: Arc::new(Source::Owned(bytes)),
-            span,
-        }
+        Array { item_type, len, source: Arc::new(Source::Owned(bytes)), span }
     }
 }
 
@@ -97,21 +90,12 @@ impl fmt::Display for Array {
         let mut items: Vec<String> = if self.item_type == ValueType::Str {
             self.strs().take(SHOWN).map(short_text).collect()
         } else {
-            self.values()
-                .take(SHOWN)
-                .map(|value| value.to_string())
-                .collect()
+            self.values().take(SHOWN).map(|value| value.to_string()).collect()
         };
         if self.len > items.len() {
             items.push("...".to_owned());
         }
-        write!(
-            f,
-            "[{}] ({} x {})",
-            items.join(", "),
-            self.len,
-            self.item_type.name()
-        )
+        write!(f, "[{}] ({} x {})", items.join(", "), self.len, self.item_type.name())
     }
 }
 
@@ -124,17 +108,11 @@ pub(super) fn read(
     let item_type = read_type(cursor, key)?;
     let len = cursor.u64()?;
     if item_type == ValueType::Array {
-        return Err(GgufError::NestedArray {
-            key: key.to_owned(),
-        });
+        return Err(GgufError::NestedArray { key: key.to_owned() });
     }
     let max = limits::GGUF_ARRAY_ITEMS_MAX;
     if len > max {
-        return Err(GgufError::TooMany {
-            what: format!("items of `{key}`"),
-            count: len,
-            max,
-        });
+        return Err(GgufError::TooMany { what: format!("items of `{key}`"), count: len, max });
     }
     cursor.prove(len, item_type.bytes_min() as u64)?;
     let start = cursor.pos();
@@ -147,10 +125,5 @@ pub(super) fn read(
         check_bools(item_type, bytes, key)?;
     }
     let span = start..cursor.pos();
-    Ok(Array {
-        item_type,
-        len: len as usize,
-        source: Arc::clone(source),
-        span,
-    })
+    Ok(Array { item_type, len: len as usize, source: Arc::clone(source), span })
 }

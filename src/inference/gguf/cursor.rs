@@ -43,12 +43,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn new(file: &'a [u8]) -> Cursor<'a> {
         let max = usize::try_from(limits::GGUF_HEADER_BYTES_MAX).unwrap_or(usize::MAX);
         let bytes = &file[..file.len().min(max)];
-        Cursor {
-            bytes,
-            pos: 0,
-            is_capped: bytes.len() < file.len(),
-            place: Place::Start,
-        }
+        Cursor { bytes, pos: 0, is_capped: bytes.len() < file.len(), place: Place::Start }
     }
 
     /// Bytes read so far, which is the position in the file.
@@ -65,15 +60,9 @@ impl<'a> Cursor<'a> {
         }
         let place = self.place.to_string();
         Err(if self.is_capped {
-            GgufError::HeaderTooLong {
-                place,
-                max: limits::GGUF_HEADER_BYTES_MAX,
-            }
+            GgufError::HeaderTooLong { place, max: limits::GGUF_HEADER_BYTES_MAX }
         } else {
-            GgufError::Truncated {
-                place,
-                missing_bytes: needs - left,
-            }
+            GgufError::Truncated { place, missing_bytes: needs - left }
         })
     }
 
@@ -104,14 +93,9 @@ impl<'a> Cursor<'a> {
         let n_bytes = self.u64()?;
         if n_bytes > max {
             let place = self.place.to_string();
-            return Err(GgufError::StringTooLong {
-                place,
-                n_bytes,
-                max,
-            });
+            return Err(GgufError::StringTooLong { place, n_bytes, max });
         }
-        std::str::from_utf8(self.take(n_bytes)?).map_err(|_| GgufError::NotUtf8 {
-            place: self.place.to_string(),
-        })
+        std::str::from_utf8(self.take(n_bytes)?)
+            .map_err(|_| GgufError::NotUtf8 { place: self.place.to_string() })
     }
 }

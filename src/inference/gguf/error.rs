@@ -7,10 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
     #[error("cannot read {}", .path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     #[error("{} is not a regular file", .path.display())]
     NotAFile { path: PathBuf },
     #[error("{} changed its size while it was opened: is it still being written?", .path.display())]
@@ -30,21 +27,13 @@ pub enum GgufError {
         "the file is cut short by {missing_bytes} bytes: it has {file_bytes}, \
          tensor `{tensor}` is the first that is not whole"
     )]
-    TruncatedTensor {
-        tensor: String,
-        missing_bytes: u64,
-        file_bytes: u64,
-    },
+    TruncatedTensor { tensor: String, missing_bytes: u64, file_bytes: u64 },
     #[error("{place} lies beyond the first {max} bytes, the most that a header may take")]
     HeaderTooLong { place: String, max: u64 },
     #[error("{what}: {count} is more than the {max} allowed")]
     TooMany { what: String, count: u64, max: u64 },
     #[error("{place} has a string of {n_bytes} bytes; {max} are allowed")]
-    StringTooLong {
-        place: String,
-        n_bytes: u64,
-        max: u64,
-    },
+    StringTooLong { place: String, n_bytes: u64, max: u64 },
     #[error("{place} has a string that is not UTF-8")]
     NotUtf8 { place: String },
     #[error("key {key_idx} has an empty name")]
@@ -61,62 +50,34 @@ pub enum GgufError {
     Alignment { alignment: u64, min: u64, max: u64 },
 
     #[error("key `{key}` should be {want} but is {got}")]
-    KeyType {
-        key: String,
-        want: &'static str,
-        got: String,
-    },
+    KeyType { key: String, want: &'static str, got: String },
     #[error("key `{key}` is {value}, which does not fit {want}")]
-    KeyRange {
-        key: String,
-        value: String,
-        want: &'static str,
-    },
+    KeyRange { key: String, value: String, want: &'static str },
     #[error("the bytes of key `{key}` changed since the file was opened")]
     KeyChanged { key: String },
 
     #[error("tensor `{tensor}` appears twice")]
     DuplicateTensor { tensor: String },
     #[error("tensor `{tensor}` has {n_dims} dimensions; 1 to {max} are allowed")]
-    DimensionCount {
-        tensor: String,
-        n_dims: u32,
-        max: u32,
-    },
+    DimensionCount { tensor: String, n_dims: u32, max: u32 },
     #[error("tensor `{tensor}` has shape {shape:?}: a dimension is 0")]
     ZeroDimension { tensor: String, shape: Vec<u64> },
     #[error("tensor `{tensor}` has shape {shape:?}: its size overflows")]
     TensorTooLarge { tensor: String, shape: Vec<u64> },
     #[error("tensor `{tensor}` has type {ty}; supported are {supported}")]
-    UnsupportedType {
-        tensor: String,
-        ty: String,
-        supported: String,
-    },
+    UnsupportedType { tensor: String, ty: String, supported: String },
     #[error(
         "tensor `{tensor}` has rows of {row_len} weights, not a multiple of the {block_len} \
          in a block of {ty}"
     )]
-    RowLength {
-        tensor: String,
-        ty: &'static str,
-        row_len: u64,
-        block_len: u64,
-    },
+    RowLength { tensor: String, ty: &'static str, row_len: u64, block_len: u64 },
     #[error("tensor `{tensor}` is at offset {offset}, not a multiple of the alignment {alignment}")]
-    Misaligned {
-        tensor: String,
-        offset: u64,
-        alignment: u64,
-    },
+    Misaligned { tensor: String, offset: u64, alignment: u64 },
     #[error("tensors `{tensor}` and `{other}` overlap")]
     Overlap { tensor: String, other: String },
 
     #[error("in shard {}", .path.display())]
-    Shard {
-        path: PathBuf,
-        source: Box<GgufError>,
-    },
+    Shard { path: PathBuf, source: Box<GgufError> },
     #[error(
         "{} is a shard of a split model and must be named like `{want}` to find the others",
         .path.display()
@@ -126,12 +87,7 @@ pub enum GgufError {
         "says that it is shard {split_no} of {split_count}; \
          shard {shard_idx} of {n_shards} was expected"
     )]
-    ShardNumber {
-        split_no: u64,
-        split_count: u64,
-        shard_idx: u64,
-        n_shards: u64,
-    },
+    ShardNumber { split_no: u64, split_count: u64, shard_idx: u64, n_shards: u64 },
     #[error(
         "says that the model has {want} tensors (`split.tensors.count`); all shards hold {got}"
     )]

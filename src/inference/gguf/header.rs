@@ -50,24 +50,13 @@ impl Header {
         let mut tensors = read_tensors(&mut cursor, n_tensors)?;
         let data_offset = (cursor.pos() as u64).next_multiple_of(alignment);
         place_tensors(&mut tensors, source.len() as u64, data_offset, alignment)?;
-        Ok(Header {
-            metadata,
-            tensors,
-            version,
-            alignment,
-            data_offset,
-            source,
-        })
+        Ok(Header { metadata, tensors, version, alignment, data_offset, source })
     }
 }
 
 pub(super) fn check_count(what: &str, count: u64, max: u64) -> Result<(), GgufError> {
     if count > max {
-        return Err(GgufError::TooMany {
-            what: what.to_owned(),
-            count,
-            max,
-        });
+        return Err(GgufError::TooMany { what: what.to_owned(), count, max });
     }
     Ok(())
 }
@@ -78,9 +67,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {
         b"GGUF" => {}
         b"FUGG" => return Err(GgufError::BigEndian),
         _ => {
-            return Err(GgufError::NotGguf {
-                magic: magic.to_vec(),
-            });
+            return Err(GgufError::NotGguf { magic: magic.to_vec() });
         }
     }
     match cursor.u32()? {
@@ -104,9 +91,7 @@ fn read_metadata<'a>(
             return Err(GgufError::EmptyKey { key_idx });
         }
         if metadata.get(key).is_some() {
-            return Err(GgufError::DuplicateKey {
-                key: key.to_owned(),
-            });
+            return Err(GgufError::DuplicateKey { key: key.to_owned() });
         }
         cursor.place = Place::Value(key);
         let value = value::read(cursor, source, key)?;
@@ -117,15 +102,9 @@ fn read_metadata<'a>(
 
 fn read_alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     let (min, max) = (limits::GGUF_ALIGNMENT_MIN, limits::GGUF_ALIGNMENT_MAX);
-    let alignment = metadata
-        .u64("general.alignment")?
-        .unwrap_or(ALIGNMENT_DEFAULT);
+    let alignment = metadata.u64("general.alignment")?.unwrap_or(ALIGNMENT_DEFAULT);
     if !alignment.is_power_of_two() || !(min..=max).contains(&alignment) {
-        return Err(GgufError::Alignment {
-            alignment,
-            min,
-            max,
-        });
+        return Err(GgufError::Alignment { alignment, min, max });
     }
     Ok(alignment)
 }
@@ -137,9 +116,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64) -> Result<Vec<TensorInf
         cursor.place = Place::TensorName(tensor_idx);
         let name = cursor.str(limits::GGUF_TENSOR_NAME_BYTES_MAX)?;
         if !names.insert(name) {
-            return Err(GgufError::DuplicateTensor {
-                tensor: name.to_owned(),
-            });
+            return Err(GgufError::DuplicateTensor { tensor: name.to_owned() });
         }
         cursor.place = Place::Tensor(name);
         tensors.push(read_tensor(cursor, name)?);
@@ -152,21 +129,12 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorInfo, GgufEr
     let tensor = || name.to_owned();
     let (n_dims, max) = (cursor.u32()?, limits::GGUF_DIMS_MAX);
     if n_dims == 0 || n_dims > max {
-        return Err(GgufError::DimensionCount {
-            tensor: tensor(),
-            n_dims,
-            max,
-        });
+        return Err(GgufError::DimensionCount { tensor: tensor(), n_dims, max });
     }
-    let shape = (0..n_dims)
-        .map(|_| cursor.u64())
-        .collect::<Result<Vec<u64>, _>>()?;
+    let shape = (0..n_dims).map(|_| cursor.u64()).collect::<Result<Vec<u64>, _>>()?;
     let (type_id, offset) = (cursor.u32()?, cursor.u64()?);
     if shape.contains(&0) {
-        return Err(GgufError::ZeroDimension {
-            tensor: tensor(),
-            shape,
-        });
+        return Err(GgufError::ZeroDimension { tensor: tensor(), shape });
     }
     let ty = TensorType::from_ggml_id(type_id).ok_or_else(|| GgufError::UnsupportedType {
         tensor: tensor(),
@@ -175,25 +143,11 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorInfo, GgufEr
     })?;
     let (row_len, block_len) = (shape[0], ty.block_len() as u64);
     if !row_len.is_multiple_of(block_len) {
-        return Err(GgufError::RowLength {
-            tensor: tensor(),
-            ty: ty.name(),
-            row_len,
-            block_len,
-        });
+        return Err(GgufError::RowLength { tensor: tensor(), ty: ty.name(), row_len, block_len });
     }
-    let n_bytes = n_bytes(ty, &shape).ok_or_else(|| GgufError::TensorTooLarge {
-        tensor: tensor(),
-        shape: shape.clone(),
-    })?;
-    Ok(TensorInfo {
-        name: tensor(),
-        shape,
-        ty,
-        n_bytes,
-        shard_idx: 0,
-        offset,
-    })
+    let n_bytes = n_bytes(ty, &shape)
+        .ok_or_else(|| GgufError::TensorTooLarge { tensor: tensor(), shape: shape.clone() })?;
+    Ok(TensorInfo { name: tensor(), shape, ty, n_bytes, shard_idx: 0, offset })
 }
 
 /// Bytes of a tensor of whole blocks; `None` if these or the number of weights overflow.
@@ -214,21 +168,11 @@ fn place_tensors(
         let tensor = || info.name.clone();
         if !info.offset.is_multiple_of(alignment) {
             let offset = info.offset;
-            return Err(GgufError::Misaligned {
-                tensor: tensor(),
-                offset,
-                alignment,
-            });
+            return Err(GgufError::Misaligned { tensor: tensor(), offset, alignment });
         }
         let start = data_offset.checked_add(info.offset);
-        if start
-            .and_then(|start| start.checked_add(info.n_bytes))
-            .is_none()
-        {
-            return Err(GgufError::TensorTooLarge {
-                tensor: tensor(),
-                shape: info.shape.clone(),
-            });
+        if start.and_then(|start| start.checked_add(info.n_bytes)).is_none() {
+            return Err(GgufError::TensorTooLarge { tensor: tensor(), shape: info.shape.clone() });
         }
         info.offset += data_offset; // checked just above
     }

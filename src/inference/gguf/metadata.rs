@@ -45,9 +45,7 @@ impl Metadata {
 
     /// The value of the key, whatever its type.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.by_key
-            .get(key)
-            .map(|&pair_idx| &self.pairs[pair_idx].1)
+        self.by_key.get(key).map(|&pair_idx| &self.pairs[pair_idx].1)
     }
 
     /// Every pair, in file order.
@@ -86,9 +84,7 @@ impl Metadata {
     /// # Errors
     /// `KeyType`; `KeyRange` for a finite number that has no finite `f32`.
     pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
-        self.get(key)
-            .map(|value| float(key, value, value))
-            .transpose()
+        self.get(key).map(|value| float(key, value, value)).transpose()
     }
 
     /// A bool.
@@ -126,9 +122,7 @@ impl Metadata {
         let mut strs = Vec::with_capacity(array.len());
         strs.extend(array.strs());
         if strs.len() != array.len() {
-            return Err(GgufError::KeyChanged {
-                key: key.to_owned(),
-            });
+            return Err(GgufError::KeyChanged { key: key.to_owned() });
         }
         Ok(Some(strs))
     }
@@ -139,9 +133,7 @@ impl Metadata {
     /// `KeyType`; `KeyRange` for a finite number that has no finite `f32`.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, GgufError> {
         let is_float = |ty| matches!(ty, ValueType::F32 | ValueType::F64);
-        self.items(key, "array of f32", is_float, |whole, item| {
-            float(key, whole, item)
-        })
+        self.items(key, "array of f32", is_float, |whole, item| float(key, whole, item))
     }
 
     /// An array of integers of any type whose items fit.
@@ -153,9 +145,7 @@ impl Metadata {
             use ValueType::*;
             matches!(ty, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
         };
-        self.items(key, "array of i32", is_int, |whole, item| {
-            int(key, "i32", whole, item)
-        })
+        self.items(key, "array of i32", is_int, |whole, item| int(key, "i32", whole, item))
     }
 
     /// An array of bools.
@@ -176,9 +166,7 @@ impl Metadata {
     }
 
     fn int<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<Option<T>, GgufError> {
-        self.get(key)
-            .map(|value| int(key, want, value, value))
-            .transpose()
+        self.get(key).map(|value| int(key, want, value, value)).transpose()
     }
 
     fn array(
@@ -205,28 +193,16 @@ impl Metadata {
             return Ok(None);
         };
         let whole = Value::Array(array.clone());
-        array
-            .values()
-            .map(|value| item(&whole, &value))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        array.values().map(|value| item(&whole, &value)).collect::<Result<_, _>>().map(Some)
     }
 }
 
 fn key_type(key: &str, want: &'static str, got: &Value) -> GgufError {
-    GgufError::KeyType {
-        key: key.to_owned(),
-        want,
-        got: got.type_name(),
-    }
+    GgufError::KeyType { key: key.to_owned(), want, got: got.type_name() }
 }
 
 fn key_range(key: &str, want: &'static str, value: &Value) -> GgufError {
-    GgufError::KeyRange {
-        key: key.to_owned(),
-        value: value.to_string(),
-        want,
-    }
+    GgufError::KeyRange { key: key.to_owned(), value: value.to_string(), want }
 }
 
 /// `value` as an integer type; `whole` is the key's value, which messages describe.
@@ -241,9 +217,7 @@ fn int<T: TryFrom<i128>>(
 }
 
 fn float(key: &str, whole: &Value, value: &Value) -> Result<f32, GgufError> {
-    let number = value
-        .as_float()
-        .ok_or_else(|| key_type(key, "f32", whole))?;
+    let number = value.as_float().ok_or_else(|| key_type(key, "f32", whole))?;
     let rounded = number as f32;
     if number.is_finite() && !rounded.is_finite() {
         return Err(key_range(key, "f32", value));

@@ -128,9 +128,7 @@ impl Gguf {
     fn from_memory(source: Source) -> Result<Gguf, GgufError> {
         let header = Header::parse(Arc::new(source))?;
         if let Some(part) = split::part(&header.metadata)? {
-            return Err(GgufError::SplitInMemory {
-                n_shards: part.n_shards,
-            });
+            return Err(GgufError::SplitInMemory { n_shards: part.n_shards });
         }
         Gguf::from_headers(vec![header])
     }
@@ -158,15 +156,7 @@ impl Gguf {
             ));
         }
         let (metadata, version, alignment, data_offset) = face.ok_or(GgufError::NoShards)?;
-        Ok(Gguf {
-            metadata,
-            tensors,
-            by_name,
-            shards,
-            version,
-            alignment,
-            data_offset,
-        })
+        Ok(Gguf { metadata, tensors, by_name, shards, version, alignment, data_offset })
     }
 
     /// What the file says about the model; of a split model, what shard 0 says.
@@ -181,9 +171,7 @@ impl Gguf {
 
     /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name
-            .get(name)
-            .map(|&tensor_idx| &self.tensors[tensor_idx])
+        self.by_name.get(name).map(|&tensor_idx| &self.tensors[tensor_idx])
     }
 
     /// The tensor's data, `info.n_bytes` long. No alignment in memory is promised: an embedded

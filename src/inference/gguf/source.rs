@@ -41,22 +41,15 @@ impl std::fmt::Debug for Source {
 /// The size is asked for before and after mapping: a file that a download is still appending to
 /// should be refused here, not half read.
 pub(super) fn map(path: &Path) -> Result<Source, GgufError> {
-    let io = |source| GgufError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| GgufError::Io { path: path.to_owned(), source };
     // Asked before opening as well: opening a pipe would wait for its other end.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(GgufError::NotAFile {
-            path: path.to_owned(),
-        });
+        return Err(GgufError::NotAFile { path: path.to_owned() });
     }
     let file = File::open(path).map_err(io)?;
     let before = file.metadata().map_err(io)?;
     if !before.is_file() {
-        return Err(GgufError::NotAFile {
-            path: path.to_owned(),
-        });
+        return Err(GgufError::NotAFile { path: path.to_owned() });
     }
     if before.len() == 0 {
         return Ok(Source::Static(&[])); // an empty range cannot be mapped
@@ -67,16 +60,10 @@ pub(super) fn map(path: &Path) -> Result<Source, GgufError> {
     // only. Other processes may still write to the file; every structure read from the bytes is
     // checked at its use (text again on each access), so changed bytes give wrong weights or an
     // error, not wild memory. Cutting the file short raises SIGBUS, which `Gguf::open` documents.
-    let map = unsafe {
-        memmap2::MmapOptions::new()
-            .len(len)
-            .map_copy_read_only(&file)
-    }
-    .map_err(io)?;
+    let map =
+        unsafe { memmap2::MmapOptions::new().len(len).map_copy_read_only(&file) }.map_err(io)?;
     if file.metadata().map_err(io)?.len() != before.len() {
-        return Err(GgufError::FileChanged {
-            path: path.to_owned(),
-        });
+        return Err(GgufError::FileChanged { path: path.to_owned() });
     }
     Ok(Source::Map(map))
 }

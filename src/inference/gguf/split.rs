@@ -42,18 +42,13 @@ pub(super) fn part(metadata: &Metadata) -> Result<Option<Part>, GgufError> {
             want: "`split.count`",
         });
     }
-    Ok(Some(Part {
-        shard_idx,
-        n_shards,
-    }))
+    Ok(Some(Part { shard_idx, n_shards }))
 }
 
 /// Reads the siblings of the shard at `path` and returns all shards in order.
 pub(super) fn open_all(path: &Path, opened: Header, part: Part) -> Result<Vec<Header>, GgufError> {
-    let prefix = prefix(path, part).ok_or_else(|| GgufError::ShardName {
-        path: path.to_owned(),
-        want: suffix(part),
-    })?;
+    let prefix = prefix(path, part)
+        .ok_or_else(|| GgufError::ShardName { path: path.to_owned(), want: suffix(part) })?;
     let mut opened = Some(opened);
     let mut headers: Vec<Header> = Vec::with_capacity(part.n_shards as usize);
     let mut n_tensors = 0;
@@ -63,10 +58,8 @@ pub(super) fn open_all(path: &Path, opened: Header, part: Part) -> Result<Vec<He
             Some(header) => header,
             None => {
                 let path = path.with_file_name(format!("{prefix}{}", suffix(wanted)));
-                open_sibling(&path, wanted).map_err(|e| GgufError::Shard {
-                    path,
-                    source: Box::new(e),
-                })?
+                open_sibling(&path, wanted)
+                    .map_err(|e| GgufError::Shard { path, source: Box::new(e) })?
             }
         };
         n_tensors += header.tensors.len() as u64;
@@ -79,10 +72,7 @@ pub(super) fn open_all(path: &Path, opened: Header, part: Part) -> Result<Vec<He
 
 fn open_sibling(path: &Path, wanted: Part) -> Result<Header, GgufError> {
     let header = Header::parse(Arc::new(source::map(path)?))?;
-    let got = part(&header.metadata)?.unwrap_or(Part {
-        shard_idx: 0,
-        n_shards: 1,
-    });
+    let got = part(&header.metadata)?.unwrap_or(Part { shard_idx: 0, n_shards: 1 });
     if got != wanted {
         return Err(GgufError::ShardNumber {
             split_no: got.shard_idx.into(),
@@ -109,10 +99,7 @@ fn check_tensor_count(
         let want = header.metadata.u64("split.tensors.count")?;
         if let Some(want) = want.filter(|&want| want != got) {
             let source = Box::new(GgufError::SplitTensors { want, got });
-            return Err(GgufError::Shard {
-                path: shard_path(),
-                source,
-            });
+            return Err(GgufError::Shard { path: shard_path(), source });
         }
     }
     Ok(())

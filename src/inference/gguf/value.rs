@@ -283,19 +283,14 @@ pub(super) fn read(
         ty => {
             let bytes = cursor.take(ty.bytes_min() as u64)?;
             check_bools(ty, bytes, key)?;
-            Value::decode(ty, bytes).ok_or_else(|| GgufError::KeyChanged {
-                key: key.to_owned(),
-            })
+            Value::decode(ty, bytes).ok_or_else(|| GgufError::KeyChanged { key: key.to_owned() })
         }
     }
 }
 
 pub(super) fn read_type(cursor: &mut Cursor<'_>, key: &str) -> Result<ValueType, GgufError> {
     let id = cursor.u32()?;
-    ValueType::from_id(id).ok_or_else(|| GgufError::UnknownValueType {
-        key: key.to_owned(),
-        id,
-    })
+    ValueType::from_id(id).ok_or_else(|| GgufError::UnknownValueType { key: key.to_owned(), id })
 }
 
 /// A chat template may be long, whatever name it has behind the prefix.
@@ -309,10 +304,9 @@ fn string_bytes_max(key: &str) -> u64 {
 
 pub(super) fn check_bools(ty: ValueType, bytes: &[u8], key: &str) -> Result<(), GgufError> {
     match bytes.iter().find(|&&byte| byte > 1) {
-        Some(&value) if ty == ValueType::Bool => Err(GgufError::BadBool {
-            key: key.to_owned(),
-            value,
-        }),
+        Some(&value) if ty == ValueType::Bool => {
+            Err(GgufError::BadBool { key: key.to_owned(), value })
+        }
         _ => Ok(()),
     }
 }

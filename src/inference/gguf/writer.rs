@@ -30,12 +30,7 @@ struct Tensor<'a> {
 
 impl Default for GgufBuilder<'_> {
     fn default() -> Self {
-        GgufBuilder {
-            version: 3,
-            alignment: 32,
-            pairs: Vec::new(),
-            tensors: Vec::new(),
-        }
+        GgufBuilder { version: 3, alignment: 32, pairs: Vec::new(), tensors: Vec::new() }
     }
 }
 
@@ -81,13 +76,7 @@ impl<'a> GgufBuilder<'a> {
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
         let (name, shape, data) = (name.into(), shape.to_vec(), data.into());
-        self.tensors.push(Tensor {
-            name,
-            shape,
-            type_id,
-            offset: None,
-            data,
-        });
+        self.tensors.push(Tensor { name, shape, type_id, offset: None, data });
         self
     }
 
@@ -114,10 +103,7 @@ impl<'a> GgufBuilder<'a> {
         for tensor in &self.tensors {
             encode_str(&tensor.name, &mut out);
             out.extend((tensor.shape.len() as u32).to_le_bytes());
-            tensor
-                .shape
-                .iter()
-                .for_each(|dim| out.extend(dim.to_le_bytes()));
+            tensor.shape.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
             out.extend(tensor.type_id.to_le_bytes());
             out.extend(tensor.offset.unwrap_or(next_offset).to_le_bytes());
             next_offset += (tensor.data.len() as u64).next_multiple_of(self.alignment);

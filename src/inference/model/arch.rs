@@ -50,29 +50,10 @@ const NEOX: Option<RopeStyle> = Some(RopeStyle::Halves);
 /// Every architecture that runs.
 pub const SUPPORTED: [Arch; 8] = [
     LLAMA,
-    Arch {
-        name: "qwen2",
-        rope: NEOX,
-        ..LLAMA
-    },
-    Arch {
-        name: "qwen3",
-        rope: NEOX,
-        ..LLAMA
-    },
-    Arch {
-        name: "phi2",
-        norm: NormKind::Layer,
-        rope: NEOX,
-        activation: Activation::Gelu,
-        ..LLAMA
-    },
-    Arch {
-        name: "stablelm",
-        norm: NormKind::Layer,
-        rope: NEOX,
-        ..LLAMA
-    },
+    Arch { name: "qwen2", rope: NEOX, ..LLAMA },
+    Arch { name: "qwen3", rope: NEOX, ..LLAMA },
+    Arch { name: "phi2", norm: NormKind::Layer, rope: NEOX, activation: Activation::Gelu, ..LLAMA },
+    Arch { name: "stablelm", norm: NormKind::Layer, rope: NEOX, ..LLAMA },
     Arch {
         name: "starcoder2",
         norm: NormKind::Layer,
@@ -80,13 +61,7 @@ pub const SUPPORTED: [Arch; 8] = [
         activation: Activation::Gelu,
         ..LLAMA
     },
-    Arch {
-        name: "gemma3",
-        rope: NEOX,
-        activation: Activation::Gelu,
-        scale_embd: true,
-        ..LLAMA
-    },
+    Arch { name: "gemma3", rope: NEOX, activation: Activation::Gelu, scale_embd: true, ..LLAMA },
     Arch {
         name: "bert",
         norm: NormKind::Layer,

@@ -42,13 +42,7 @@ pub fn plan(gguf: &Gguf, hparams: &Hparams) -> Result<Plan, ModelError> {
         };
         ropes = Some((full, windowed));
     }
-    let mut forward = Forward {
-        gguf,
-        p,
-        b,
-        bufs,
-        ropes,
-    };
+    let mut forward = Forward { gguf, p, b, bufs, ropes };
     forward.embed();
     for layer_idx in 0..p.n_layer {
         forward.layer(layer_idx);
@@ -88,15 +82,10 @@ impl Forward<'_> {
 
     fn embed(&mut self) {
         let (x, n_embd) = (self.bufs.x, self.p.n_embd);
-        let table = self
-            .b
-            .matrix("token_embd.weight".to_owned(), self.p.n_vocab, n_embd);
+        let table = self.b.matrix("token_embd.weight".to_owned(), self.p.n_vocab, n_embd);
         self.b.op(Op::Embed { table, out: x });
         if self.p.arch.scale_embd {
-            self.b.op(Op::Scale {
-                x,
-                factor: (n_embd as f32).sqrt(),
-            });
+            self.b.op(Op::Scale { x, factor: (n_embd as f32).sqrt() });
         }
         if self.p.arch.rope.is_none() {
             if let Some(types) = self.gguf.tensor("token_types.weight") {
@@ -162,11 +151,7 @@ impl Forward<'_> {
         if let Some((full, window)) = self.ropes {
             let rope = if windowed { window } else { full };
             for x in [q, k] {
-                self.b.op(Op::Rope {
-                    x,
-                    rope,
-                    head_dim: p.head_dim,
-                });
+                self.b.op(Op::Rope { x, rope, head_dim: p.head_dim });
             }
         }
         let spec = AttentionSpec {
@@ -178,13 +163,7 @@ impl Forward<'_> {
             causal: p.arch.causal,
             window: p.window.filter(|_| windowed),
         };
-        self.b.op(Op::Attention {
-            q,
-            k,
-            v,
-            out: attn,
-            spec,
-        });
+        self.b.op(Op::Attention { q, k, v, out: attn, spec });
         self.linear(&name("attn_output"), attn, out, n_q, p.n_embd);
     }
 
@@ -195,17 +174,10 @@ impl Forward<'_> {
         if self.has(&name("ffn_gate.weight")) {
             self.linear(&name("ffn_gate"), input, gate, n_embd, n_ff);
             self.linear(&name("ffn_up"), input, up, n_embd, n_ff);
-            self.b.op(Op::Glu {
-                gate,
-                up,
-                activation,
-            });
+            self.b.op(Op::Glu { gate, up, activation });
         } else {
             self.linear(&name("ffn_up"), input, gate, n_embd, n_ff);
-            self.b.op(Op::Act {
-                x: gate,
-                activation,
-            });
+            self.b.op(Op::Act { x: gate, activation });
         }
         self.linear(&name("ffn_down"), gate, out, n_ff, n_embd);
     }
@@ -220,11 +192,7 @@ impl Forward<'_> {
         self.norm("output_norm", last, last, n_embd);
         let logits = self.b.buf(n_vocab, Rows::Outputs);
         // Small models reuse the embedding table as the output matrix.
-        let head = if self.has("output.weight") {
-            "output"
-        } else {
-            "token_embd"
-        };
+        let head = if self.has("output.weight") { "output" } else { "token_embd" };
         self.linear(head, last, logits, n_embd, n_vocab);
         self.b.finish(logits)
     }
@@ -243,19 +211,10 @@ impl Forward<'_> {
         (n_in, n_total): (usize, usize),
         (start, n): (usize, usize),
     ) {
-        let weight = self
-            .b
-            .matrix_part(format!("{name}.weight"), n_total, n_in, start, n);
+        let weight = self.b.matrix_part(format!("{name}.weight"), n_total, n_in, start, n);
         let bias = format!("{name}.bias");
-        let bias = self
-            .has(&bias)
-            .then(|| self.b.vector_part(bias, n_total, start, n));
-        self.b.op(Op::MatMul {
-            x,
-            weight,
-            bias,
-            out,
-        });
+        let bias = self.has(&bias).then(|| self.b.vector_part(bias, n_total, start, n));
+        self.b.op(Op::MatMul { x, weight, bias, out });
     }
 
     fn norm(&mut self, name: &str, x: BufId, out: BufId, width: usize) {
@@ -267,17 +226,7 @@ impl Forward<'_> {
         let bias = format!("{name}.bias");
         let bias = self.has(&bias).then(|| self.b.vector(bias, width));
         let (kind, eps) = (self.p.arch.norm, self.p.norm_eps);
-        self.b.op(Op::Norm {
-            x,
-            out,
-            norm: Norm {
-                kind,
-                eps,
-                weight,
-                bias,
-                width,
-            },
-        });
+        self.b.op(Op::Norm { x, out, norm: Norm { kind, eps, weight, bias, width } });
     }
 
     /// A norm that only some files have, in place.

@@ -88,12 +88,7 @@ impl<'a> Keys<'a> {
 
     /// A count, at least 1 and at most `max`.
     pub(super) fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
-        let Some(n) = self
-            .gguf
-            .metadata()
-            .u32(&self.key(key))?
-            .map(|n| n as usize)
-        else {
+        let Some(n) = self.gguf.metadata().u32(&self.key(key))?.map(|n| n as usize) else {
             return Ok(None);
         };
         if n == 0 || n > max {
@@ -127,9 +122,8 @@ impl Hparams {
     /// If the architecture is unknown, or a key is missing or makes no sense.
     pub fn from_gguf(gguf: &Gguf) -> Result<Hparams, ModelError> {
         let name = gguf.metadata().str("general.architecture")?;
-        let name = name.ok_or_else(|| ModelError::KeyMissing {
-            key: "general.architecture".to_owned(),
-        })?;
+        let name =
+            name.ok_or_else(|| ModelError::KeyMissing { key: "general.architecture".to_owned() })?;
         let arch = Arch::find(name).ok_or_else(|| ModelError::Architecture {
             name: name.to_owned(),
             supported: Arch::names(),
@@ -138,12 +132,8 @@ impl Hparams {
         let need = |key: &str, max| keys.need(key, keys.count(key, max)?);
         let n_embd = need("embedding_length", WIDTH_MAX)?;
         let n_head = need("attention.head_count", HEADS_MAX)?;
-        let n_kv_head = keys
-            .count("attention.head_count_kv", HEADS_MAX)?
-            .unwrap_or(n_head);
-        let head_dim = keys
-            .count("attention.key_length", WIDTH_MAX)?
-            .unwrap_or(n_embd / n_head);
+        let n_kv_head = keys.count("attention.head_count_kv", HEADS_MAX)?.unwrap_or(n_head);
+        let head_dim = keys.count("attention.key_length", WIDTH_MAX)?.unwrap_or(n_embd / n_head);
         if n_head % n_kv_head != 0 {
             let reason = format!("it must divide the {n_head} query heads");
             return Err(keys.bad("attention.head_count_kv", n_kv_head, &reason));
@@ -152,16 +142,11 @@ impl Hparams {
             let reason = "the width of a head must be a multiple of 8";
             return Err(keys.bad("attention.key_length", head_dim, reason));
         }
-        if keys
-            .count("attention.value_length", WIDTH_MAX)?
-            .is_some_and(|n| n != head_dim)
-        {
+        if keys.count("attention.value_length", WIDTH_MAX)?.is_some_and(|n| n != head_dim) {
             let reason = "keys and values of different widths are not supported";
             return Err(keys.bad("attention.value_length", "another width", reason));
         }
-        let n_rot = keys
-            .count("rope.dimension_count", WIDTH_MAX)?
-            .unwrap_or(head_dim);
+        let n_rot = keys.count("rope.dimension_count", WIDTH_MAX)?.unwrap_or(head_dim);
         if n_rot > head_dim || n_rot % 2 != 0 {
             let reason = "it must be even and at most the width of a head";
             return Err(keys.bad("rope.dimension_count", n_rot, reason));
@@ -185,9 +170,7 @@ impl Hparams {
             norm_eps: keys.need(eps_key, keys.f32(eps_key)?)?,
             rope_theta: keys.f32("rope.freq_base")?.unwrap_or(10_000.0),
             rope_theta_window: keys.f32("rope.freq_base_swa")?.unwrap_or(10_000.0),
-            window: window
-                .filter(|&w| w > 0 && arch.name == "gemma3")
-                .map(|w| w as usize),
+            window: window.filter(|&w| w > 0 && arch.name == "gemma3").map(|w| w as usize),
             window_every: 6,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
             pooling: pooling(&keys, gguf)?,
@@ -203,9 +186,7 @@ impl Hparams {
 /// Rows of the embedding table.
 fn n_vocab(gguf: &Gguf) -> Result<usize, ModelError> {
     let name = "token_embd.weight";
-    let missing = || ModelError::TensorMissing {
-        name: name.to_owned(),
-    };
+    let missing = || ModelError::TensorMissing { name: name.to_owned() };
     let info = gguf.tensor(name).ok_or_else(missing)?;
     let n = info.shape.get(1).copied().unwrap_or(1);
     if n > VOCAB_MAX as u64 {

@@ -25,9 +25,8 @@ pub(super) fn rope_spec(
 ) -> Result<RopeSpec, ModelError> {
     let keys = Keys::new(gguf, hparams.arch.name);
     let (n_rot, theta) = (hparams.n_rot, f64::from(theta));
-    let mut inv_freq: Vec<f64> = (0..n_rot / 2)
-        .map(|i| theta.powf(-2.0 * i as f64 / n_rot as f64))
-        .collect();
+    let mut inv_freq: Vec<f64> =
+        (0..n_rot / 2).map(|i| theta.powf(-2.0 * i as f64 / n_rot as f64)).collect();
     let mut magnitude = 1.0;
     if scaled {
         let kind = keys.str("rope.scaling.type")?.unwrap_or("linear");
@@ -58,11 +57,7 @@ pub(super) fn rope_spec(
     for (f, factor) in inv_freq.iter_mut().zip(freq_factors(gguf, n_rot)?) {
         *f /= f64::from(factor);
     }
-    Ok(RopeSpec {
-        style,
-        inv_freq,
-        magnitude: magnitude as f32,
-    })
+    Ok(RopeSpec { style, inv_freq, magnitude: magnitude as f32 })
 }
 
 /// YaRN (Peng et al., arXiv 2309.00071): pairs that turn often keep their frequency, pairs that
@@ -82,18 +77,10 @@ fn yarn(inv_freq: &mut [f64], n_rot: usize, theta: f64, factor: f64, n_ctx: f64)
 /// YaRN's factor on sine and cosine, `1 + 0.1 ln(factor)`.
 fn yarn_magnitude(keys: &Keys<'_>, factor: f64) -> Result<f64, ModelError> {
     let of = |m: f64| {
-        if factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * m * factor.ln() + 1.0
-        }
+        if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
     };
     let log_mul = f64::from(keys.f32("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0));
-    Ok(if log_mul == 0.0 {
-        of(1.0)
-    } else {
-        of(1.0) / of(log_mul)
-    })
+    Ok(if log_mul == 0.0 { of(1.0) } else { of(1.0) / of(log_mul) })
 }
 
 /// The factors of `rope_freqs.weight` (Llama 3), or ones.

@@ -80,11 +80,7 @@ pub fn expand(ty: TensorType, row: &[u8], block_idx: usize) -> Expanded {
         Zero::Code(zero) => part.scale.map(|scale| scale * f32::from(zero)),
         Zero::Min(min) => min,
     };
-    Expanded {
-        codes: part.codes,
-        scale: part.scale,
-        min,
-    }
+    Expanded { codes: part.codes, scale: part.scale, min }
 }
 
 /// Weights `32 * block_idx ..` of a row of a type with signed codes.
@@ -119,20 +115,12 @@ enum Zero {
 impl Part {
     #[inline]
     pub(super) fn centered(codes: [u8; 32], scale: [f32; 2], zero: u8) -> Part {
-        Part {
-            codes,
-            scale,
-            zero: Zero::Code(zero),
-        }
+        Part { codes, scale, zero: Zero::Code(zero) }
     }
 
     #[inline]
     pub(super) fn with_min(codes: [u8; 32], scale: [f32; 2], min: [f32; 2]) -> Part {
-        Part {
-            codes,
-            scale,
-            zero: Zero::Min(min),
-        }
+        Part { codes, scale, zero: Zero::Min(min) }
     }
 
     /// The weights, with ggml's roundings.

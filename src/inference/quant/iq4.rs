@@ -9,9 +9,7 @@
 //! zero: the smallest magnitude is 1, and the table leans to the negative side.
 
 /// What a code stands for. The values belong to the file format.
-const STEPS: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
+const STEPS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 #[inline]
 fn steps(bytes: &[u8]) -> [i8; 32] {
@@ -28,10 +26,7 @@ pub(super) mod iq4_nl {
     use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
 
     pub fn part(block: &[u8; 18]) -> ExpandedSigned {
-        ExpandedSigned {
-            codes: super::steps(&block[2..]),
-            scale: [f16_at(block, 0); 2],
-        }
+        ExpandedSigned { codes: super::steps(&block[2..]), scale: [f16_at(block, 0); 2] }
     }
 }
 
@@ -52,9 +47,6 @@ pub(super) mod iq4_xs {
         let low = block[4 + part_idx / 2] >> (4 * (part_idx % 2)) & 15;
         let high = block[2 + part_idx / 4] >> (2 * (part_idx % 4)) & 3;
         let scale = f16_at(block, 0) * (f32::from(low | high << 4) - 32.0);
-        ExpandedSigned {
-            codes: super::steps(&block[8 + 16 * part_idx..]),
-            scale: [scale; 2],
-        }
+        ExpandedSigned { codes: super::steps(&block[8 + 16 * part_idx..]), scale: [scale; 2] }
     }
 }

@@ -116,10 +116,7 @@ pub(super) mod q4_k {
         } else {
             (rest & 15 | scales >> 6 << 4, rest >> 4 | mins >> 6 << 4)
         };
-        (
-            f16_at(head, 0) * f32::from(scale),
-            f16_at(head, 2) * f32::from(min),
-        )
+        (f16_at(head, 0) * f32::from(scale), f16_at(head, 2) * f32::from(min))
     }
 }
 

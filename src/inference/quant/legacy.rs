@@ -49,11 +49,7 @@ pub(super) mod q4_1 {
     use crate::inference::quant::{expansion::Part, f16_at, nibbles};
 
     pub fn part(block: &[u8; 20]) -> Part {
-        Part::with_min(
-            nibbles(&block[4..]),
-            [f16_at(block, 0); 2],
-            [-f16_at(block, 2); 2],
-        )
+        Part::with_min(nibbles(&block[4..]), [f16_at(block, 0); 2], [-f16_at(block, 2); 2])
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 20] {
@@ -191,9 +187,6 @@ fn pack_nibbles(codes: &[u8; 32]) -> [u8; 16] {
 }
 
 fn pack_fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
-    let bits = codes
-        .iter()
-        .rev()
-        .fold(0u32, |bits, code| bits << 1 | u32::from(code >> 4));
+    let bits = codes.iter().rev().fold(0u32, |bits, code| bits << 1 | u32::from(code >> 4));
     bits.to_le_bytes()
 }

@@ -136,12 +136,7 @@ impl std::fmt::Display for TensorType {
 /// # Panics
 /// Unless `src.len()` is `ty.row_bytes(dst.len())`: lengths are the caller's to check.
 pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
-    assert_eq!(
-        ty.row_bytes(dst.len()),
-        Some(src.len()),
-        "bytes of {} {ty} weights",
-        dst.len()
-    );
+    assert_eq!(ty.row_bytes(dst.len()), Some(src.len()), "bytes of {} {ty} weights", dst.len());
     match Codes::of(ty) {
         Codes::Float => plain::dequantize(ty, src, dst),
         Codes::Unsigned => {
@@ -167,11 +162,7 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
 /// Unless `src` is a whole number of blocks.
 pub fn quantize(ty: TensorType, src: &[f32]) -> Option<Vec<u8>> {
     let n_bytes = ty.row_bytes(src.len());
-    assert!(
-        n_bytes.is_some(),
-        "{} weights are not whole {ty} blocks",
-        src.len()
-    );
+    assert!(n_bytes.is_some(), "{} weights are not whole {ty} blocks", src.len());
     let bytes = match ty {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => plain::quantize(ty, src),
         TensorType::Q4_0 => each_block(src, legacy::q4_0::quantize),
@@ -201,22 +192,12 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     // Shifted into place, the exponent is 112 too small: one exact multiplication repairs it and
     // normalises subnormals on the way (the magic-number method of F. Giesen's half conversions).
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-    let special = if bits & 0x7c00 == 0x7c00 {
-        0x7f80_0000
-    } else {
-        0
-    };
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(magnitude.to_bits() | special | (u32::from(bits & 0x8000) << 16))
 }
 
 /// 16 bytes hold 32 nibbles: the low ones come first, then the high ones.
 #[inline]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
-    std::array::from_fn(|i| {
-        if i < 16 {
-            bytes[i] & 15
-        } else {
-            bytes[i - 16] >> 4
-        }
-    })
+    std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
 }

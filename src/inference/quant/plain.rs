@@ -26,14 +26,8 @@ pub(super) fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
 pub(super) fn quantize(ty: TensorType, src: &[f32]) -> Vec<u8> {
     match ty {
         TensorType::F32 => src.iter().flat_map(|w| w.to_le_bytes()).collect(),
-        TensorType::F16 => src
-            .iter()
-            .flat_map(|&w| f16::from_f32(w).to_le_bytes())
-            .collect(),
-        TensorType::BF16 => src
-            .iter()
-            .flat_map(|&w| bf16::from_f32(w).to_le_bytes())
-            .collect(),
+        TensorType::F16 => src.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(),
+        TensorType::BF16 => src.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
         _ => unreachable!("{ty} is not a float type"),
     }
 }

@@ -15,26 +15,17 @@ fn golden(ty: TensorType, what: &str) -> Vec<u8> {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&b| f32::from_le_bytes(b))
-        .collect()
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
 /// The first place where the bits differ.
 fn first_difference(got: &[f32], expected: &[f32]) -> Option<usize> {
     assert_eq!(got.len(), expected.len());
-    got.iter()
-        .zip(expected)
-        .position(|(g, e)| g.to_bits() != e.to_bits())
+    got.iter().zip(expected).position(|(g, e)| g.to_bits() != e.to_bits())
 }
 
 fn quantised_types() -> impl Iterator<Item = TensorType> {
-    TensorType::ALL
-        .into_iter()
-        .filter(|&ty| Codes::of(ty) != Codes::Float)
+    TensorType::ALL.into_iter().filter(|&ty| Codes::of(ty) != Codes::Float)
 }
 
 /// Where the blocks of a type keep f16 values.
@@ -69,10 +60,7 @@ fn assert_expansion(ty: TensorType, row: &[u8]) {
         };
         for (k, (got, expected)) in got.into_iter().zip(expected).enumerate() {
             let agree = got == *expected || !got.is_finite() && !expected.is_finite();
-            assert!(
-                agree,
-                "{ty} block {block_idx} weight {k}: {got} is not {expected}"
-            );
+            assert!(agree, "{ty} block {block_idx} weight {k}: {got} is not {expected}");
         }
     }
 }
@@ -102,17 +90,10 @@ fn quantize_has_the_bits_of_gguf_py() {
         let (weights, expected) = file.split_at(n_blocks * 4 * ty.block_len());
         let weights = floats(weights);
         let got = quantize(ty, &weights).expect("the type is offered");
-        for (i, (g, e)) in got
-            .chunks(ty.block_bytes())
-            .zip(expected.chunks(ty.block_bytes()))
-            .enumerate()
+        for (i, (g, e)) in
+            got.chunks(ty.block_bytes()).zip(expected.chunks(ty.block_bytes())).enumerate()
         {
-            assert_eq!(
-                g,
-                e,
-                "{ty} block {i}, first weight {:e}",
-                weights[i * ty.block_len()]
-            );
+            assert_eq!(g, e, "{ty} block {i}, first weight {:e}", weights[i * ty.block_len()]);
         }
     }
 }
@@ -144,10 +125,7 @@ fn every_f16_is_read_by_its_definition() {
         match exponent {
             31 if mantissa == 0.0 => assert_eq!(got[0], sign * f32::INFINITY),
             31 => assert!(got[0].is_nan()),
-            0 => assert_eq!(
-                got[0].to_bits(),
-                (sign * mantissa * 2f32.powi(-24)).to_bits()
-            ),
+            0 => assert_eq!(got[0].to_bits(), (sign * mantissa * 2f32.powi(-24)).to_bits()),
             e => assert_eq!(got[0], sign * (1024.0 + mantissa) * 2f32.powi(e - 25)),
         }
     }
@@ -162,10 +140,7 @@ fn q4_0_by_hand() {
     dequantize(TensorType::Q4_0, &block, &mut got);
     assert_eq!((got[0], got[1], got[16]), (-2.5, -4.0, 3.5));
     let e = expand(TensorType::Q4_0, &block, 0);
-    assert_eq!(
-        (e.codes[0], e.codes[16], e.scale, e.min),
-        (3, 15, [0.5; 2], [4.0; 2])
-    );
+    assert_eq!((e.codes[0], e.codes[16], e.scale, e.min), (3, 15, [0.5; 2], [4.0; 2]));
 }
 
 #[test]
@@ -195,9 +170,7 @@ fn wrong_lengths_are_the_callers_error() {
 /// Codes of all zeros, all ones and both mixed, under every pair of extreme f16 scales.
 #[test]
 fn expansion_is_dequantize_at_the_extremes() {
-    let scales = [
-        0, 0x8000, 1, 0x8001, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00,
-    ];
+    let scales = [0, 0x8000, 1, 0x8001, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00];
     for ty in quantised_types() {
         for fill in [0x00u8, 0xFF, 0x0F, 0xF0, 0x55, 0x80, 0x7F] {
             for first in scales {

@@ -28,9 +28,7 @@ impl Bpe {
         vocab: &Vocab,
         pre: &PreTokenizer,
     ) -> Result<Bpe, TokenizerError> {
-        let lines = meta
-            .strs(MERGES)?
-            .ok_or(TokenizerError::MissingKey { key: MERGES })?;
+        let lines = meta.strs(MERGES)?.ok_or(TokenizerError::MissingKey { key: MERGES })?;
         let mut ids = TextIds::with_capacity(vocab.len());
         for (id, text) in (0..).zip(&vocab.texts) {
             if let Some(first) = ids.insert(text.to_string(), id) {
@@ -47,13 +45,8 @@ impl Bpe {
             .ignore_merges(pre.ignore_merges)
             .cache_capacity(0) // its cache is per thread and outlives the tokenizer
             .build()
-            .map_err(|error| TokenizerError::BadBpe {
-                reason: error.to_string(),
-            })?;
-        Ok(Bpe {
-            model,
-            splitter: Splitter::new(pre)?,
-        })
+            .map_err(|error| TokenizerError::BadBpe { reason: error.to_string() })?;
+        Ok(Bpe { model, splitter: Splitter::new(pre)? })
     }
 
     pub(super) fn token_id(&self, text: &str) -> Option<TokenId> {
@@ -70,9 +63,7 @@ impl Bpe {
             let tokens = self
                 .model
                 .tokenize(&word)
-                .map_err(|error| TokenizerError::Bpe {
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| TokenizerError::Bpe { reason: error.to_string() })?;
             out.extend(tokens.iter().map(|token| token.id));
         }
         Ok(())
@@ -86,11 +77,7 @@ fn read_merges(lines: &[&str], ids: &TextIds) -> Result<Merges, TokenizerError> 
     for (merge_idx, line) in lines.iter().enumerate() {
         let bad = |problem| {
             let merge = line.chars().take(80).collect();
-            Err(TokenizerError::BadMerge {
-                merge_idx,
-                merge,
-                problem,
-            })
+            Err(TokenizerError::BadMerge { merge_idx, merge, problem })
         };
         // The first character belongs to the left part even if it is a space.
         let n_first = line.chars().next().map_or(0, char::len_utf8);
@@ -101,10 +88,7 @@ fn read_merges(lines: &[&str], ids: &TextIds) -> Result<Merges, TokenizerError> 
         merged.clear();
         merged.push_str(left);
         merged.push_str(right);
-        if ![left, right, merged.as_str()]
-            .iter()
-            .all(|&part| ids.contains_key(part))
-        {
+        if ![left, right, merged.as_str()].iter().all(|&part| ids.contains_key(part)) {
             return bad("its parts and their union must be tokens");
         }
         merges.push((left.to_owned(), right.to_owned()));

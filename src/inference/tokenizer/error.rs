@@ -11,40 +11,21 @@ pub enum TokenizerError {
     #[error("the file has no key `{key}`, so it carries no tokenizer")]
     MissingKey { key: &'static str },
     #[error("tokenizer model `{model}` is not supported; these are: {supported}")]
-    UnknownModel {
-        model: String,
-        supported: &'static str,
-    },
+    UnknownModel { model: String, supported: &'static str },
     #[error("pre-tokenizer `{pre}` is not supported; these are: {supported}")]
     UnknownPre { pre: String, supported: String },
     #[error("the vocabulary has {n_vocab} tokens; 1 to {max} are allowed")]
     VocabSize { n_vocab: usize, max: usize },
     #[error("key `{key}` has {got} items for a vocabulary of {n_vocab}")]
-    ArrayLen {
-        key: &'static str,
-        got: usize,
-        n_vocab: usize,
-    },
+    ArrayLen { key: &'static str, got: usize, n_vocab: usize },
     #[error("token {id} has {n_bytes} bytes; {max} are allowed")]
-    TokenTooLong {
-        id: usize,
-        n_bytes: usize,
-        max: usize,
-    },
+    TokenTooLong { id: usize, n_bytes: usize, max: usize },
     #[error("tokens {first} and {second} are the same text {text:?}")]
-    DuplicateToken {
-        first: u32,
-        second: u32,
-        text: String,
-    },
+    DuplicateToken { first: u32, second: u32, text: String },
     #[error("token {id} is {text:?}, which is no byte token of the form <0x41>")]
     BadByteToken { id: usize, text: String },
     #[error("merge {merge_idx} is {merge:?}: {problem}")]
-    BadMerge {
-        merge_idx: usize,
-        merge: String,
-        problem: &'static str,
-    },
+    BadMerge { merge_idx: usize, merge: String, problem: &'static str },
     #[error("the BPE model refused the vocabulary: {reason}")]
     BadBpe { reason: String },
     #[error("the text has {n_bytes} bytes; at most {max} are tokenized at once")]
@@ -52,10 +33,7 @@ pub enum TokenizerError {
     #[error("the vocabulary has no token for the byte {byte:#04x}")]
     NoByteToken { byte: u8 },
     #[error("the model wants a {role} token for the text's {place}, but the file names none")]
-    NoSpecial {
-        role: &'static str,
-        place: &'static str,
-    },
+    NoSpecial { role: &'static str, place: &'static str },
     #[error("the pre-tokenizer gave up on the text")]
     Split { source: Box<fancy_regex::Error> },
     #[error("the BPE model gave up on a word: {reason}")]

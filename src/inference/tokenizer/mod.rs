@@ -21,6 +21,8 @@ mod special;
 mod spm;
 mod strftime;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tojson;
 mod utf8;
 mod vocab;
@@ -106,11 +108,7 @@ impl Tokenizer {
         let special = SpecialTokens::read(meta, kind, add_bos, &mut vocab, &find)?;
         Ok(Tokenizer {
             partition: Partition::new(&vocab),
-            hidden: vocab
-                .attrs
-                .iter()
-                .map(|attr| attr.has(Attr::HIDDEN))
-                .collect(),
+            hidden: vocab.attrs.iter().map(|attr| attr.has(Attr::HIDDEN)).collect(),
             pieces: vocab.pieces(kind)?,
             add_space_prefix: meta
                 .bool("tokenizer.ggml.add_space_prefix")?
@@ -135,8 +133,7 @@ impl Tokenizer {
 
     /// The tokens of bytes that should be UTF-8 but need not be.
     ///
-    /// SPM keeps bad bytes as byte tokens; BPE and WordPiece read each as U+FFFD, as llama.cpp
-    /// does.
+    /// SPM keeps bad bytes as byte tokens; BPE and WordPiece read each as U+FFFD, as llama.cpp.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -147,10 +144,7 @@ impl Tokenizer {
     ) -> Result<Vec<TokenId>, TokenizerError> {
         if text.len() > TOKENIZE_BYTES_MAX {
             let max = TOKENIZE_BYTES_MAX;
-            return Err(TokenizerError::TextTooLong {
-                n_bytes: text.len(),
-                max,
-            });
+            return Err(TokenizerError::TextTooLong { n_bytes: text.len(), max });
         }
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         if options.add_special {
@@ -176,10 +170,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_chat(&self, rendered: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let options = EncodeOptions {
-            add_special: true,
-            parse_special: true,
-        };
+        let options = EncodeOptions { add_special: true, parse_special: true };
         let mut ids = self.encode(rendered, options)?;
         if let [first, second, ..] = ids[..]
             && first == second
@@ -209,10 +200,7 @@ impl Tokenizer {
 
     /// What `add_special` puts before a text.
     fn first_token(&self) -> Result<Option<TokenId>, TokenizerError> {
-        let missing = TokenizerError::NoSpecial {
-            role: "BOS",
-            place: "start",
-        };
+        let missing = TokenizerError::NoSpecial { role: "BOS", place: "start" };
         match (&self.model, self.special.add_bos) {
             (Model::WordPiece(_), _) | (_, true) => self.special.bos.ok_or(missing).map(Some),
             _ => Ok(None),
@@ -226,9 +214,7 @@ impl Tokenizer {
             _ => ("EOS", self.special.eos, self.special.add_eos),
         };
         match add {
-            true => token
-                .ok_or(TokenizerError::NoSpecial { role, place: "end" })
-                .map(Some),
+            true => token.ok_or(TokenizerError::NoSpecial { role, place: "end" }).map(Some),
             false => Ok(None),
         }
     }
@@ -274,8 +260,7 @@ impl Tokenizer {
         self.special.eog.binary_search(&id).is_ok()
     }
 
-    /// The token with exactly this text, as the vocabulary spells it (`Ġthe`, `▁the`,
-    /// `<|im_end|>`).
+    /// The token with exactly this text, as the vocabulary spells it: `Ġthe`, `▁the`, `</s>`.
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
         self.model.token_id(text)
     }

@@ -98,12 +98,8 @@ impl Partition {
             if low == high {
                 return;
             }
-            for idx in low..high {
-                if self.specials[idx].text.len() > depth + 1 {
-                    break;
-                }
-                found[idx] = true;
-            }
+            // Only the first can end here: no two texts are the same.
+            found[low] |= self.specials[low].text.len() == depth + 1;
         }
     }
 }
@@ -173,20 +169,13 @@ mod tests {
             Fragment::Text(text) => format!("[{}]", String::from_utf8_lossy(text)),
             Fragment::Token(id) => id.to_string(),
         };
-        partition
-            .split(text.as_bytes(), parse_special)
-            .into_iter()
-            .map(show)
-            .collect()
+        partition.split(text.as_bytes(), parse_special).into_iter().map(show).collect()
     }
 
     #[test]
     fn control_tokens_need_leave_and_user_tokens_none() {
-        let p = partition(&[
-            ("<s>", Attr::CONTROL),
-            ("<u>", Attr::USER_DEFINED),
-            ("s", Attr::NORMAL),
-        ]);
+        let p =
+            partition(&[("<s>", Attr::CONTROL), ("<u>", Attr::USER_DEFINED), ("s", Attr::NORMAL)]);
         assert_eq!(show(&p, "a<s>b<u>c", true), "[a]0[b]1[c]");
         assert_eq!(show(&p, "a<s>b<u>c", false), "[a<s>b]1[c]");
         assert_eq!(show(&p, "<s><s>", true), "00");
@@ -195,11 +184,8 @@ mod tests {
 
     #[test]
     fn the_longest_text_wins_wherever_it_stands() {
-        let p = partition(&[
-            ("ab", Attr::CONTROL),
-            ("bcd", Attr::CONTROL),
-            ("abcd", Attr::CONTROL),
-        ]);
+        let p =
+            partition(&[("ab", Attr::CONTROL), ("bcd", Attr::CONTROL), ("abcd", Attr::CONTROL)]);
         assert_eq!(show(&p, "abcd", true), "2");
         assert_eq!(show(&p, "xabcxbcd", true), "[x]0[cx]1");
         let p = partition(&[("ab", Attr::CONTROL), ("bcd", Attr::CONTROL)]);

@@ -40,17 +40,15 @@ pub(super) struct PreTokenizer {
     pub(super) add_bos: bool,
 }
 
-const GPT2: Rule = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
-    Spaces::GiveBack,
-);
+const GPT2: Rule =
+    (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+", Spaces::GiveBack);
 const DIGIT: Rule = (r"\p{N}", Spaces::Keep);
 const THREE_DIGITS: Rule = (r"\p{N}{1,3}", Spaces::Keep);
 const LINE_END: Rule = ("[\r\n]", Spaces::Keep);
-const IDEOGRAPHS: Rule = (
-    r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
-    Spaces::Keep,
-);
+/// U+0800 to U+4E00 takes white space such as U+2009 in, and so do the signs of DeepSeek-LLM with
+/// U+3000; llama.cpp hides white space beyond ASCII from such lists.
+const IDEOGRAPHS: Rule =
+    (r"[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}&&\S]+", Spaces::Keep);
 
 /// `'s`, `'LL` and the like; spelled out, since `(?i)` would let `ſ` and the Kelvin sign in.
 macro_rules! contraction {
@@ -113,10 +111,8 @@ macro_rules! cased {
 }
 
 const TEKKEN: Rule = cased!("", r"\p{N}");
-const GPT4O: Rule = cased!(
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?",
-    r"\p{N}{1,3}"
-);
+const GPT4O: Rule =
+    cased!(r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?", r"\p{N}{1,3}");
 const DEEPSEEK3: Rule = (
     concat!(
         r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
@@ -124,16 +120,13 @@ const DEEPSEEK3: Rule = (
     ),
     Spaces::GiveBackInLine,
 );
-const KANA: Rule = (
-    r"[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
-    Spaces::Keep,
-);
+const KANA: Rule = (r"[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+", Spaces::Keep);
 const BLOOM: Rule = (r" ?[^(\s|.,!?…。，、।۔،)]+", Spaces::Keep);
 
 /// The letters of DeepSeek-LLM: Latin, Greek, Cyrillic and other scripts with case.
 const DEEPSEEK_LETTERS: &str = "\\s?[A-Za-z\\u{b5}\
-    \\u{c0}-\\u{d6}\\u{d8}-\\u{f6}\\u{f8}-\\u{1ba}\\u{1bc}-\\u{1bf}\\u{1c4}-\\u{293}\
-    \\u{295}-\\u{2af}\
+    \\u{c0}-\\u{d6}\\u{d8}-\\u{f6}\\u{f8}-\\u{1ba}\\u{1bc}-\\u{1bf}\
+    \\u{1c4}-\\u{293}\\u{295}-\\u{2af}\
     \\u{370}-\\u{373}\\u{376}\\u{377}\\u{37b}-\\u{37d}\\u{37f}\\u{386}\\u{388}-\\u{38a}\\u{38c}\
     \\u{38e}-\\u{3a1}\\u{3a3}-\\u{3f5}\\u{3f7}-\\u{481}\\u{48a}-\\u{52f}\\u{531}-\\u{556}\
     \\u{10a0}-\\u{10c5}\\u{13a0}-\\u{13f5}\\u{13f8}-\\u{13fd}\\u{1c90}-\\u{1cba}\\u{1cbd}-\\u{1cbf}\
@@ -155,20 +148,15 @@ const DEEPSEEK_LLM: &[Rule] = &[
     LINE_END,
     (DEEPSEEK_LETTERS, Spaces::Keep),
     (
-        r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}]+",
+        r"\s?[!-/:-~\u{ff01}-\u{ff0f}\u{ff1a}-\u{ff5e}\u{2018}-\u{201f}\u{3000}-\u{3002}&&\S]+",
         Spaces::Keep,
     ),
     (r"\s+$", Spaces::Keep),
     IDEOGRAPHS,
     (r"\p{N}+", Spaces::Keep),
 ];
-const DEEPSEEK_CODER: &[Rule] = &[
-    LINE_END,
-    (r"\s?\p{L}+", Spaces::Keep),
-    (r"\s?\p{P}+", Spaces::Keep),
-    IDEOGRAPHS,
-    DIGIT,
-];
+const DEEPSEEK_CODER: &[Rule] =
+    &[LINE_END, (r"\s?\p{L}+", Spaces::Keep), (r"\s?\p{P}+", Spaces::Keep), IDEOGRAPHS, DIGIT];
 /// llama.cpp's rules for files that name no pre-tokenizer, made before the key existed.
 const DEFAULT: &[Rule] = &[
     (r"[\p{P}\$\+<=>\^~\|]+", Spaces::Keep),
@@ -176,49 +164,25 @@ const DEFAULT: &[Rule] = &[
     (r"\p{N}+", Spaces::Keep),
     ("[0-9][0-9][0-9]", Spaces::Keep),
 ];
-const FALCON: &[Rule] = &[
-    (r"[\p{P}\$\+<=>\^~\|`]+", Spaces::Keep),
-    GPT2,
-    ("[0-9][0-9][0-9]", Spaces::Keep),
-];
+const FALCON: &[Rule] =
+    &[(r"[\p{P}\$\+<=>\^~\|`]+", Spaces::Keep), GPT2, ("[0-9][0-9][0-9]", Spaces::Keep)];
 
 /// Only rules, no habits.
 const fn plain(names: &'static [&'static str], rules: &'static [Rule]) -> PreTokenizer {
-    PreTokenizer {
-        names,
-        rules,
-        ignore_merges: false,
-        add_bos: false,
-    }
+    PreTokenizer { names, rules, ignore_merges: false, add_bos: false }
 }
 
 const fn whole_words(pre: PreTokenizer) -> PreTokenizer {
-    PreTokenizer {
-        ignore_merges: true,
-        ..pre
-    }
+    PreTokenizer { ignore_merges: true, ..pre }
 }
 
 const fn with_bos(pre: PreTokenizer) -> PreTokenizer {
-    PreTokenizer {
-        add_bos: true,
-        ..pre
-    }
+    PreTokenizer { add_bos: true, ..pre }
 }
 
 static PRE_TOKENIZERS: &[PreTokenizer] = &[
     plain(&["default", ""], DEFAULT),
-    plain(
-        &[
-            "qwen2",
-            "deepseek-r1-qwen",
-            "megrez",
-            "stablelm2",
-            "hunyuan",
-            "grok-2",
-        ],
-        &[QWEN2],
-    ),
+    plain(&["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "grok-2"], &[QWEN2]),
     plain(&["kormo", "f2llmv2", "solar-open"], &[QWEN2]),
     plain(&["qwen35"], &[QWEN35]),
     plain(&["deepseek-coder"], DEEPSEEK_CODER),
@@ -227,70 +191,21 @@ static PRE_TOKENIZERS: &[PreTokenizer] = &[
         &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         &[THREE_DIGITS, KANA, DEEPSEEK3],
     ),
-    plain(
-        &[
-            "starcoder",
-            "smollm",
-            "refact",
-            "command-r",
-            "codeshell",
-            "mellum2",
-        ],
-        &[DIGIT, GPT2],
-    ),
+    plain(&["starcoder", "smollm", "refact", "command-r", "codeshell", "mellum2"], &[DIGIT, GPT2]),
     plain(&["exaone", "minerva-7b"], &[DIGIT, GPT2]),
-    plain(
-        &[
-            "gpt-2",
-            "phi-2",
-            "mpt",
-            "olmo",
-            "jais",
-            "trillion",
-            "granite-docling",
-        ],
-        &[GPT2],
-    ),
-    plain(
-        &[
-            "exaone4",
-            "gigachat",
-            "a.x-4.0",
-            "mellum",
-            "modern-bert",
-            "roberta-bpe",
-        ],
-        &[GPT2],
-    ),
-    plain(
-        &[
-            "jina-es",
-            "jina-de",
-            "jina-v2-es",
-            "jina-v2-de",
-            "jina-v1-en",
-        ],
-        &[GPT2],
-    ),
+    plain(&["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"], &[GPT2]),
+    plain(&["exaone4", "gigachat", "a.x-4.0", "mellum", "modern-bert", "roberta-bpe"], &[GPT2]),
+    plain(&["jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v1-en"], &[GPT2]),
     plain(&["jina-v2-code"], &[GPT2]),
-    with_bos(whole_words(plain(
-        &["llama-bpe", "llama3", "llama-v3", "falcon3"],
-        &[LLAMA3],
-    ))),
-    with_bos(whole_words(plain(
-        &["falcon-h1", "pixtral", "midm-2.0", "lfm2"],
-        &[LLAMA3],
-    ))),
+    with_bos(whole_words(plain(&["llama-bpe", "llama3", "llama-v3", "falcon3"], &[LLAMA3]))),
+    with_bos(whole_words(plain(&["falcon-h1", "pixtral", "midm-2.0", "lfm2"], &[LLAMA3]))),
     with_bos(whole_words(plain(&["jina-v5-nano"], &[LLAMA3]))),
     plain(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
     whole_words(plain(&["glm4", "glm5"], &[LLAMA3])),
     plain(&["seed-coder"], &[SEED_CODER]),
     whole_words(plain(&["minicpm5"], &[THREE_DIGITS, MINICPM5])),
     with_bos(whole_words(plain(&["tekken"], &[TEKKEN]))),
-    plain(
-        &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
-        &[GPT4O],
-    ),
+    plain(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O]),
     plain(&["bailingmoe", "bailingmoe2", "llada-moe"], &[BAILING]),
     plain(&["falcon"], FALCON),
     plain(&["bloom", "poro-chat", "gpt3-finnish"], &[BLOOM]),
@@ -303,23 +218,13 @@ static PRE_TOKENIZERS: &[PreTokenizer] = &[
 /// # Errors
 /// An unknown name; the message lists the known ones.
 pub(super) fn by_name(pre: &str) -> Result<PreTokenizer, TokenizerError> {
-    PRE_TOKENIZERS
-        .iter()
-        .find(|known| known.names.contains(&pre))
-        .copied()
-        .ok_or_else(|| {
-            let mut names: Vec<&str> = PRE_TOKENIZERS
-                .iter()
-                .flat_map(|known| known.names)
-                .copied()
-                .collect();
-            names.retain(|name| !name.is_empty());
-            names.sort_unstable();
-            TokenizerError::UnknownPre {
-                pre: pre.to_owned(),
-                supported: names.join(", "),
-            }
-        })
+    PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)).copied().ok_or_else(|| {
+        let mut names: Vec<&str> =
+            PRE_TOKENIZERS.iter().flat_map(|known| known.names).copied().collect();
+        names.retain(|name| !name.is_empty());
+        names.sort_unstable();
+        TokenizerError::UnknownPre { pre: pre.to_owned(), supported: names.join(", ") }
+    })
 }
 
 /// A pre-tokenizer's rules, compiled.
@@ -331,13 +236,9 @@ impl Splitter {
     pub(super) fn new(pre: &PreTokenizer) -> Result<Splitter, TokenizerError> {
         let compile = |&(pattern, spaces): &Rule| match Regex::new(pattern) {
             Ok(regex) => Ok((regex, spaces)),
-            Err(source) => Err(TokenizerError::Split {
-                source: Box::new(source),
-            }),
+            Err(source) => Err(TokenizerError::Split { source: Box::new(source) }),
         };
-        Ok(Splitter {
-            rules: pre.rules.iter().map(compile).collect::<Result<_, _>>()?,
-        })
+        Ok(Splitter { rules: pre.rules.iter().map(compile).collect::<Result<_, _>>()? })
     }
 
     /// The words of `text`, end to end, none of them empty.
@@ -352,11 +253,8 @@ impl Splitter {
         for (regex, spaces) in &self.rules {
             let mut next = Vec::with_capacity(pieces.len() * 2);
             for piece in pieces {
-                cut(regex, *spaces, &text[piece.clone()], piece.start, &mut next).map_err(
-                    |source| TokenizerError::Split {
-                        source: Box::new(source),
-                    },
-                )?;
+                cut(regex, *spaces, &text[piece.clone()], piece.start, &mut next)
+                    .map_err(|source| TokenizerError::Split { source: Box::new(source) })?;
             }
             pieces = next;
         }
@@ -433,10 +331,7 @@ mod tests {
         // A look-around or back-reference has "(?=", "(?!" or "\1" in it.
         for pre in PRE_TOKENIZERS {
             for (pattern, _) in pre.rules {
-                assert!(
-                    !pattern.contains("(?=") && !pattern.contains("(?!"),
-                    "{pattern}"
-                );
+                assert!(!pattern.contains("(?=") && !pattern.contains("(?!"), "{pattern}");
             }
         }
     }
@@ -478,9 +373,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = by_name("nonesuch").map(|_| ()).unwrap_err().to_string();
-        assert!(
-            error.contains("`nonesuch`") && error.contains("qwen2"),
-            "{error}"
-        );
+        assert!(error.contains("`nonesuch`") && error.contains("qwen2"), "{error}");
     }
 }

@@ -84,13 +84,7 @@ const FIM_MIDDLE: &[&str] = &[
     "<|middle|>",
 ];
 const FIM_PAD: &[&str] = &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"];
-const FIM_REPO: &[&str] = &[
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<fim-repo>",
-    "<REPO>",
-    "<reponame>",
-];
+const FIM_REPO: &[&str] = &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"];
 const FIM_FILE_SEP: &[&str] = &["<|file_sep|>"];
 /// Texts that end a generation wherever they are in the vocabulary.
 const EOG: &[&str] = &[
@@ -139,9 +133,7 @@ impl SpecialTokens {
         find: &dyn Fn(&str) -> Option<TokenId>,
     ) -> Result<SpecialTokens, TokenizerError> {
         let mut special = SpecialTokens::from_keys(meta, kind, vocab.len())?;
-        special.add_bos = meta
-            .bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(add_bos);
+        special.add_bos = meta.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
         special.add_eos = meta.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
         let mut by_text = |slot: &mut Option<TokenId>, texts: &[&str]| {
             if slot.is_none() {
@@ -189,11 +181,8 @@ impl SpecialTokens {
             }
             Ok(id)
         };
-        let bos_names: &[&str] = if kind == VocabKind::WordPiece {
-            &["cls", "bos"]
-        } else {
-            &["bos"]
-        };
+        let bos_names: &[&str] =
+            if kind == VocabKind::WordPiece { &["cls", "bos"] } else { &["bos"] };
         Ok(SpecialTokens {
             bos: read(bos_names, bos)?,
             eos: read(&["eos"], eos)?,
@@ -219,12 +208,7 @@ impl SpecialTokens {
             vocab.attrs[id as usize].set(Attr::CONTROL, true);
         }
         let by_role = [self.eos, self.eot, self.eom];
-        let by_fim = [
-            self.fim_pad,
-            self.fim_repo,
-            self.fim_file_sep,
-            find(EOG_BY_FILE),
-        ];
+        let by_fim = [self.fim_pad, self.fim_repo, self.fim_file_sep, find(EOG_BY_FILE)];
         self.eog = by_text;
         self.eog.extend(by_role.into_iter().chain(by_fim).flatten());
         self.eog.sort_unstable();
@@ -238,10 +222,7 @@ fn set_strips(
     vocab: &mut Vocab,
     find: &dyn Fn(&str) -> Option<TokenId>,
 ) -> Result<(), TokenizerError> {
-    let name = meta
-        .str("general.name")?
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let name = meta.str("general.name")?.unwrap_or_default().to_ascii_lowercase();
     let pre = meta.str("tokenizer.ggml.pre")?.unwrap_or_default();
     let arch = meta.str("general.architecture")?.unwrap_or_default();
     let mut set = |text: &str, strip: Attr, yes: bool| {
@@ -249,12 +230,8 @@ fn set_strips(
             vocab.attrs[id as usize].set(strip, yes);
         }
     };
-    let jina = ["jina-v2-de", "jina-v2-es", "jina-v2-code"]
-        .iter()
-        .any(|jina| pre.contains(jina))
-        || ["nomic-bert-moe", "jina-bert-v3"]
-            .iter()
-            .any(|bert| arch.contains(bert));
+    let jina = ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|jina| pre.contains(jina))
+        || ["nomic-bert-moe", "jina-bert-v3"].iter().any(|bert| arch.contains(bert));
     if jina {
         set("<mask>", Attr::LSTRIP, true);
     } else if name.contains("phi-3") || name.contains("phi3") {
@@ -269,9 +246,7 @@ fn set_strips(
             }
         };
         set("</s>", true);
-        ["<unk>", "<s>", "<|endoftext|>"]
-            .into_iter()
-            .for_each(|text| set(text, false));
+        ["<unk>", "<s>", "<|endoftext|>"].into_iter().for_each(|text| set(text, false));
     } else if name.contains("modern-bert") {
         set("[MASK]", Attr::LSTRIP, true);
     }

@@ -49,9 +49,7 @@ struct Pair {
 
 impl Ord for Pair {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.score
-            .total_cmp(&other.score)
-            .then(other.left.cmp(&self.left))
+        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
     }
 }
 
@@ -144,12 +142,7 @@ impl Spm {
         let n_bytes = symbols[left].n_bytes + symbols[right].n_bytes;
         let union = &text[symbols[left].start..symbols[left].start + n_bytes];
         if let Some(&id) = self.ids.get(union) {
-            queue.push(Pair {
-                score: self.scores[id as usize],
-                left,
-                right,
-                n_bytes,
-            });
+            queue.push(Pair { score: self.scores[id as usize], left, right, n_bytes });
         }
     }
 
@@ -216,12 +209,7 @@ fn characters(text: &[u8]) -> Vec<Symbol> {
         };
         let n_bytes = n_bytes.min(text.len() - start);
         let idx = symbols.len();
-        symbols.push(Symbol {
-            prev: idx.wrapping_sub(1),
-            next: idx + 1,
-            start,
-            n_bytes,
-        });
+        symbols.push(Symbol { prev: idx.wrapping_sub(1), next: idx + 1, start, n_bytes });
         start += n_bytes;
     }
     if let Some(last) = symbols.last_mut() {

@@ -16,15 +16,8 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const WEEKDAYS: [&str; 7] =
+    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// A moment, in UTC.
 struct Moment {
@@ -45,17 +38,15 @@ impl Moment {
         // A year far beyond any clock; it keeps the loop below short.
         let unix_s = unix_s.min(253_402_300_799);
         let (days, in_day) = (unix_s / 86_400, unix_s % 86_400);
-        let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let cycle = |year: u64| if year.is_multiple_of(100) { 400 } else { 4 };
+        let is_leap = |year: u64| year.is_multiple_of(cycle(year));
         let (mut year, mut day_of_year) = (1970, days);
         while day_of_year >= 365 + u64::from(is_leap(year)) {
             day_of_year -= 365 + u64::from(is_leap(year));
             year += 1;
         }
         let before = |month: usize| DAYS_BEFORE[month] + u64::from(is_leap(year) && month > 1);
-        let month = (0..12)
-            .rev()
-            .find(|&month| before(month) <= day_of_year)
-            .unwrap_or(0);
+        let month = (0..12).rev().find(|&month| before(month) <= day_of_year).unwrap_or(0);
         Moment {
             year,
             month,
@@ -136,11 +127,7 @@ mod tests {
     #[test]
     fn dates() {
         let cases = [
-            (
-                0,
-                "%Y-%m-%d %H:%M:%S %A %j",
-                "1970-01-01 00:00:00 Thursday 001",
-            ),
+            (0, "%Y-%m-%d %H:%M:%S %A %j", "1970-01-01 00:00:00 Thursday 001"),
             (951_782_400, "%d %b %Y %a", "29 Feb 2000 Tue"),
             (1_735_689_599, "%F %T %j", "2024-12-31 23:59:59 366"),
             (1_720_000_000, "%-d %B %y, %I:%M %p", "3 July 24, 09:46 AM"),

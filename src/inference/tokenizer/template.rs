@@ -5,14 +5,14 @@
 //! environment is that of Hugging Face's `apply_chat_template`: blocks trimmed, Python's string
 //! and dictionary methods, `tojson`, `raise_exception`, `strftime_now`, `{% generation %}` ignored.
 //!
-//! The bound is on steps, not on memory: a template that doubles a string at every step can ask
-//! for more than there is. `inspect` shows a file's template before anything runs it.
+//! The bound is on steps and on the stack, not on memory: a template that doubles a string at
+//! every step can ask for more than there is, and minijinja has no way to say no.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
+use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ use super::error::TemplateError;
 use super::strftime::strftime;
 use super::tojson::tojson;
 use super::{TokenId, builtin};
-use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL};
+use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL, CHAT_TEMPLATE_STACK_BYTES};
 use crate::inference::gguf::Metadata;
 
 const NAME: &str = "chat_template";
@@ -69,9 +69,7 @@ impl ChatTemplate {
             return Ok(None);
         };
         let text = |key: &str, default: Option<TokenId>| -> Result<String, TemplateError> {
-            let id = meta
-                .u32(&format!("tokenizer.ggml.{key}_token_id"))?
-                .or(default);
+            let id = meta.u32(&format!("tokenizer.ggml.{key}_token_id"))?.or(default);
             let token = id.and_then(|id| tokens.get(id as usize));
             Ok(token.map(|token| (*token).to_owned()).unwrap_or_default())
         };
@@ -94,17 +92,11 @@ impl ChatTemplate {
     pub fn from_source(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
         let max = CHAT_TEMPLATE_BYTES_MAX;
         if source.len() as u64 > max {
-            return Err(TemplateError::TooLong {
-                n_bytes: source.len(),
-                max,
-            });
+            return Err(TemplateError::TooLong { n_bytes: source.len(), max });
         }
-        let syntax_error = |error: Error| TemplateError::Syntax {
-            reason: describe(&error),
-        };
+        let syntax_error = |error: Error| TemplateError::Syntax { reason: describe(&error) };
         let mut env = environment().map_err(syntax_error)?;
-        env.add_template_owned(NAME, without_generation_tags(source)?)
-            .map_err(syntax_error)?;
+        env.add_template_owned(NAME, without_generation_tags(source)?).map_err(syntax_error)?;
         Ok(ChatTemplate {
             env,
             source: source.to_owned(),
@@ -114,8 +106,7 @@ impl ChatTemplate {
     }
 
     /// A built-in template: `chatml`, `llama2`, `llama3`, `deepseek-coder`, `phi`, `phi3`,
-    /// `zephyr`,
-    /// `stablelm`, `gemma`, `vicuna`.
+    /// `zephyr`, `stablelm`, `gemma` or `vicuna`.
     pub fn builtin(name: &str) -> Option<ChatTemplate> {
         ChatTemplate::from_source(builtin::by_name(name)?, "", "").ok()
     }
@@ -130,6 +121,23 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the messages, fails, or takes too many steps.
     pub fn render(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        // A thread of its own for its stack, which a template can make deep use of.
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("chat-template".to_owned())
+                .stack_size(CHAT_TEMPLATE_STACK_BYTES)
+                .spawn_scoped(scope, || self.render_here(messages, options))
+                .map_err(|error| TemplateError::Render { reason: error.to_string() })?
+                .join()
+                .unwrap_or_else(|_| Err(TemplateError::Render { reason: "it panicked".into() }))
+        })
+    }
+
+    fn render_here(
         &self,
         messages: &[Message],
         options: &RenderOptions,
@@ -156,29 +164,27 @@ impl ChatTemplate {
 }
 
 fn clock_unix_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// An environment as Hugging Face sets it up, bounded.
 fn environment() -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
-    env.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(CHAT_TEMPLATE_FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // Both print nested values with indentation: the square of the nesting, for no template's use.
+    env.remove_filter("pprint");
+    env.remove_global("debug");
     env.add_filter("tojson", tojson);
+    // minijinja can iterate over None, as over nothing; templates ask this to know if there is any.
+    env.add_test("iterable", |value: &Value| {
+        let kind = value.kind();
+        matches!(kind, ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String)
+    });
     env.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
-        Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("{REFUSED}{message}"),
-        ))
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
     });
     Ok(env)
 }
@@ -187,28 +193,15 @@ fn environment() -> Result<Environment<'static>, Error> {
 /// is always taken; so the tag's white-space control stays.
 fn without_generation_tags(source: &str) -> Result<String, TemplateError> {
     let tag = |pattern: &str, with: &str, text: &str| -> Result<String, TemplateError> {
-        let syntax_error = |e: fancy_regex::Error| TemplateError::Syntax {
-            reason: e.to_string(),
-        };
+        let syntax_error = |e: fancy_regex::Error| TemplateError::Syntax { reason: e.to_string() };
         let regex = Regex::new(pattern).map_err(syntax_error)?;
-        Ok(regex
-            .try_replacen(text, 0, with)
-            .map_err(syntax_error)?
-            .into_owned())
+        Ok(regex.try_replacen(text, 0, with).map_err(syntax_error)?.into_owned())
     };
     if !source.contains("generation") {
         return Ok(source.to_owned());
     }
-    let opened = tag(
-        r"\{%([-+]?)\s*generation\s*([-+]?)%\}",
-        "{%${1} if true ${2}%}",
-        source,
-    )?;
-    tag(
-        r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}",
-        "{%${1} endif ${2}%}",
-        &opened,
-    )
+    let opened = tag(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", "{%${1} if true ${2}%}", source)?;
+    tag(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", "{%${1} endif ${2}%}", &opened)
 }
 
 /// The message with its place and causes, on one line.
@@ -224,19 +217,10 @@ fn describe(error: &Error) -> String {
 
 fn render_error(error: Error) -> TemplateError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TemplateError::TooManySteps {
-            max: CHAT_TEMPLATE_FUEL,
-        };
+        return TemplateError::TooManySteps { max: CHAT_TEMPLATE_FUEL };
     }
-    match error
-        .detail()
-        .and_then(|detail| detail.strip_prefix(REFUSED))
-    {
-        Some(message) => TemplateError::Refused {
-            message: message.to_owned(),
-        },
-        None => TemplateError::Render {
-            reason: describe(&error),
-        },
+    match error.detail().and_then(|detail| detail.strip_prefix(REFUSED)) {
+        Some(message) => TemplateError::Refused { message: message.to_owned() },
+        None => TemplateError::Render { reason: describe(&error) },
     }
 }

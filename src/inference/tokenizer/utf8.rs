@@ -84,14 +84,7 @@ mod tests {
         #[test]
         fn any_split_gives_the_lossy_text(
             bytes in proptest::collection::vec(
-                prop_oneof![
-                    Just(0xe2u8),
-                    Just(0x82),
-                    Just(0xac),
-                    Just(0xf0),
-                    Just(0x9f),
-                    any::<u8>()
-                ],
+                prop_oneof![Just(0xe2u8), Just(0x82), Just(0xf0), Just(0x9f), any::<u8>()],
                 0..64,
             ),
             cuts in proptest::collection::vec(1usize..5, 64),

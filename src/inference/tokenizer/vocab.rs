@@ -66,11 +66,7 @@ impl Attr {
     }
 
     pub(super) fn set(&mut self, kinds: Attr, yes: bool) {
-        self.0 = if yes {
-            self.0 | kinds.0
-        } else {
-            self.0 & !kinds.0
-        };
+        self.0 = if yes { self.0 | kinds.0 } else { self.0 & !kinds.0 };
     }
 
     /// The kind that a `tokenizer.ggml.token_type` number stands for.
@@ -103,43 +99,26 @@ impl Vocab {
     /// # Errors
     /// A missing list, a size out of bounds, or lists of unequal length.
     pub(super) fn read(meta: &Metadata) -> Result<Vocab, TokenizerError> {
-        let texts = meta
-            .strs(TOKENS)?
-            .ok_or(TokenizerError::MissingKey { key: TOKENS })?;
+        let texts = meta.strs(TOKENS)?.ok_or(TokenizerError::MissingKey { key: TOKENS })?;
         let n_vocab = texts.len();
         if n_vocab == 0 || n_vocab > VOCAB_MAX {
-            return Err(TokenizerError::VocabSize {
-                n_vocab,
-                max: VOCAB_MAX,
-            });
+            return Err(TokenizerError::VocabSize { n_vocab, max: VOCAB_MAX });
         }
-        if let Some((id, text)) = texts
-            .iter()
-            .enumerate()
-            .find(|(_, text)| text.len() > TOKEN_BYTES_MAX)
+        if let Some((id, text)) =
+            texts.iter().enumerate().find(|(_, text)| text.len() > TOKEN_BYTES_MAX)
         {
             let max = TOKEN_BYTES_MAX;
-            return Err(TokenizerError::TokenTooLong {
-                id,
-                n_bytes: text.len(),
-                max,
-            });
+            return Err(TokenizerError::TokenTooLong { id, n_bytes: text.len(), max });
         }
         let attrs = match meta.i32s(TYPES)? {
             None => vec![Attr::NORMAL; n_vocab],
-            Some(types) => whole(TYPES, types.len(), n_vocab).map(|()| {
-                types[..n_vocab]
-                    .iter()
-                    .map(|&ty| Attr::from_type(ty))
-                    .collect()
-            })?,
+            Some(types) => whole(TYPES, types.len(), n_vocab)
+                .map(|()| types[..n_vocab].iter().map(|&ty| Attr::from_type(ty)).collect())?,
         };
         // Some converters write scores as integers.
         let scores = match meta.f32s(SCORES) {
             Ok(scores) => scores,
-            Err(_) => meta
-                .i32s(SCORES)?
-                .map(|ints| ints.iter().map(|&i| i as f32).collect()),
+            Err(_) => meta.i32s(SCORES)?.map(|ints| ints.iter().map(|&i| i as f32).collect()),
         }
         .unwrap_or_default();
         if !scores.is_empty() {
@@ -149,11 +128,7 @@ impl Vocab {
             "" => format!("[EMPTY_{id}]").into_boxed_str(),
             _ => text.into(),
         });
-        Ok(Vocab {
-            texts: texts.collect(),
-            attrs,
-            scores,
-        })
+        Ok(Vocab { texts: texts.collect(), attrs, scores })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -165,10 +140,7 @@ impl Vocab {
     /// # Errors
     /// A byte token that does not name a byte.
     pub(super) fn pieces(&self, kind: VocabKind) -> Result<Pieces, TokenizerError> {
-        let mut pieces = Pieces {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(self.len()),
-        };
+        let mut pieces = Pieces { bytes: Vec::new(), ends: Vec::with_capacity(self.len()) };
         for (id, (text, &attr)) in self.texts.iter().zip(&self.attrs).enumerate() {
             let out = &mut pieces.bytes;
             if attr.has(Attr(Attr::HIDDEN.0 | Attr::USER_DEFINED.0)) {
@@ -179,10 +151,8 @@ impl Vocab {
                     _ => out.extend_from_slice(text.replace('▁', " ").as_bytes()),
                 }
             } else if attr.has(Attr::BYTE) {
-                let byte = byte_token(text).ok_or_else(|| TokenizerError::BadByteToken {
-                    id,
-                    text: text.to_string(),
-                })?;
+                let byte = byte_token(text)
+                    .ok_or_else(|| TokenizerError::BadByteToken { id, text: text.to_string() })?;
                 out.push(byte);
             }
             pieces.ends.push(pieces.bytes.len());

@@ -1,8 +1,8 @@
 //! WordPiece (`bert`): normalised words, each the longest known pieces from left to right.
 //!
 //! GGUF files store the pieces in the "phantom space" form: `▁word` starts a word, the others go
-//! on. So there is no `##` and the crate's `WordPiece` does not fit; the rules are llama.cpp's,
-//! which differ from Hugging Face's in that a word's length is not limited.
+//! on. So there is no `##` and the crate's `WordPiece` does not fit; the rules here are those of
+//! llama.cpp, which differ from Hugging Face's in that a word's length is not limited.
 //!
 //! Normalising: base letters for accented ones, no accents, no control characters, lower case;
 //! white space, punctuation and ideographs end a word.
@@ -32,16 +32,11 @@ impl WordPiece {
     /// # Errors
     /// Two tokens with one text, or a key of the wrong type.
     pub(super) fn new(meta: &Metadata, vocab: &Vocab) -> Result<WordPiece, TokenizerError> {
-        let lowercase = meta
-            .bool("tokenizer.ggml.normalizer.lowercase")?
-            .unwrap_or(true);
-        let strip_accents = meta
-            .bool("tokenizer.ggml.normalizer.strip_accents")?
-            .unwrap_or(lowercase);
+        let lowercase = meta.bool("tokenizer.ggml.normalizer.lowercase")?.unwrap_or(true);
+        let strip_accents =
+            meta.bool("tokenizer.ggml.normalizer.strip_accents")?.unwrap_or(lowercase);
         let class = |pattern| {
-            Regex::new(pattern).map_err(|source| TokenizerError::Split {
-                source: Box::new(source),
-            })
+            Regex::new(pattern).map_err(|source| TokenizerError::Split { source: Box::new(source) })
         };
         Ok(WordPiece {
             ids: ids_by_text(vocab)?,
@@ -101,16 +96,10 @@ impl WordPiece {
         let is = |class: &Regex, c: char| {
             class
                 .is_match(c.encode_utf8(&mut [0; 4]))
-                .map_err(|source| TokenizerError::Split {
-                    source: Box::new(source),
-                })
+                .map_err(|source| TokenizerError::Split { source: Box::new(source) })
         };
         for c in text.chars() {
-            let c = if self.strip_accents {
-                base_letter(c)
-            } else {
-                c
-            };
+            let c = if self.strip_accents { base_letter(c) } else { c };
             if c.is_whitespace() {
                 words.push(String::new());
                 continue;
@@ -121,11 +110,7 @@ impl WordPiece {
             if dropped {
                 continue;
             }
-            let lower = c
-                .to_lowercase()
-                .next()
-                .filter(|_| self.lowercase)
-                .unwrap_or(c);
+            let lower = c.to_lowercase().next().filter(|_| self.lowercase).unwrap_or(c);
             let alone = is_ascii_symbol(c) || is_ideograph(c) || is(&self.punctuation, c)?;
             if alone {
                 words.extend([lower.to_string(), String::new()]);

@@ -75,26 +75,14 @@ pub fn attention(
         for start in (0..span.n_tokens).step_by(TILE_TOKENS) {
             let end = (start + TILE_TOKENS).min(span.n_tokens);
             for kv_head in 0..spec.n_kv_head {
-                tasks.push(Task {
-                    span,
-                    row,
-                    start,
-                    end,
-                    kv_head,
-                });
+                tasks.push(Task { span, row, start, end, kv_head });
             }
         }
         row += span.n_tokens;
     }
     assert!(q.len() >= row * stride && out.len() >= row * stride);
     let out = SharedMut::new(out);
-    let job = Job {
-        spec,
-        kv,
-        q,
-        stride,
-        out,
-    };
+    let job = Job { spec, kv, q, stride, out };
     pool.run(tasks.len(), &|i, worker_idx| {
         // SAFETY: tasks own disjoint tokens and heads, workers their scratch, and the instruction
         // set is of this machine.
@@ -117,11 +105,7 @@ unsafe fn task_with<S: Simd>(job: &Job<'_>, task: &Task<'_>, s: &mut Scratch) {
     s.q.clear();
     for i in task.start..task.end {
         let at = (task.row + i) * job.stride + task.kv_head * n_rep * head_dim;
-        s.q.extend(
-            job.q[at..][..n_rep * head_dim]
-                .iter()
-                .map(|x| x * spec.scale),
-        );
+        s.q.extend(job.q[at..][..n_rep * head_dim].iter().map(|x| x * spec.scale));
     }
     s.sums.clear();
     s.sums.resize(n_query * head_dim, 0.0);
@@ -135,17 +119,12 @@ unsafe fn task_with<S: Simd>(job: &Job<'_>, task: &Task<'_>, s: &mut Scratch) {
         // SAFETY: passed on; lengths are those of a page and head.
         unsafe {
             widen::<S>(job.kv.keys(spec.layer_idx, page, task.kv_head), &mut s.keys);
-            widen::<S>(
-                job.kv.values(spec.layer_idx, page, task.kv_head),
-                &mut s.values,
-            );
+            widen::<S>(job.kv.values(spec.layer_idx, page, task.kv_head), &mut s.values);
         }
         for query in 0..n_query {
             let (from, to) = visible(spec, &task.span, task.start + query / n_rep);
             let from = from.max(page_idx * PAGE_LEN) - page_idx * PAGE_LEN;
-            let to = to
-                .min((page_idx + 1) * PAGE_LEN)
-                .saturating_sub(page_idx * PAGE_LEN);
+            let to = to.min((page_idx + 1) * PAGE_LEN).saturating_sub(page_idx * PAGE_LEN);
             if from >= to {
                 continue;
             }
@@ -170,11 +149,7 @@ unsafe fn task_with<S: Simd>(job: &Job<'_>, task: &Task<'_>, s: &mut Scratch) {
 #[inline(always)]
 fn visible(spec: &AttentionSpec, span: &Span<'_>, i: usize) -> (usize, usize) {
     let pos = span.pos + i;
-    let to = if spec.causal {
-        pos + 1
-    } else {
-        span.pos + span.n_tokens
-    };
+    let to = if spec.causal { pos + 1 } else { span.pos + span.n_tokens };
     (spec.window.map_or(0, |w| (pos + 1).saturating_sub(w)), to)
 }
 
@@ -213,11 +188,7 @@ unsafe fn add_page<S: Simd>(
         for (d, &x) in q.iter().enumerate() {
             let x = S::splat(x);
             for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = S::fma(
-                    x,
-                    S::load(keys.as_ptr().add(d * PAGE_LEN + j * LANES)),
-                    *acc,
-                );
+                *acc = S::fma(x, S::load(keys.as_ptr().add(d * PAGE_LEN + j * LANES)), *acc);
             }
         }
         for (j, acc) in acc.into_iter().enumerate() {
@@ -226,11 +197,7 @@ unsafe fn add_page<S: Simd>(
     }
     let seen = &mut scores[from..to];
     let new_max = seen.iter().fold(*max, |m, &s| m.max(s));
-    let rescale = if *max == f32::NEG_INFINITY {
-        0.0
-    } else {
-        math::exp(*max - new_max)
-    };
+    let rescale = if *max == f32::NEG_INFINITY { 0.0 } else { math::exp(*max - new_max) };
     seen.iter_mut().for_each(|s| *s = math::exp(*s - new_max));
     *max = new_max;
     *weight = seen.iter().fold(*weight * rescale, |w, s| w + s);

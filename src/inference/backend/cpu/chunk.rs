@@ -139,10 +139,7 @@ impl<S: Simd, const R: usize, const C: usize> Tile<S, R, C> {
     pub unsafe fn new() -> Self {
         // SAFETY: the caller keeps the rule of `Simd`.
         let zero = unsafe { S::splat(0.0) };
-        Tile {
-            products: [[zero; C]; R],
-            minima: [[zero; C]; R],
-        }
+        Tile { products: [[zero; C]; R], minima: [[zero; C]; R] }
     }
 
     /// Adds a chunk of each row times a chunk of each column.
@@ -195,11 +192,7 @@ impl<S: Simd, const R: usize, const C: usize> Tile<S, R, C> {
         // SAFETY: the caller keeps the rule of `Simd`.
         unsafe {
             let products = S::sum(self.products[r][c]);
-            if SIGNED {
-                products
-            } else {
-                products - S::sum(self.minima[r][c])
-            }
+            if SIGNED { products } else { products - S::sum(self.minima[r][c]) }
         }
     }
 }

@@ -52,17 +52,10 @@ impl Isa {
         let available = Isa::available();
         match name {
             None | Some("auto") => Ok(*available.last().unwrap_or(&Isa::Scalar)),
-            Some(name) => available
-                .iter()
-                .copied()
-                .find(|i| i.name() == name)
-                .ok_or_else(|| {
-                    let names: Vec<_> = available.iter().map(|i| i.name()).collect();
-                    BackendError::Isa {
-                        name: name.to_owned(),
-                        available: names.join(", "),
-                    }
-                }),
+            Some(name) => available.iter().copied().find(|i| i.name() == name).ok_or_else(|| {
+                let names: Vec<_> = available.iter().map(|i| i.name()).collect();
+                BackendError::Isa { name: name.to_owned(), available: names.join(", ") }
+            }),
         }
     }
 }

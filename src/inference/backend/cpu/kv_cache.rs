@@ -73,10 +73,8 @@ impl KvCache {
     pub fn new(plan: &Plan, n_page: usize, ty: KvType) -> Result<KvCache, BackendError> {
         let bytes = Self::page_bytes(plan, ty).saturating_mul(n_page);
         let map = || {
-            MmapMut::map_anon((bytes / 2).max(1)).map_err(|_| BackendError::Memory {
-                what: "the KV cache",
-                bytes,
-            })
+            MmapMut::map_anon((bytes / 2).max(1))
+                .map_err(|_| BackendError::Memory { what: "the KV cache", bytes })
         };
         Ok(KvCache {
             keys: map()?,
@@ -110,32 +108,17 @@ impl KvCache {
         let head_dim = self.head_dim;
         for kv_head in 0..self.n_kv_head {
             let at = self.at(layer_idx, page, kv_head);
-            let (k, v) = (
-                &k[kv_head * head_dim..][..head_dim],
-                &v[kv_head * head_dim..],
-            );
+            let (k, v) = (&k[kv_head * head_dim..][..head_dim], &v[kv_head * head_dim..]);
             let v = &v[..head_dim];
             match self.ty {
                 KvType::F16 => {
                     let half = |x: f32| half::f16::from_f32(x).to_bits();
                     put(as_slice_mut(&mut self.keys), at + slot, PAGE_LEN, k, half);
-                    put(
-                        as_slice_mut(&mut self.values),
-                        at + slot * head_dim,
-                        1,
-                        v,
-                        half,
-                    );
+                    put(as_slice_mut(&mut self.values), at + slot * head_dim, 1, v, half);
                 }
                 KvType::F32 => {
                     put(as_slice_mut(&mut self.keys), at + slot, PAGE_LEN, k, |x| x);
-                    put(
-                        as_slice_mut(&mut self.values),
-                        at + slot * head_dim,
-                        1,
-                        v,
-                        |x| x,
-                    );
+                    put(as_slice_mut(&mut self.values), at + slot * head_dim, 1, v, |x| x);
                 }
             }
         }

@@ -41,11 +41,7 @@ pub fn gelu(x: f32) -> f32 {
     let u = SQRT_2_OVER_PI * h * (0.044_715 * h).mul_add(h, 1.0);
     let inside = round_to_f16(h / (1.0 + exp(-2.0 * u)));
     let outside = if x > 0.0 { x } else { 0.0 };
-    if x > -10.0 && x < 10.0 {
-        inside
-    } else {
-        outside
-    }
+    if x > -10.0 && x < 10.0 { inside } else { outside }
 }
 
 /// The nearest number with the 11 bits of an f16, for magnitudes below 2^15.
@@ -56,11 +52,7 @@ fn round_to_f16(x: f32) -> f32 {
     let c = x * 8193.0;
     let normal = c - (c - x);
     let subnormal = (x + 0.75) - 0.75;
-    if x.abs() < 6.103_515_6e-5 {
-        subnormal
-    } else {
-        normal
-    }
+    if x.abs() < 6.103_515_6e-5 { subnormal } else { normal }
 }
 
 #[cfg(test)]
@@ -85,11 +77,7 @@ mod tests {
             let x = i as f32 * 9.7e-5 + 1.3e-8;
             assert_eq!(round_to_f16(x), half::f16::from_f32(x).to_f32(), "{x}");
             let tiny = x * 1e-6;
-            assert_eq!(
-                round_to_f16(tiny),
-                half::f16::from_f32(tiny).to_f32(),
-                "{tiny}"
-            );
+            assert_eq!(round_to_f16(tiny), half::f16::from_f32(tiny).to_f32(), "{tiny}");
         }
     }
 

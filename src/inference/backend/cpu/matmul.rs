@@ -147,14 +147,7 @@ pub fn matmul(
     assert!(!needs_acts(w.ty) || acts.len() >= w.n_chunk() * x.n);
     assert!(w.n_cols % w.ty.block_len() == 0 && w.row_bytes() * w.n_rows == w.data.len());
     let rows_fn = rows_fn(isa, w.ty);
-    let job = Job {
-        w,
-        x,
-        acts,
-        bias,
-        out: SharedMut::new(out),
-        out_stride,
-    };
+    let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
     // Enough tasks to even out the threads, few enough that each streams a long run.
     let task_rows = (w.n_rows / (pool.n_threads() * 8)).next_multiple_of(TILE_ROWS);
     let task_rows = task_rows.max(4 * TILE_ROWS);
@@ -280,11 +273,7 @@ unsafe fn code_tile<S: Simd, F: Format, const R: usize, const C: usize>(
         }
         for r in 0..R {
             for c in 0..C {
-                let sum = if F::SIGNED {
-                    tile.sum::<true>(r, c)
-                } else {
-                    tile.sum::<false>(r, c)
-                };
+                let sum = if F::SIGNED { tile.sum::<true>(r, c) } else { tile.sum::<false>(r, c) };
                 job.write(row + r, col + c, sum);
             }
         }
@@ -298,20 +287,14 @@ unsafe fn float_rows<S: Simd>(job: &Job<'_>, start: usize, end: usize, scratch: 
     let row_bytes = job.w.row_bytes();
     let width = k.next_multiple_of(LANES);
     let block = row_block(width * size_of::<f32>(), job.x.n);
-    scratch
-        .floats
-        .resize((block * width).max(scratch.floats.len()), 0.0);
+    scratch.floats.resize((block * width).max(scratch.floats.len()), 0.0);
     let mut row = start;
     while row < end {
         let n_rows = block.min(end - row);
         for r in 0..n_rows {
             let out = &mut scratch.floats[r * width..][..width];
             out[k..].fill(0.0);
-            dequantize(
-                ty,
-                &job.w.data[(row + r) * row_bytes..][..row_bytes],
-                &mut out[..k],
-            );
+            dequantize(ty, &job.w.data[(row + r) * row_bytes..][..row_bytes], &mut out[..k]);
         }
         for col in 0..job.x.n {
             let x = &job.x.data[col * job.x.stride..][..width.min(job.x.stride)];
@@ -376,9 +359,7 @@ fn rows_fn(isa: Isa, ty: TensorType) -> RowsFn {
             }
         };
     }
-    codes!(
-        Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS
-    )
+    codes!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
 }
 
 fn code_rows_fn<F: Format>(isa: Isa) -> RowsFn {

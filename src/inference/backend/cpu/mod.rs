@@ -97,15 +97,8 @@ impl CpuBackend {
     /// # Errors
     /// If a tensor is missing or has another shape, or memory or threads cannot be had.
     pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
-        let weights = plan
-            .weights
-            .iter()
-            .map(|w| bind(&gguf, w))
-            .collect::<Result<_, _>>()?;
-        let bufs = plan
-            .bufs
-            .iter()
-            .map(|&(width, rows)| new_buf(&config, width, rows));
+        let weights = plan.weights.iter().map(|w| bind(&gguf, w)).collect::<Result<_, _>>()?;
+        let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));
         Ok(CpuBackend {
             bufs: bufs.collect(),
             kv: KvCache::new(&plan, config.n_page, config.kv_type)?,
@@ -131,11 +124,7 @@ impl CpuBackend {
     pub fn scratch_bytes(plan: &Plan, config: &CpuConfig) -> usize {
         let rows = |rows| n_rows_max(config, rows);
         let stride = |width: usize| width.next_multiple_of(STRIDE_LEN);
-        let bufs = plan
-            .bufs
-            .iter()
-            .map(|&(width, r)| stride(width) * rows(r) * 4)
-            .sum::<usize>();
+        let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(chunk::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         bufs + acts + config.n_threads * (1 << 20)
@@ -143,11 +132,7 @@ impl CpuBackend {
 
     /// What computes: instruction set and threads.
     pub fn describe(&self) -> String {
-        format!(
-            "cpu ({}, {} threads)",
-            self.config.isa.name(),
-            self.pool.n_threads()
-        )
+        format!("cpu ({}, {} threads)", self.config.isa.name(), self.pool.n_threads())
     }
 
     /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
@@ -166,9 +151,7 @@ impl CpuBackend {
         }
         let out = &self.bufs[self.plan.output.0];
         let n = self.n_rows(self.plan.output, batch);
-        Ok((0..n)
-            .map(|i| &out.data[i * out.stride..][..out.width])
-            .collect())
+        Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
     fn run(&mut self, op: Op, batch: &Batch<'_>) {
@@ -181,22 +164,13 @@ impl CpuBackend {
             }
             Op::AddRow { x, row } => self.add_table_rows(row, x, batch, false, |_, _| 0),
             Op::Norm { x, out, norm } => self.norm(x, out, norm, batch),
-            Op::MatMul {
-                x,
-                weight,
-                bias,
-                out,
-            } => self.matmul(x, weight, bias, out, batch),
+            Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
             Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
             Op::Attention { q, k, v, out, spec } => {
                 self.append_kv(k, v, spec.layer_idx, batch);
                 self.attention(q, out, spec, batch);
             }
-            Op::Glu {
-                gate,
-                up,
-                activation,
-            } => {
+            Op::Glu { gate, up, activation } => {
                 self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
             }
             Op::Act { x, activation } => {
@@ -320,11 +294,7 @@ impl CpuBackend {
         let w = matrix(&self.gguf, &self.weights[weight.0]);
         let buf = &self.bufs[x.0];
         let n = self.n_rows(x, batch);
-        let rows = matmul::Rows {
-            data: &buf.data,
-            stride: buf.stride,
-            n,
-        };
+        let rows = matmul::Rows { data: &buf.data, stride: buf.stride, n };
         let isa = self.config.isa;
         if needs_acts(w.ty) && self.acts_of != Some(x) {
             quantize_rows(&mut self.pool, isa, rows, buf.width, &mut self.acts);
@@ -332,17 +302,7 @@ impl CpuBackend {
         }
         let bias = bias.map(|b| vector(&self.weights, b));
         let (scratch, stride) = (&self.matmul_scratch, self.bufs[out.0].stride);
-        matmul(
-            &mut self.pool,
-            isa,
-            scratch,
-            w,
-            rows,
-            &self.acts,
-            bias,
-            &mut data,
-            stride,
-        );
+        matmul(&mut self.pool, isa, scratch, w, rows, &self.acts, bias, &mut data, stride);
         self.bufs[out.0].data = data;
     }
 
@@ -367,11 +327,7 @@ impl CpuBackend {
         let shared = SharedMut::new(&mut data);
         self.pool.run(batch.tokens.len(), &|i, _| {
             let angles = &angles[i * n_pair..][..n_pair];
-            let op = RowOp::Rope {
-                style: spec.style,
-                angles,
-                head_dim,
-            };
+            let op = RowOp::Rope { style: spec.style, angles, head_dim };
             // SAFETY: each task owns its row; the instruction set is of this machine.
             unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op) };
         });
@@ -427,20 +383,14 @@ fn n_rows_max(config: &CpuConfig, rows: Rows) -> usize {
 
 fn new_buf(config: &CpuConfig, width: usize, rows: Rows) -> Buf {
     let stride = width.next_multiple_of(STRIDE_LEN);
-    Buf {
-        data: vec![0.0; stride * n_rows_max(config, rows)],
-        width,
-        stride,
-        rows,
-    }
+    Buf { data: vec![0.0; stride * n_rows_max(config, rows)], width, stride, rows }
 }
 
 /// Finds a weight in the file and checks its shape.
 fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     let found = gguf.tensors().iter().position(|t| t.name == spec.name);
-    let tensor_idx = found.ok_or_else(|| BackendError::TensorMissing {
-        name: spec.name.clone(),
-    })?;
+    let tensor_idx =
+        found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;
     let info = &gguf.tensors()[tensor_idx];
     let mut got = info.shape.clone();
     while got.len() > spec.shape.len() && got.last() == Some(&1) {
@@ -448,19 +398,13 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     }
     if got != spec.shape {
         let (name, expected) = (spec.name.clone(), spec.shape.clone());
-        return Err(BackendError::TensorShape {
-            name,
-            expected,
-            got,
-        });
+        return Err(BackendError::TensorShape { name, expected, got });
     }
     let bytes = gguf.bytes(info);
     if spec.is_vector {
         let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
         dequantize(info.ty, bytes, &mut values);
-        return Ok(Weight::Vector(
-            values[spec.row_start..][..spec.n_cols].to_vec(),
-        ));
+        return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
     }
     let row_bytes = bytes.len() / spec.shape[1] as usize;
     Ok(Weight::Matrix {
@@ -482,21 +426,9 @@ fn vector(weights: &[Weight], id: WeightId) -> &[f32] {
 
 fn matrix<'a>(gguf: &'a Gguf, weight: &'a Weight) -> Matrix<'a> {
     match *weight {
-        Weight::Matrix {
-            tensor_idx,
-            start,
-            n_bytes,
-            ty,
-            n_rows,
-            n_cols,
-        } => {
+        Weight::Matrix { tensor_idx, start, n_bytes, ty, n_rows, n_cols } => {
             let data = &gguf.bytes(&gguf.tensors()[tensor_idx])[start..][..n_bytes];
-            Matrix {
-                ty,
-                data,
-                n_rows,
-                n_cols,
-            }
+            Matrix { ty, data, n_rows, n_cols }
         }
         Weight::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
     }

@@ -50,11 +50,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let mut pool = Pool {
-            shared,
-            threads: Vec::new(),
-            handles: Vec::new(),
-        };
+        let mut pool = Pool { shared, threads: Vec::new(), handles: Vec::new() };
         for worker_idx in 1..n_threads.max(1) {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new()
@@ -100,11 +96,7 @@ impl Pool {
                 std::thread::yield_now();
             }
         }
-        let panic = shared
-            .panic
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
+        let panic = shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }

@@ -56,13 +56,7 @@ pub unsafe fn apply(isa: Isa, row: &mut [f32], op: RowOp<'_>) {
 #[allow(clippy::extra_unused_type_parameters)] // `with_isa` names the set that it enables
 unsafe fn apply_with<S>(row: &mut [f32], op: RowOp<'_>) {
     match op {
-        RowOp::Norm {
-            kind,
-            eps,
-            width,
-            weight,
-            bias,
-        } => {
+        RowOp::Norm { kind, eps, width, weight, bias } => {
             let weights = weight.chunks_exact(width).cycle();
             for (run, weight) in row.chunks_exact_mut(width).zip(weights) {
                 norm(run, kind, eps, weight, bias);
@@ -71,22 +65,14 @@ unsafe fn apply_with<S>(row: &mut [f32], op: RowOp<'_>) {
         RowOp::Act(Activation::Silu) => row.iter_mut().for_each(|x| *x = math::silu(*x)),
         RowOp::Act(Activation::Gelu) => row.iter_mut().for_each(|x| *x = math::gelu(*x)),
         RowOp::Glu(Activation::Silu, up) => {
-            row.iter_mut()
-                .zip(up)
-                .for_each(|(x, u)| *x = math::silu(*x) * u);
+            row.iter_mut().zip(up).for_each(|(x, u)| *x = math::silu(*x) * u);
         }
         RowOp::Glu(Activation::Gelu, up) => {
-            row.iter_mut()
-                .zip(up)
-                .for_each(|(x, u)| *x = math::gelu(*x) * u);
+            row.iter_mut().zip(up).for_each(|(x, u)| *x = math::gelu(*x) * u);
         }
         RowOp::Add(y) => row.iter_mut().zip(y).for_each(|(x, y)| *x += y),
         RowOp::Scale(factor) => row.iter_mut().for_each(|x| *x *= factor),
-        RowOp::Rope {
-            style,
-            angles,
-            head_dim,
-        } => {
+        RowOp::Rope { style, angles, head_dim } => {
             for head in row.chunks_exact_mut(head_dim) {
                 rope(head, style, angles);
             }
@@ -102,9 +88,7 @@ fn norm(row: &mut [f32], kind: NormKind, eps: f32, weight: &[f32], bias: Option<
         row.iter_mut().for_each(|x| *x -= mean);
     }
     let scale = 1.0 / (sum(row, |x| x * x) / n + eps).sqrt();
-    row.iter_mut()
-        .zip(weight)
-        .for_each(|(x, w)| *x = *x * scale * w);
+    row.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
     if let Some(bias) = bias {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
@@ -151,9 +135,7 @@ mod tests {
     use super::*;
 
     fn row(n: usize) -> Vec<f32> {
-        (0..n)
-            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0)
-            .collect()
+        (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect()
     }
 
     fn run(isa: Isa, n: usize, op: RowOp<'_>) -> Vec<f32> {
@@ -177,13 +159,8 @@ mod tests {
         let mean = x.iter().sum::<f32>() / 61.0;
         let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 61.0;
         assert!((mean - 0.5).abs() < 1e-5 && (var - 4.0).abs() < 1e-4);
-        let op = RowOp::Norm {
-            kind: NormKind::Rms,
-            eps: 0.0,
-            width: 61,
-            weight: &weight,
-            bias: None,
-        };
+        let op =
+            RowOp::Norm { kind: NormKind::Rms, eps: 0.0, width: 61, weight: &weight, bias: None };
         let x = run(Isa::Scalar, 61, op);
         assert!((x.iter().map(|v| v * v).sum::<f32>() / 61.0 - 4.0).abs() < 1e-4);
     }
@@ -195,15 +172,7 @@ mod tests {
             let mut x = vec![1.0, 2.0, 3.0, 4.0, 9.0];
             // SAFETY: plain Rust is always available.
             unsafe {
-                apply(
-                    Isa::Scalar,
-                    &mut x,
-                    RowOp::Rope {
-                        style,
-                        angles: &angles,
-                        head_dim: 5,
-                    },
-                )
+                apply(Isa::Scalar, &mut x, RowOp::Rope { style, angles: &angles, head_dim: 5 })
             };
             let expected = match style {
                 RopeStyle::Pairs => [0.6 - 1.6, 0.8 + 1.2, 3.0, 4.0, 9.0],
@@ -223,13 +192,7 @@ mod tests {
             RowOp::Act(Activation::Gelu),
             RowOp::Glu(Activation::Silu, &y),
             RowOp::Add(&y),
-            RowOp::Norm {
-                kind: NormKind::Rms,
-                eps: 1e-5,
-                width: 37,
-                weight: &weight,
-                bias: None,
-            },
+            RowOp::Norm { kind: NormKind::Rms, eps: 1e-5, width: 37, weight: &weight, bias: None },
             RowOp::Norm {
                 kind: NormKind::Layer,
                 eps: 1e-5,
@@ -241,12 +204,7 @@ mod tests {
         for isa in Isa::available() {
             for op in ops {
                 // No fused operation is left to the compiler here, so bits are equal.
-                assert_eq!(
-                    run(isa, 333, op),
-                    run(Isa::Scalar, 333, op),
-                    "{}",
-                    isa.name()
-                );
+                assert_eq!(run(isa, 333, op), run(Isa::Scalar, 333, op), "{}", isa.name());
             }
         }
     }

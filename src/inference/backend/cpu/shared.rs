@@ -16,10 +16,7 @@ unsafe impl<T: Send> Send for SharedMut<T> {}
 impl<T> SharedMut<T> {
     /// Shares `slice` for as long as the caller keeps it borrowed.
     pub fn new(slice: &mut [T]) -> Self {
-        SharedMut {
-            start: slice.as_mut_ptr(),
-            len: slice.len(),
-        }
+        SharedMut { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
     /// Writes place `i`.

@@ -104,16 +104,10 @@ unsafe impl Simd for Scalar {
     #[inline(always)]
     unsafe fn dot<const SIGNED: bool>(w: Self::I, a: Self::I) -> Self::F {
         let weight = |k: usize| {
-            if SIGNED {
-                i32::from(w[k] as i8)
-            } else {
-                i32::from(w[k])
-            }
+            if SIGNED { i32::from(w[k] as i8) } else { i32::from(w[k]) }
         };
         std::array::from_fn(|j| {
-            (4 * j..4 * j + 4)
-                .map(|k| weight(k) * i32::from(a[k] as i8))
-                .sum::<i32>() as f32
+            (4 * j..4 * j + 4).map(|k| weight(k) * i32::from(a[k] as i8)).sum::<i32>() as f32
         })
     }
 }

@@ -54,19 +54,10 @@ impl Candidates {
     pub fn load(&mut self, logits: &[f32]) {
         self.sorted = false;
         self.list.clear();
-        self.list
-            .extend(logits.iter().enumerate().map(|(id, &logit)| {
-                let logit = if logit.is_nan() {
-                    f32::NEG_INFINITY
-                } else {
-                    logit.min(LOGIT_MAX)
-                };
-                Candidate {
-                    id: id as TokenId,
-                    logit,
-                    p: 0.0,
-                }
-            }));
+        self.list.extend(logits.iter().enumerate().map(|(id, &logit)| {
+            let logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(LOGIT_MAX) };
+            Candidate { id: id as TokenId, logit, p: 0.0 }
+        }));
     }
 
     /// Keeps the `n` highest logits, sorted. The list must not be sorted yet.
@@ -109,11 +100,7 @@ impl Candidates {
     /// The highest logit.
     pub fn max_logit(&self) -> f32 {
         let first = self.list[0].logit;
-        if self.sorted {
-            first
-        } else {
-            self.list.iter().fold(first, |m, c| m.max(c.logit))
-        }
+        if self.sorted { first } else { self.list.iter().fold(first, |m, c| m.max(c.logit)) }
     }
 
     /// The first place with the highest logit.

@@ -76,9 +76,7 @@ pub fn min_p(c: &mut Candidates, p: f32, min_keep: usize) {
     }
     let min = c.list[0].logit + p.ln();
     let n = c.list.len();
-    let keep = (1..n)
-        .find(|&i| c.list[i].logit < min && i >= min_keep)
-        .unwrap_or(n);
+    let keep = (1..n).find(|&i| c.list[i].logit < min && i >= min_keep).unwrap_or(n);
     c.list.truncate(keep);
 }
 
@@ -90,20 +88,12 @@ pub fn typical(c: &mut Candidates, p: f32, min_keep: usize) {
     c.sort();
     c.softmax();
     let entropy = c.list.iter().fold(0.0f32, |sum, x| sum + -x.p * x.p.ln());
-    let Candidates {
-        list,
-        spare,
-        order,
-        scores,
-        ..
-    } = c;
+    let Candidates { list, spare, order, scores, .. } = c;
     scores.clear();
     scores.extend(list.iter().map(|x| (-x.p.ln() - entropy).abs()));
     order.clear();
     order.extend(0..list.len() as u32);
-    sort::sort(order, &|&a: &u32, &b: &u32| {
-        scores[a as usize] < scores[b as usize]
-    });
+    sort::sort(order, &|&a: &u32, &b: &u32| scores[a as usize] < scores[b as usize]);
     let mut sum = 0.0f32;
     spare.clear();
     for (i, &place) in order.iter().enumerate() {

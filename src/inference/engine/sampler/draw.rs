@@ -20,18 +20,12 @@ enum Method {
 impl Draw {
     /// Draws by probability.
     pub fn weighted(seed: u32) -> Draw {
-        Draw {
-            method: Method::Weighted,
-            rng: Mt19937::new(seed),
-        }
+        Draw { method: Method::Weighted, rng: Mt19937::new(seed) }
     }
 
     /// Cuts and draws by mirostat.
     pub fn mirostat(mirostat: Mirostat, seed: u32) -> Draw {
-        Draw {
-            method: Method::Mirostat(mirostat),
-            rng: Mt19937::new(seed),
-        }
+        Draw { method: Method::Mirostat(mirostat), rng: Mt19937::new(seed) }
     }
 
     /// Starts over.
@@ -87,13 +81,7 @@ const ZIPF_TOKENS: usize = 100;
 
 impl Mirostat {
     pub fn new(is_v1: bool, n_vocab: usize, tau: f32, eta: f32) -> Mirostat {
-        Mirostat {
-            is_v1,
-            n_vocab,
-            tau,
-            eta,
-            mu: 2.0 * tau,
-        }
+        Mirostat { is_v1, n_vocab, tau, eta, mu: 2.0 * tau }
     }
 
     fn reset(&mut self) {
@@ -103,11 +91,7 @@ impl Mirostat {
     fn pick(&mut self, c: &mut Candidates, rng: &mut Mt19937) -> usize {
         c.sort();
         c.softmax();
-        let keep = if self.is_v1 {
-            self.zipf_k(c)
-        } else {
-            self.n_unsurprising(c)
-        };
+        let keep = if self.is_v1 { self.zipf_k(c) } else { self.n_unsurprising(c) };
         cut::top_k(c, keep);
         c.softmax();
         let pick = rng.discrete(&c.list);
@@ -119,11 +103,7 @@ impl Mirostat {
     /// Version 2: how many tokens surprise by at most `mu` bits, at least 1.
     fn n_unsurprising(&self, c: &Candidates) -> usize {
         let surprising = |p: f32| -p.log2() > self.mu;
-        c.list
-            .iter()
-            .position(|x| surprising(x.p))
-            .unwrap_or(c.list.len())
-            .max(1)
+        c.list.iter().position(|x| surprising(x.p)).unwrap_or(c.list.len()).max(1)
     }
 
     /// Version 1: how many tokens to keep if probabilities fall by Zipf's law, with the exponent
@@ -143,10 +123,6 @@ impl Mirostat {
         let scale = 1.0 - (self.n_vocab as f32).powf(-epsilon);
         let k = ((epsilon * two.powf(self.mu)) / scale).powf(1.0 / exponent);
         // What does not fit an int keeps one token: so ends the conversion on x86-64.
-        if k.abs() < 2_147_483_648.0 {
-            (k as usize).max(1)
-        } else {
-            1
-        }
+        if k.abs() < 2_147_483_648.0 { (k as usize).max(1) } else { 1 }
     }
 }

@@ -100,11 +100,7 @@ impl Dry {
         // The match that reaches furthest: it starts at `start`, and ends before `end`.
         let (mut start, mut end) = (0, 0);
         for k in 1..n {
-            let mut len = if k < end {
-                self.lengths[k - start].min(end - k)
-            } else {
-                0
-            };
+            let mut len = if k < end { self.lengths[k - start].min(end - k) } else { 0 };
             while k + len < n && self.last.back(len) == self.last.back(k + len) {
                 len += 1;
             }
@@ -131,11 +127,8 @@ impl Dry {
     }
 
     fn penalise(&self, c: &mut Candidates) {
-        let exponent_max = if self.base > 1.000_001 {
-            (LN_F32_MAX / self.base.ln()) as usize
-        } else {
-            0
-        };
+        let exponent_max =
+            if self.base > 1.000_001 { (LN_F32_MAX / self.base.ln()) as usize } else { 0 };
         for x in &mut c.list {
             let extends = self.extends[x.id as usize] as usize;
             if extends == 0 || self.breakers.is_whole(x.id) {
@@ -201,11 +194,7 @@ impl Breakers {
         (0..last.len()).find_map(|i| {
             let tails = self.0.get(&last.back(i))?;
             let follows = |tail: &&Vec<TokenId>| {
-                tail.len() <= i
-                    && tail
-                        .iter()
-                        .enumerate()
-                        .all(|(j, &t)| t == last.back(i - j - 1))
+                tail.len() <= i && tail.iter().enumerate().all(|(j, &t)| t == last.back(i - j - 1))
             };
             let longest = tails.iter().filter(follows).map(Vec::len).max()?;
             Some(i - longest)
@@ -214,9 +203,7 @@ impl Breakers {
 
     /// Whether the token is a breaker by itself.
     fn is_whole(&self, token: TokenId) -> bool {
-        self.0
-            .get(&token)
-            .is_some_and(|tails| tails.iter().any(Vec::is_empty))
+        self.0.get(&token).is_some_and(|tails| tails.iter().any(Vec::is_empty))
     }
 }
 
@@ -235,11 +222,7 @@ mod tests {
         let mut c = Candidates::new(32);
         c.load(&[0.0; 32]);
         dry.apply(&mut c);
-        c.list
-            .iter()
-            .filter(|x| x.logit != 0.0)
-            .map(|x| (x.id, -x.logit))
-            .collect()
+        c.list.iter().filter(|x| x.logit != 0.0).map(|x| (x.id, -x.logit)).collect()
     }
 
     #[test]
@@ -250,10 +233,7 @@ mod tests {
             penalties(&mut dry(1, &text, Breakers::default())),
             [(2, 1.0), (3, 4.0), (9, 2.0)]
         );
-        assert_eq!(
-            penalties(&mut dry(2, &text, Breakers::default())),
-            [(3, 2.0), (9, 1.0)]
-        );
+        assert_eq!(penalties(&mut dry(2, &text, Breakers::default())), [(3, 2.0), (9, 1.0)]);
         assert_eq!(penalties(&mut dry(4, &text, Breakers::default())), []);
     }
 
@@ -261,16 +241,10 @@ mod tests {
     fn breakers_end_the_comparison_and_go_free() {
         let letters = |id: TokenId| vec![b'a' + id as u8];
         let encode = |text: &[u8]| text.iter().map(|&b| TokenId::from(b - b'a')).collect();
-        let vocab = BreakerVocab {
-            piece: &letters,
-            encode: &encode,
-        };
+        let vocab = BreakerVocab { piece: &letters, encode: &encode };
         let find = |text: &str| Breakers::find(&[text.to_string()], 26, &vocab);
         let text = [1, 2, 3, 4, 1, 2, 3];
-        assert_eq!(
-            penalties(&mut dry(1, &text, Breakers::default())),
-            [(4, 4.0)]
-        );
+        assert_eq!(penalties(&mut dry(1, &text, Breakers::default())), [(4, 4.0)]);
         // Two tokens stand after `b` (1): only they count. `bc` leaves one, `abcd` never came.
         assert_eq!(penalties(&mut dry(1, &text, find("b"))), [(4, 2.0)]);
         assert_eq!(penalties(&mut dry(1, &text, find("bc"))), [(4, 1.0)]);
@@ -283,18 +257,12 @@ mod tests {
         let pieces = ["x", "ab", "xa", "b", "ba", "xabx", "aab"];
         let piece = |id: TokenId| pieces[id as usize].as_bytes().to_vec();
         let encode = |text: &[u8]| vec![TokenId::from(text[0])];
-        let vocab = BreakerVocab {
-            piece: &piece,
-            encode: &encode,
-        };
+        let vocab = BreakerVocab { piece: &piece, encode: &encode };
         let found = Breakers::find(&["ab".to_string(), String::new()], pieces.len(), &vocab);
         let b = TokenId::from(b'b');
-        for (id, tails) in [
-            (1, vec![vec![]]),
-            (2, vec![vec![b]]),
-            (4, vec![vec![b]]),
-            (5, vec![vec![]]),
-        ] {
+        for (id, tails) in
+            [(1, vec![vec![]]), (2, vec![vec![b]]), (4, vec![vec![b]]), (5, vec![vec![]])]
+        {
             assert_eq!(found.0.get(&id), Some(&tails), "{}", pieces[id as usize]);
         }
         assert!(!found.0.contains_key(&0) && !found.0.contains_key(&3));

@@ -21,11 +21,7 @@ pub struct LastTokens {
 impl LastTokens {
     /// Remembers `capacity` tokens, at least 1.
     pub fn new(capacity: usize) -> LastTokens {
-        LastTokens {
-            ring: vec![0; capacity.max(1)],
-            next: 0,
-            len: 0,
-        }
+        LastTokens { ring: vec![0; capacity.max(1)], next: 0, len: 0 }
     }
 
     /// Remembers a token; the one that is forgotten for it is returned.
@@ -68,13 +64,7 @@ pub struct Penalties {
 impl Penalties {
     pub fn new(last_n: usize, n_vocab: usize, [repeat, freq, present]: [f32; 3]) -> Penalties {
         let last = LastTokens::new(last_n);
-        Penalties {
-            repeat,
-            freq,
-            present,
-            last,
-            counts: vec![0; n_vocab],
-        }
+        Penalties { repeat, freq, present, last, counts: vec![0; n_vocab] }
     }
 
     pub fn accept(&mut self, token: TokenId) {
@@ -132,10 +122,7 @@ impl Temperature {
         let entropy = probs.fold(0.0f32, |sum, p| sum - p * p.ln());
         let low = (self.temp - self.range).max(0.0);
         let high = self.temp + self.range;
-        divide(
-            c,
-            low + (high - low) * (entropy / entropy_max).powf(self.exponent),
-        );
+        divide(c, low + (high - low) * (entropy / entropy_max).powf(self.exponent));
     }
 }
 

@@ -91,37 +91,21 @@ impl Sampler {
         if !options.logit_bias.is_empty() {
             steps.push(Step::Bias(options.logit_bias.clone()));
         }
-        let build = Build {
-            options,
-            seed,
-            n_vocab,
-            n_ctx_train,
-            vocab,
-        };
+        let build = Build { options, seed, n_vocab, n_ctx_train, vocab };
         let draw = match options.mirostat {
             0 => {
                 steps.extend(options.samplers.iter().filter_map(|&kind| build.step(kind)));
                 Draw::weighted(seed)
             }
             version => {
-                let temp = Temperature {
-                    temp: options.temp,
-                    range: 0.0,
-                    exponent: 1.0,
-                };
+                let temp = Temperature { temp: options.temp, range: 0.0, exponent: 1.0 };
                 steps.push(Step::Temperature(temp));
                 let (tau, eta) = (options.mirostat_tau, options.mirostat_eta);
                 Draw::mirostat(Mirostat::new(version == 1, n_vocab, tau, eta), seed)
             }
         };
         let candidates = Candidates::new(n_vocab);
-        Ok(Sampler {
-            n_vocab,
-            seed,
-            steps,
-            draw,
-            candidates,
-        })
+        Ok(Sampler { n_vocab, seed, steps, draw, candidates })
     }
 
     /// Chooses the next token. It is remembered only by [`Sampler::accept`].
@@ -129,11 +113,7 @@ impl Sampler {
     /// # Panics
     /// When there are not `n_vocab` logits.
     pub fn sample(&mut self, logits: &[f32]) -> TokenId {
-        assert_eq!(
-            logits.len(),
-            self.n_vocab,
-            "one logit for each token of the vocabulary"
-        );
+        assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
         let candidates = &mut self.candidates;
         candidates.load(logits);
         for step in &mut self.steps {
@@ -226,21 +206,12 @@ impl Build<'_> {
                 let (probability, threshold) = (o.xtc_probability, o.xtc_threshold);
                 (probability > 0.0 && threshold <= 0.5).then(|| {
                     let rng = Mt19937::new(self.seed);
-                    Step::Xtc(Box::new(Xtc {
-                        probability,
-                        threshold,
-                        min_keep,
-                        rng,
-                    }))
+                    Step::Xtc(Box::new(Xtc { probability, threshold, min_keep, rng }))
                 })
             }
             SamplerKind::Temperature => (o.temp != 1.0 || o.dynatemp_range > 0.0).then(|| {
                 let (range, exponent) = (o.dynatemp_range, o.dynatemp_exponent);
-                Step::Temperature(Temperature {
-                    temp: o.temp,
-                    range,
-                    exponent,
-                })
+                Step::Temperature(Temperature { temp: o.temp, range, exponent })
             }),
         }
     }
@@ -265,9 +236,7 @@ impl Build<'_> {
     }
 
     fn last_n(&self, n: i32) -> usize {
-        usize::try_from(n)
-            .unwrap_or(self.n_ctx_train)
-            .min(SAMPLER_LAST_N_MAX as usize)
+        usize::try_from(n).unwrap_or(self.n_ctx_train).min(SAMPLER_LAST_N_MAX as usize)
     }
 }
 

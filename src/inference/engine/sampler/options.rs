@@ -18,17 +18,9 @@ const FACTOR_MAX: f32 = 1e6;
 #[allow(missing_docs)]
 pub enum SamplerError {
     #[error("{field} is {got}; it must be {range}")]
-    OutOfRange {
-        field: &'static str,
-        got: String,
-        range: &'static str,
-    },
+    OutOfRange { field: &'static str, got: String, range: &'static str },
     #[error("{field} has {got} entries; at most {max} are allowed")]
-    TooMany {
-        field: &'static str,
-        got: usize,
-        max: usize,
-    },
+    TooMany { field: &'static str, got: usize, max: usize },
     #[error("logit_bias names token {token}, but the vocabulary has {n_vocab} tokens")]
     BiasToken { token: TokenId, n_vocab: usize },
     #[error("unknown sampler {name:?}; known are {}", SamplerKind::names())]
@@ -109,9 +101,7 @@ impl SamplerKind {
         SamplerKind::ALL
             .into_iter()
             .find(|kind| plain(kind.name()) == wanted)
-            .ok_or_else(|| SamplerError::UnknownSampler {
-                name: name.to_string(),
-            })
+            .ok_or_else(|| SamplerError::UnknownSampler { name: name.to_string() })
     }
 
     /// The step of this letter in `--sampling-seq`.
@@ -122,9 +112,7 @@ impl SamplerKind {
         SamplerKind::ALL
             .into_iter()
             .find(|kind| kind.row().1 == letter)
-            .ok_or_else(|| SamplerError::UnknownSampler {
-                name: letter.to_string(),
-            })
+            .ok_or_else(|| SamplerError::UnknownSampler { name: letter.to_string() })
     }
 }
 
@@ -222,10 +210,7 @@ impl Default for SamplerOptions {
 impl SamplerOptions {
     /// Options that choose the likeliest token.
     pub fn greedy() -> SamplerOptions {
-        SamplerOptions {
-            temp: 0.0,
-            ..SamplerOptions::default()
-        }
+        SamplerOptions { temp: 0.0, ..SamplerOptions::default() }
     }
 
     /// Whether every option is in its range, for a vocabulary of `n_vocab` tokens.
@@ -244,12 +229,7 @@ impl SamplerOptions {
                 return Err(SamplerError::BiasToken { token, n_vocab });
             }
             let fine = bias == f32::NEG_INFINITY || bias.abs() <= 1e9;
-            require(
-                fine,
-                "logit_bias",
-                bias,
-                "between -1e9 and 1e9, or -inf to forbid the token",
-            )?;
+            require(fine, "logit_bias", bias, "between -1e9 and 1e9, or -inf to forbid the token")?;
         }
         Ok(())
     }
@@ -262,20 +242,10 @@ impl SamplerOptions {
             ("xtc_probability", self.xtc_probability),
             ("xtc_threshold", self.xtc_threshold),
         ] {
-            require(
-                (0.0..=1.0).contains(&value),
-                field,
-                value,
-                "between 0 and 1",
-            )?;
+            require((0.0..=1.0).contains(&value), field, value, "between 0 and 1")?;
         }
         let fine = self.temp <= 0.0 || (1e-6..=FACTOR_MAX).contains(&self.temp);
-        require(
-            fine,
-            "temp",
-            self.temp,
-            "0 or below (greedy), or between 1e-6 and 1e6",
-        )
+        require(fine, "temp", self.temp, "0 or below (greedy), or between 1e-6 and 1e6")
     }
 
     fn check_factors(&self) -> Result<(), SamplerError> {
@@ -286,12 +256,7 @@ impl SamplerOptions {
             ("mirostat_tau", self.mirostat_tau),
             ("mirostat_eta", self.mirostat_eta),
         ] {
-            require(
-                (0.0..=FACTOR_MAX).contains(&value),
-                field,
-                value,
-                "between 0 and 1e6",
-            )?;
+            require((0.0..=FACTOR_MAX).contains(&value), field, value, "between 0 and 1e6")?;
         }
         for (field, value) in [
             ("dynatemp_range", self.dynatemp_range),
@@ -299,20 +264,10 @@ impl SamplerOptions {
             ("penalty_freq", self.penalty_freq),
             ("penalty_present", self.penalty_present),
         ] {
-            require(
-                value.abs() <= FACTOR_MAX,
-                field,
-                value,
-                "between -1e6 and 1e6",
-            )?;
+            require(value.abs() <= FACTOR_MAX, field, value, "between -1e6 and 1e6")?;
         }
         let fine = (1e-6..=FACTOR_MAX).contains(&self.penalty_repeat);
-        require(
-            fine,
-            "penalty_repeat",
-            self.penalty_repeat,
-            "between 1e-6 and 1e6",
-        )
+        require(fine, "penalty_repeat", self.penalty_repeat, "between 1e-6 and 1e6")
     }
 
     fn check_counts(&self) -> Result<(), SamplerError> {
@@ -321,12 +276,7 @@ impl SamplerOptions {
             ("dry_penalty_last_n", self.dry_penalty_last_n),
         ] {
             let fine = (-1..=SAMPLER_LAST_N_MAX).contains(&value);
-            require(
-                fine,
-                field,
-                value,
-                "-1 (the model's context), or between 0 and 1048576",
-            )?;
+            require(fine, field, value, "-1 (the model's context), or between 0 and 1048576")?;
         }
         let length = self.dry_allowed_length;
         require(length >= 0, "dry_allowed_length", length, "0 or above")?;
@@ -334,11 +284,7 @@ impl SamplerOptions {
         for (field, got, max) in [
             ("samplers", self.samplers.len(), SAMPLERS_MAX),
             ("logit_bias", self.logit_bias.len(), LOGIT_BIAS_MAX),
-            (
-                "dry_sequence_breakers",
-                self.dry_sequence_breakers.len(),
-                DRY_BREAKERS_MAX,
-            ),
+            ("dry_sequence_breakers", self.dry_sequence_breakers.len(), DRY_BREAKERS_MAX),
         ] {
             if got > max {
                 return Err(SamplerError::TooMany { field, got, max });
@@ -357,11 +303,7 @@ fn require(
     if fine {
         return Ok(());
     }
-    Err(SamplerError::OutOfRange {
-        field,
-        got: got.to_string(),
-        range,
-    })
+    Err(SamplerError::OutOfRange { field, got: got.to_string(), range })
 }
 
 #[cfg(test)]
@@ -383,10 +325,7 @@ mod tests {
         };
         assert_eq!(check(&|_| ()), Ok(()));
         assert_eq!(check(&|o| o.temp = -3.0), Ok(()));
-        assert_eq!(
-            check(&|o| o.logit_bias = vec![(99, f32::NEG_INFINITY)]),
-            Ok(())
-        );
+        assert_eq!(check(&|o| o.logit_bias = vec![(99, f32::NEG_INFINITY)]), Ok(()));
         for (change, message) in [
             (
                 &(|o: &mut SamplerOptions| o.top_p = 1.5) as &dyn Fn(&mut SamplerOptions),
@@ -396,10 +335,7 @@ mod tests {
                 &|o| o.temp = f32::NAN,
                 "temp is NaN; it must be 0 or below (greedy), or between 1e-6 and 1e6",
             ),
-            (
-                &|o| o.penalty_repeat = 0.0,
-                "penalty_repeat is 0; it must be between 1e-6 and 1e6",
-            ),
+            (&|o| o.penalty_repeat = 0.0, "penalty_repeat is 0; it must be between 1e-6 and 1e6"),
             (
                 &|o| o.penalty_last_n = -2,
                 "penalty_last_n is -2; it must be -1 (the model's context), \
@@ -423,11 +359,7 @@ mod tests {
     fn names_are_read_as_llama_cpp_reads_them() {
         for kind in SamplerKind::ALL {
             let name = kind.name();
-            for spelling in [
-                name.to_string(),
-                name.replace('_', "-"),
-                name.to_uppercase(),
-            ] {
+            for spelling in [name.to_string(), name.replace('_', "-"), name.to_uppercase()] {
                 assert_eq!(SamplerKind::from_name(&spelling), Ok(kind));
             }
             assert_eq!(serde_json::to_value(kind).unwrap(), name);
@@ -435,10 +367,7 @@ mod tests {
         }
         assert_eq!(SamplerKind::from_name("nucleus"), Ok(SamplerKind::TopP));
         let error = SamplerKind::from_name("beam").unwrap_err().to_string();
-        assert!(
-            error.starts_with("unknown sampler \"beam\"; known are penalties, dry"),
-            "{error}"
-        );
+        assert!(error.starts_with("unknown sampler \"beam\"; known are penalties, dry"), "{error}");
     }
 
     #[test]
@@ -450,15 +379,9 @@ mod tests {
             ..SamplerOptions::default()
         };
         let json = serde_json::to_string(&options).unwrap();
-        assert_eq!(
-            serde_json::from_str::<SamplerOptions>(&json).unwrap(),
-            options
-        );
+        assert_eq!(serde_json::from_str::<SamplerOptions>(&json).unwrap(), options);
         let toml = toml::to_string(&options).unwrap();
         assert_eq!(toml::from_str::<SamplerOptions>(&toml).unwrap(), options);
-        assert_eq!(
-            toml::from_str::<SamplerOptions>("").unwrap(),
-            SamplerOptions::default()
-        );
+        assert_eq!(toml::from_str::<SamplerOptions>("").unwrap(), SamplerOptions::default());
     }
 }

@@ -18,15 +18,9 @@ pub struct TokenLogProb {
 pub fn log_probs(logits: &[f32], token: TokenId, n_top: usize) -> TokenLogProb {
     let logit = |id: usize| {
         let x = logits.get(id).copied().unwrap_or(f32::NEG_INFINITY);
-        if x.is_nan() {
-            f32::NEG_INFINITY
-        } else {
-            x.min(f32::MAX)
-        }
+        if x.is_nan() { f32::NEG_INFINITY } else { x.min(f32::MAX) }
     };
-    let max = (0..logits.len())
-        .map(logit)
-        .fold(f32::NEG_INFINITY, f32::max);
+    let max = (0..logits.len()).map(logit).fold(f32::NEG_INFINITY, f32::max);
     let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(n_top.min(logits.len()) + 1);
     let mut sum = 0.0f64;
     for id in 0..logits.len() {
@@ -43,10 +37,7 @@ pub fn log_probs(logits: &[f32], token: TokenId, n_top: usize) -> TokenLogProb {
         x => (f64::from(x) - f64::from(max) - sum.ln()) as f32,
     };
     top.iter_mut().for_each(|entry| entry.1 = log_prob(entry.1));
-    TokenLogProb {
-        logprob: log_prob(logit(token as usize)),
-        top,
-    }
+    TokenLogProb { logprob: log_prob(logit(token as usize)), top }
 }
 
 #[cfg(test)]
@@ -71,27 +62,18 @@ mod tests {
         assert_eq!(probs.top[2], (1, f32::NEG_INFINITY));
         assert_eq!(log_probs(&logits, 77, 0).logprob, f32::NEG_INFINITY);
         assert_eq!(log_probs(&[f32::INFINITY, 0.0], 0, 1).logprob, 0.0);
-        assert_eq!(
-            log_probs(&[], 0, 3),
-            TokenLogProb {
-                logprob: f32::NEG_INFINITY,
-                top: vec![]
-            }
-        );
+        assert_eq!(log_probs(&[], 0, 3), TokenLogProb { logprob: f32::NEG_INFINITY, top: vec![] });
         let none = log_probs(&[f32::NEG_INFINITY; 3], 0, 1);
         assert_eq!(none.top, [(0, f32::NEG_INFINITY)]);
     }
 
     #[test]
     fn probabilities_of_a_large_vocabulary_sum_to_one() {
-        let logits: Vec<f32> = (0..150_000)
-            .map(|i| (i % 977) as f32 * 0.01 - 500.0)
-            .collect();
+        let logits: Vec<f32> = (0..150_000).map(|i| (i % 977) as f32 * 0.01 - 500.0).collect();
         let all = log_probs(&logits, 0, logits.len().min(2000));
         assert!(all.top.windows(2).all(|w| w[0].1 >= w[1].1));
-        let sum: f64 = (0..977)
-            .map(|i| f64::from(log_probs(&logits, i, 0).logprob).exp() * 153.5)
-            .sum();
+        let sum: f64 =
+            (0..977).map(|i| f64::from(log_probs(&logits, i, 0).logprob).exp() * 153.5).sum();
         assert!((sum - 1.0).abs() < 1e-2, "{sum}");
     }
 }

@@ -22,9 +22,7 @@ impl Mt19937 {
         let mut state = [seed; N];
         for i in 1..N {
             let last = state[i - 1];
-            state[i] = 1_812_433_253u32
-                .wrapping_mul(last ^ (last >> 30))
-                .wrapping_add(i as u32);
+            state[i] = 1_812_433_253u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
         }
         Mt19937 { state, next: N }
     }
@@ -109,21 +107,14 @@ mod tests {
         let mut raw = Mt19937::new(7);
         let words: Vec<f64> = (0..3).map(|_| f64::from(raw.next_u32())).collect();
         let mut rng = Mt19937::new(7);
-        assert_eq!(
-            rng.next_f64(),
-            (words[0] + words[1] * 2f64.powi(32)) / 2f64.powi(64)
-        );
+        assert_eq!(rng.next_f64(), (words[0] + words[1] * 2f64.powi(32)) / 2f64.powi(64));
         assert_eq!(rng.next_f32(), words[2] as f32 / 2f32.powi(32));
     }
 
     #[test]
     fn a_single_candidate_costs_no_draw() {
         let (mut a, mut b) = (Mt19937::new(1), Mt19937::new(1));
-        let one = Candidate {
-            id: 3,
-            logit: 0.0,
-            p: 1.0,
-        };
+        let one = Candidate { id: 3, logit: 0.0, p: 1.0 };
         assert_eq!(a.discrete(&[one]), 0);
         assert_eq!(a.next_u32(), b.next_u32());
     }

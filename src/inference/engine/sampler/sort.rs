@@ -135,11 +135,7 @@ fn sift<T: Copy>(
     let mut hole = top;
     while 2 * hole + 2 < n {
         let right = 2 * hole + 2;
-        let child = if before(&items[right], &items[right - 1]) {
-            right - 1
-        } else {
-            right
-        };
+        let child = if before(&items[right], &items[right - 1]) { right - 1 } else { right };
         items[hole] = items[child];
         hole = child;
     }
@@ -230,9 +226,8 @@ mod tests {
         assert_eq!(ids(&v[..6]), PARTIAL_20_6);
     }
 
-    const SORT_20: [usize; 20] = [
-        0, 5, 15, 10, 18, 3, 13, 8, 1, 16, 11, 6, 9, 14, 4, 19, 12, 7, 17, 2,
-    ];
+    const SORT_20: [usize; 20] =
+        [0, 5, 15, 10, 18, 3, 13, 8, 1, 16, 11, 6, 9, 14, 4, 19, 12, 7, 17, 2];
     const PARTIAL_20_6: [usize; 6] = [15, 10, 0, 5, 13, 3];
 
     proptest! {

@@ -4,10 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NO_VOCAB: BreakerVocab = BreakerVocab {
-    piece: &|_| Vec::new(),
-    encode: &|_| Vec::new(),
-};
+const NO_VOCAB: BreakerVocab = BreakerVocab { piece: &|_| Vec::new(), encode: &|_| Vec::new() };
 
 fn sampler(options: &SamplerOptions, n_vocab: usize) -> Sampler {
     Sampler::new(options, n_vocab, 2048, &NO_VOCAB).expect("options in their ranges")
@@ -59,17 +56,11 @@ fn cuts_by_hand_values() {
     assert_eq!(tokens(|o| o.top_p = 0.6), [0, 1]);
     assert_eq!(tokens(|o| (o.top_p, o.min_keep) = (0.4, 3)).len(), 3);
     assert_eq!(tokens(|o| o.min_p = 0.4), [0, 1]);
-    assert_eq!(
-        tokens(|o| (o.xtc_probability, o.xtc_threshold) = (1.0, 0.2)),
-        [1, 2, 3]
-    );
+    assert_eq!(tokens(|o| (o.xtc_probability, o.xtc_threshold) = (1.0, 0.2)), [1, 2, 3]);
     // The expected surprise is 1.75 bits; the token with 2 bits is nearest.
     assert_eq!(tokens(|o| o.typ_p = 0.2), [1]);
     assert_eq!(tokens(|o| o.top_n_sigma = 0.5), [0]);
-    assert_eq!(
-        tokens(|o| o.logit_bias = vec![(0, f32::NEG_INFINITY), (3, 20.0)]),
-        [3]
-    );
+    assert_eq!(tokens(|o| o.logit_bias = vec![(0, f32::NEG_INFINITY), (3, 20.0)]), [3]);
     assert_eq!(tokens(|o| o.temp = -1.0), [0]);
 }
 
@@ -90,24 +81,9 @@ fn penalties_by_hand_values() {
     assert_eq!(pick(|o| o.penalty_freq = 0.3, &[0, 0]), 1);
     assert_eq!(pick(|o| o.penalty_present = 0.3, &[0, 0]), 0);
     // Only the last token counts, and tokens outside the vocabulary are no tokens.
-    assert_eq!(
-        pick(
-            |o| (o.penalty_present, o.penalty_last_n) = (1.0, 1),
-            &[0, 2, 99]
-        ),
-        0
-    );
-    assert_eq!(
-        pick(
-            |o| (o.penalty_present, o.penalty_last_n) = (1.0, -1),
-            &[0, 2, 99]
-        ),
-        1
-    );
-    assert_eq!(
-        pick(|o| (o.penalty_present, o.penalty_last_n) = (1.0, 0), &[0]),
-        0
-    );
+    assert_eq!(pick(|o| (o.penalty_present, o.penalty_last_n) = (1.0, 1), &[0, 2, 99]), 0);
+    assert_eq!(pick(|o| (o.penalty_present, o.penalty_last_n) = (1.0, -1), &[0, 2, 99]), 1);
+    assert_eq!(pick(|o| (o.penalty_present, o.penalty_last_n) = (1.0, 0), &[0]), 0);
 }
 
 #[test]
@@ -116,23 +92,11 @@ fn the_random_seed_is_told_and_reproduces() {
     let logits = [0.0; 64];
     let mut first = sampler(&options, 64);
     assert_ne!(first.seed(), SEED_RANDOM);
-    let mut again = sampler(
-        &SamplerOptions {
-            seed: first.seed(),
-            ..options.clone()
-        },
-        64,
-    );
+    let mut again = sampler(&SamplerOptions { seed: first.seed(), ..options.clone() }, 64);
     let picks: Vec<_> = (0..20).map(|_| first.sample(&logits)).collect();
-    assert_eq!(
-        picks,
-        (0..20).map(|_| again.sample(&logits)).collect::<Vec<_>>()
-    );
+    assert_eq!(picks, (0..20).map(|_| again.sample(&logits)).collect::<Vec<_>>());
     first.reset();
-    assert_eq!(
-        picks,
-        (0..20).map(|_| first.sample(&logits)).collect::<Vec<_>>()
-    );
+    assert_eq!(picks, (0..20).map(|_| first.sample(&logits)).collect::<Vec<_>>());
 }
 
 #[test]

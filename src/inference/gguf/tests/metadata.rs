@@ -15,52 +15,20 @@ fn a_wrong_type_or_range_names_the_key() {
         ("texts", Value::from(&["x"])),
     ]);
     let errors = [
-        (
-            m.u32("negative").unwrap_err(),
-            "key `negative` is -1, which does not fit u32",
-        ),
-        (
-            m.u32("float").unwrap_err(),
-            "key `float` should be u32 but is f32",
-        ),
-        (
-            m.f32("negative").unwrap_err(),
-            "key `negative` should be f32 but is i32",
-        ),
-        (
-            m.bool("text").unwrap_err(),
-            "key `text` should be bool but is str",
-        ),
-        (
-            m.str("texts").unwrap_err(),
-            "key `texts` should be str but is array of str",
-        ),
-        (
-            m.strs("longs").unwrap_err(),
-            "key `longs` should be array of str but is array of i64",
-        ),
-        (
-            m.i32s("longs").unwrap_err(),
-            "key `longs` is 1099511627776, which does not fit i32",
-        ),
-        (
-            m.f32s("longs").unwrap_err(),
-            "key `longs` should be array of f32 but is array of i64",
-        ),
-        (
-            m.bools("float").unwrap_err(),
-            "key `float` should be array of bool but is f32",
-        ),
+        (m.u32("negative").unwrap_err(), "key `negative` is -1, which does not fit u32"),
+        (m.u32("float").unwrap_err(), "key `float` should be u32 but is f32"),
+        (m.f32("negative").unwrap_err(), "key `negative` should be f32 but is i32"),
+        (m.bool("text").unwrap_err(), "key `text` should be bool but is str"),
+        (m.str("texts").unwrap_err(), "key `texts` should be str but is array of str"),
+        (m.strs("longs").unwrap_err(), "key `longs` should be array of str but is array of i64"),
+        (m.i32s("longs").unwrap_err(), "key `longs` is 1099511627776, which does not fit i32"),
+        (m.f32s("longs").unwrap_err(), "key `longs` should be array of f32 but is array of i64"),
+        (m.bools("float").unwrap_err(), "key `float` should be array of bool but is f32"),
     ];
     for (error, message) in errors {
         assert_eq!(error.to_string(), message);
     }
-    assert!(
-        m.f32("huge")
-            .unwrap_err()
-            .to_string()
-            .starts_with("key `huge` is 1")
-    );
+    assert!(m.f32("huge").unwrap_err().to_string().starts_with("key `huge` is 1"));
 }
 
 #[test]
