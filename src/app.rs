@@ -16,8 +16,7 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
-use crate::inference::engine::sampler::SamplerOptions;
-use crate::inference::{InferenceError, LoadOptions, Model, ModelSource};
+use crate::inference::{InferenceError, LoadOptions, Model, ModelSource, SamplerOptions};
 use crate::library::{Catalog, LibraryError, PullOptions, Store};
 
 /// Prefix of the environment variables that set configuration keys.
@@ -54,6 +53,8 @@ pub struct ModelConfig {
     pub n_threads: Option<usize>,
     /// Instruction set of the kernels; unset takes the best that the machine has.
     pub isa: Option<String>,
+    /// How keys and values are stored, `f16` or `f32`.
+    pub kv_type: Option<String>,
     /// Memory that weights, KV cache and scratch may take; unset takes what is free.
     pub memory_max_bytes: Option<u64>,
 }
@@ -249,7 +250,7 @@ impl App {
     pub fn load_options(&self) -> LoadOptions {
         let model = &self.config().model;
         LoadOptions {
-            kv_type: None,
+            kv_type: model.kv_type.clone(),
             n_ctx: model.n_ctx,
             n_batch: model.n_batch,
             n_threads: model.n_threads,

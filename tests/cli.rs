@@ -114,8 +114,8 @@ fn output_holds_just_the_code() {
 
 #[test]
 fn raw_text_stop_words_and_figures() {
-    let run =
-        run(&["generate", "--raw", "-e", "-p", "# sum of a list\\ndef", "--stop", "\\n", "-v"]);
+    let prompt = ["-e", "-p", "# sum of a list\\ndef"];
+    let run = run(&[&["generate", "--raw"][..], &prompt, &["--stop", "\\n", "-v"]].concat());
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(run.out.lines().count(), 1, "{}", run.out);
     assert!(run.err.contains("prefill") && run.err.contains("stop_word"), "{}", run.err);
@@ -167,8 +167,8 @@ fn exit_codes_tell_what_is_wrong() {
 
 #[test]
 fn chat_remembers_and_takes_many_lines() {
-    let input =
-        format!("/help\n{QUICK_SORT}\n\"\"\"\nexplain\nit\n\"\"\"\n/nonsense\n/clear\n/exit\n");
+    let block = "\"\"\"\nexplain\nit\n\"\"\"";
+    let input = format!("/help\n{QUICK_SORT}\n{block}\n/nonsense\n/clear\n/exit\n");
     let run = run_with_input(&["chat", "-n", "16", "--stats"], &input);
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.out.starts_with("```python\ndef quicksort("), "{}", run.out);
@@ -266,8 +266,8 @@ fn config_shows_values_and_sources() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join(".config/jetforge");
     std::fs::create_dir_all(dir.join("config.d")).unwrap();
-    std::fs::write(dir.join("config.toml"), "[model]\nn_ctx = 512\n[sampling]\ntemp = 0.3\n")
-        .unwrap();
+    let file = "[model]\nn_ctx = 512\n[sampling]\ntemp = 0.3\n";
+    std::fs::write(dir.join("config.toml"), file).unwrap();
     std::fs::write(dir.join("config.d/10-more.toml"), "[sampling]\ntemp = 0.4\n").unwrap();
     let show = |args: &[&str]| {
         let mut command = jetforge(home.path());

@@ -27,7 +27,8 @@ struct Asked {
 }
 
 type Connection = StreamOwned<ServerConnection, TcpStream>;
-type Answer = dyn Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync;
+type Done = std::io::Result<()>;
+type Answer = dyn Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync;
 
 struct Server {
     port: u16,
@@ -59,10 +60,9 @@ fn authority() -> &'static (String, Arc<ServerConfig>) {
 }
 
 impl Server {
-    fn start<F>(answer: F) -> Server
-    where
-        F: Fn(usize, &Asked, &mut Connection) -> std::io::Result<()> + Send + Sync + 'static,
-    {
+    fn start(
+        answer: impl Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("localhost:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -383,32 +383,37 @@ fn without_an_etag_the_hash_decides() {
     assert!(asked[1].from.is_some() && asked[1].if_range.is_none() && asked[2].from.is_none());
 }
 
-#[test]
-fn lies_about_hash_and_length_are_found() {
-    let body = model(10);
-    let cut = body.len() - 1000;
-    let server = Server::start(move |_, asked, out| match asked.path.as_str() {
+/// A server that lies in the way that the path names.
+fn liar(body: Vec<u8>) -> Server {
+    let claim =
+        |out: &mut Connection, n: u64| head(out, "200 OK", &[("Content-Length", n.to_string())]);
+    Server::start(move |_, asked, out| match asked.path.as_str() {
         // Claims less than there is: what comes is a model cut short.
         "/short" => {
-            head(out, "200 OK", &[("Content-Length", cut.to_string())])?;
+            claim(out, body.len() as u64 - 1000)?;
             out.write_all(&body)?;
             close(out)
         }
         // Claims more than ever comes.
         "/long" => {
-            head(out, "200 OK", &[("Content-Length", (body.len() + 1).to_string())])?;
+            claim(out, body.len() as u64 + 1)?;
             out.write_all(&body)?;
             close(out)
         }
         // Claims more than any disk holds.
         "/huge" => {
-            head(out, "200 OK", &[("Content-Length", (1u64 << 60).to_string())])?;
+            claim(out, 1 << 60)?;
             out.write_all(&body)
         }
         "/page" => whole(out, b"<!DOCTYPE html><html></html>", "\"v1\""),
         "/empty" => whole(out, b"", "\"v1\""),
         _ => whole(out, &body, "\"v1\""),
-    });
+    })
+}
+
+#[test]
+fn lies_about_the_length_are_found() {
+    let server = liar(model(10));
     let place = Place::new();
     let error = place.pull(&server.url("/short")).unwrap_err();
     assert!(matches!(error, LibraryError::NotAModel { .. }), "{error}");
@@ -418,10 +423,6 @@ fn lies_about_hash_and_length_are_found() {
     assert!(error.to_string().contains("empty"), "{error}");
     let error = place.pull(&server.url("/huge")).unwrap_err();
     assert!(matches!(error, LibraryError::NoSpace { .. }), "{error}");
-    let mut request = place.request(&server.url("/m"));
-    request.sha256 = Some("00".repeat(32));
-    let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, LibraryError::Mismatch { property: "SHA-256", .. }), "{error}");
     let request = PullRequest { size_bytes: Some(7), ..place.request(&server.url("/m")) };
     let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
     assert!(matches!(error, LibraryError::Mismatch { property: "size", .. }), "{error}");
@@ -430,6 +431,17 @@ fn lies_about_hash_and_length_are_found() {
     let error = place.pull(&server.url("/long")).unwrap_err();
     assert!(matches!(error, LibraryError::Network { .. }), "{error}");
     assert!(place.model().is_none());
+}
+
+#[test]
+fn lies_about_the_hash_are_found() {
+    let server = liar(model(15));
+    let place = Place::new();
+    let mut request = place.request(&server.url("/m"));
+    request.sha256 = Some("00".repeat(32));
+    let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LibraryError::Mismatch { property: "SHA-256", .. }), "{error}");
+    assert!(place.files().is_empty(), "nothing wrong stays: {:?}", place.files());
 }
 
 #[test]

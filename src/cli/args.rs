@@ -95,6 +95,9 @@ pub struct ModelArgs {
     /// Instruction set of the kernels
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
+    /// How keys and values are stored
+    #[arg(long, alias = "cache-type-k", value_name = "TYPE", value_parser = ["f16", "f32"])]
+    pub kv_type: Option<String>,
     /// Memory that the model may take, as in 900M or 3G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
@@ -118,6 +121,7 @@ impl ModelArgs {
         add("n_batch", "--batch-size", self.batch_size.map(Into::into));
         add("n_threads", "--threads", self.threads.map(|n| size(n as u64).into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
+        add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("memory_max_bytes", "--memory-max", self.memory_max.map(|n| size(n).into()));
         settings
     }

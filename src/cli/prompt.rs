@@ -7,8 +7,7 @@ use anyhow::Context as _;
 
 use super::exit::CliError;
 use crate::base::limits::TOKENIZE_BYTES_MAX;
-use crate::inference::Model;
-use crate::inference::tokenizer::{EncodeOptions, Message, RenderOptions, TokenId};
+use crate::inference::{EncodeOptions, Message, Model, RenderOptions, TokenId};
 
 /// Text of a file, or of stdin for `-`.
 ///

@@ -5,7 +5,7 @@ use toml::Value;
 
 use super::exit::CliError;
 use crate::base::config::Setting;
-use crate::inference::engine::sampler::SamplerKind;
+use crate::inference::SamplerKind;
 
 /// How tokens are chosen.
 #[derive(Debug, Default, Args)]
@@ -122,10 +122,8 @@ impl SamplingArgs {
     }
 
     fn numbers(&self) -> Vec<Setting> {
-        // Through text, so that 0.8 is 0.8 in `config show` and not its nearest f32.
-        let float = |x: f32| Value::Float(x.to_string().parse().unwrap_or(f64::from(x)));
         let seed = self.seed.map(|s| if s < 0 { i64::from(u32::MAX) } else { s });
-        let rows: [(&str, &str, Option<Value>); 22] = [
+        let cuts = [
             ("seed", "--seed", seed.map(Value::Integer)),
             ("temp", "--temp", self.temp.map(float)),
             ("top_k", "--top-k", self.top_k.map(Value::from)),
@@ -135,6 +133,18 @@ impl SamplingArgs {
             ("top_n_sigma", "--top-nsigma", self.top_nsigma.map(float)),
             ("xtc_probability", "--xtc-probability", self.xtc_probability.map(float)),
             ("xtc_threshold", "--xtc-threshold", self.xtc_threshold.map(float)),
+            ("dynatemp_range", "--dynatemp-range", self.dynatemp_range.map(float)),
+            ("dynatemp_exponent", "--dynatemp-exp", self.dynatemp_exp.map(float)),
+            ("mirostat", "--mirostat", self.mirostat.map(Value::from)),
+            ("mirostat_tau", "--mirostat-ent", self.mirostat_ent.map(float)),
+            ("mirostat_eta", "--mirostat-lr", self.mirostat_lr.map(float)),
+        ];
+        given(cuts).chain(self.penalties()).collect()
+    }
+
+    fn penalties(&self) -> Vec<Setting> {
+        let dry_last_n = self.dry_penalty_last_n.map(Value::from);
+        let rows = [
             ("penalty_last_n", "--repeat-last-n", self.repeat_last_n.map(Value::from)),
             ("penalty_repeat", "--repeat-penalty", self.repeat_penalty.map(float)),
             ("penalty_present", "--presence-penalty", self.presence_penalty.map(float)),
@@ -146,20 +156,9 @@ impl SamplingArgs {
                 "--dry-allowed-length",
                 self.dry_allowed_length.map(Value::from),
             ),
-            (
-                "dry_penalty_last_n",
-                "--dry-penalty-last-n",
-                self.dry_penalty_last_n.map(Value::from),
-            ),
-            ("dynatemp_range", "--dynatemp-range", self.dynatemp_range.map(float)),
-            ("dynatemp_exponent", "--dynatemp-exp", self.dynatemp_exp.map(float)),
-            ("mirostat", "--mirostat", self.mirostat.map(Value::from)),
-            ("mirostat_tau", "--mirostat-ent", self.mirostat_ent.map(float)),
-            ("mirostat_eta", "--mirostat-lr", self.mirostat_lr.map(float)),
+            ("dry_penalty_last_n", "--dry-penalty-last-n", dry_last_n),
         ];
-        rows.into_iter()
-            .filter_map(|(key, option, value)| Some(setting(key, option, value?)))
-            .collect()
+        given(rows).collect()
     }
 
     fn chain(&self) -> Result<Option<Vec<SamplerKind>>, CliError> {
@@ -174,6 +173,18 @@ impl SamplingArgs {
         let chain: Option<Result<Vec<_>, _>> = named.or_else(lettered);
         chain.transpose().map_err(|error| CliError::usage(error.to_string()))
     }
+}
+
+/// Through text, so that 0.8 is 0.8 in `config show` and not the nearest single.
+fn float(x: f32) -> Value {
+    Value::Float(x.to_string().parse().unwrap_or(f64::from(x)))
+}
+
+type Row = (&'static str, &'static str, Option<Value>);
+
+/// The rows that were given, as settings.
+fn given<const N: usize>(rows: [Row; N]) -> impl Iterator<Item = Setting> {
+    rows.into_iter().filter_map(|(key, option, value)| Some(setting(key, option, value?)))
 }
 
 fn setting(key: &str, option: &str, value: impl Into<Value>) -> Setting {
@@ -195,8 +206,7 @@ mod tests {
 
     #[test]
     fn every_key_is_one_of_the_sampler() {
-        let known =
-            serde_json::to_value(crate::inference::engine::sampler::SamplerOptions::default());
+        let known = serde_json::to_value(crate::inference::SamplerOptions::default());
         let known = known.unwrap();
         let args = SamplingArgs {
             seed: Some(-1),

@@ -10,7 +10,10 @@ pub mod model;
 pub mod quant;
 pub mod tokenizer;
 
+pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
     EMBEDDED_MODEL, Finish, GenerateRequest, Generated, InferenceError, LoadOptions, MemoryPlan,
     Model, ModelSource, Perplexity, plan_memory,
 };
+pub use gguf::Gguf;
+pub use tokenizer::{ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer};

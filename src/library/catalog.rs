@@ -31,7 +31,7 @@ pub struct CatalogEntry {
     pub sha256: String,
     /// Exact size; 0 when unknown.
     pub size_bytes: u64,
-    /// Rounded size, for the disk check and for people.
+    /// Rounded size, for people.
     pub size_about_bytes: u64,
     /// Millions of parameters.
     pub params_m: u32,

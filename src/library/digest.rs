@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
-use crate::inference::gguf::Gguf;
+use crate::inference::Gguf;
 
 /// Bytes read at once: large enough for an SD card, small enough for a Nano's cache.
 pub const CHUNK_BYTES: usize = 1 << 20;

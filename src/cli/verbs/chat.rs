@@ -24,8 +24,7 @@ use crate::cli::prompt::{chat_tokens, message, read_text};
 use crate::cli::sampling_args::SamplingArgs;
 use crate::cli::terminal::{self, FAINT, STRONG, stdin_is_terminal, styled};
 use crate::cli::{Context, exit};
-use crate::inference::tokenizer::{Message, TokenId};
-use crate::inference::{Finish, Model, ModelSource};
+use crate::inference::{Finish, Message, Model, ModelSource, TokenId};
 
 /// Options of `chat`.
 #[derive(Debug, Args)]

@@ -21,8 +21,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens};
 use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
 use crate::cli::{Context, exit};
-use crate::inference::engine::sampler::SamplerOptions;
-use crate::inference::{GenerateRequest, Model, ModelSource};
+use crate::inference::{GenerateRequest, Model, ModelSource, SamplerOptions};
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
@@ -108,10 +107,10 @@ fn machine(host: &Host) -> Vec<Finding> {
         None => String::new(),
     };
     let is_fast = host.isa.contains(&"avx2") || host.isa.contains(&"neon");
-    let kernels = match (host.isa.contains(&"avx2"), host.isa.contains(&"neon")) {
-        (true, _) => "AVX2",
-        (_, true) => "NEON",
-        _ => "plain Rust; this processor has neither AVX2 nor NEON, expect a tenth of the speed",
+    let kernels = if is_fast {
+        "the CPU computes everything, with vector instructions"
+    } else {
+        "the CPU computes everything, without AVX2 or NEON: expect it to be slow"
     };
     vec![
         fact("system", format!("{}, {}, {}", host.kernel, host.libc, host.arch)),
@@ -120,7 +119,7 @@ fn machine(host: &Host) -> Vec<Finding> {
         Finding {
             key: "kernels",
             verdict: if is_fast { Verdict::Good } else { Verdict::Warning },
-            text: format!("everything runs on the CPU: {kernels}"),
+            text: kernels.to_owned(),
         },
         fact(
             "memory",

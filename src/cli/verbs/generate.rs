@@ -22,8 +22,7 @@ use crate::cli::prompt::{chat_tokens, message, raw_tokens, read_text, unescape};
 use crate::cli::sampling_args::SamplingArgs;
 use crate::cli::terminal::{self, print_json, stdin_is_terminal};
 use crate::cli::{Context, exit};
-use crate::inference::tokenizer::TokenId;
-use crate::inference::{Finish, GenerateRequest, Generated, Model};
+use crate::inference::{Finish, GenerateRequest, Generated, Model, TokenId};
 
 /// Options of `generate`.
 #[derive(Debug, Args)]

@@ -15,9 +15,9 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{FAINT, GOOD, STRONG, WARNING, print_json, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::gguf::Gguf;
-use crate::inference::tokenizer::{ChatTemplate, Tokenizer};
-use crate::inference::{EMBEDDED_MODEL, MemoryPlan, ModelSource, plan_memory};
+use crate::inference::{
+    ChatTemplate, EMBEDDED_MODEL, Gguf, MemoryPlan, ModelSource, Tokenizer, plan_memory,
+};
 use crate::library::Board;
 
 /// Options of `inspect`.
@@ -165,8 +165,12 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
         let tensors = gguf.tensors().iter();
         object["tensors"] = tensors
             .map(|t| {
-                let (ty, bytes) = (t.ty.name(), t.n_bytes);
-                json!({ "name": t.name, "type": ty, "shape": t.shape, "bytes": bytes })
+                json!({
+                    "name": t.name,
+                    "type": t.ty.name(),
+                    "shape": t.shape,
+                    "bytes": t.n_bytes,
+                })
             })
             .collect();
     }

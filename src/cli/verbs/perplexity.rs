@@ -11,7 +11,7 @@ use crate::cli::args::ModelArgs;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{print_json, steps_bar};
 use crate::cli::{Context, exit};
-use crate::inference::tokenizer::EncodeOptions;
+use crate::inference::EncodeOptions;
 
 /// Options of `perplexity`.
 #[derive(Debug, Args)]

@@ -12,9 +12,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{print_json, stdin_is_terminal};
 use crate::cli::{Context, exit};
-use crate::inference::gguf::Gguf;
-use crate::inference::tokenizer::{EncodeOptions, TokenId, Tokenizer};
-use crate::inference::{EMBEDDED_MODEL, ModelSource};
+use crate::inference::{EMBEDDED_MODEL, EncodeOptions, Gguf, ModelSource, TokenId, Tokenizer};
 
 /// Options of `tokenize`.
 #[derive(Debug, Args)]
