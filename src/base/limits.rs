@@ -74,3 +74,13 @@ pub const DRY_BREAKERS_MAX: usize = 256;
 pub const DRY_BREAKER_BYTES_MAX: usize = 40;
 /// Tokens of a DRY sequence breaker after its first.
 pub const DRY_BREAKER_TAIL_MAX: usize = 20;
+/// Requests of one engine whose timelines are kept.
+pub const TIMELINES_MAX: usize = 256;
+/// Commands that wait for the engine thread.
+pub const ENGINE_COMMANDS_MAX: usize = 256;
+/// Sequences that wait for a place, where the options name no number.
+pub const QUEUE_MAX: usize = 256;
+/// Answers to one prompt.
+pub const ANSWERS_MAX: usize = 128;
+/// Sequences of one engine that run at once.
+pub const PARALLEL_MAX: usize = 256;

@@ -130,6 +130,6 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::PromptTooLong { .. }
         | InferenceError::PromptEmpty
         | InferenceError::TextTooShort { .. } => USAGE,
-        InferenceError::Backend(_) => FAILURE,
+        InferenceError::Backend(_) | InferenceError::Thread(_) => FAILURE,
     }
 }

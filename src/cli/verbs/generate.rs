@@ -250,6 +250,8 @@ pub fn finish_name(finish: &Finish) -> &'static str {
         Finish::Stop(_) => "stop_word",
         Finish::Length => "length",
         Finish::ContextFull => "context_full",
+        Finish::TimeUp => "time_up",
+        Finish::Indent => "indent",
         Finish::Canceled => "canceled",
     }
 }

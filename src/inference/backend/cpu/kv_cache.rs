@@ -124,6 +124,18 @@ impl KvCache {
         }
     }
 
+    /// Copies a page of every layer.
+    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
+        let n = self.n_kv_head * self.head_dim * PAGE_LEN * self.ty.bytes();
+        let n_layer = self.keys.len() / (n * self.n_page.max(1)).max(1);
+        for layer_idx in 0..n_layer {
+            let at = |page: PageIdx| self.at(layer_idx, page, 0) * self.ty.bytes();
+            let (from, to) = (at(from), at(to));
+            self.keys.copy_within(from..from + n, to);
+            self.values.copy_within(from..from + n, to);
+        }
+    }
+
     /// Where a page and head begin, in values.
     fn at(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> usize {
         let page = layer_idx * self.n_page + page as usize;

@@ -26,7 +26,9 @@ use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::{PerWorker, SharedMut};
-use super::{BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId, WeightSpec};
+use super::{
+    BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId, WeightSpec,
+};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::{TensorType, dequantize};
 
@@ -152,6 +154,11 @@ impl CpuBackend {
         let out = &self.bufs[self.plan.output.0];
         let n = self.n_rows(self.plan.output, batch);
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
+    }
+
+    /// Copies a page of the KV cache, every layer of it.
+    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
+        self.kv.copy_page(from, to);
     }
 
     fn run(&mut self, op: Op, batch: &Batch<'_>) {
