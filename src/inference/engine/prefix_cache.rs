@@ -150,6 +150,7 @@ impl PrefixCache {
     }
 
     /// Pages that are noted here.
+    #[cfg(test)]
     pub fn n_page(&self) -> usize {
         self.nodes.iter().flatten().count()
     }
