@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod engine;
 pub mod gguf;
+pub mod grammar;
 pub mod model;
 pub mod quant;
 pub mod tokenizer;
@@ -16,4 +17,5 @@ pub use engine::{
     Model, ModelSource, Perplexity, plan_memory,
 };
 pub use gguf::Gguf;
+pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use tokenizer::{ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer};
