@@ -40,6 +40,8 @@ pub const TOKEN_BYTES_MAX: usize = 16_384;
 pub const LAYERS_MAX: u32 = 512;
 /// Worker threads of the CPU backend.
 pub const THREADS_MAX: usize = 256;
+/// Floats that attention keeps of runs of pages that are summed apart.
+pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! weights    the file, mapped: pages that are read stay in memory while there is room
-//! kv         pages of 32 positions for the whole context, f16
+//! kv         pages of 32 positions for the whole context
 //! scratch    buffers for the largest batch
 //! reserve    the program itself, the vocabulary, and room to breathe
 //! ```
@@ -36,7 +36,7 @@ pub struct LoadOptions {
     pub n_threads: Option<usize>,
     /// Instruction set by name; by default the fastest.
     pub isa: Option<String>,
-    /// How keys and values are stored, `f16` or `f32`; by default f16.
+    /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
     pub kv_type: Option<String>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
@@ -150,7 +150,7 @@ impl Prepared {
         };
         MemoryPlan {
             weights_bytes: gguf.file_bytes(),
-            kv_bytes: CpuBackend::page_bytes(&self.plan, config.kv_type) as u64
+            kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
                 * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
             reserve_bytes: RESERVE_BYTES,
