@@ -3,6 +3,7 @@
 mod cli;
 mod generation;
 mod model_parity;
+mod perplexity;
 mod pull;
 mod sampler;
 mod support;
