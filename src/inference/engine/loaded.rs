@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::memory::prepare;
 use super::{InferenceError, LoadOptions, MemoryPlan};
 use crate::inference::backend::cpu::CpuBackend;
-use crate::inference::backend::{Batch, PageIdx, Span};
+use crate::inference::backend::{BackendError, Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
-use crate::inference::model::{Hparams, Pooling};
-use crate::inference::tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer};
+use crate::inference::model::Hparams;
+use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
 /// The model that is part of the program.
 pub static EMBEDDED_MODEL: &[u8] =
@@ -24,6 +24,10 @@ pub enum ModelSource {
     Embedded,
 }
 
+/// Runs a batch on the backend for its output rows.
+pub(super) type Run =
+    for<'a, 'b> fn(&'a mut CpuBackend, &Batch<'b>) -> Result<Vec<&'a [f32]>, BackendError>;
+
 /// A model that is ready to run.
 pub struct Model {
     pub(super) gguf: Arc<Gguf>,
@@ -37,7 +41,7 @@ pub struct Model {
     pub(super) n_batch: usize,
     n_outputs: usize,
     /// Every page of the cache, in order: this is the only sequence.
-    pages: Vec<PageIdx>,
+    pub(super) pages: Vec<PageIdx>,
     /// Tokens whose keys and values are in the cache.
     pub(super) cached: Vec<TokenId>,
 }
@@ -128,6 +132,17 @@ impl Model {
         &mut self,
         tokens: &[TokenId],
         output_from: usize,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), InferenceError> {
+        self.advance_with(CpuBackend::forward, tokens, output_from, each)
+    }
+
+    /// [`Model::advance`] with another result of the backend, such as [`CpuBackend::embed`].
+    pub(super) fn advance_with(
+        &mut self,
+        run: Run,
+        tokens: &[TokenId],
+        output_from: usize,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), InferenceError> {
         let n_ctx = self.n_ctx;
@@ -148,7 +163,7 @@ impl Model {
             let pos = self.cached.len();
             let spans = [Span { pages: &self.pages, pos, n_tokens: n }];
             let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
-            let rows = self.backend.forward(&batch)?;
+            let rows = run(&mut self.backend, &batch)?;
             for (&i, row) in outputs.iter().zip(rows) {
                 each(start + i as usize, row);
             }
@@ -172,34 +187,5 @@ impl Model {
         let mut logits = Vec::with_capacity(tokens.len() * self.hparams.n_vocab);
         self.advance(tokens, 0, |_, row| logits.extend_from_slice(row))?;
         Ok(logits)
-    }
-
-    /// The embedding of a text: an encoder's pooled rows, not normalised.
-    ///
-    /// # Errors
-    /// If the text does not fit the context, or the model is not an encoder.
-    pub fn embed(&mut self, text: &str) -> Result<Vec<f32>, InferenceError> {
-        if self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        let options = EncodeOptions { add_special: true, parse_special: false };
-        let tokens = self.tokenizer.encode(text, options)?;
-        if tokens.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        self.truncate(0);
-        let n = tokens.len();
-        let mut pooled = vec![0f32; self.hparams.n_embd];
-        let pooling = self.hparams.pooling;
-        self.advance(&tokens, 0, |i, row| {
-            let weight = match pooling {
-                Pooling::Mean => 1.0 / n as f32,
-                Pooling::Last => f32::from(u8::from(i + 1 == n)),
-                Pooling::None | Pooling::Cls | Pooling::Rank => f32::from(u8::from(i == 0)),
-            };
-            pooled.iter_mut().zip(row).for_each(|(p, x)| *p += weight * x);
-        })?;
-        self.truncate(0);
-        Ok(pooled)
     }
 }

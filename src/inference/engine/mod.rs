@@ -3,8 +3,11 @@
 //! ```text
 //! Model::load      file -> memory plan -> backend, tokenizer, template
 //! Model::generate  prompt -> prefill in chunks -> sampler -> stop strings -> UTF-8 text
+//! Model::embed     text -> rows before the output matrix -> one vector
+//! Model::rerank    query and document -> score
 //! ```
 
+mod embed;
 mod generate;
 mod loaded;
 mod memory;
@@ -84,6 +87,9 @@ pub enum InferenceError {
     /// An encoder was asked to write.
     #[error("this model is an encoder: it makes embeddings, not text")]
     NotGenerative,
+    /// A model without a classification head was asked for a score.
+    #[error("this model is no reranker: it has no head that scores a query and a document")]
+    NotReranker,
     /// Too few tokens for a measurement.
     #[error("{n_tokens} tokens are too few: perplexity with a context of {n_ctx} needs {needed}")]
     TextTooShort {
