@@ -124,7 +124,8 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::Model(_)
         | InferenceError::Tokenizer(_)
         | InferenceError::Template(_)
-        | InferenceError::NotGenerative => MODEL,
+        | InferenceError::NotGenerative
+        | InferenceError::NotReranker => MODEL,
         InferenceError::Sampler(_)
         | InferenceError::ContextTrained { .. }
         | InferenceError::PromptTooLong { .. }

@@ -44,6 +44,8 @@ pub(super) struct Core {
     pub pool: PagePool,
     pub cache: PrefixCache,
     sequences: Vec<Sequence>,
+    /// Commands that wait for pages which sequences hold.
+    deferred: Vec<Command>,
     pub slots: Vec<SlotState>,
     pace: Pace,
     started: Instant,
@@ -86,6 +88,7 @@ impl Core {
             pool: PagePool::new(info.n_page),
             cache: PrefixCache::default(),
             sequences: Vec::new(),
+            deferred: Vec::new(),
             slots: vec![SlotState::default(); options.n_parallel],
             pace: Pace::new(options.itl_budget, info.n_batch),
             started: Instant::now(),
@@ -100,7 +103,7 @@ impl Core {
 
     /// Whether a step would do anything.
     pub fn has_work(&self) -> bool {
-        !self.sequences.is_empty()
+        !self.sequences.is_empty() || !self.deferred.is_empty()
     }
 
     /// Takes a request.
@@ -146,6 +149,7 @@ impl Core {
     /// One step over everything that runs.
     pub fn step(&mut self) {
         self.end_those_who_should();
+        std::mem::take(&mut self.deferred).into_iter().for_each(|command| self.obey(command));
         let n_ctx = self.info.n_ctx;
         self.sequences.iter_mut().for_each(|sequence| sequence.guess(n_ctx));
         let views: Vec<_> = self.sequences.iter().map(Sequence::view).collect();
@@ -499,7 +503,14 @@ impl Core {
     /// Does what a caller asked for between two steps.
     pub fn obey(&mut self, command: Command) {
         match command {
-            Command::Embed { tokens, pooling, reply } => reply.send(self.embed(&tokens, pooling)),
+            Command::Embed { tokens, pooling, reply } => match self.embed(&tokens, pooling) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Embed { tokens, pooling, reply }),
+            },
+            Command::Rerank { tokens, reply } => match self.rerank(&tokens) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Rerank { tokens, reply }),
+            },
             Command::Slots { reply } => {
                 reply.send(Ok((0..self.slots.len()).map(|slot| self.slot_view(slot)).collect()));
             }

@@ -9,8 +9,7 @@ use super::{InferenceError, LoadOptions, ModelInfo};
 use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::{Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
-use crate::inference::model::Pooling;
-use crate::inference::tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer};
+use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
 /// The model that is part of the program.
 pub static EMBEDDED_MODEL: &[u8] =
@@ -29,10 +28,10 @@ pub enum ModelSource {
 ///
 /// It can run one sequence by itself; an engine takes it apart to run many.
 pub struct Model {
-    info: Arc<ModelInfo>,
+    pub(super) info: Arc<ModelInfo>,
     pub(super) runner: Box<dyn Runner>,
     /// Every page of the cache, in order: this is the only sequence.
-    pages: Vec<PageIdx>,
+    pub(super) pages: Vec<PageIdx>,
     /// Tokens whose keys and values are in the cache.
     pub(super) cached: Vec<TokenId>,
 }
@@ -151,34 +150,5 @@ impl Model {
         let mut logits = Vec::with_capacity(tokens.len() * self.hparams.n_vocab);
         self.advance(tokens, 0, |_, row| logits.extend_from_slice(row))?;
         Ok(logits)
-    }
-
-    /// The embedding of a text: an encoder's pooled rows, not normalised.
-    ///
-    /// # Errors
-    /// If the text does not fit the context, or the model is not an encoder.
-    pub fn embed(&mut self, text: &str) -> Result<Vec<f32>, InferenceError> {
-        if self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        let options = EncodeOptions { add_special: true, parse_special: false };
-        let tokens = self.tokenizer.encode(text, options)?;
-        if tokens.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        self.truncate(0);
-        let n = tokens.len();
-        let mut pooled = vec![0f32; self.hparams.n_embd];
-        let pooling = self.hparams.pooling;
-        self.advance(&tokens, 0, |i, row| {
-            let weight = match pooling {
-                Pooling::Mean => 1.0 / n as f32,
-                Pooling::Last => f32::from(u8::from(i + 1 == n)),
-                Pooling::None | Pooling::Cls | Pooling::Rank => f32::from(u8::from(i == 0)),
-            };
-            pooled.iter_mut().zip(row).for_each(|(p, x)| *p += weight * x);
-        })?;
-        self.truncate(0);
-        Ok(pooled)
     }
 }

@@ -11,6 +11,12 @@ pub trait Runner: Send {
     /// If the batch breaks a rule of [`Batch::check`].
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
 
+    /// Rows before the output matrix, `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`Runner::forward`].
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
+
     /// Copies a page with the keys and values of every layer.
     fn copy_page(&mut self, from: PageIdx, to: PageIdx);
 }
@@ -18,6 +24,10 @@ pub trait Runner: Send {
 impl Runner for CpuBackend {
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CpuBackend::forward(self, batch)
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        CpuBackend::embed(self, batch)
     }
 
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) {

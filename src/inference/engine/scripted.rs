@@ -42,6 +42,10 @@ impl Runner for Scripted {
         Ok(self.rows.iter().map(Vec::as_slice).collect())
     }
 
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.forward(batch)
+    }
+
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
         self.pages[to as usize] = self.pages[from as usize];
     }

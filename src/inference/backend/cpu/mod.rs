@@ -28,7 +28,8 @@ use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::{PerWorker, SharedMut};
 use super::{
-    AttentionSpec, BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId, WeightSpec,
+    AttentionSpec, BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId,
+    WeightSpec,
 };
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::{TensorType, dequantize};
@@ -144,17 +145,36 @@ impl CpuBackend {
     /// # Errors
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.plan.ops.len(), self.plan.output, batch)
+    }
+
+    /// Runs the plan up to the embeddings and returns those of the output rows,
+    /// `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::forward`].
+    pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        let (n_ops, buf) = self.plan.embedding;
+        self.run_to(n_ops, buf, batch)
+    }
+
+    fn run_to(
+        &mut self,
+        n_ops: usize,
+        output: BufId,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(super::BatchError::Outputs.into());
         }
         self.acts_of = None;
         self.turn_angles(batch);
-        for op_idx in 0..self.plan.ops.len() {
+        for op_idx in 0..n_ops {
             self.run(self.plan.ops[op_idx], batch);
         }
-        let out = &self.bufs[self.plan.output.0];
-        let n = self.n_rows(self.plan.output, batch);
+        let out = &self.bufs[output.0];
+        let n = self.n_rows(output, batch);
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
@@ -401,6 +421,8 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     while got.len() > spec.shape.len() && got.last() == Some(&1) {
         got.pop();
     }
+    // A matrix of one row may stand in the file as a vector.
+    got.resize(got.len().max(spec.shape.len()), 1);
     if got != spec.shape {
         let (name, expected) = (spec.name.clone(), spec.shape.clone());
         return Err(BackendError::TensorShape { name, expected, got });
