@@ -1,5 +1,7 @@
 //! The room through its face: files that are wrong, roles of tokens, and chat templates.
 
+use serde::Deserialize;
+
 use super::*;
 use crate::inference::gguf::Value;
 
@@ -246,6 +248,29 @@ fn templates_run_as_in_python() {
     for (source, expected) in cases {
         assert_eq!(render(source, &[say("user", "U")]).unwrap(), expected, "{source}");
     }
+}
+
+/// With `serde_json/arbitrary_precision` anywhere in the build, both of these go wrong.
+#[test]
+fn json_numbers_are_numbers() {
+    #[derive(Deserialize)]
+    struct Inner {
+        temp: f32,
+    }
+    #[derive(Deserialize)]
+    struct Outer {
+        #[serde(flatten)]
+        inner: Inner,
+    }
+    let outer: Outer = serde_json::from_str("{\"temp\": 0.7}").expect("a number");
+    assert_eq!(outer.inner.temp, 0.7);
+
+    let tools = serde_json::from_str("[{\"n\": 0.7, \"m\": 12}]").expect("JSON");
+    let options = RenderOptions { tools: Some(tools), ..RenderOptions::default() };
+    let source = "{{ tools | tojson }} {{ tools[0].n * 2 + tools[0].m }}";
+    let template = ChatTemplate::from_source(source, "", "").expect("a template");
+    let text = template.render(&[], &options).expect("it renders");
+    assert_eq!(text, "[{\"n\": 0.7, \"m\": 12}] 13.4");
 }
 
 #[test]
