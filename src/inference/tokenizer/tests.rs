@@ -298,6 +298,36 @@ fn a_hostile_template_cannot_overflow_the_stack() {
     }
 }
 
+/// Each of these asked for a terabyte in one step.
+#[test]
+fn a_number_in_a_template_cannot_become_that_many_bytes() {
+    let hostile = [
+        "{{ 'x\\ny' | indent(1099511627776) }}",
+        "{{ 'x\\ny' | indent(width=18446744073709551615) }}",
+        "{{ '%1000000000000d' | format(1) }}",
+        "{{ '%.1000000000000f' | format(1.5) }}",
+        "{{ '%-*d' | format(1000000000000, 1) }}",
+        "{{ '%(a%)99999999999999999999999d' | format(a=1) }}",
+        "{{ '{:1000000000000d}'.format(1) }}",
+        "{{ [1] | batch(1000000000000, 'x') }}",
+        "{{ [1] | slice(1000000000000) }}",
+    ];
+    for source in hostile {
+        let error = render(source, &[]).expect_err(source).to_string();
+        assert!(error.contains("at most 9999") || error.contains("unknown filter"), "{error}");
+    }
+    let fine = [
+        ("{{ 'a\\nb\\n\\nc\\n' | indent }}", "a\n    b\n\n    c"),
+        ("{{ 'a\\nb' | indent(2, true) }}", "  a\n  b"),
+        ("{{ 'a\\n\\nb' | indent(width=1, first=true, blank=true) }}", " a\n \n b"),
+        ("{{ '**%5.1f** of %s' | format(2.25, 100000) }}", "**  2.2** of 100000"),
+        ("{{ '{:>4}|{}'.format('a', 2024) }}", "   a|2024"),
+    ];
+    for (source, expected) in fine {
+        assert_eq!(render(source, &[]).expect(source), expected, "{source}");
+    }
+}
+
 #[test]
 fn a_long_chat_is_within_the_bound_on_steps() {
     let chat: Vec<Message> =
