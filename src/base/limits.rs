@@ -29,6 +29,8 @@ pub const GGUF_SHARDS_MAX: u32 = 512;
 pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 /// Steps a chat template may take.
 pub const CHAT_TEMPLATE_FUEL: u64 = 400_000;
+/// Width or precision that one call in a chat template may pad a text to.
+pub const CHAT_TEMPLATE_WIDTH_MAX: usize = 9_999;
 /// Stack of the thread that renders a chat template; only what is used takes memory. A template
 /// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
 pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
