@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::memory::prepare;
 use super::{InferenceError, LoadOptions, MemoryPlan};
 use crate::inference::backend::cpu::CpuBackend;
-use crate::inference::backend::{Batch, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
 use crate::inference::model::{Hparams, Pooling};
 use crate::inference::tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer};
@@ -38,6 +38,8 @@ pub struct Model {
     n_outputs: usize,
     /// Every page of the cache, in order: this is the only sequence.
     pages: Vec<PageIdx>,
+    /// LoRA adapters in effect.
+    adapters: Vec<(AdapterIdx, f32)>,
     /// Tokens whose keys and values are in the cache.
     pub(super) cached: Vec<TokenId>,
 }
@@ -77,6 +79,7 @@ impl Model {
             n_outputs: config.n_outputs,
             pages: (0..config.n_page as PageIdx).collect(),
             backend: CpuBackend::new(prepared.plan, Arc::clone(&gguf), config)?,
+            adapters: Vec::new(),
             cached: Vec::new(),
             gguf,
         })
@@ -122,6 +125,23 @@ impl Model {
         self.backend.describe()
     }
 
+    /// Loads a LoRA adapter; [`Model::set_adapters`] puts it into effect.
+    ///
+    /// # Errors
+    /// If the file is not an adapter for this model.
+    pub fn add_adapter(&mut self, gguf: &Gguf) -> Result<AdapterIdx, InferenceError> {
+        Ok(self.backend.add_adapter(gguf, self.hparams.arch.name)?)
+    }
+
+    /// Puts adapters into effect at their scales, instead of those before; none of them for the
+    /// model as it is in its file.
+    pub fn set_adapters(&mut self, adapters: &[(AdapterIdx, f32)]) {
+        if self.adapters != adapters {
+            self.adapters = adapters.to_vec();
+            self.truncate(0);
+        }
+    }
+
     /// Runs `tokens` from position `cached.len()` in chunks, and calls `each` with the row of every
     /// output: each position from `output_from` on, counted from the first of `tokens`.
     pub(super) fn advance(
@@ -146,7 +166,8 @@ impl Model {
             let outputs: Vec<u32> =
                 (output_from.saturating_sub(start).min(n)..n).map(|i| i as u32).collect();
             let pos = self.cached.len();
-            let spans = [Span { pages: &self.pages, pos, n_tokens: n }];
+            let adapters = &self.adapters;
+            let spans = [Span { pages: &self.pages, pos, n_tokens: n, adapters }];
             let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
             let rows = self.backend.forward(&batch)?;
             for (&i, row) in outputs.iter().zip(rows) {

@@ -8,8 +8,10 @@ mod attention;
 mod chunk;
 mod isa;
 mod kv_cache;
+mod lora;
 mod math;
 mod matmul;
+mod pages;
 mod pool;
 mod rowwise;
 mod shared;
@@ -23,6 +25,7 @@ pub use kv_cache::KvType;
 use self::attention::Attention;
 use self::chunk::ActChunk;
 use self::kv_cache::KvCache;
+use self::lora::Lora;
 use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
 use self::pool::Pool;
 use self::rowwise::RowOp;
@@ -92,6 +95,7 @@ pub struct CpuBackend {
     angles: Vec<Vec<(f32, f32)>>,
     matmul_scratch: PerWorker<matmul::Scratch>,
     attention: Attention,
+    lora: Lora,
 }
 
 impl CpuBackend {
@@ -111,6 +115,7 @@ impl CpuBackend {
             angles: vec![Vec::new(); plan.ropes.len()],
             matmul_scratch: PerWorker::new(config.n_threads.max(1)),
             attention: Attention::new(config.n_threads.max(1)),
+            lora: Lora::default(),
             weights,
             plan,
             gguf,
@@ -118,7 +123,7 @@ impl CpuBackend {
         })
     }
 
-    /// Bytes that a page of the KV cache takes.
+    /// Bytes that a page of the KV cache would take.
     pub fn page_bytes_of(plan: &Plan, kv_type: KvType) -> usize {
         KvCache::page_bytes_of(plan, kv_type)
     }
@@ -145,6 +150,7 @@ impl CpuBackend {
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
+        self.check_adapters(batch)?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(super::BatchError::Outputs.into());
         }
@@ -162,6 +168,9 @@ impl CpuBackend {
         match op {
             Op::Embed { table, out } => {
                 self.add_table_rows(table, out, batch, true, |_, token| token as usize);
+                let mut data = self.take(out);
+                self.adapt_table(table, &mut data, self.bufs[out.0].stride, batch);
+                self.bufs[out.0].data = data;
             }
             Op::AddPosition { x, table } => {
                 self.add_table_rows(table, x, batch, false, |pos, _| pos);
@@ -306,6 +315,7 @@ impl CpuBackend {
         let bias = bias.map(|b| vector(&self.weights, b));
         let (scratch, stride) = (&self.matmul_scratch, self.bufs[out.0].stride);
         matmul(&mut self.pool, isa, scratch, w, rows, &self.acts, bias, &mut data, stride);
+        self.adapt_product((x, weight), &mut data, stride, batch);
         self.bufs[out.0].data = data;
     }
 
