@@ -122,16 +122,19 @@ fn check_shift(case: &str, kv_type: KvType, (n, a, b): (usize, usize, usize), to
 #[test]
 fn a_shifted_sequence_goes_on_as_if_the_dropped_tokens_had_never_been() {
     let cases = ["llama", "llama-yarn", "llama-llama3", "qwen2", "qwen3", "phi2", "stablelm"];
-    for case in cases.into_iter().chain(["starcoder2", "gemma3"]) {
+    for case in cases.into_iter().chain(["starcoder2"]) {
         // f32: the rotations' own rounding.
         check_shift(case, KvType::F32, (90, 4, 30), 1e-4);
     }
+    // A window of 8: what is dropped must lie in it.
+    check_shift("gemma3", KvType::F32, (90, 80, 86), 1e-4);
     // By less than a page, by whole pages, from the start, across several pages.
     for (n, a, b) in [(90, 10, 11), (100, 0, 64), (70, 1, 34), (97, 33, 60)] {
         check_shift("llama", KvType::F32, (n, a, b), 1e-4);
-        // One more rounding to 11 bits, or to a code of the block.
+        // Keys are rounded before and after the turn, to 11 bits or to codes of a block, and the
+        // fresh ones elsewhere: logits of size 1 differ by about three such roundings.
         check_shift("llama", KvType::F16, (n, a, b), 5e-3);
-        check_shift("qwen2", KvType::Q8_0, (n, a, b), 5e-2);
+        check_shift("qwen2", KvType::Q8_0, (n, a, b), 1.5e-1);
     }
 }
 

@@ -129,7 +129,8 @@ impl CpuBackend {
                 }
                 let x = matmul::Rows { data: hidden, stride, n: group.n };
                 let stride = part.n_out.next_multiple_of(STRIDE_LEN);
-                delta.resize((group.n * stride).max(delta.len()), 0.0);
+                delta.clear();
+                delta.resize(group.n * stride, 0.0);
                 let (w, isa) = (floats(&part.b, part.n_out), self.config.isa);
                 let scratch = &self.matmul_scratch;
                 matmul(&mut self.pool, isa, scratch, w, x, &[], None, delta, stride);
@@ -149,7 +150,7 @@ fn floats(data: &[u8], n_rows: usize) -> Matrix<'_> {
     Matrix { ty: TensorType::F32, data, n_rows, n_cols: data.len() / size_of::<f32>() / n_rows }
 }
 
-/// `out[row][..width] += scale * delta[row]`
+/// `out[row][..width] += scale * delta[row]` for the rows that `delta` has.
 fn add_rows(
     out: &mut [f32],
     out_stride: usize,
