@@ -2,10 +2,12 @@
 
 mod cli;
 mod generation;
+mod memory;
 mod model_parity;
 mod perplexity;
 mod pull;
 mod sampler;
 mod support;
+mod terminal;
 mod tidy;
 mod tokenizer;
