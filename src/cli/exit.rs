@@ -132,6 +132,6 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::PromptEmpty
         | InferenceError::TextTooShort { .. } => USAGE,
         InferenceError::Backend(error) if error.is_wrong_option() => USAGE,
-        InferenceError::Backend(_) => FAILURE,
+        InferenceError::Backend(_) | InferenceError::Thread(_) => FAILURE,
     }
 }

@@ -21,6 +21,7 @@ mod special;
 mod spm;
 mod strftime;
 mod template;
+mod template_widths;
 #[cfg(test)]
 mod tests;
 mod tojson;

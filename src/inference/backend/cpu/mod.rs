@@ -20,13 +20,17 @@ use std::sync::Arc;
 pub use isa::Isa;
 pub use kv_cache::KvType;
 
+use self::attention::Attention;
 use self::chunk::ActChunk;
 use self::kv_cache::KvCache;
 use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::{PerWorker, SharedMut};
-use super::{BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId, WeightSpec};
+use super::{
+    AttentionSpec, BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId,
+    WeightSpec,
+};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::{TensorType, dequantize};
 
@@ -88,7 +92,7 @@ pub struct CpuBackend {
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
     matmul_scratch: PerWorker<matmul::Scratch>,
-    attention_scratch: PerWorker<attention::Scratch>,
+    attention: Attention,
 }
 
 impl CpuBackend {
@@ -107,7 +111,7 @@ impl CpuBackend {
             acts_of: None,
             angles: vec![Vec::new(); plan.ropes.len()],
             matmul_scratch: PerWorker::new(config.n_threads.max(1)),
-            attention_scratch: PerWorker::new(config.n_threads.max(1)),
+            attention: Attention::new(config.n_threads.max(1)),
             weights,
             plan,
             gguf,
@@ -116,8 +120,8 @@ impl CpuBackend {
     }
 
     /// Bytes that a page of the KV cache takes.
-    pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
-        KvCache::page_bytes(plan, kv_type)
+    pub fn page_bytes_of(plan: &Plan, kv_type: KvType) -> usize {
+        KvCache::page_bytes_of(plan, kv_type)
     }
 
     /// Bytes of buffers for batches as in `config`.
@@ -127,7 +131,8 @@ impl CpuBackend {
         let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(chunk::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
-        bufs + acts + config.n_threads * (1 << 20)
+        let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
+        bufs + acts + partials + config.n_threads * (1 << 20)
     }
 
     /// What computes: instruction set and threads.
@@ -173,6 +178,18 @@ impl CpuBackend {
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
+    /// Copies a page of the KV cache, every layer of it.
+    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
+        let shape = self.kv.shape();
+        for layer_idx in 0..self.plan.n_layer {
+            for kv_head in 0..self.plan.n_kv_head {
+                let at = shape.at(layer_idx, from, kv_head);
+                let to = shape.at(layer_idx, to, kv_head);
+                self.kv.bytes_mut().copy_within(at..at + shape.head_bytes(), to);
+            }
+        }
+    }
+
     fn run(&mut self, op: Op, batch: &Batch<'_>) {
         match op {
             Op::Embed { table, out } => {
@@ -186,8 +203,7 @@ impl CpuBackend {
             Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
             Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
             Op::Attention { q, k, v, out, spec } => {
-                self.append_kv(k, v, spec.layer_idx, batch);
-                self.attention(q, out, spec, batch);
+                self.attention((q, k, v), out, spec, batch);
             }
             Op::Glu { gate, up, activation } => {
                 self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
@@ -353,32 +369,22 @@ impl CpuBackend {
         self.bufs[x.0].data = data;
     }
 
-    fn append_kv(&mut self, k: BufId, v: BufId, layer_idx: usize, batch: &Batch<'_>) {
-        let (k, v) = (&self.bufs[k.0], &self.bufs[v.0]);
-        let mut row = 0;
-        for span in batch.spans {
-            for i in 0..span.n_tokens {
-                let (k, v) = (&k.data[row * k.stride..], &v.data[row * v.stride..]);
-                self.kv.append(layer_idx, span, i, k, v);
-                row += 1;
-            }
-        }
-    }
-
-    fn attention(&mut self, q: BufId, out: BufId, spec: super::AttentionSpec, batch: &Batch<'_>) {
+    fn attention(
+        &mut self,
+        (q, k, v): (BufId, BufId, BufId),
+        out: BufId,
+        spec: AttentionSpec,
+        batch: &Batch<'_>,
+    ) {
         let mut data = self.take(out);
-        let q = &self.bufs[q.0];
-        attention::attention(
-            &mut self.pool,
-            self.config.isa,
-            &self.attention_scratch,
-            spec,
-            &self.kv,
-            batch.spans,
-            &q.data,
-            &mut data,
-            q.stride,
-        );
+        let n = batch.tokens.len();
+        let rows = |buf: BufId| {
+            let Buf { data, stride, .. } = &self.bufs[buf.0];
+            matmul::Rows { data, stride: *stride, n }
+        };
+        self.kv.append(&mut self.pool, spec.layer_idx, batch.spans, rows(k), rows(v));
+        let (pool, isa) = (&mut self.pool, self.config.isa);
+        self.attention.run(pool, isa, spec, &self.kv, batch.spans, rows(q), &mut data);
         self.bufs[out.0].data = data;
     }
 
