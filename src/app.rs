@@ -220,7 +220,10 @@ impl App {
         }
         if name.contains('/') {
             let name = name.to_owned();
-            let hint = ": there is no such file".to_owned();
+            let hint = match path.exists() {
+                true => ": that is no regular file".to_owned(),
+                false => ": there is no such file".to_owned(),
+            };
             return Err(LibraryError::UnknownModel { name, hint }.into());
         }
         let error = match self.store.find(name) {

@@ -3,11 +3,13 @@
 mod cli;
 mod generation;
 mod lora;
+mod memory;
 mod model_parity;
 mod pages;
 mod perplexity;
 mod pull;
 mod sampler;
 mod support;
+mod terminal;
 mod tidy;
 mod tokenizer;

@@ -131,6 +131,7 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::PromptTooLong { .. }
         | InferenceError::PromptEmpty
         | InferenceError::TextTooShort { .. } => USAGE,
+        InferenceError::Backend(error) if error.is_wrong_option() => USAGE,
         InferenceError::Backend(_) | InferenceError::Thread(_) => FAILURE,
     }
 }

@@ -92,3 +92,10 @@ pub enum BackendError {
     #[error("the worker threads could not be started")]
     Threads(#[source] std::io::Error),
 }
+
+impl BackendError {
+    /// Whether another value of an option would help.
+    pub fn is_wrong_option(&self) -> bool {
+        matches!(self, BackendError::Isa { .. } | BackendError::KvType { .. })
+    }
+}

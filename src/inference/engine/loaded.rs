@@ -168,8 +168,12 @@ impl Model {
     /// Teacher-forced logits `[tokens, n_vocab]`.
     ///
     /// # Errors
-    /// If there are more tokens than the context holds, or one is outside the vocabulary.
+    /// If there are more tokens than the context holds, one is outside the vocabulary, or the
+    /// model is an encoder.
     pub fn logits(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, InferenceError> {
+        if !self.hparams.arch.causal {
+            return Err(InferenceError::NotGenerative);
+        }
         self.truncate(0);
         let mut logits = Vec::with_capacity(tokens.len() * self.hparams.n_vocab);
         self.advance(tokens, 0, |_, row| logits.extend_from_slice(row))?;
