@@ -2,6 +2,7 @@
 
 mod cli;
 mod generation;
+mod grammar;
 mod lora;
 mod memory;
 mod model_parity;
