@@ -252,6 +252,7 @@ impl App {
         LoadOptions {
             kv_type: model.kv_type.clone(),
             n_ctx: model.n_ctx,
+            n_parallel: None,
             n_batch: model.n_batch,
             n_threads: model.n_threads,
             isa: model.isa.clone(),

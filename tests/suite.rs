@@ -1,7 +1,9 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod cli;
+mod generation;
 mod model_parity;
+mod perplexity;
 mod pull;
 mod sampler;
 mod support;

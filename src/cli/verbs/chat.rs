@@ -60,7 +60,7 @@ Ctrl-C stops an answer.";
 
 /// Talks until the person leaves.
 pub fn run(context: &Context, args: &ChatArgs) -> anyhow::Result<u8> {
-    let mut settings = args.model.settings();
+    let mut settings = args.model.settings()?;
     settings.extend(args.sampling.settings()?);
     let app = context.app(settings)?;
     let system = match &args.system_prompt_file {

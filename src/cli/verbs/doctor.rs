@@ -63,7 +63,7 @@ struct Finding {
 
 /// Looks at the machine and tests the model.
 pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.model.settings())?;
+    let app = context.app(args.model.settings()?)?;
     let host = Host::read();
     let mut findings = machine(&host);
     findings.extend(places(&app));

@@ -108,7 +108,7 @@ impl LimitArgs {
 
 /// Answers the prompt.
 pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
-    let mut settings = args.model.settings();
+    let mut settings = args.model.settings()?;
     settings.extend(args.sampling.settings()?);
     let app = context.app(settings)?;
     let text = if is_fim(args) { String::new() } else { prompt_text(args)? };
@@ -250,6 +250,8 @@ pub fn finish_name(finish: &Finish) -> &'static str {
         Finish::Stop(_) => "stop_word",
         Finish::Length => "length",
         Finish::ContextFull => "context_full",
+        Finish::TimeUp => "time_up",
+        Finish::Indent => "indent",
         Finish::Canceled => "canceled",
     }
 }

@@ -59,8 +59,8 @@ pub fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<u8> {
     if let Some(file) = &args.file {
         model.model = Some(file.clone());
     }
-    let mut settings = args.model.settings();
-    settings.extend(model.settings());
+    let mut settings = args.model.settings()?;
+    settings.extend(model.settings()?);
     let app = context.app(settings)?;
     let source = app.model_source()?;
     let gguf = open(&source)?;

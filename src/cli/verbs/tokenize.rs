@@ -43,7 +43,7 @@ pub struct TokenizeArgs {
 
 /// Prints tokens or text.
 pub fn run(context: &Context, args: &TokenizeArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.model.settings())?;
+    let app = context.app(args.model.settings()?)?;
     let tokenizer = open_tokenizer(&app)?;
     if let Some(ids) = &args.ids {
         return detokenize(&tokenizer, ids, args);

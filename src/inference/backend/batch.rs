@@ -25,6 +25,14 @@ pub struct Span<'a> {
     pub n_tokens: usize,
 }
 
+impl Span<'_> {
+    /// The pages that the span's tokens are written to.
+    pub fn written(&self) -> &[PageIdx] {
+        let end = (self.pos + self.n_tokens).div_ceil(PAGE_LEN);
+        &self.pages[(self.pos / PAGE_LEN).min(end)..end]
+    }
+}
+
 /// The input of one forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
@@ -71,6 +79,12 @@ pub enum BatchError {
         /// Pages that it brought.
         n_pages: usize,
     },
+    /// Two spans that write one page.
+    #[error("two spans write page {page}; each sequence needs a page of its own to go on in")]
+    SharedPage {
+        /// The page.
+        page: PageIdx,
+    },
     /// Output rows out of order or out of range.
     #[error("output rows must ascend and lie inside the batch")]
     Outputs,
@@ -99,6 +113,12 @@ impl Batch<'_> {
                 return Err(BatchError::Pages { end, n_pages: span.pages.len() });
             }
         }
+        let mut written: Vec<PageIdx> =
+            self.spans.iter().flat_map(Span::written).copied().collect();
+        written.sort_unstable();
+        if let Some(pair) = written.windows(2).find(|w| w[0] == w[1]) {
+            return Err(BatchError::SharedPage { page: pair[0] });
+        }
         let ascending = self.outputs.windows(2).all(|w| w[0] < w[1]);
         let inside = self.outputs.last().is_none_or(|&o| (o as usize) < spans);
         if ascending && inside { Ok(()) } else { Err(BatchError::Outputs) }
@@ -121,6 +141,9 @@ mod tests {
         assert!(matches!(check(&[1; 5], &[span(0, 5)], &[]), Err(BatchError::TooLarge { .. })));
         assert!(matches!(check(&[10], &[span(0, 1)], &[]), Err(BatchError::Token { .. })));
         assert!(matches!(check(&[1], &[span(64, 1)], &[]), Err(BatchError::Pages { .. })));
+        let twice = [span(0, 1), span(1, 1)];
+        assert_eq!(check(&[1, 2], &twice, &[]), Err(BatchError::SharedPage { page: 0 }));
+        assert_eq!(check(&[1, 2], &[span(0, 1), span(32, 1)], &[]), Ok(()));
         assert_eq!(check(&[1, 2], &[span(0, 2)], &[1, 0]), Err(BatchError::Outputs));
         assert_eq!(check(&[1, 2], &[span(0, 2)], &[2]), Err(BatchError::Outputs));
     }

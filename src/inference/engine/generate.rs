@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::answer::Answer;
+use super::event::Finish;
 use super::sampler::{BreakerVocab, Sampler, SamplerOptions, TokenLogProb, log_probs};
-use super::stop::StopStrings;
 use super::{InferenceError, Model};
-use crate::inference::tokenizer::{EncodeOptions, TokenId, Utf8Stream};
+use crate::inference::tokenizer::{EncodeOptions, TokenId};
 
 /// What to generate.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,21 +24,6 @@ pub struct GenerateRequest {
     pub n_probs: usize,
     /// Goes on past the model's own end.
     pub ignore_eos: bool,
-}
-
-/// Why an answer ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended it.
-    Eog,
-    /// A stop string came.
-    Stop(String),
-    /// `n_predict` was reached.
-    Length,
-    /// The context is full.
-    ContextFull,
-    /// The reader broke off.
-    Canceled,
 }
 
 /// An answer.
@@ -88,7 +74,7 @@ impl Model {
         let started = Instant::now();
         let (n_cached, mut logits) = self.prefill(&request.prompt)?;
         let prefilled = Instant::now();
-        let mut answer = Answer::new(&request.stop);
+        let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
             text: String::new(),
             tokens: Vec::new(),
@@ -120,7 +106,9 @@ impl Model {
             if self.tokenizer.is_eog(token) {
                 break Finish::Eog;
             }
-            if let Some(finish) = answer.push(self.tokenizer.token_bytes(token, false), on_text) {
+            let (text, end) = answer.push(self.tokenizer.token_bytes(token, false));
+            let canceled = give(&mut out.text, &text, on_text);
+            if let Some(finish) = canceled.or(end) {
                 break finish;
             }
             if self.cached.len() >= self.n_ctx {
@@ -128,8 +116,11 @@ impl Model {
             }
             self.advance(&[token], 0, |_, row| logits.copy_from_slice(row))?;
         };
-        answer.finish(&mut out.finish, on_text);
-        out.text = answer.text;
+        if !matches!(out.finish, Finish::Stop(_) | Finish::Canceled) {
+            let (text, end) = answer.finish();
+            let canceled = give(&mut out.text, &text, on_text);
+            out.finish = canceled.or(end).unwrap_or(out.finish);
+        }
         out.decode_ms = prefilled.elapsed().as_secs_f64() * 1e3;
         Ok(out)
     }
@@ -159,49 +150,13 @@ impl Model {
     }
 }
 
-/// The text of an answer as it grows.
-struct Answer {
-    utf8: Utf8Stream,
-    stop: StopStrings,
-    text: String,
-}
-
-impl Answer {
-    fn new(stop: &[String]) -> Answer {
-        Answer { utf8: Utf8Stream::new(), stop: StopStrings::new(stop), text: String::new() }
-    }
-
-    fn push(
-        &mut self,
-        bytes: &[u8],
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Option<Finish> {
-        let text = self.utf8.push(bytes);
-        let (text, stopped) = self.stop.push(&text);
-        self.give(&text, on_text).or(stopped.map(Finish::Stop))
-    }
-
-    /// What was held back, unless a stop string ended the answer.
-    fn finish(&mut self, finish: &mut Finish, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
-        if matches!(finish, Finish::Stop(_) | Finish::Canceled) {
-            return;
-        }
-        let rest = self.utf8.finish();
-        let (text, stopped) = self.stop.push(&rest);
-        let held = if stopped.is_none() { self.stop.finish() } else { String::new() };
-        let canceled = self.give(&(text + &held), on_text);
-        if let Some(end) = stopped.map(Finish::Stop).or(canceled) {
-            *finish = end;
-        }
-    }
-
-    fn give(
-        &mut self,
-        text: &str,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Option<Finish> {
-        self.text.push_str(text);
-        let broke = !text.is_empty() && on_text(text).is_break();
-        broke.then_some(Finish::Canceled)
-    }
+/// Shows a piece and adds it to the text; whether the reader broke off.
+fn give(
+    all: &mut String,
+    text: &str,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Option<Finish> {
+    all.push_str(text);
+    let broke = !text.is_empty() && on_text(text).is_break();
+    broke.then_some(Finish::Canceled)
 }

@@ -20,13 +20,17 @@ use std::sync::Arc;
 pub use isa::Isa;
 pub use kv_cache::KvType;
 
+use self::attention::Attention;
 use self::chunk::ActChunk;
 use self::kv_cache::KvCache;
 use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::{PerWorker, SharedMut};
-use super::{BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId, WeightSpec};
+use super::{
+    AttentionSpec, BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId,
+    WeightSpec,
+};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::{TensorType, dequantize};
 
@@ -88,7 +92,7 @@ pub struct CpuBackend {
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
     matmul_scratch: PerWorker<matmul::Scratch>,
-    attention_scratch: PerWorker<attention::Scratch>,
+    attention: Attention,
 }
 
 impl CpuBackend {
@@ -107,7 +111,7 @@ impl CpuBackend {
             acts_of: None,
             angles: vec![Vec::new(); plan.ropes.len()],
             matmul_scratch: PerWorker::new(config.n_threads.max(1)),
-            attention_scratch: PerWorker::new(config.n_threads.max(1)),
+            attention: Attention::new(config.n_threads.max(1)),
             weights,
             plan,
             gguf,
@@ -116,8 +120,8 @@ impl CpuBackend {
     }
 
     /// Bytes that a page of the KV cache takes.
-    pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
-        KvCache::page_bytes(plan, kv_type)
+    pub fn page_bytes_of(plan: &Plan, kv_type: KvType) -> usize {
+        KvCache::page_bytes_of(plan, kv_type)
     }
 
     /// Bytes of buffers for batches as in `config`.
@@ -127,7 +131,8 @@ impl CpuBackend {
         let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(chunk::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
-        bufs + acts + config.n_threads * (1 << 20)
+        let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
+        bufs + acts + partials + config.n_threads * (1 << 20)
     }
 
     /// What computes: instruction set and threads.
@@ -140,18 +145,49 @@ impl CpuBackend {
     /// # Errors
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.plan.ops.len(), self.plan.output, batch)
+    }
+
+    /// Runs the plan up to the embeddings and returns those of the output rows,
+    /// `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::forward`].
+    pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        let (n_ops, buf) = self.plan.embedding;
+        self.run_to(n_ops, buf, batch)
+    }
+
+    fn run_to(
+        &mut self,
+        n_ops: usize,
+        output: BufId,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(super::BatchError::Outputs.into());
         }
         self.acts_of = None;
         self.turn_angles(batch);
-        for op_idx in 0..self.plan.ops.len() {
+        for op_idx in 0..n_ops {
             self.run(self.plan.ops[op_idx], batch);
         }
-        let out = &self.bufs[self.plan.output.0];
-        let n = self.n_rows(self.plan.output, batch);
+        let out = &self.bufs[output.0];
+        let n = self.n_rows(output, batch);
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
+    }
+
+    /// Copies a page of the KV cache, every layer of it.
+    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
+        let shape = self.kv.shape();
+        for layer_idx in 0..self.plan.n_layer {
+            for kv_head in 0..self.plan.n_kv_head {
+                let at = shape.at(layer_idx, from, kv_head);
+                let to = shape.at(layer_idx, to, kv_head);
+                self.kv.bytes_mut().copy_within(at..at + shape.head_bytes(), to);
+            }
+        }
     }
 
     fn run(&mut self, op: Op, batch: &Batch<'_>) {
@@ -167,8 +203,7 @@ impl CpuBackend {
             Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
             Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
             Op::Attention { q, k, v, out, spec } => {
-                self.append_kv(k, v, spec.layer_idx, batch);
-                self.attention(q, out, spec, batch);
+                self.attention((q, k, v), out, spec, batch);
             }
             Op::Glu { gate, up, activation } => {
                 self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
@@ -334,32 +369,22 @@ impl CpuBackend {
         self.bufs[x.0].data = data;
     }
 
-    fn append_kv(&mut self, k: BufId, v: BufId, layer_idx: usize, batch: &Batch<'_>) {
-        let (k, v) = (&self.bufs[k.0], &self.bufs[v.0]);
-        let mut row = 0;
-        for span in batch.spans {
-            for i in 0..span.n_tokens {
-                let (k, v) = (&k.data[row * k.stride..], &v.data[row * v.stride..]);
-                self.kv.append(layer_idx, span, i, k, v);
-                row += 1;
-            }
-        }
-    }
-
-    fn attention(&mut self, q: BufId, out: BufId, spec: super::AttentionSpec, batch: &Batch<'_>) {
+    fn attention(
+        &mut self,
+        (q, k, v): (BufId, BufId, BufId),
+        out: BufId,
+        spec: AttentionSpec,
+        batch: &Batch<'_>,
+    ) {
         let mut data = self.take(out);
-        let q = &self.bufs[q.0];
-        attention::attention(
-            &mut self.pool,
-            self.config.isa,
-            &self.attention_scratch,
-            spec,
-            &self.kv,
-            batch.spans,
-            &q.data,
-            &mut data,
-            q.stride,
-        );
+        let n = batch.tokens.len();
+        let rows = |buf: BufId| {
+            let Buf { data, stride, .. } = &self.bufs[buf.0];
+            matmul::Rows { data, stride: *stride, n }
+        };
+        self.kv.append(&mut self.pool, spec.layer_idx, batch.spans, rows(k), rows(v));
+        let (pool, isa) = (&mut self.pool, self.config.isa);
+        self.attention.run(pool, isa, spec, &self.kv, batch.spans, rows(q), &mut data);
         self.bufs[out.0].data = data;
     }
 
@@ -396,6 +421,8 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     while got.len() > spec.shape.len() && got.last() == Some(&1) {
         got.pop();
     }
+    // A matrix of one row may stand in the file as a vector.
+    got.resize(got.len().max(spec.shape.len()), 1);
     if got != spec.shape {
         let (name, expected) = (spec.name.clone(), spec.shape.clone());
         return Err(BackendError::TensorShape { name, expected, got });
