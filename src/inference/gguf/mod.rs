@@ -184,6 +184,17 @@ impl Gguf {
         &self.shards[info.shard_idx][start..start + info.n_bytes as usize]
     }
 
+    /// Gives back the memory of `range` of the tensor's data, counted from its first byte: read
+    /// again, it comes from the file. Does nothing where the model is not a mapped file.
+    ///
+    /// # Panics
+    /// If `info` is of another model, or the range is outside the tensor.
+    pub fn release(&self, info: &TensorInfo, range: std::ops::Range<usize>) {
+        assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
+        let start = info.offset as usize + range.start;
+        self.shards[info.shard_idx].release(start, range.len());
+    }
+
     /// Version of the file format: 2 or 3.
     pub fn version(&self) -> u32 {
         self.version

@@ -24,7 +24,7 @@ use self::page::{PageScratch, Sums, add_page};
 use super::isa::{Isa, with_isa};
 use super::kv_cache::{KvCache, Side};
 use super::math;
-use super::matmul::Rows;
+use super::acts::Rows;
 use super::pool::Pool;
 use super::shared::{PerWorker, SharedMut};
 use super::simd::{Scalar, Simd};

@@ -116,7 +116,7 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_COLS => {
+            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_ROWS => {
                 // SAFETY: passed on.
                 unsafe {
                     widen::<S>(keys, wide_keys);
@@ -285,7 +285,7 @@ unsafe fn add_page_of<S: Simd, T: Element>(
 fn each_tile<S: Simd>(queries: Range<usize>, mut f: impl FnMut(usize, usize)) {
     let mut query = queries.start;
     while query < queries.end {
-        let left = (queries.end - query).min(S::TILE_COLS);
+        let left = (queries.end - query).min(S::TILE_ROWS);
         let n = if left >= 4 { 4 } else { left.min(2) };
         f(n, query);
         query += n;
