@@ -253,6 +253,7 @@ impl App {
             kv_type: model.kv_type.clone(),
             n_ctx: model.n_ctx,
             n_parallel: None,
+            adapters: Vec::new(),
             n_batch: model.n_batch,
             n_threads: model.n_threads,
             isa: model.isa.clone(),

@@ -67,6 +67,20 @@ fn the_main_job_writes_a_program_that_sorts() {
 }
 
 #[test]
+fn the_kv_type_is_chosen_by_our_name_and_by_llama_cpps() {
+    let stats = |args: &[&str]| run(&[&["inspect", "default", "--json"], args].concat());
+    let bytes = |args: &[&str]| stats(args).json()["fits"][0]["kv_bytes"].as_u64().unwrap();
+    let (f16, q8_0) = (bytes(&[]), bytes(&["--kv-type", "q8_0"]));
+    assert!(q8_0 * 100 / f16 == 53, "{q8_0} of {f16}"); // 34 bytes for 32 values, not 64
+    assert_eq!(bytes(&["--cache-type-k", "q8_0", "--cache-type-v", "q8_0"]), q8_0);
+    let mixed = stats(&["--cache-type-k", "q8_0", "--cache-type-v", "f16"]);
+    assert_eq!(mixed.code, 2);
+    assert!(mixed.err.contains("must be equal"), "{}", mixed.err);
+    assert_eq!(stats(&["--cache-type-k", "q8_0"]).code, 2);
+    assert_eq!(stats(&["--kv-type", "q4_0"]).code, 2);
+}
+
+#[test]
 fn prompts_come_from_everywhere_and_mean_the_same() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("prompt.txt");

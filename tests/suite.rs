@@ -2,7 +2,9 @@
 
 mod cli;
 mod generation;
+mod lora;
 mod model_parity;
+mod pages;
 mod perplexity;
 mod pull;
 mod sampler;

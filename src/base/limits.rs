@@ -44,6 +44,10 @@ pub const LAYERS_MAX: u32 = 512;
 pub const THREADS_MAX: usize = 256;
 /// Floats that attention keeps of runs of pages that are summed apart.
 pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
+/// LoRA adapters that a model has loaded at a time.
+pub const ADAPTERS_MAX: usize = 256;
+/// Rank of a LoRA adapter.
+pub const LORA_RANK_MAX: u64 = 4096;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.

@@ -24,7 +24,7 @@ use super::scheduler::{SequenceId, StepLimits, Work, schedule};
 use super::sequence::{Group, Sequence, Since};
 use super::stats::{RequestTimeline, StatsCell};
 use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
-use crate::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
 
@@ -73,6 +73,10 @@ pub(super) fn check(
     if request.n == 0 || request.n > options.n_answer_max {
         return Err(EngineError::Answers { got: request.n, max: options.n_answer_max });
     }
+    let n_adapter = info.adapters.len();
+    if let Some(&(adapter, _)) = request.adapters.iter().find(|(i, _)| *i >= n_adapter) {
+        return Err(EngineError::Adapter { adapter, n_adapter });
+    }
     let n_vocab = info.hparams.n_vocab;
     if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= n_vocab) {
         return Err(EngineError::Token { token, n_vocab });
@@ -114,8 +118,9 @@ impl Core {
             tenant: request.is_cache_private.then_some(request.tenant.0),
             adapters: request.adapters.iter().map(|&(i, s)| (i, s.to_bits())).collect(),
         };
-        let group =
-            Group { arrived_unix_ms: unix.as_millis() as u64, request, sender, arrived, scope };
+        let arrived_unix_ms = unix.as_millis() as u64;
+        let adapters = request.adapters.iter().map(|&(i, s)| (i as AdapterIdx, s)).collect();
+        let group = Group { arrived_unix_ms, request, sender, arrived, scope, adapters };
         self.stats.update(|stats| stats.requests_total += 1);
         let group = Arc::new(group);
         match self.sequences_of(&group, matcher.as_ref()) {
@@ -228,9 +233,10 @@ impl Core {
                 // Held while room is made for its copy.
                 self.pool.retain(page);
                 let copy = self.new_page();
-                self.runner.copy_page(page, copy);
+                let copied = self.runner.copy_page(page, copy);
                 self.pool.release(page);
                 self.sequences[i].pages.push(copy);
+                copied.expect("pages of the pool are pages of the cache");
             }
         }
         let sequence = &mut self.sequences[i];
@@ -254,7 +260,7 @@ impl Core {
     }
 
     /// A free page; the prefix cache gives one up if need be.
-    fn new_page(&mut self) -> PageIdx {
+    pub fn new_page(&mut self) -> PageIdx {
         loop {
             if let Some(page) = self.pool.alloc() {
                 return page;
@@ -313,6 +319,7 @@ impl Core {
                 pages: &self.sequences[i].pages,
                 pos: self.sequences[i].n_kv,
                 n_tokens: work.n_tokens + work.n_draft,
+                adapters: &self.sequences[i].group.adapters,
             })
             .collect();
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
@@ -498,6 +505,16 @@ impl Core {
             stats.n_page_cached = n_idle;
             stats.n_page_used = n_held - n_idle;
         });
+    }
+
+    /// Pages with the number of sequences that hold them, for tests of the accounting.
+    #[cfg(test)]
+    pub fn held_pages(&self) -> std::collections::HashMap<PageIdx, u32> {
+        let mut held = std::collections::HashMap::new();
+        for page in self.sequences.iter().flat_map(|sequence| &sequence.pages) {
+            *held.entry(*page).or_default() += 1;
+        }
+        held
     }
 
     /// Does what a caller asked for between two steps.

@@ -7,6 +7,8 @@
 //! reserve    the program itself, the vocabulary, and room to breathe
 //! ```
 
+use std::path::PathBuf;
+
 use super::InferenceError;
 use crate::base::limits::PARALLEL_MAX;
 use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
@@ -38,6 +40,8 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
     pub kv_type: Option<String>,
+    /// Files of LoRA adapters that requests may use.
+    pub adapters: Vec<PathBuf>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
 }

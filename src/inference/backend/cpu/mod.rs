@@ -1,8 +1,8 @@
 //! The CPU backend: runs a plan operation by operation over the mapped model file.
 //!
 //! Quantised matrices are packed into panels as they are loaded ([`weights`]), float ones stay
-//! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the largest batch.
-//! Results do not depend on the batch, the number of threads or the instruction set.
+//! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the
+//! largest batch. Results do not depend on the batch, the number of threads or the instruction set.
 
 mod acts;
 mod attention;
@@ -10,8 +10,10 @@ mod float_rows;
 mod isa;
 mod kv_cache;
 mod lanes;
+mod lora;
 mod math;
 mod matmul;
+mod pages;
 mod panel;
 mod panel_kernel;
 mod pool;
@@ -28,14 +30,13 @@ pub use kv_cache::KvType;
 use self::acts::{ActChunk, quantize_rows};
 use self::attention::Attention;
 use self::kv_cache::KvCache;
+use self::lora::Lora;
 use self::matmul::{matmul, needs_acts};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::SharedMut;
 use self::weights::Weights;
-use super::{
-    AttentionSpec, BackendError, Batch, BufId, Norm, Op, PageIdx, Plan, RopeId, Rows, WeightId,
-};
+use super::{AttentionSpec, BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 
 /// Values to which the rows of a buffer are padded with zeros.
@@ -80,6 +81,7 @@ pub struct CpuBackend {
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
     attention: Attention,
+    lora: Lora,
 }
 
 impl CpuBackend {
@@ -99,6 +101,7 @@ impl CpuBackend {
             acts_of: None,
             angles: vec![Vec::new(); plan.ropes.len()],
             attention: Attention::new(config.n_threads.max(1)),
+            lora: Lora::default(),
             weights,
             plan,
             config,
@@ -110,7 +113,7 @@ impl CpuBackend {
         Weights::n_bytes(plan, gguf)
     }
 
-    /// Bytes that a page of the KV cache takes.
+    /// Bytes that a page of the KV cache would take.
     pub fn page_bytes_of(plan: &Plan, kv_type: KvType) -> usize {
         KvCache::page_bytes_of(plan, kv_type)
     }
@@ -156,6 +159,7 @@ impl CpuBackend {
         batch: &Batch<'_>,
     ) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
+        self.check_adapters(batch)?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(super::BatchError::Outputs.into());
         }
@@ -169,22 +173,13 @@ impl CpuBackend {
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
-    /// Copies a page of the KV cache, every layer of it.
-    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
-        let shape = self.kv.shape();
-        for layer_idx in 0..self.plan.n_layer {
-            for kv_head in 0..self.plan.n_kv_head {
-                let at = shape.at(layer_idx, from, kv_head);
-                let to = shape.at(layer_idx, to, kv_head);
-                self.kv.bytes_mut().copy_within(at..at + shape.head_bytes(), to);
-            }
-        }
-    }
-
     fn run(&mut self, op: Op, batch: &Batch<'_>) {
         match op {
             Op::Embed { table, out } => {
                 self.add_table_rows(table, out, batch, true, |_, token| token as usize);
+                let mut data = self.take(out);
+                self.adapt_table(table, &mut data, self.bufs[out.0].stride, batch);
+                self.bufs[out.0].data = data;
             }
             Op::AddPosition { x, table } => {
                 self.add_table_rows(table, x, batch, false, |pos, _| pos);
@@ -316,6 +311,7 @@ impl CpuBackend {
         let bias = bias.map(|b| self.weights.vector(b));
         let stride = self.bufs[out.0].stride;
         matmul(&mut self.pool, isa, w, rows, &self.acts, bias, &mut data, stride);
+        self.adapt_product((x, weight), &mut data, stride, batch);
         self.bufs[out.0].data = data;
     }
 
