@@ -28,6 +28,9 @@ use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageI
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
 
+/// A sequence that was picked for: its index, how that ended, and the guesses that were accepted.
+type Pick = (usize, Result<Option<Finish>, EngineError>, usize);
+
 /// What a slot's last sequence left behind.
 #[derive(Clone, Default)]
 pub(super) struct SlotState {
@@ -327,7 +330,7 @@ impl Core {
             Ok(rows) => rows,
             Err(error) => return self.fail_all(&error),
         };
-        let mut picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)> = Vec::new();
+        let mut picks: Vec<Pick> = Vec::new();
         let mut row_idx = 0;
         while row_idx < rows.len() {
             let i = owners[row_idx];
@@ -348,12 +351,7 @@ impl Core {
     }
 
     /// Moves each sequence past what the model has seen of it.
-    fn advance(
-        &mut self,
-        work: &[Work],
-        indices: &[usize],
-        picks: &[(usize, Result<Option<Finish>, EngineError>, usize)],
-    ) {
+    fn advance(&mut self, work: &[Work], indices: &[usize], picks: &[Pick]) {
         for (work, &i) in work.iter().zip(indices) {
             let n_accepted = picks.iter().find(|pick| pick.0 == i).map_or(0, |pick| pick.2);
             let sequence = &mut self.sequences[i];
@@ -375,7 +373,7 @@ impl Core {
     }
 
     /// Ends the sequences whose last token was picked, and shifts those that are full.
-    fn close(&mut self, picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)>) {
+    fn close(&mut self, picks: Vec<Pick>) {
         let mut ended: Vec<(usize, Result<Finish, EngineError>)> = Vec::new();
         for (i, end, _) in picks {
             match end {

@@ -203,6 +203,7 @@ impl EventStream {
     }
 
     /// The next event as a future, for any executor.
+    #[allow(clippy::should_implement_trait)] // the name that streams have; it waits
     pub fn next(&mut self) -> impl Future<Output = Option<Event>> + Send + '_ {
         Next(self)
     }
