@@ -29,6 +29,8 @@ pub const GGUF_SHARDS_MAX: u32 = 512;
 pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 /// Steps a chat template may take.
 pub const CHAT_TEMPLATE_FUEL: u64 = 400_000;
+/// Width or precision that one call in a chat template may pad a text to.
+pub const CHAT_TEMPLATE_WIDTH_MAX: usize = 9_999;
 /// Stack of the thread that renders a chat template; only what is used takes memory. A template
 /// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
 pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
@@ -40,6 +42,12 @@ pub const TOKEN_BYTES_MAX: usize = 16_384;
 pub const LAYERS_MAX: u32 = 512;
 /// Worker threads of the CPU backend.
 pub const THREADS_MAX: usize = 256;
+/// Floats that attention keeps of runs of pages that are summed apart.
+pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
+/// LoRA adapters that a model has loaded at a time.
+pub const ADAPTERS_MAX: usize = 256;
+/// Rank of a LoRA adapter.
+pub const LORA_RANK_MAX: u64 = 4096;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.
@@ -74,6 +82,16 @@ pub const DRY_BREAKERS_MAX: usize = 256;
 pub const DRY_BREAKER_BYTES_MAX: usize = 40;
 /// Tokens of a DRY sequence breaker after its first.
 pub const DRY_BREAKER_TAIL_MAX: usize = 20;
+/// Requests of one engine whose timelines are kept.
+pub const TIMELINES_MAX: usize = 256;
+/// Commands that wait for the engine thread.
+pub const ENGINE_COMMANDS_MAX: usize = 256;
+/// Sequences that wait for a place, where the options name no number.
+pub const QUEUE_MAX: usize = 256;
+/// Answers to one prompt.
+pub const ANSWERS_MAX: usize = 128;
+/// Sequences of one engine that run at once.
+pub const PARALLEL_MAX: usize = 256;
 /// Bytes of a grammar or JSON schema.
 pub const GRAMMAR_BYTES_MAX: usize = 1 << 20;
 /// Stack of the thread that compiles a grammar; only what is used takes memory.
