@@ -6,6 +6,8 @@
 //! operations. [`cpu`] runs them.
 
 mod batch;
+#[cfg(test)]
+mod cases;
 pub mod cpu;
 mod plan;
 

@@ -1,8 +1,8 @@
-//! The CPU backend: runs a plan operation by operation over the mapped model file.
+//! The CPU backend: runs a plan operation by operation.
 //!
 //! Quantised matrices are packed into panels as they are loaded ([`weights`]), float ones stay
-//! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the largest batch.
-//! Results do not depend on the batch, the number of threads or the instruction set.
+//! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the
+//! largest batch. Results do not depend on the batch, the number of threads or the instruction set.
 
 mod acts;
 mod attention;
@@ -18,6 +18,8 @@ mod pool;
 mod rowwise;
 mod shared;
 mod simd;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::sync::Arc;

@@ -18,6 +18,8 @@ pub const LANES: usize = 8;
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
+    /// Columns of a float tile of four rows: as many as leave its sums in registers.
+    const FLOAT_COLS: usize;
 
     /// `[x; 8]`
     unsafe fn splat(x: f32) -> Self::F;
@@ -51,6 +53,7 @@ pub struct Scalar;
 // SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
+    const FLOAT_COLS: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -152,11 +155,13 @@ mod x86 {
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
+        const FLOAT_COLS: usize = 3;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
+        const FLOAT_COLS: usize = 6;
     }
 }
 
