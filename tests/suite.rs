@@ -2,9 +2,16 @@
 
 mod batch_invariance;
 mod cli;
+mod generation;
+mod grammar;
+mod lora;
+mod memory;
 mod model_parity;
+mod pages;
+mod perplexity;
 mod pull;
 mod sampler;
 mod support;
+mod terminal;
 mod tidy;
 mod tokenizer;

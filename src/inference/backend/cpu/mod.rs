@@ -10,8 +10,10 @@ mod float_rows;
 mod isa;
 mod kv_cache;
 mod lanes;
+mod lora;
 mod math;
 mod matmul;
+mod pages;
 mod panel;
 mod panel_kernel;
 mod pool;
@@ -28,13 +30,15 @@ pub use isa::Isa;
 pub use kv_cache::KvType;
 
 use self::acts::{ActChunk, quantize_rows};
+use self::attention::Attention;
 use self::kv_cache::KvCache;
+use self::lora::Lora;
 use self::matmul::{matmul, needs_acts};
 use self::pool::Pool;
 use self::rowwise::RowOp;
-use self::shared::{PerWorker, SharedMut};
+use self::shared::SharedMut;
 use self::weights::Weights;
-use super::{BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId};
+use super::{AttentionSpec, BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 
 /// Values to which the rows of a buffer are padded with zeros.
@@ -78,7 +82,8 @@ pub struct CpuBackend {
     acts_of: Option<BufId>,
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
-    attention_scratch: PerWorker<attention::Scratch>,
+    attention: Attention,
+    lora: Lora,
 }
 
 impl CpuBackend {
@@ -97,7 +102,8 @@ impl CpuBackend {
             acts: Vec::new(),
             acts_of: None,
             angles: vec![Vec::new(); plan.ropes.len()],
-            attention_scratch: PerWorker::new(config.n_threads.max(1)),
+            attention: Attention::new(config.n_threads.max(1)),
+            lora: Lora::default(),
             weights,
             plan,
             config,
@@ -109,9 +115,9 @@ impl CpuBackend {
         Weights::n_bytes(plan, gguf)
     }
 
-    /// Bytes that a page of the KV cache takes.
-    pub fn page_bytes(plan: &Plan, kv_type: KvType) -> usize {
-        KvCache::page_bytes(plan, kv_type)
+    /// Bytes that a page of the KV cache would take.
+    pub fn page_bytes_of(plan: &Plan, kv_type: KvType) -> usize {
+        KvCache::page_bytes_of(plan, kv_type)
     }
 
     /// Bytes of buffers for batches as in `config`.
@@ -121,7 +127,8 @@ impl CpuBackend {
         let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
-        bufs + acts + config.n_threads * (1 << 20)
+        let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
+        bufs + acts + partials + config.n_threads * (1 << 20)
     }
 
     /// What computes: instruction set and threads.
@@ -134,17 +141,37 @@ impl CpuBackend {
     /// # Errors
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.plan.ops.len(), self.plan.output, batch)
+    }
+
+    /// Runs the plan up to the embeddings and returns those of the output rows,
+    /// `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::forward`].
+    pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        let (n_ops, buf) = self.plan.embedding;
+        self.run_to(n_ops, buf, batch)
+    }
+
+    fn run_to(
+        &mut self,
+        n_ops: usize,
+        output: BufId,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
+        self.check_adapters(batch)?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(super::BatchError::Outputs.into());
         }
         self.acts_of = None;
         self.turn_angles(batch);
-        for op_idx in 0..self.plan.ops.len() {
+        for op_idx in 0..n_ops {
             self.run(self.plan.ops[op_idx], batch);
         }
-        let out = &self.bufs[self.plan.output.0];
-        let n = self.n_rows(self.plan.output, batch);
+        let out = &self.bufs[output.0];
+        let n = self.n_rows(output, batch);
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
@@ -152,6 +179,9 @@ impl CpuBackend {
         match op {
             Op::Embed { table, out } => {
                 self.add_table_rows(table, out, batch, true, |_, token| token as usize);
+                let mut data = self.take(out);
+                self.adapt_table(table, &mut data, self.bufs[out.0].stride, batch);
+                self.bufs[out.0].data = data;
             }
             Op::AddPosition { x, table } => {
                 self.add_table_rows(table, x, batch, false, |pos, _| pos);
@@ -161,8 +191,7 @@ impl CpuBackend {
             Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
             Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
             Op::Attention { q, k, v, out, spec } => {
-                self.append_kv(k, v, spec.layer_idx, batch);
-                self.attention(q, out, spec, batch);
+                self.attention((q, k, v), out, spec, batch);
             }
             Op::Glu { gate, up, activation } => {
                 self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
@@ -284,6 +313,7 @@ impl CpuBackend {
         let bias = bias.map(|b| self.weights.vector(b));
         let stride = self.bufs[out.0].stride;
         matmul(&mut self.pool, isa, w, rows, &self.acts, bias, &mut data, stride);
+        self.adapt_product((x, weight), &mut data, stride, batch);
         self.bufs[out.0].data = data;
     }
 
@@ -315,32 +345,22 @@ impl CpuBackend {
         self.bufs[x.0].data = data;
     }
 
-    fn append_kv(&mut self, k: BufId, v: BufId, layer_idx: usize, batch: &Batch<'_>) {
-        let (k, v) = (&self.bufs[k.0], &self.bufs[v.0]);
-        let mut row = 0;
-        for span in batch.spans {
-            for i in 0..span.n_tokens {
-                let (k, v) = (&k.data[row * k.stride..], &v.data[row * v.stride..]);
-                self.kv.append(layer_idx, span, i, k, v);
-                row += 1;
-            }
-        }
-    }
-
-    fn attention(&mut self, q: BufId, out: BufId, spec: super::AttentionSpec, batch: &Batch<'_>) {
+    fn attention(
+        &mut self,
+        (q, k, v): (BufId, BufId, BufId),
+        out: BufId,
+        spec: AttentionSpec,
+        batch: &Batch<'_>,
+    ) {
         let mut data = self.take(out);
-        let q = &self.bufs[q.0];
-        attention::attention(
-            &mut self.pool,
-            self.config.isa,
-            &self.attention_scratch,
-            spec,
-            &self.kv,
-            batch.spans,
-            &q.data,
-            &mut data,
-            q.stride,
-        );
+        let n = batch.tokens.len();
+        let rows = |buf: BufId| {
+            let Buf { data, stride, .. } = &self.bufs[buf.0];
+            acts::Rows { data, stride: *stride, n }
+        };
+        self.kv.append(&mut self.pool, spec.layer_idx, batch.spans, rows(k), rows(v));
+        let (pool, isa) = (&mut self.pool, self.config.isa);
+        self.attention.run(pool, isa, spec, &self.kv, batch.spans, rows(q), &mut data);
         self.bufs[out.0].data = data;
     }
 

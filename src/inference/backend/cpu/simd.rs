@@ -20,6 +20,8 @@ pub unsafe trait Simd: Copy {
     type F: Copy;
     /// Columns of a float tile of four rows: as many as leave its sums in registers.
     const FLOAT_COLS: usize;
+    /// Rows that a tile sums at once: as many as leave its sums in registers.
+    const TILE_ROWS: usize;
 
     /// `[x; 8]`
     unsafe fn splat(x: f32) -> Self::F;
@@ -54,6 +56,7 @@ pub struct Scalar;
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
     const FLOAT_COLS: usize = 3;
+    const TILE_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -156,12 +159,14 @@ mod x86 {
     unsafe impl Simd for Avx2 {
         ymm_ops!();
         const FLOAT_COLS: usize = 3;
+        const TILE_ROWS: usize = 2;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
         const FLOAT_COLS: usize = 6;
+        const TILE_ROWS: usize = 4;
     }
 }
 

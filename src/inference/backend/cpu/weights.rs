@@ -197,6 +197,8 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     while got.len() > spec.shape.len() && got.last() == Some(&1) {
         got.pop();
     }
+    // A matrix of one row may stand in the file as a vector.
+    got.resize(got.len().max(spec.shape.len()), 1);
     if got != spec.shape {
         let (name, expected) = (spec.name.clone(), spec.shape.clone());
         return Err(BackendError::TensorShape { name, expected, got });
