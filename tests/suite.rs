@@ -1,5 +1,6 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod batch_invariance;
 mod cli;
 mod generation;
 mod grammar;
