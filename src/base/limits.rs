@@ -84,3 +84,5 @@ pub const QUEUE_MAX: usize = 256;
 pub const ANSWERS_MAX: usize = 128;
 /// Sequences of one engine that run at once.
 pub const PARALLEL_MAX: usize = 256;
+/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
+pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
