@@ -86,3 +86,11 @@ pub const ANSWERS_MAX: usize = 128;
 pub const PARALLEL_MAX: usize = 256;
 /// Bytes of server-sent events in one chunk of a body; a single event may be longer.
 pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Stop strings of a request.
+pub const STOPS_MAX: usize = 64;
+/// Likeliest tokens reported with each token.
+pub const TOP_PROBS_MAX: usize = 100;
+/// Adapters that one request combines.
+pub const ADAPTERS_MAX: usize = 16;
+/// Characters of a caller's name for a request.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;

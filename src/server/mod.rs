@@ -11,6 +11,9 @@
 mod error;
 mod fields;
 mod generate;
+mod report;
+mod request;
+mod sampling;
 mod sse;
 mod state;
 
