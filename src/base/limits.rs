@@ -94,3 +94,11 @@ pub const TOP_PROBS_MAX: usize = 100;
 pub const ADAPTERS_MAX: usize = 16;
 /// Characters of a caller's name for a request.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Tools that one request offers.
+pub const TOOLS_MAX: usize = 128;
+/// Characters of a tool's name.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
+/// Messages of one conversation.
+pub const MESSAGES_MAX: usize = 4096;
+/// Prompts of one request.
+pub const PROMPTS_MAX: usize = 256;

@@ -8,9 +8,12 @@
 //! One file per dialect (`openai`, `llama`), each of which only translates between its wire and
 //! the engine's one request type.
 
+mod chat;
 mod error;
 mod fields;
 mod generate;
+mod openai;
+mod prompts;
 mod report;
 mod request;
 mod sampling;
