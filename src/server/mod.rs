@@ -9,7 +9,13 @@
 //! the engine's one request type.
 
 mod error;
+mod health;
+mod listener;
+mod patient;
+mod router;
 mod state;
 
 pub use error::ApiError;
+pub use listener::{ListenOptions, Listener};
+pub use router::router;
 pub use state::{Caller, ServeOptions, Server};
