@@ -111,3 +111,21 @@ pub const HTTP_FAREWELL_MS: u64 = 2000;
 pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of all bodies that are being read or answered.
 pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
+/// Bytes of a refused request's body that are read and thrown away, so that its sender hears why.
+pub const HTTP_DRAIN_BYTES_MAX: usize = 32 << 20;
+/// Milliseconds for that.
+pub const HTTP_DRAIN_MS: u64 = 5000;
+/// Bytes of a request's name that its caller chose.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Keys that a service knows.
+pub const KEYS_MAX: usize = 1024;
+/// Bytes of the file of keys, and of a file of keys in the clear.
+pub const KEYS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a key's name.
+pub const KEY_NAME_BYTES_MAX: usize = 64;
+/// Answers that the result cache keeps, where the options name no number.
+pub const RESULT_CACHE_ENTRIES: usize = 100;
+/// Seconds that it keeps them, where the options name no number.
+pub const RESULT_CACHE_S: u64 = 3600;
+/// Bytes of an answer that it keeps.
+pub const RESULT_BYTES_MAX: usize = 1 << 20;

@@ -1,23 +1,67 @@
-//! Every route of the service in one router.
+//! Every route of the service in one router, behind the gate.
 
-use axum::Router;
-use axum::http::StatusCode;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, middleware};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use super::{ApiError, Server, health};
+use super::gate::gate;
+use super::{ApiError, Gate, Server, health, metrics, openapi, page, timeline};
 
-/// The routes, without what stands before them.
-fn routes() -> Router<Server> {
-    Router::new().merge(health::routes())
+/// The routes of the dialects.
+fn dialects() -> Router<Server> {
+    health::routes()
 }
 
 /// The service as one router.
-pub fn router(server: Server) -> Router {
+pub fn router(gate_state: Gate) -> Router {
+    let server = gate_state.server().clone();
+    let own = metrics::routes().merge(timeline::routes()).with_state(gate_state.clone());
     let wrong_method = || async {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         ApiError::new(status, "invalid_request_error", "this path has no such method")
     };
-    routes()
+    let cors = cors(gate_state.origins());
+    let router = dialects()
+        .with_state(server)
+        .merge(own)
+        .merge(page::routes())
+        .merge(openapi::routes())
         .fallback(|| async { ApiError::not_found("File Not Found") })
         .method_not_allowed_fallback(wrong_method)
-        .with_state(server)
+        // The gate has read the body within its own bounds.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(broken))
+        .layer(middleware::from_fn_with_state(gate_state, gate));
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// The answer to a request whose handler panicked. The panic's text may quote the request, so it
+/// is told to nobody.
+fn broken(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::internal("this request met a bug; others are served").into_response()
+}
+
+/// Answers to browsers that ask whether a page may call; none unless pages are configured.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let allowed = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok())),
+    };
+    let shown = ["x-request-id", "x-jetforge-cache"].map(HeaderName::from_static);
+    Some(
+        CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(shown),
+    )
 }

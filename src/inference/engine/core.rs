@@ -475,6 +475,7 @@ impl Core {
             stats.steps_total += 1;
             stats.step_sequences_total += work.len() as u64;
             stats.prefill_tokens_total += n_prefill as u64;
+            stats.drafts_total += work.iter().filter(|work| work.n_draft > 0).count() as u64;
             stats.draft_tokens_total += n_draft as u64;
             let time = match n_prefill {
                 0 => &mut stats.decode_seconds_total,
