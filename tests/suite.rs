@@ -1,9 +1,16 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod cli;
+mod generation;
+mod grammar;
+mod lora;
+mod memory;
 mod model_parity;
+mod pages;
+mod perplexity;
 mod pull;
 mod sampler;
 mod support;
+mod terminal;
 mod tidy;
 mod tokenizer;

@@ -29,6 +29,8 @@ pub const GGUF_SHARDS_MAX: u32 = 512;
 pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 /// Steps a chat template may take.
 pub const CHAT_TEMPLATE_FUEL: u64 = 400_000;
+/// Width or precision that one call in a chat template may pad a text to.
+pub const CHAT_TEMPLATE_WIDTH_MAX: usize = 9_999;
 /// Stack of the thread that renders a chat template; only what is used takes memory. A template
 /// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
 pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
@@ -40,6 +42,12 @@ pub const TOKEN_BYTES_MAX: usize = 16_384;
 pub const LAYERS_MAX: u32 = 512;
 /// Worker threads of the CPU backend.
 pub const THREADS_MAX: usize = 256;
+/// Floats that attention keeps of runs of pages that are summed apart.
+pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
+/// LoRA adapters that a model has loaded at a time.
+pub const ADAPTERS_MAX: usize = 256;
+/// Rank of a LoRA adapter.
+pub const LORA_RANK_MAX: u64 = 4096;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.
@@ -129,3 +137,43 @@ pub const RESULT_CACHE_ENTRIES: usize = 100;
 pub const RESULT_CACHE_S: u64 = 3600;
 /// Bytes of an answer that it keeps.
 pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a grammar or JSON schema.
+pub const GRAMMAR_BYTES_MAX: usize = 1 << 20;
+/// Stack of the thread that compiles a grammar; only what is used takes memory.
+pub const GRAMMAR_STACK_BYTES: usize = 256 << 20;
+/// Nodes of regular expressions that compiling a grammar may make.
+pub const GRAMMAR_COMPILE_FUEL: u64 = 1_000_000;
+/// Symbols in the rules of a compiled grammar.
+pub const GRAMMAR_SYMBOLS_MAX: usize = 200_000;
+/// Ways in which a grammar may read one place of a text.
+pub const GRAMMAR_ROW_ITEMS_MAX: usize = 2_000;
+/// Nodes of regular expressions that one token may make.
+pub const GRAMMAR_STEP_FUEL: u64 = 400_000;
+/// Items that a grammar's parser may make for one token.
+pub const GRAMMAR_STEP_ITEMS_MAX: usize = 200_000;
+/// States of a grammar's lexer, each 1 to 2 KiB.
+pub const GRAMMAR_LEXER_STATES_MAX: usize = 32_768;
+/// Nodes of a GBNF grammar's network.
+pub const GBNF_NODES_MAX: usize = 1 << 20;
+/// Parentheses inside each other in GBNF.
+pub const GBNF_NESTING_MAX: usize = 200;
+/// Ways in which a GBNF grammar may read one place of a text.
+pub const GBNF_CONFIGS_MAX: usize = 10_000;
+/// Steps between nodes that a GBNF grammar may take for one token.
+pub const GBNF_STEPS_MAX: usize = 4_000_000;
+/// States that a GBNF grammar may reach for one token, each 1 KiB and its configurations.
+pub const GBNF_STATES_MAX: usize = 32_768;
+/// States that are kept from one token to the next.
+pub const GBNF_STATES_KEPT: usize = 4_096;
+/// Masks that are kept for states that come again.
+pub const GBNF_MASKS_KEPT: usize = 8;
+/// Bytes that a grammar without a choice is asked to look ahead.
+pub const GRAMMAR_FORCED_BYTES_MAX: usize = 256;
+/// Triggers of a lazy grammar.
+pub const TRIGGERS_MAX: usize = 64;
+/// Bytes of one trigger.
+pub const TRIGGER_BYTES_MAX: usize = 4 << 10;
+/// Bytes at the end of a text in which triggers are looked for.
+pub const TRIGGER_WINDOW_BYTES: usize = 16 << 10;
+/// Steps back that a trigger's pattern may take in one search.
+pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;

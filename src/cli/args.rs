@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::exit::CliError;
 use super::verbs;
 use crate::base::config::Setting;
 
 /// Writes code with a model that runs on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "jetforge", version, about, arg_required_else_help = true)]
+#[command(name = "jetforge", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
     4 does not fit, 5 network, 6 integrity, 130 interrupted.")]
 pub struct Cli {
@@ -96,8 +97,16 @@ pub struct ModelArgs {
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
     /// How keys and values are stored
-    #[arg(long, alias = "cache-type-k", value_name = "TYPE", value_parser = ["f16", "f32"])]
+    #[arg(long, value_name = "TYPE", value_parser = KV_TYPES)]
     pub kv_type: Option<String>,
+    /// The same by llama.cpp's names, which must agree
+    #[arg(long, hide = true, value_name = "TYPE", value_parser = KV_TYPES,
+        conflicts_with = "kv_type", requires = "cache_type_v")]
+    pub cache_type_k: Option<String>,
+    /// The values' half of `--cache-type-k`
+    #[arg(long, hide = true, value_name = "TYPE", value_parser = KV_TYPES,
+        conflicts_with = "kv_type", requires = "cache_type_k")]
+    pub cache_type_v: Option<String>,
     /// Memory that the model may take, as in 900M or 3G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
@@ -105,7 +114,10 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// The options that were given, as settings.
-    pub fn settings(&self) -> Vec<Setting> {
+    ///
+    /// # Errors
+    /// Keys and values of different types.
+    pub fn settings(&self) -> Result<Vec<Setting>, CliError> {
         let size = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let mut settings = Vec::new();
         let mut add = |key: &str, option: &str, value: Option<toml::Value>| {
@@ -122,10 +134,19 @@ impl ModelArgs {
         add("n_threads", "--threads", self.threads.map(|n| size(n as u64).into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
+        add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));
         add("memory_max_bytes", "--memory-max", self.memory_max.map(|n| size(n).into()));
-        settings
+        if self.cache_type_k != self.cache_type_v {
+            let message = "--cache-type-k and --cache-type-v must be equal: keys and values are \
+                           stored as one type";
+            return Err(CliError::usage(message));
+        }
+        Ok(settings)
     }
 }
+
+/// How keys and values can be stored.
+const KV_TYPES: [&str; 3] = ["f16", "q8_0", "f32"];
 
 /// `900M`, `3G`, `1024`: bytes, with binary units.
 pub fn parse_size(text: &str) -> Result<u64, String> {

@@ -21,6 +21,6 @@ pub use engine::{
     plan_memory,
 };
 pub use gguf::Gguf;
-pub use grammar::{GrammarSpec, Trigger};
+pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
 pub use tokenizer::{ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer};

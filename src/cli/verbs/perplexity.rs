@@ -34,7 +34,7 @@ const N_CTX: usize = 512;
 
 /// Measures and prints.
 pub fn run(context: &Context, args: &PerplexityArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.model.settings())?;
+    let app = context.app(args.model.settings()?)?;
     let path = args.file.as_ref().or(args.path.as_ref()).expect("clap asks for one of them");
     let text = read_text(path)?;
     let source = app.model_source()?;

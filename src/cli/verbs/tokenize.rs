@@ -43,7 +43,7 @@ pub struct TokenizeArgs {
 
 /// Prints tokens or text.
 pub fn run(context: &Context, args: &TokenizeArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.model.settings())?;
+    let app = context.app(args.model.settings()?)?;
     let tokenizer = open_tokenizer(&app)?;
     if let Some(ids) = &args.ids {
         return detokenize(&tokenizer, ids, args);
@@ -110,7 +110,7 @@ fn open_tokenizer(app: &App) -> anyhow::Result<Tokenizer> {
     let source = app.model_source()?;
     let gguf = match &source {
         ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
-        ModelSource::File(path) => Gguf::open(path),
+        ModelSource::File(path) => Gguf::survey(path),
     };
     let wrong = |error: String| CliError::model(format!("{}: {error}", App::source_name(&source)));
     let gguf = gguf.map_err(|error| wrong(error.to_string()))?;

@@ -24,7 +24,7 @@ use super::scheduler::{SequenceId, StepLimits, Work, schedule};
 use super::sequence::{Group, Sequence, Since};
 use super::stats::{RequestTimeline, StatsCell};
 use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
-use crate::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
 
@@ -44,6 +44,8 @@ pub(super) struct Core {
     pub pool: PagePool,
     pub cache: PrefixCache,
     sequences: Vec<Sequence>,
+    /// Commands that wait for pages which sequences hold.
+    deferred: Vec<Command>,
     pub slots: Vec<SlotState>,
     pace: Pace,
     started: Instant,
@@ -71,6 +73,10 @@ pub(super) fn check(
     if request.n == 0 || request.n > options.n_answer_max {
         return Err(EngineError::Answers { got: request.n, max: options.n_answer_max });
     }
+    let n_adapter = info.adapters.len();
+    if let Some(&(adapter, _)) = request.adapters.iter().find(|(i, _)| *i >= n_adapter) {
+        return Err(EngineError::Adapter { adapter, n_adapter });
+    }
     let n_vocab = info.hparams.n_vocab;
     if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= n_vocab) {
         return Err(EngineError::Token { token, n_vocab });
@@ -86,6 +92,7 @@ impl Core {
             pool: PagePool::new(info.n_page),
             cache: PrefixCache::default(),
             sequences: Vec::new(),
+            deferred: Vec::new(),
             slots: vec![SlotState::default(); options.n_parallel],
             pace: Pace::new(options.itl_budget, info.n_batch),
             started: Instant::now(),
@@ -100,7 +107,7 @@ impl Core {
 
     /// Whether a step would do anything.
     pub fn has_work(&self) -> bool {
-        !self.sequences.is_empty()
+        !self.sequences.is_empty() || !self.deferred.is_empty()
     }
 
     /// Takes a request.
@@ -111,8 +118,9 @@ impl Core {
             tenant: request.is_cache_private.then_some(request.tenant.0),
             adapters: request.adapters.iter().map(|&(i, s)| (i, s.to_bits())).collect(),
         };
-        let group =
-            Group { arrived_unix_ms: unix.as_millis() as u64, request, sender, arrived, scope };
+        let arrived_unix_ms = unix.as_millis() as u64;
+        let adapters = request.adapters.iter().map(|&(i, s)| (i as AdapterIdx, s)).collect();
+        let group = Group { arrived_unix_ms, request, sender, arrived, scope, adapters };
         self.stats.update(|stats| stats.requests_total += 1);
         let group = Arc::new(group);
         match self.sequences_of(&group, matcher.as_ref()) {
@@ -146,6 +154,7 @@ impl Core {
     /// One step over everything that runs.
     pub fn step(&mut self) {
         self.end_those_who_should();
+        std::mem::take(&mut self.deferred).into_iter().for_each(|command| self.obey(command));
         let n_ctx = self.info.n_ctx;
         self.sequences.iter_mut().for_each(|sequence| sequence.guess(n_ctx));
         let views: Vec<_> = self.sequences.iter().map(Sequence::view).collect();
@@ -224,9 +233,10 @@ impl Core {
                 // Held while room is made for its copy.
                 self.pool.retain(page);
                 let copy = self.new_page();
-                self.runner.copy_page(page, copy);
+                let copied = self.runner.copy_page(page, copy);
                 self.pool.release(page);
                 self.sequences[i].pages.push(copy);
+                copied.expect("pages of the pool are pages of the cache");
             }
         }
         let sequence = &mut self.sequences[i];
@@ -250,7 +260,7 @@ impl Core {
     }
 
     /// A free page; the prefix cache gives one up if need be.
-    fn new_page(&mut self) -> PageIdx {
+    pub fn new_page(&mut self) -> PageIdx {
         loop {
             if let Some(page) = self.pool.alloc() {
                 return page;
@@ -309,6 +319,7 @@ impl Core {
                 pages: &self.sequences[i].pages,
                 pos: self.sequences[i].n_kv,
                 n_tokens: work.n_tokens + work.n_draft,
+                adapters: &self.sequences[i].group.adapters,
             })
             .collect();
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
@@ -497,10 +508,27 @@ impl Core {
         });
     }
 
+    /// Pages with the number of sequences that hold them, for tests of the accounting.
+    #[cfg(test)]
+    pub fn held_pages(&self) -> std::collections::HashMap<PageIdx, u32> {
+        let mut held = std::collections::HashMap::new();
+        for page in self.sequences.iter().flat_map(|sequence| &sequence.pages) {
+            *held.entry(*page).or_default() += 1;
+        }
+        held
+    }
+
     /// Does what a caller asked for between two steps.
     pub fn obey(&mut self, command: Command) {
         match command {
-            Command::Embed { tokens, pooling, reply } => reply.send(self.embed(&tokens, pooling)),
+            Command::Embed { tokens, pooling, reply } => match self.embed(&tokens, pooling) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Embed { tokens, pooling, reply }),
+            },
+            Command::Rerank { tokens, reply } => match self.rerank(&tokens) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Rerank { tokens, reply }),
+            },
             Command::Slots { reply } => {
                 reply.send(Ok((0..self.slots.len()).map(|slot| self.slot_view(slot)).collect()));
             }

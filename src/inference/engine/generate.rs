@@ -50,7 +50,8 @@ pub struct Generated {
 }
 
 impl Model {
-    /// Continues a prompt, calling `on_text` with each new piece of the answer.
+    /// Continues a prompt, calling `on_text` with each new piece of the answer, and with an empty
+    /// one between the steps of a long prompt, so that it can break off there.
     ///
     /// # Errors
     /// If the prompt is empty or too long, or a sampling option out of range.
@@ -72,7 +73,8 @@ impl Model {
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
         let started = Instant::now();
-        let (n_cached, mut logits) = self.prefill(&request.prompt)?;
+        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let (n_cached, is_canceled) = self.prefill(&request.prompt, &mut logits, on_text)?;
         let prefilled = Instant::now();
         let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
@@ -87,6 +89,9 @@ impl Model {
             seed: sampler.seed(),
         };
         out.finish = loop {
+            if is_canceled {
+                break Finish::Canceled;
+            }
             if request.n_predict.is_some_and(|n| out.tokens.len() >= n) {
                 break Finish::Length;
             }
@@ -125,16 +130,29 @@ impl Model {
         Ok(out)
     }
 
-    /// Brings the prompt into the cache; how much of it was there, and the last token's logits.
-    fn prefill(&mut self, prompt: &[TokenId]) -> Result<(usize, Vec<f32>), InferenceError> {
+    /// Brings the prompt into the cache and gives the last token's logits. Returns how much of the
+    /// prompt was there, and whether the reader broke off.
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        logits: &mut [f32],
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(usize, bool), InferenceError> {
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token runs again even if all are cached: its logits are not kept.
         let n_cached = same.min(prompt.len() - 1);
         self.truncate(n_cached);
-        let rest = &prompt[n_cached..];
-        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let mut rest = &prompt[n_cached..];
+        while rest.len() > self.n_batch {
+            let (step, after) = rest.split_at(self.n_batch);
+            self.advance(step, step.len(), |_, _| {})?;
+            rest = after;
+            if on_text("").is_break() {
+                return Ok((n_cached, true));
+            }
+        }
         self.advance(rest, rest.len() - 1, |_, row| logits.copy_from_slice(row))?;
-        Ok((n_cached, logits))
+        Ok((n_cached, false))
     }
 
     fn sampler(&self, options: &SamplerOptions) -> Result<Sampler, InferenceError> {

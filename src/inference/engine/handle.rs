@@ -63,6 +63,7 @@ pub struct SlotFile {
 /// Something that the engine thread does between two steps.
 pub(super) enum Command {
     Embed { tokens: Vec<TokenId>, pooling: Pooling, reply: ReplySender<Vec<Vec<f32>>> },
+    Rerank { tokens: Vec<TokenId>, reply: ReplySender<f32> },
     Slots { reply: ReplySender<Vec<SlotView>> },
     SaveSlot { slot_idx: usize, path: PathBuf, reply: ReplySender<SlotFile> },
     RestoreSlot { slot_idx: usize, path: PathBuf, reply: ReplySender<SlotFile> },
@@ -178,6 +179,11 @@ impl Engine {
     /// Embeddings of tokens: one vector of `n_embd`, or one for each token without pooling.
     pub fn embed(&self, tokens: Vec<TokenId>, pooling: Pooling) -> Reply<Vec<Vec<f32>>> {
         self.command(|reply| Command::Embed { tokens, pooling, reply })
+    }
+
+    /// How well a document answers a query; `tokens` hold both, as `Tokenizer::pair_prompt` says.
+    pub fn rerank(&self, tokens: Vec<TokenId>) -> Reply<f32> {
+        self.command(|reply| Command::Rerank { tokens, reply })
     }
 
     /// What runs where.

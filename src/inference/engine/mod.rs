@@ -5,6 +5,8 @@
 //! Engine::start    a thread that steps: scheduler -> batch -> model -> samplers -> events
 //! Engine::submit   a request -> a stream of events
 //! Model::generate  one answer without a thread, for the command line
+//! Model::embed     text -> rows before the output matrix -> one vector
+//! Model::rerank    query and document -> score
 //! ```
 
 mod answer;
@@ -120,6 +122,9 @@ pub enum InferenceError {
     /// The engine's thread could not be started.
     #[error("the engine's thread could not be started")]
     Thread(#[source] std::io::Error),
+    /// A model without a classification head was asked for a score.
+    #[error("this model is no reranker: it has no head that scores a query and a document")]
+    NotReranker,
     /// Too few tokens for a measurement.
     #[error("{n_tokens} tokens are too few: perplexity with a context of {n_ctx} needs {needed}")]
     TextTooShort {
@@ -178,15 +183,20 @@ pub enum EngineError {
         /// Size of the vocabulary.
         n_vocab: usize,
     },
+    /// An adapter that was not loaded.
+    #[error("there is no adapter {adapter}; {n_adapter} were loaded")]
+    Adapter {
+        /// Asked for.
+        adapter: usize,
+        /// Loaded.
+        n_adapter: usize,
+    },
     /// A step could not run.
     #[error("a step of the model failed: {reason}")]
     Step {
         /// What the backend says.
         reason: String,
     },
-    /// The model makes no embeddings.
-    #[error("this model writes text; load it with --embedding, or load an embedding model")]
-    NotEmbedding,
     /// No such slot.
     #[error("there is no slot {slot_idx}; there are {n_slot}")]
     Slot {

@@ -20,7 +20,7 @@ pub enum Priority {
 }
 
 /// A grammar for an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GrammarRequest {
     /// What the answer must look like.
     pub spec: GrammarSpec,

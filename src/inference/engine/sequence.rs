@@ -12,7 +12,7 @@ use super::prefix_cache::Scope;
 use super::request::Request;
 use super::sampler::{BreakerVocab, Sampler, log_probs};
 use super::scheduler::{SequenceId, SequenceView};
-use crate::inference::backend::PageIdx;
+use crate::inference::backend::{AdapterIdx, PageIdx};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::{EncodeOptions, TokenId};
 
@@ -23,6 +23,7 @@ pub(super) struct Group {
     pub arrived: Instant,
     pub arrived_unix_ms: u64,
     pub scope: Scope,
+    pub adapters: Vec<(AdapterIdx, f32)>,
 }
 
 /// A sequence of a group.

@@ -5,8 +5,9 @@
 //! environment is that of Hugging Face's `apply_chat_template`: blocks trimmed, Python's string
 //! and dictionary methods, `tojson`, `raise_exception`, `strftime_now`, `{% generation %}` ignored.
 //!
-//! The bound is on steps and on the stack, not on memory: a template that doubles a string at
-//! every step can ask for more than there is, and minijinja has no way to say no.
+//! The bounds are on steps, on the stack and on widths (`template_widths`), not on memory or time:
+//! a template that doubles a string at every step can ask for more than there is, or keep every
+//! step busy with it, and minijinja has no way to say no.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::error::TemplateError;
 use super::strftime::strftime;
 use super::tojson::tojson;
-use super::{TokenId, builtin};
+use super::{TokenId, builtin, template_widths};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL, CHAT_TEMPLATE_STACK_BYTES};
 use crate::inference::gguf::Metadata;
 
@@ -173,7 +174,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(CHAT_TEMPLATE_FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    template_widths::bound(&mut env);
     // Both print nested values with indentation: the square of the nesting, for no template's use.
     env.remove_filter("pprint");
     env.remove_global("debug");

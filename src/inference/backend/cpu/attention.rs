@@ -1,227 +1,327 @@
 //! Attention over the paged KV cache, with a running softmax.
 //!
 //! ```text
-//! task: a span, a kv head, up to 16 tokens
-//!   for each page that the tokens see, in order
-//!     widen keys [head_dim][32] and values [32][head_dim] to f32, once
-//!     for each token and query head of the group
-//!       scores = q . K                      summed over head_dim in order, 32 at a time
+//! task: a span, a few of its tokens, a kv head; all runs of 8 pages, or one of them
+//!   for each run of pages that the tokens see, in order
+//!     for each page of the run, in order              see `page`
 //!       m' = max(m, scores); rescale what was summed by e^(m - m')
-//!       sum += e^(score - m') (1, value)
-//!   out = values / weights
+//!       sums += e^(score - m') (1, value)             position by position
+//!     total = total + sums of the run, each rescaled to the larger of their maxima
+//!   out = values / weight
 //! ```
 //!
-//! Pages start at fixed positions, so a token's sums run in the same order in any chunk or batch.
+//! Pages and runs begin at fixed positions of the sequence, so a token's sums run in the same order
+//! in any chunk or batch. That a run is summed on its own lets the runs of a short span be tasks of
+//! their own: one token at depth keeps every thread busy, and its bits do not show it.
 
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use self::page::{PageScratch, Sums, add_page};
+use super::acts::Rows;
 use super::isa::{Isa, with_isa};
-use super::kv_cache::{KvCache, KvSlice};
+use super::kv_cache::{KvCache, Side};
 use super::math;
 use super::pool::Pool;
 use super::shared::{PerWorker, SharedMut};
-use super::simd::{LANES, Scalar, Simd};
-use crate::inference::backend::{AttentionSpec, PAGE_LEN, Span};
+use super::simd::{Scalar, Simd};
+use crate::base::limits::ATTENTION_PARTIALS_MAX;
+use crate::inference::backend::{AttentionSpec, Op, PAGE_LEN, Plan, Span};
 
-/// Tokens of a task: they share the widening of a page.
-const TILE_TOKENS: usize = 16;
+/// Positions of a run.
+const RUN_LEN: usize = 8 * PAGE_LEN;
+/// Queries of a task: they share the widening of a page, and stay in L1 with it.
+const TILE_QUERIES: usize = 64;
+/// Tokens up to which a span's runs are tasks of their own.
+const SPLIT_TOKENS: usize = 8;
+
+/// Everything that attention keeps from one call to the next.
+pub struct Attention {
+    scratch: PerWorker<Scratch>,
+    tasks: Vec<Task>,
+    /// Tasks whose runs were split, to put together.
+    splits: Vec<Task>,
+    /// Sums of the runs of split tasks.
+    partials: Vec<f32>,
+}
 
 /// Scratch of one thread.
 #[derive(Default)]
-pub struct Scratch {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// Scaled queries, then sums, `[token][head of the group][head_dim]`.
-    q: Vec<f32>,
-    sums: Vec<f32>,
-    /// Largest score and sum of weights, `[token][head of the group]`.
-    state: Vec<(f32, f32)>,
+struct Scratch {
+    page: PageScratch,
+    run: Vec<f32>,
+    total: Vec<f32>,
 }
 
-/// A task: tokens `start..end` of a span, and one kv head.
+/// Tokens `start..end` of a span, and one kv head.
 #[derive(Clone, Copy)]
-struct Task<'a> {
-    span: Span<'a>,
+struct Task {
+    span_idx: usize,
     /// Row of the span's first token in the batch.
     row: usize,
     start: usize,
     end: usize,
     kv_head: usize,
+    /// Runs that it adds up.
+    run_start: usize,
+    run_end: usize,
+    /// Where the sums of its first run stand among the partials, if it was split.
+    partial: Option<usize>,
 }
 
 /// What every task reads.
 struct Job<'a> {
     spec: AttentionSpec,
     kv: &'a KvCache,
-    q: &'a [f32],
-    stride: usize,
+    spans: &'a [Span<'a>],
+    q: Rows<'a>,
     out: SharedMut<f32>,
+    partials: SharedMut<f32>,
 }
 
-/// `out = softmax(q . K^T) . V` for each token and head; `q` and `out` are `[n, stride]`.
-#[allow(clippy::too_many_arguments)] // the operands of one operation
-pub fn attention(
-    pool: &mut Pool,
-    isa: Isa,
-    scratch: &PerWorker<Scratch>,
-    spec: AttentionSpec,
-    kv: &KvCache,
-    spans: &[Span<'_>],
-    q: &[f32],
-    out: &mut [f32],
-    stride: usize,
-) {
-    let mut tasks = Vec::new();
-    let mut row = 0;
-    for &span in spans {
-        for start in (0..span.n_tokens).step_by(TILE_TOKENS) {
-            let end = (start + TILE_TOKENS).min(span.n_tokens);
-            for kv_head in 0..spec.n_kv_head {
-                tasks.push(Task { span, row, start, end, kv_head });
-            }
-        }
-        row += span.n_tokens;
+impl Attention {
+    /// For a pool of `n_threads`.
+    pub fn new(n_threads: usize) -> Attention {
+        let scratch = PerWorker::new(n_threads);
+        Attention { scratch, tasks: Vec::new(), splits: Vec::new(), partials: Vec::new() }
     }
-    assert!(q.len() >= row * stride && out.len() >= row * stride);
-    let out = SharedMut::new(out);
-    let job = Job { spec, kv, q, stride, out };
-    pool.run(tasks.len(), &|i, worker_idx| {
-        // SAFETY: tasks own disjoint tokens and heads, workers their scratch, and the instruction
-        // set is of this machine.
-        unsafe { run_task(isa, &job, &tasks[i], scratch.get(worker_idx)) };
-    });
-}
 
-unsafe fn run_task(isa: Isa, job: &Job<'_>, task: &Task<'_>, s: &mut Scratch) {
-    // SAFETY: passed on.
-    unsafe { with_isa!(isa, task_with(job: &Job<'_>, task: &Task<'_>, s: &mut Scratch)) }
-}
-
-#[inline(always)]
-unsafe fn task_with<S: Simd>(job: &Job<'_>, task: &Task<'_>, s: &mut Scratch) {
-    let spec = &job.spec;
-    let (head_dim, n_rep) = (spec.head_dim, spec.n_head / spec.n_kv_head);
-    let n_query = (task.end - task.start) * n_rep;
-    s.keys.resize(head_dim * PAGE_LEN, 0.0);
-    s.values.resize(head_dim * PAGE_LEN, 0.0);
-    s.q.clear();
-    for i in task.start..task.end {
-        let at = (task.row + i) * job.stride + task.kv_head * n_rep * head_dim;
-        s.q.extend(job.q[at..][..n_rep * head_dim].iter().map(|x| x * spec.scale));
+    /// Bytes of partial sums at most, for a context of `n_page` pages and batches of `n_batch`.
+    pub fn partial_bytes(plan: &Plan, n_page: usize, n_batch: usize) -> usize {
+        let per_token = |op: &Op| match op {
+            Op::Attention { spec, .. } => spec.n_head * Sums::len_of(1, spec.head_dim),
+            _ => 0,
+        };
+        let n_run = (n_page * PAGE_LEN).div_ceil(RUN_LEN);
+        let most = plan.ops.iter().map(per_token).max().unwrap_or(0) * n_run * n_batch;
+        most.min(ATTENTION_PARTIALS_MAX) * size_of::<f32>()
     }
-    s.sums.clear();
-    s.sums.resize(n_query * head_dim, 0.0);
-    s.state.clear();
-    s.state.resize(n_query, (f32::NEG_INFINITY, 0.0));
 
-    let (first, _) = visible(spec, &task.span, task.start);
-    let (_, last) = visible(spec, &task.span, task.end - 1);
-    for page_idx in first / PAGE_LEN..last.div_ceil(PAGE_LEN) {
-        let page = task.span.pages[page_idx];
-        // SAFETY: passed on; lengths are those of a page and head.
-        unsafe {
-            widen::<S>(job.kv.keys(spec.layer_idx, page, task.kv_head), &mut s.keys);
-            widen::<S>(job.kv.values(spec.layer_idx, page, task.kv_head), &mut s.values);
-        }
-        for query in 0..n_query {
-            let (from, to) = visible(spec, &task.span, task.start + query / n_rep);
-            let from = from.max(page_idx * PAGE_LEN) - page_idx * PAGE_LEN;
-            let to = to.min((page_idx + 1) * PAGE_LEN).saturating_sub(page_idx * PAGE_LEN);
-            if from >= to {
-                continue;
-            }
-            let at = query * head_dim;
-            let (q, sums) = (&s.q[at..][..head_dim], &mut s.sums[at..][..head_dim]);
-            // SAFETY: passed on; the slices hold a head and a page.
-            unsafe {
-                add_page::<S>(q, &s.keys, &s.values, from, to, sums, &mut s.state[query]);
-            }
-        }
+    /// `out = softmax(q . K^T) . V` for each token and head; `out` is `[q.n, q.stride]`.
+    #[allow(clippy::too_many_arguments)] // the operands of one operation
+    pub fn run(
+        &mut self,
+        pool: &mut Pool,
+        isa: Isa,
+        spec: AttentionSpec,
+        kv: &KvCache,
+        spans: &[Span<'_>],
+        q: Rows<'_>,
+        out: &mut [f32],
+    ) {
+        assert!(q.data.len() >= q.n * q.stride && out.len() >= q.n * q.stride);
+        self.plan_tasks(&spec, spans);
+        let (out, partials) = (SharedMut::new(out), SharedMut::new(&mut self.partials));
+        let job = Job { spec, kv, spans, q, out, partials };
+        let (scratch, tasks, splits) = (&self.scratch, &self.tasks, &self.splits);
+        pool.run(tasks.len(), &|i, worker_idx| {
+            // SAFETY: tasks own disjoint tokens, heads and partials, workers their scratch, and
+            // the instruction set is of this machine.
+            unsafe { run_task(isa, &job, &tasks[i], scratch.get(worker_idx)) };
+        });
+        pool.run(splits.len(), &|i, worker_idx| {
+            // SAFETY: as above; the partials are complete.
+            unsafe { join_task(isa, &job, &splits[i], scratch.get(worker_idx)) };
+        });
     }
-    for (query, (sums, (_, weight))) in s.sums.chunks_exact(head_dim).zip(&s.state).enumerate() {
-        let row = task.row + task.start + query / n_rep;
-        let head = task.kv_head * n_rep + query % n_rep;
-        // SAFETY: this task owns the token's head.
-        let out = unsafe { job.out.slice(row * job.stride + head * head_dim, head_dim) };
-        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s / weight);
-    }
-}
 
-/// The positions `from..to` that token `i` of a span sees.
-#[inline(always)]
-fn visible(spec: &AttentionSpec, span: &Span<'_>, i: usize) -> (usize, usize) {
-    let pos = span.pos + i;
-    let to = if spec.causal { pos + 1 } else { span.pos + span.n_tokens };
-    (spec.window.map_or(0, |w| (pos + 1).saturating_sub(w)), to)
-}
-
-#[inline(always)]
-unsafe fn widen<S: Simd>(src: KvSlice<'_>, dst: &mut [f32]) {
-    let src = match src {
-        KvSlice::F16(src) => src,
-        KvSlice::F32(src) => return dst.copy_from_slice(src),
-    };
-    assert!(src.len() == dst.len() && src.len().is_multiple_of(LANES));
-    for i in (0..src.len()).step_by(LANES) {
-        // SAFETY: inside both slices, which are whole vectors.
-        unsafe { S::store(dst.as_mut_ptr().add(i), S::load_f16(src.as_ptr().add(i))) };
-    }
-}
-
-/// Adds positions `from..to` of a page to a query's sums.
-#[inline(always)]
-unsafe fn add_page<S: Simd>(
-    q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    from: usize,
-    to: usize,
-    sums: &mut [f32],
-    (max, weight): &mut (f32, f32),
-) {
-    const VECS: usize = PAGE_LEN / LANES;
-    let head_dim = q.len();
-    assert!(keys.len() == head_dim * PAGE_LEN && values.len() == keys.len());
-    assert!(sums.len() == head_dim && head_dim % LANES == 0 && to <= PAGE_LEN);
-    let mut scores = [0f32; PAGE_LEN];
-    // SAFETY: the lengths are asserted above; the rest is the caller's promise.
-    unsafe {
-        let mut acc = [S::splat(0.0); VECS];
-        for (d, &x) in q.iter().enumerate() {
-            let x = S::splat(x);
-            for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = S::fma(x, S::load(keys.as_ptr().add(d * PAGE_LEN + j * LANES)), *acc);
-            }
-        }
-        for (j, acc) in acc.into_iter().enumerate() {
-            S::store(scores.as_mut_ptr().add(j * LANES), acc);
-        }
-    }
-    let seen = &mut scores[from..to];
-    let new_max = seen.iter().fold(*max, |m, &s| m.max(s));
-    let rescale = if *max == f32::NEG_INFINITY { 0.0 } else { math::exp(*max - new_max) };
-    seen.iter_mut().for_each(|s| *s = math::exp(*s - new_max));
-    *max = new_max;
-    *weight = seen.iter().fold(*weight * rescale, |w, s| w + s);
-    // SAFETY: as above.
-    unsafe {
-        let rescale = S::splat(rescale);
-        let mut d = 0;
-        while d < head_dim {
-            let n = VECS.min((head_dim - d) / LANES);
-            let mut acc = [S::splat(0.0); VECS];
-            for (j, acc) in acc.iter_mut().enumerate().take(n) {
-                *acc = S::mul(rescale, S::load(sums.as_ptr().add(d + j * LANES)));
-            }
-            for (slot, &p) in scores.iter().enumerate().take(to).skip(from) {
-                let p = S::splat(p);
-                let row = values.as_ptr().add(slot * head_dim + d);
-                for (j, acc) in acc.iter_mut().enumerate().take(n) {
-                    *acc = S::fma(p, S::load(row.add(j * LANES)), *acc);
+    fn plan_tasks(&mut self, spec: &AttentionSpec, spans: &[Span<'_>]) {
+        self.tasks.clear();
+        self.splits.clear();
+        let (mut row, mut n_partial) = (0, 0);
+        let n_rep = spec.n_head / spec.n_kv_head;
+        let tile = (TILE_QUERIES / n_rep).max(1);
+        for (span_idx, span) in spans.iter().enumerate() {
+            // The last tokens see most: they come first, so that no thread is left with them.
+            for start in (0..span.n_tokens).step_by(tile).rev() {
+                let end = (start + tile).min(span.n_tokens);
+                let runs = visible(spec, span, start).start / RUN_LEN
+                    ..visible(spec, span, end - 1).end.div_ceil(RUN_LEN);
+                let len = Sums::len_of((end - start) * n_rep, spec.head_dim);
+                let n_more = len * runs.len() * spec.n_kv_head;
+                let is_split = runs.len() > 1
+                    && span.n_tokens <= SPLIT_TOKENS
+                    && n_partial + n_more <= ATTENTION_PARTIALS_MAX;
+                for kv_head in 0..spec.n_kv_head {
+                    let (run_start, run_end) = (runs.start, runs.end);
+                    let partial = is_split.then_some(n_partial);
+                    let task =
+                        Task { span_idx, row, start, end, kv_head, run_start, run_end, partial };
+                    if !is_split {
+                        self.tasks.push(task);
+                        continue;
+                    }
+                    self.splits.push(task);
+                    for run in runs.clone() {
+                        let partial = Some(n_partial);
+                        self.tasks.push(Task { run_start: run, run_end: run + 1, partial, ..task });
+                        n_partial += len;
+                    }
                 }
             }
-            for (j, acc) in acc.into_iter().enumerate().take(n) {
-                S::store(sums.as_mut_ptr().add(d + j * LANES), acc);
-            }
-            d += n * LANES;
+            row += span.n_tokens;
         }
+        self.partials.resize(n_partial.max(self.partials.len()), 0.0);
+    }
+}
+
+/// The positions that token `i` of a span sees.
+#[inline(always)]
+fn visible(spec: &AttentionSpec, span: &Span<'_>, i: usize) -> Range<usize> {
+    let pos = span.pos + i;
+    let end = if spec.causal { pos + 1 } else { span.pos + span.n_tokens };
+    spec.window.map_or(0, |w| (pos + 1).saturating_sub(w))..end
+}
+
+impl Task {
+    fn n_query(&self, spec: &AttentionSpec) -> usize {
+        (self.end - self.start) * (spec.n_head / spec.n_kv_head)
+    }
+}
+
+unsafe fn run_task(isa: Isa, job: &Job<'_>, task: &Task, s: &mut Scratch) {
+    // SAFETY: passed on.
+    unsafe { with_isa!(isa, run_task_with(job: &Job<'_>, task: &Task, s: &mut Scratch)) }
+}
+
+unsafe fn join_task(isa: Isa, job: &Job<'_>, task: &Task, s: &mut Scratch) {
+    // SAFETY: passed on.
+    unsafe { with_isa!(isa, join_task_with(job: &Job<'_>, task: &Task, s: &mut Scratch)) }
+}
+
+#[inline(always)]
+unsafe fn run_task_with<S: Simd>(job: &Job<'_>, task: &Task, s: &mut Scratch) {
+    let spec = &job.spec;
+    let (head_dim, n_query) = (spec.head_dim, task.n_query(spec));
+    let n_rep = spec.n_head / spec.n_kv_head;
+    s.page.queries(n_query, head_dim, |query| {
+        let row = task.row + task.start + query / n_rep;
+        let head = task.kv_head * n_rep + query % n_rep;
+        let q = &job.q.data[row * job.q.stride + head * head_dim..][..head_dim];
+        q.iter().map(|x| x * spec.scale)
+    });
+    let len = Sums::len_of(n_query, head_dim);
+    if let Some(partial) = task.partial {
+        // SAFETY: this task owns its partial.
+        let flat = unsafe { job.partials.slice(partial, len) };
+        // SAFETY: passed on.
+        unsafe { add_run::<S>(job, task, task.run_start, &mut s.page, flat) };
+        return;
+    }
+    s.run.resize(len.max(s.run.len()), 0.0);
+    s.total.resize(len.max(s.total.len()), 0.0);
+    let (run, total) = (&mut s.run[..len], &mut s.total[..len]);
+    Sums::of(total, n_query).clear();
+    for run_idx in task.run_start..task.run_end {
+        // SAFETY: passed on.
+        unsafe { add_run::<S>(job, task, run_idx, &mut s.page, run) };
+        join(Sums::of(total, n_query), Sums::of(run, n_query));
+    }
+    // SAFETY: passed on.
+    unsafe { write(job, task, Sums::of(total, n_query)) };
+}
+
+/// Puts the runs of a split task together.
+#[inline(always)]
+#[allow(clippy::extra_unused_type_parameters)] // `with_isa` names the set that it enables
+unsafe fn join_task_with<S>(job: &Job<'_>, task: &Task, s: &mut Scratch) {
+    let n_query = task.n_query(&job.spec);
+    let len = Sums::len_of(n_query, job.spec.head_dim);
+    s.total.resize(len.max(s.total.len()), 0.0);
+    let total = &mut s.total[..len];
+    Sums::of(total, n_query).clear();
+    let first = task.partial.unwrap_or_default();
+    for i in 0..task.run_end - task.run_start {
+        // SAFETY: the tasks that wrote the partials are done, and this one is the only reader.
+        let run = unsafe { job.partials.slice(first + i * len, len) };
+        join(Sums::of(total, n_query), Sums::of(run, n_query));
+    }
+    // SAFETY: passed on.
+    unsafe { write(job, task, Sums::of(total, n_query)) };
+}
+
+/// The sums of a task over one run of pages.
+#[inline(always)]
+unsafe fn add_run<S: Simd>(
+    job: &Job<'_>,
+    task: &Task,
+    run_idx: usize,
+    s: &mut PageScratch,
+    flat: &mut [f32],
+) {
+    let (spec, span) = (&job.spec, &job.spans[task.span_idx]);
+    let n_rep = spec.n_head / spec.n_kv_head;
+    let mut sums = Sums::of(flat, task.n_query(spec));
+    sums.clear();
+    let first = visible(spec, span, task.start).start.max(run_idx * RUN_LEN);
+    let last = visible(spec, span, task.end - 1).end.min((run_idx + 1) * RUN_LEN);
+    for page_idx in first / PAGE_LEN..last.div_ceil(PAGE_LEN) {
+        let page = span.pages[page_idx];
+        let plane = |side| job.kv.plane(spec.layer_idx, page, task.kv_head, side);
+        let (keys, values) = (plane(Side::Keys), plane(Side::Values));
+        // SAFETY: passed on.
+        unsafe { s.open::<S>(keys, values, spec.head_dim) };
+        // Slots of the page that a token sees.
+        let seen = |token: usize| {
+            let Range { start, end } = visible(spec, span, token);
+            let slot = |pos: usize| pos.saturating_sub(page_idx * PAGE_LEN).min(PAGE_LEN);
+            slot(start)..slot(end)
+        };
+        let mut token = task.start;
+        while token < task.end {
+            // Tokens that see the same of the page go together.
+            let slots = seen(token);
+            let mut end = token + 1;
+            while end < task.end && seen(end) == slots {
+                end += 1;
+            }
+            if !slots.is_empty() {
+                let queries = (token - task.start) * n_rep..(end - task.start) * n_rep;
+                // SAFETY: passed on.
+                unsafe { add_page::<S>(s, keys, values, queries, slots, &mut sums) };
+            }
+            token = end;
+        }
+    }
+}
+
+/// `total += run`, query by query.
+#[inline(always)]
+fn join(total: Sums<'_>, run: Sums<'_>) {
+    let head_dim = total.values.len() / total.max.len();
+    for query in 0..total.max.len() {
+        let (a, b) = (total.max[query], run.max[query]);
+        if b == f32::NEG_INFINITY {
+            continue; // it sees nothing of this run
+        }
+        let max = if a > b { a } else { b };
+        let scale_a = if a == f32::NEG_INFINITY { 0.0 } else { math::exp(a - max) };
+        let scale_b = math::exp(b - max);
+        total.max[query] = max;
+        total.weight[query] = total.weight[query] * scale_a + run.weight[query] * scale_b;
+        let run = &run.values[query * head_dim..][..head_dim];
+        for (t, r) in total.values[query * head_dim..][..head_dim].iter_mut().zip(run) {
+            *t = *t * scale_a + r * scale_b;
+        }
+    }
+}
+
+/// Writes the rows of a task: `values / weight`.
+///
+/// # Safety
+/// No other thread writes the task's tokens and heads.
+#[inline(always)]
+unsafe fn write(job: &Job<'_>, task: &Task, total: Sums<'_>) {
+    let (head_dim, n_rep) = (job.spec.head_dim, job.spec.n_head / job.spec.n_kv_head);
+    for (query, sums) in total.values.chunks_exact(head_dim).enumerate() {
+        let row = task.row + task.start + query / n_rep;
+        let head = task.kv_head * n_rep + query % n_rep;
+        // SAFETY: the caller owns the token's head.
+        let out = unsafe { job.out.slice(row * job.q.stride + head * head_dim, head_dim) };
+        let weight = total.weight[query];
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s / weight);
     }
 }

@@ -1,69 +1,147 @@
-//! The KV cache: keys and values of every layer in pages of 32 positions, f16 or f32.
+//! The KV cache: keys and values of every layer in pages of 32 positions, as f16, q8_0 or f32.
 //!
 //! ```text
-//! keys     [layer][page][kv head][head_dim][32]     transposed: a score is a sum of whole vectors
-//! values   [layer][page][kv head][32][head_dim]
+//! map      [layer][kv head][page] of: plane of keys, plane of values
+//! keys     [head_dim][32]      transposed: a score is a sum of whole vectors
+//! values   [32][head_dim]
+//! q8_0     codes in these orders, then f16 scales: keys [n_block][32], values [32][n_block]
 //! ```
+//!
+//! A q8_0 block is 32 values of one position and head (the last block of a head may be shorter), so
+//! what is stored of a position depends on that position alone: writing it alone or in a chunk
+//! gives the same bits.
 //!
 //! Pages belong to whoever hands out page numbers (the engine); here is only their memory, which
 //! the system commits as it is first written.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use memmap2::MmapMut;
 
+use super::acts::Rows;
+use super::pool::Pool;
+use super::shared::SharedMut;
 use crate::inference::backend::{BackendError, PAGE_LEN, PageIdx, Plan, Span};
+
+/// Values under one scale of q8_0.
+pub const BLOCK_LEN: usize = 32;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvType {
-    /// Half precision: half the memory, the usual choice.
+    /// Half precision: half the memory of f32, the usual choice.
     #[default]
     F16,
+    /// 8-bit codes with a scale for each 32 values: half the memory of f16.
+    Q8_0,
     /// Single precision, for exact comparison.
     F32,
 }
 
 impl KvType {
-    /// The type called `name`.
-    pub fn from_name(name: &str) -> Option<KvType> {
-        match name {
-            "f16" => Some(KvType::F16),
-            "f32" => Some(KvType::F32),
-            _ => None,
+    /// Every type.
+    pub const ALL: [KvType; 3] = [KvType::F16, KvType::Q8_0, KvType::F32];
+
+    /// The name that options and reports use.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+            KvType::F32 => "f32",
         }
     }
 
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
+    /// The type called `name`.
+    pub fn from_name(name: &str) -> Option<KvType> {
+        KvType::ALL.into_iter().find(|ty| ty.name() == name)
+    }
+
+    /// Bytes of a plane: the keys, or the values, of a page and head.
+    fn plane_bytes(self, head_dim: usize) -> usize {
+        let n = head_dim * PAGE_LEN;
         match self {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
+            KvType::F16 => 2 * n,
+            KvType::Q8_0 => n + 2 * PAGE_LEN * head_dim.div_ceil(BLOCK_LEN),
+            KvType::F32 => 4 * n,
         }
     }
 }
 
-/// Stored values of one page and head.
+/// Whether a plane holds keys or values, which says where a position stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// `[head_dim][32]`
+    Keys,
+    /// `[32][head_dim]`
+    Values,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Side; 2] = [Side::Keys, Side::Values];
+
+    /// First place and step of position `slot`, which has `n` numbers.
+    fn places(self, slot: usize, n: usize) -> (usize, usize) {
+        match self {
+            Side::Keys => (slot, PAGE_LEN),
+            Side::Values => (slot * n, 1),
+        }
+    }
+}
+
+/// What is stored of a page and head.
 #[derive(Clone, Copy)]
-pub enum KvSlice<'a> {
+pub enum Plane<'a> {
     /// f16 bits.
     F16(&'a [u16]),
+    /// Codes and the f16 bits of their scales.
+    Q8_0(&'a [i8], &'a [u16]),
     /// f32.
     F32(&'a [f32]),
 }
 
 /// Memory for `n_page` pages.
 pub struct KvCache {
-    keys: MmapMut,
-    values: MmapMut,
-    ty: KvType,
-    n_page: usize,
-    n_kv_head: usize,
-    head_dim: usize,
+    map: MmapMut,
+    shape: Shape,
+}
+
+/// The sizes that say where a plane lies.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub ty: KvType,
+    pub n_page: usize,
+    pub n_layer: usize,
+    pub n_kv_head: usize,
+    pub head_dim: usize,
+}
+
+impl Shape {
+    /// Bytes of a page and head: keys and values.
+    pub fn head_bytes(&self) -> usize {
+        2 * self.ty.plane_bytes(self.head_dim)
+    }
+
+    /// Where keys and values of a page and head begin.
+    pub fn at(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> usize {
+        let head = layer_idx * self.n_kv_head + kv_head;
+        (head * self.n_page + page as usize) * self.head_bytes()
+    }
+}
+
+/// The tokens of a span that lie in one page.
+struct Piece<'a> {
+    span: &'a Span<'a>,
+    /// Row of the span's first token in the batch.
+    row: usize,
+    start: usize,
+    end: usize,
 }
 
 impl KvCache {
     /// Bytes that a page takes over all layers.
-    pub fn page_bytes(plan: &Plan, ty: KvType) -> usize {
-        2 * plan.n_layer * plan.n_kv_head * plan.head_dim * PAGE_LEN * ty.bytes()
+    pub fn page_bytes_of(plan: &Plan, ty: KvType) -> usize {
+        2 * plan.n_layer * plan.n_kv_head * ty.plane_bytes(plan.head_dim)
     }
 
     /// An empty cache of `n_page` pages.
@@ -71,107 +149,262 @@ impl KvCache {
     /// # Errors
     /// If the system refuses the memory.
     pub fn new(plan: &Plan, n_page: usize, ty: KvType) -> Result<KvCache, BackendError> {
-        let bytes = Self::page_bytes(plan, ty).saturating_mul(n_page);
-        let map = || {
-            MmapMut::map_anon((bytes / 2).max(1))
-                .map_err(|_| BackendError::Memory { what: "the KV cache", bytes })
-        };
-        Ok(KvCache {
-            keys: map()?,
-            values: map()?,
-            ty,
-            n_page,
-            n_kv_head: plan.n_kv_head,
-            head_dim: plan.head_dim,
-        })
+        let bytes = Self::page_bytes_of(plan, ty).saturating_mul(n_page);
+        let map = MmapMut::map_anon(bytes.max(1))
+            .map_err(|_| BackendError::Memory { what: "the KV cache", bytes })?;
+        let Plan { n_layer, n_kv_head, head_dim, .. } = *plan;
+        Ok(KvCache { map, shape: Shape { ty, n_page, n_layer, n_kv_head, head_dim } })
     }
 
     /// Pages that it holds.
     pub fn n_page(&self) -> usize {
-        self.n_page
+        self.shape.n_page
     }
 
-    /// The keys of a page and head: `[head_dim][32]`.
-    pub fn keys(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> KvSlice<'_> {
-        self.slice(&self.keys, self.at(layer_idx, page, kv_head))
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
     }
 
-    /// The values of a page and head: `[32][head_dim]`.
-    pub fn values(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> KvSlice<'_> {
-        self.slice(&self.values, self.at(layer_idx, page, kv_head))
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
     }
 
-    /// Stores keys and values `[n_kv_head][head_dim]` of token `i` of a span.
-    pub fn append(&mut self, layer_idx: usize, span: &Span<'_>, i: usize, k: &[f32], v: &[f32]) {
-        let pos = span.pos + i;
-        let (page, slot) = (span.pages[pos / PAGE_LEN], pos % PAGE_LEN);
-        let head_dim = self.head_dim;
-        for kv_head in 0..self.n_kv_head {
-            let at = self.at(layer_idx, page, kv_head);
-            let (k, v) = (&k[kv_head * head_dim..][..head_dim], &v[kv_head * head_dim..]);
-            let v = &v[..head_dim];
-            match self.ty {
-                KvType::F16 => {
-                    let half = |x: f32| half::f16::from_f32(x).to_bits();
-                    put(as_slice_mut(&mut self.keys), at + slot, PAGE_LEN, k, half);
-                    put(as_slice_mut(&mut self.values), at + slot * head_dim, 1, v, half);
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// The keys or the values of a page and head.
+    #[inline(always)]
+    pub fn plane(&self, layer_idx: usize, page: PageIdx, kv_head: usize, side: Side) -> Plane<'_> {
+        let Shape { ty, head_dim, .. } = self.shape;
+        let at = self.shape.at(layer_idx, page, kv_head);
+        let bytes = half_of(&self.map[at..][..self.shape.head_bytes()], side);
+        match ty {
+            KvType::F16 => Plane::F16(cast(bytes)),
+            KvType::F32 => Plane::F32(cast(bytes)),
+            KvType::Q8_0 => {
+                let (codes, scales) = bytes.split_at(head_dim * PAGE_LEN);
+                Plane::Q8_0(cast(codes), cast(scales))
+            }
+        }
+    }
+
+    /// Stores keys and values `[n_kv_head * head_dim]` of every token of a batch.
+    ///
+    /// # Panics
+    /// If two spans write the same page ([`Batch::check`](crate::inference::backend::Batch::check)
+    /// refuses such a batch), or a span has too few pages.
+    pub fn append(
+        &mut self,
+        pool: &mut Pool,
+        layer_idx: usize,
+        spans: &[Span<'_>],
+        k: Rows<'_>,
+        v: Rows<'_>,
+    ) {
+        let pieces = pieces(spans);
+        let shape = self.shape;
+        let shared = SharedMut::new(&mut self.map[..]);
+        pool.run(pieces.len(), &|i, _| {
+            let piece = &pieces[i];
+            let page = piece.span.pages[(piece.span.pos + piece.start) / PAGE_LEN];
+            for kv_head in 0..shape.n_kv_head {
+                let at = shape.at(layer_idx, page, kv_head);
+                // SAFETY: the map is borrowed, and pieces have pages of their own.
+                let bytes = unsafe { shared.slice(at, shape.head_bytes()) };
+                for (side, x) in Side::BOTH.into_iter().zip([k, v]) {
+                    let plane = half_of_mut(bytes, side);
+                    for token in piece.start..piece.end {
+                        let slot = (piece.span.pos + token) % PAGE_LEN;
+                        let at = (piece.row + token) * x.stride + kv_head * shape.head_dim;
+                        put(shape.ty, plane, side, slot, &x.data[at..][..shape.head_dim]);
+                    }
                 }
-                KvType::F32 => {
-                    put(as_slice_mut(&mut self.keys), at + slot, PAGE_LEN, k, |x| x);
-                    put(as_slice_mut(&mut self.values), at + slot * head_dim, 1, v, |x| x);
+            }
+        });
+    }
+}
+
+/// Cuts spans where pages begin.
+///
+/// # Panics
+/// If two pieces have the same page.
+fn pieces<'a>(spans: &'a [Span<'a>]) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::new();
+    let mut row = 0;
+    for span in spans {
+        let mut start = 0;
+        while start < span.n_tokens {
+            let in_page = PAGE_LEN - (span.pos + start) % PAGE_LEN;
+            let end = span.n_tokens.min(start + in_page);
+            pieces.push(Piece { span, row, start, end });
+            start = end;
+        }
+        row += span.n_tokens;
+    }
+    let page = |p: &Piece<'_>| p.span.pages[(p.span.pos + p.start) / PAGE_LEN];
+    let mut pages: Vec<PageIdx> = pieces.iter().map(page).collect();
+    pages.sort_unstable();
+    assert!(pages.windows(2).all(|w| w[0] != w[1]), "two spans write one page");
+    pieces
+}
+
+/// The keys or the values of a page and head.
+pub(super) fn half_of(bytes: &[u8], side: Side) -> &[u8] {
+    let (keys, values) = bytes.split_at(bytes.len() / 2);
+    if side == Side::Keys { keys } else { values }
+}
+
+/// The same, to write.
+pub(super) fn half_of_mut(bytes: &mut [u8], side: Side) -> &mut [u8] {
+    let (keys, values) = bytes.split_at_mut(bytes.len() / 2);
+    if side == Side::Keys { keys } else { values }
+}
+
+/// Stores `x` `[head_dim]` as position `slot` of a plane.
+pub(super) fn put(ty: KvType, plane: &mut [u8], side: Side, slot: usize, x: &[f32]) {
+    let (at, step) = side.places(slot, x.len());
+    match ty {
+        KvType::F32 => {
+            let out = cast_mut::<f32>(plane)[at..].iter_mut().step_by(step);
+            out.zip(x).for_each(|(out, &x)| *out = x);
+        }
+        KvType::F16 => {
+            let mut out = cast_mut::<u16>(plane)[at..].iter_mut().step_by(step);
+            for x in x.chunks(BLOCK_LEN) {
+                let mut halves = [f16::ZERO; BLOCK_LEN];
+                halves[..x.len()].convert_from_f32_slice(x);
+                out.by_ref().zip(&halves[..x.len()]).for_each(|(out, h)| *out = h.to_bits());
+            }
+        }
+        KvType::Q8_0 => {
+            let (codes, scales) = plane.split_at_mut(x.len() * PAGE_LEN);
+            let mut codes = cast_mut::<i8>(codes)[at..].iter_mut().step_by(step);
+            let (at, step) = side.places(slot, x.len().div_ceil(BLOCK_LEN));
+            let scales = cast_mut::<u16>(scales)[at..].iter_mut().step_by(step);
+            for (scale, x) in scales.zip(x.chunks(BLOCK_LEN)) {
+                let mut rounded = [0i8; BLOCK_LEN];
+                *scale = quantize(x, &mut rounded).to_bits();
+                codes.by_ref().zip(&rounded[..x.len()]).for_each(|(code, r)| *code = *r);
+            }
+        }
+    }
+}
+
+/// Reads position `slot` of a plane into `out` `[head_dim]`.
+pub(super) fn get(ty: KvType, plane: &[u8], side: Side, slot: usize, out: &mut [f32]) {
+    let (at, step) = side.places(slot, out.len());
+    match ty {
+        KvType::F32 => {
+            let x = cast::<f32>(plane)[at..].iter().step_by(step);
+            out.iter_mut().zip(x).for_each(|(out, &x)| *out = x);
+        }
+        KvType::F16 => {
+            let x = cast::<u16>(plane)[at..].iter().step_by(step);
+            out.iter_mut().zip(x).for_each(|(out, &x)| *out = f16::from_bits(x).to_f32());
+        }
+        KvType::Q8_0 => {
+            let (codes, scales) = plane.split_at(out.len() * PAGE_LEN);
+            let mut codes = cast::<i8>(codes)[at..].iter().step_by(step);
+            let (at, step) = side.places(slot, out.len().div_ceil(BLOCK_LEN));
+            let scales = cast::<u16>(scales)[at..].iter().step_by(step);
+            for (out, &scale) in out.chunks_mut(BLOCK_LEN).zip(scales) {
+                let scale = f16::from_bits(scale).to_f32();
+                let codes = codes.by_ref();
+                out.iter_mut().zip(codes).for_each(|(x, &c)| *x = scale * f32::from(c));
+            }
+        }
+    }
+}
+
+/// Rounds at most 32 values to `scale * code`: the scale is the largest magnitude over 127, as an
+/// f16, and each code the nearest to its value under that very scale.
+fn quantize(x: &[f32], codes: &mut [i8; BLOCK_LEN]) -> f16 {
+    let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let scale = f16::from_f32((max / 127.0).min(f16::MAX.to_f32()));
+    let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+    }
+    scale
+}
+
+/// A number that any bits are.
+trait Plain: Copy {}
+impl Plain for i8 {}
+impl Plain for u16 {}
+impl Plain for f32 {}
+
+/// The numbers that whole, aligned bytes are.
+#[inline(always)]
+fn cast<T: Plain>(bytes: &[u8]) -> &[T] {
+    assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<T>()));
+    let n = bytes.len() / size_of::<T>();
+    // SAFETY: the bytes are aligned (asserted), hold `n` whole values, and any bits are a value.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), n) }
+}
+
+/// The same, to write.
+#[inline(always)]
+fn cast_mut<T: Plain>(bytes: &mut [u8]) -> &mut [T] {
+    assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<T>()));
+    let n = bytes.len() / size_of::<T>();
+    // SAFETY: as above, and the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), n) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i * 37 + seed * 101) % 211) as f32 - 105.0) / 64.0).collect()
+    }
+
+    #[test]
+    fn what_is_put_is_got_back_within_the_types_step_and_touches_nothing_else() {
+        for head_dim in [8, 64, 80, 96, 128, 256] {
+            for ty in KvType::ALL {
+                for side in Side::BOTH {
+                    // Aligned as a map is.
+                    let mut words = vec![0f32; ty.plane_bytes(head_dim) / 4];
+                    let n_bytes = 4 * words.len();
+                    // SAFETY: the words are that many bytes, and any bits are a byte.
+                    let plane = unsafe {
+                        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), n_bytes)
+                    };
+                    for slot in (0..PAGE_LEN).rev() {
+                        put(ty, plane, side, slot, &wave(head_dim, slot));
+                    }
+                    for slot in 0..PAGE_LEN {
+                        let (x, mut got) = (wave(head_dim, slot), vec![0f32; head_dim]);
+                        get(ty, plane, side, slot, &mut got);
+                        for (block, got) in x.chunks(BLOCK_LEN).zip(got.chunks(BLOCK_LEN)) {
+                            let max = block.iter().fold(0f32, |m, v| m.max(v.abs()));
+                            let step = match ty {
+                                KvType::F32 => 0.0,
+                                KvType::F16 => max / 2048.0,
+                                // Half a code, and the scale's own rounding.
+                                KvType::Q8_0 => max / 127.0 * 0.5 + max / 2048.0,
+                            };
+                            for (x, got) in block.iter().zip(got) {
+                                assert!((x - got).abs() <= step, "{} {side:?}", ty.name());
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 
-    /// Copies a page of every layer.
-    pub fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
-        let n = self.n_kv_head * self.head_dim * PAGE_LEN * self.ty.bytes();
-        let n_layer = self.keys.len() / (n * self.n_page.max(1)).max(1);
-        for layer_idx in 0..n_layer {
-            let at = |page: PageIdx| self.at(layer_idx, page, 0) * self.ty.bytes();
-            let (from, to) = (at(from), at(to));
-            self.keys.copy_within(from..from + n, to);
-            self.values.copy_within(from..from + n, to);
-        }
+    #[test]
+    fn a_block_of_zeros_or_of_huge_values_stays_finite() {
+        let mut codes = [1i8; BLOCK_LEN];
+        assert_eq!(quantize(&[0.0; 32], &mut codes), f16::ZERO);
+        assert_eq!(codes, [0; BLOCK_LEN]);
+        let scale = quantize(&[1e30, -1e30], &mut codes);
+        assert!(scale.is_finite() && codes[..2] == [127, -127]);
+        // So small that the scale is no f16: nothing is lost that f16 would have kept exactly.
+        assert_eq!(quantize(&[1e-9; 4], &mut codes), f16::ZERO);
     }
-
-    /// Where a page and head begin, in values.
-    fn at(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> usize {
-        let page = layer_idx * self.n_page + page as usize;
-        (page * self.n_kv_head + kv_head) * self.head_dim * PAGE_LEN
-    }
-
-    fn slice<'a>(&self, map: &'a MmapMut, at: usize) -> KvSlice<'a> {
-        let n = self.head_dim * PAGE_LEN;
-        match self.ty {
-            KvType::F16 => KvSlice::F16(&as_slice(map)[at..][..n]),
-            KvType::F32 => KvSlice::F32(&as_slice(map)[at..][..n]),
-        }
-    }
-}
-
-/// Writes `src` to every `step`-th place from `at`.
-fn put<T>(out: &mut [T], at: usize, step: usize, src: &[f32], convert: impl Fn(f32) -> T) {
-    for (out, &x) in out[at..].iter_mut().step_by(step).zip(src) {
-        *out = convert(x);
-    }
-}
-
-/// A number that any bits are.
-trait Plain: Copy {}
-impl Plain for u16 {}
-impl Plain for f32 {}
-
-fn as_slice<T: Plain>(map: &MmapMut) -> &[T] {
-    let n = map.len() / size_of::<T>();
-    // SAFETY: a mapping is page-aligned, holds `n` whole values, and any bits are a value.
-    unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), n) }
-}
-
-fn as_slice_mut<T: Plain>(map: &mut MmapMut) -> &mut [T] {
-    let n = map.len() / size_of::<T>();
-    // SAFETY: a mapping is page-aligned, holds `n` whole values, any bits are a value, and the
-    // borrow is exclusive.
-    unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), n) }
 }
