@@ -9,6 +9,9 @@
 //! the engine's one request type.
 
 mod error;
+mod fields;
+mod generate;
+mod sse;
 mod state;
 
 pub use error::ApiError;
