@@ -11,6 +11,7 @@
 mod error;
 mod fields;
 mod generate;
+mod llama;
 mod sse;
 mod state;
 
