@@ -11,9 +11,15 @@
 mod error;
 mod fields;
 mod generate;
+mod health;
+mod listener;
 mod llama;
+mod patient;
+mod router;
 mod sse;
 mod state;
 
 pub use error::ApiError;
+pub use listener::{ListenOptions, Listener};
+pub use router::router;
 pub use state::{Caller, ServeOptions, Server};
