@@ -177,3 +177,9 @@ pub const TRIGGER_BYTES_MAX: usize = 4 << 10;
 pub const TRIGGER_WINDOW_BYTES: usize = 16 << 10;
 /// Steps back that a trigger's pattern may take in one search.
 pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
+/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
+pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Likeliest tokens that llama.cpp's clients may ask for with each token.
+pub const LLAMA_PROBS_MAX: usize = 1_024;
+/// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.
+pub const INFILL_TOKENS_MAX: usize = 2_048;

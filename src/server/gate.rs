@@ -234,8 +234,14 @@ impl Gate {
     }
 }
 
+impl From<Server> for Gate {
+    fn from(server: Server) -> Gate {
+        Gate::new(server, GateOptions::default()).expect("without a file of keys none can fail")
+    }
+}
+
 /// The layer itself.
-pub(super) async fn gate(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+pub(super) async fn pass_gate(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let id = gate.request_id(request.headers());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);

@@ -7,23 +7,24 @@ use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use super::gate::gate;
-use super::{ApiError, Gate, Server, health, metrics, openapi, page, timeline};
+use super::gate::pass_gate;
+use super::{ApiError, Gate, Server, health, llama, metrics, openapi, page, timeline};
 
 /// The routes of the dialects.
 fn dialects() -> Router<Server> {
-    health::routes()
+    health::routes().merge(llama::routes())
 }
 
-/// The service as one router.
-pub fn router(gate_state: Gate) -> Router {
-    let server = gate_state.server().clone();
-    let own = metrics::routes().merge(timeline::routes()).with_state(gate_state.clone());
+/// The service as one router; a bare [`Server`] gets a gate with the default options.
+pub fn router(gate: impl Into<Gate>) -> Router {
+    let gate: Gate = gate.into();
+    let server = gate.server().clone();
+    let own = metrics::routes().merge(timeline::routes()).with_state(gate.clone());
     let wrong_method = || async {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         ApiError::new(status, "invalid_request_error", "this path has no such method")
     };
-    let cors = cors(gate_state.origins());
+    let cors = cors(gate.origins());
     let router = dialects()
         .with_state(server)
         .merge(own)
@@ -34,7 +35,7 @@ pub fn router(gate_state: Gate) -> Router {
         // The gate has read the body within its own bounds.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(broken))
-        .layer(middleware::from_fn_with_state(gate_state, gate));
+        .layer(middleware::from_fn_with_state(gate, pass_gate));
     match cors {
         Some(cors) => router.layer(cors),
         None => router,

@@ -218,9 +218,11 @@ impl Core {
             let (old, new) = (&self.slots[*slot].tokens, &self.sequences[i].tokens);
             old.iter().zip(new).take_while(|(a, b)| a == b).count()
         };
-        let slot_idx = free.iter().copied().rev().max_by_key(same);
+        let asked = self.sequences[i].group.request.slot_idx.filter(|slot| free.contains(slot));
+        let slot_idx = asked.or_else(|| free.iter().copied().rev().max_by_key(same));
         let sequence = &mut self.sequences[i];
         sequence.slot_idx = slot_idx;
+        sequence.timings.slot_idx = slot_idx.unwrap_or_default();
         sequence.admit(now);
         if sequence.group.request.uses_cache {
             // The last token runs again in any case: its logits are not kept.
