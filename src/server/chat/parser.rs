@@ -53,16 +53,6 @@ pub(in crate::server) struct ParserSpec {
 }
 
 impl ParserSpec {
-    /// Text alone.
-    pub(in crate::server) fn plain() -> ParserSpec {
-        ParserSpec {
-            family: Family::Plain,
-            names: Arc::from([]),
-            splits_reasoning: false,
-            begins_in_reasoning: false,
-        }
-    }
-
     /// A parser for an answer.
     pub(in crate::server) fn parser(&self) -> Parser {
         Parser {

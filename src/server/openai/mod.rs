@@ -21,7 +21,7 @@ use super::request::Wishes;
 use super::state::Server;
 use crate::inference::{Finish, Timings};
 
-/// The dialect's routes; `/completions` alone is llama.cpp's own.
+/// The dialect's routes; `/completions` and `/embeddings` alone are llama.cpp's own.
 pub(super) fn routes() -> Router<Server> {
     Router::new()
         .route("/v1/models", get(models::list))
@@ -32,7 +32,6 @@ pub(super) fn routes() -> Router<Server> {
         .route("/v1/chat/completions", post(chat::handle))
         .route("/chat/completions", post(chat::handle))
         .route("/v1/embeddings", post(embeddings::handle))
-        .route("/embeddings", post(embeddings::handle))
 }
 
 /// The most tokens of an answer, by every name that it has.
