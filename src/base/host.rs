@@ -67,6 +67,11 @@ pub fn disk_free_bytes(path: &Path) -> Option<u64> {
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Memory of this process that is in RAM; 0 where the kernel does not tell.
+pub fn resident_bytes() -> u64 {
+    meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
+}
+
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }

@@ -229,9 +229,11 @@ impl Core {
             let (old, new) = (&self.slots[*slot].tokens, &self.sequences[i].tokens);
             old.iter().zip(new).take_while(|(a, b)| a == b).count()
         };
-        let slot_idx = free.iter().copied().rev().max_by_key(same);
+        let asked = self.sequences[i].group.request.slot_idx.filter(|slot| free.contains(slot));
+        let slot_idx = asked.or_else(|| free.iter().copied().rev().max_by_key(same));
         let sequence = &mut self.sequences[i];
         sequence.slot_idx = slot_idx;
+        sequence.timings.slot_idx = slot_idx.unwrap_or_default();
         sequence.admit(now);
         if sequence.group.request.uses_cache {
             // The last token runs again in any case: its logits are not kept.
@@ -492,6 +494,7 @@ impl Core {
             stats.steps_total += 1;
             stats.step_sequences_total += work.len() as u64;
             stats.prefill_tokens_total += n_prefill as u64;
+            stats.drafts_total += work.iter().filter(|work| work.n_draft > 0).count() as u64;
             stats.draft_tokens_total += n_draft as u64;
             let time = match n_prefill {
                 0 => &mut stats.decode_seconds_total,

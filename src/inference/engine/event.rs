@@ -34,7 +34,7 @@ pub enum Finish {
     Canceled,
 }
 
-/// How long the parts of an answer took.
+/// How long the parts of an answer took, and where it ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Between arrival and the first prefill step.
@@ -53,6 +53,8 @@ pub struct Timings {
     pub n_draft: usize,
     /// Of these, tokens that were right.
     pub n_accepted: usize,
+    /// The place that it ran in last.
+    pub slot_idx: usize,
 }
 
 /// A token of an answer.

@@ -67,10 +67,14 @@ pub struct Request {
     pub n_probs: usize,
     /// Whether log-probabilities are wanted at all (`n_probs` may be 0).
     pub wants_logprobs: bool,
+    /// Log-probabilities are those of the sampling chain's last list, not of the model.
+    pub post_sampling_probs: bool,
     /// Goes on past the model's own end.
     pub ignore_eos: bool,
     /// Control tokens are part of the text.
     pub shows_special: bool,
+    /// These control tokens are part of the text even where others are not: a format's own marks.
+    pub shown_tokens: Vec<TokenId>,
     /// What the answer must look like.
     pub grammar: Option<GrammarRequest>,
     /// Guessing ahead.
@@ -85,6 +89,8 @@ pub struct Request {
     pub is_cache_private: bool,
     /// Whether cached prefixes may be used.
     pub uses_cache: bool,
+    /// The slot that should run it, if it is free by then.
+    pub slot_idx: Option<usize>,
     /// A full context drops old tokens behind the first `n_keep` and goes on, instead of ending.
     pub context_shift: bool,
     /// Tokens at the start that a shift keeps.
@@ -108,8 +114,10 @@ impl Default for Request {
             sampler: SamplerOptions::default(),
             n_probs: 0,
             wants_logprobs: false,
+            post_sampling_probs: false,
             ignore_eos: false,
             shows_special: false,
+            shown_tokens: Vec::new(),
             grammar: None,
             speculation: SpeculationOptions::default(),
             adapters: Vec::new(),
@@ -117,6 +125,7 @@ impl Default for Request {
             tenant: TenantId::default(),
             is_cache_private: false,
             uses_cache: true,
+            slot_idx: None,
             context_shift: false,
             n_keep: 0,
             deadline: None,

@@ -159,15 +159,18 @@ impl Sequence {
                 }
             }
         }
-        let raw = (request.wants_logprobs && self.matcher.is_some()).then(|| logits.to_vec());
+        let is_raw = request.wants_logprobs && !request.post_sampling_probs;
+        let raw = (is_raw && self.matcher.is_some()).then(|| logits.to_vec());
         if let Some(matcher) = &mut self.matcher {
             matcher.mask(logits)?;
         }
         let token = self.sampler.sample(logits);
         self.sampler.accept(token);
-        let probs = request
-            .wants_logprobs
-            .then(|| log_probs(raw.as_deref().unwrap_or(logits), token, request.n_probs));
+        let probs = match (request.wants_logprobs, is_raw) {
+            (false, _) => None,
+            (_, true) => Some(log_probs(raw.as_deref().unwrap_or(logits), token, request.n_probs)),
+            (_, false) => Some(self.sampler.last_log_probs(token, request.n_probs)),
+        };
         self.tokens.push(token);
         self.timings.n_generated += 1;
         let is_eog = info.tokenizer.is_eog(token);
@@ -186,7 +189,9 @@ impl Sequence {
         let request = &self.group.request;
         let (mut text, mut end) = (String::new(), picked.is_eog.then_some(Finish::Eog));
         if end.is_none() || request.shows_special {
-            let bytes = info.tokenizer.token_bytes(picked.event.token, request.shows_special);
+            let token = picked.event.token;
+            let special = request.shows_special || request.shown_tokens.contains(&token);
+            let bytes = info.tokenizer.token_bytes(token, special);
             let (shown, stopped) = self.answer.push(bytes);
             text = shown;
             end = end.or(stopped);
