@@ -28,9 +28,6 @@ use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageI
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
 
-/// A sequence that was picked for: its index, how that ended, and the guesses that were accepted.
-type Pick = (usize, Result<Option<Finish>, EngineError>, usize);
-
 /// What a slot's last sequence left behind.
 #[derive(Clone, Default)]
 pub(super) struct SlotState {
