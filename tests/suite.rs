@@ -2,6 +2,7 @@
 
 mod cli;
 mod generation;
+mod llama_api;
 mod model_parity;
 mod perplexity;
 mod pull;

@@ -161,3 +161,5 @@ pub const HTTP_FAREWELL_MS: u64 = 2000;
 pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of all bodies that are being read or answered.
 pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
+/// Candidates that the infill step compares with each other.
+pub const INFILL_CANDIDATES_MAX: usize = 256;
