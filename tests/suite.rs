@@ -4,6 +4,7 @@ mod batch_invariance;
 mod cli;
 mod generation;
 mod grammar;
+mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
