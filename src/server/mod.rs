@@ -11,6 +11,7 @@
 mod access;
 mod account;
 mod cache;
+mod config;
 mod error;
 mod fields;
 mod gate;
@@ -36,6 +37,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use cache::CacheOptions;
+pub use config::ServerConfig;
 pub use error::ApiError;
 pub use gate::{Gate, GateOptions};
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
@@ -61,6 +63,14 @@ pub enum ServerError {
     Bind {
         /// The address.
         address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file that the service starts with cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
