@@ -92,6 +92,20 @@ pub const QUEUE_MAX: usize = 256;
 pub const ANSWERS_MAX: usize = 128;
 /// Sequences of one engine that run at once.
 pub const PARALLEL_MAX: usize = 256;
+/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
+pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Stop strings of a request.
+pub const STOPS_MAX: usize = 64;
+/// Likeliest tokens reported with each token.
+pub const TOP_PROBS_MAX: usize = 100;
+/// Tools that one request offers.
+pub const TOOLS_MAX: usize = 128;
+/// Characters of a tool's name.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
+/// Messages of one conversation.
+pub const MESSAGES_MAX: usize = 4096;
+/// Prompts of one request.
+pub const PROMPTS_MAX: usize = 256;
 /// Connections that are served at once, where the options name no number.
 pub const HTTP_CONNECTIONS_MAX: usize = 512;
 /// Connections beyond those that are told so; more are closed without a word.
@@ -177,8 +191,6 @@ pub const TRIGGER_BYTES_MAX: usize = 4 << 10;
 pub const TRIGGER_WINDOW_BYTES: usize = 16 << 10;
 /// Steps back that a trigger's pattern may take in one search.
 pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
-/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
-pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Likeliest tokens that llama.cpp's clients may ask for with each token.
 pub const LLAMA_PROBS_MAX: usize = 1_024;
 /// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.

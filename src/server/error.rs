@@ -50,6 +50,11 @@ impl ApiError {
         ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) }
     }
 
+    /// The same error, of another field.
+    pub fn at(self, param: impl Into<String>) -> ApiError {
+        ApiError { param: Some(param.into()), ..self }
+    }
+
     /// There is no such thing.
     pub fn not_found(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found_error", message)

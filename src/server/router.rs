@@ -8,11 +8,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::gate::pass_gate;
-use super::{ApiError, Gate, Server, health, llama, metrics, openapi, page, timeline};
+use super::{ApiError, Gate, Server, health, llama, metrics, openai, openapi, page, timeline};
 
 /// The routes of the dialects.
 fn dialects() -> Router<Server> {
-    health::routes().merge(llama::routes())
+    health::routes().merge(llama::routes()).merge(openai::routes())
 }
 
 /// The service as one router; a bare [`Server`] gets a gate with the default options.

@@ -35,6 +35,14 @@ pub(super) struct SlotState {
     pub scope: Scope,
 }
 
+/// What a step came to for a sequence that had output rows.
+struct Pick {
+    /// Its place among the sequences.
+    i: usize,
+    end: Result<Option<Finish>, EngineError>,
+    n_accepted: usize,
+}
+
 /// Everything that the engine thread owns.
 pub(super) struct Core {
     pub info: Arc<ModelInfo>,
@@ -329,7 +337,7 @@ impl Core {
             Ok(rows) => rows,
             Err(error) => return self.fail_all(&error),
         };
-        let mut picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)> = Vec::new();
+        let mut picks: Vec<Pick> = Vec::new();
         let mut row_idx = 0;
         while row_idx < rows.len() {
             let i = owners[row_idx];
@@ -341,7 +349,7 @@ impl Core {
                 Ok((end, n)) => (Ok(end), n),
                 Err(error) => (Err(error), 0),
             };
-            picks.push((i, end, n_accepted));
+            picks.push(Pick { i, end, n_accepted });
             row_idx += n_rows;
         }
         self.account(work, &indices, started);
@@ -350,14 +358,9 @@ impl Core {
     }
 
     /// Moves each sequence past what the model has seen of it.
-    fn advance(
-        &mut self,
-        work: &[Work],
-        indices: &[usize],
-        picks: &[(usize, Result<Option<Finish>, EngineError>, usize)],
-    ) {
+    fn advance(&mut self, work: &[Work], indices: &[usize], picks: &[Pick]) {
         for (work, &i) in work.iter().zip(indices) {
-            let n_accepted = picks.iter().find(|pick| pick.0 == i).map_or(0, |pick| pick.2);
+            let n_accepted = picks.iter().find(|p| p.i == i).map_or(0, |p| p.n_accepted);
             let sequence = &mut self.sequences[i];
             let was_prefilled = sequence.is_prefilled();
             sequence.n_kv += work.n_tokens + n_accepted;
@@ -377,9 +380,9 @@ impl Core {
     }
 
     /// Ends the sequences whose last token was picked, and shifts those that are full.
-    fn close(&mut self, picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)>) {
+    fn close(&mut self, picks: Vec<Pick>) {
         let mut ended: Vec<(usize, Result<Finish, EngineError>)> = Vec::new();
-        for (i, end, _) in picks {
+        for Pick { i, end, .. } in picks {
             match end {
                 Ok(Some(finish)) => ended.push((i, Ok(finish))),
                 Err(error) => ended.push((i, Err(error))),

@@ -189,7 +189,9 @@ impl Sequence {
         let request = &self.group.request;
         let (mut text, mut end) = (String::new(), picked.is_eog.then_some(Finish::Eog));
         if end.is_none() || request.shows_special {
-            let bytes = info.tokenizer.token_bytes(picked.event.token, request.shows_special);
+            let token = picked.event.token;
+            let special = request.shows_special || request.shown_tokens.contains(&token);
+            let bytes = info.tokenizer.token_bytes(token, special);
             let (shown, stopped) = self.answer.push(bytes);
             text = shown;
             end = end.or(stopped);
