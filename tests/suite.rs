@@ -3,6 +3,7 @@
 mod cli;
 mod generation;
 mod grammar;
+mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
@@ -10,6 +11,7 @@ mod pages;
 mod perplexity;
 mod pull;
 mod sampler;
+mod server;
 mod support;
 mod terminal;
 mod tidy;
