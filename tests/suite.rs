@@ -11,6 +11,7 @@ mod pages;
 mod perplexity;
 mod pull;
 mod sampler;
+mod serve;
 mod server;
 mod support;
 mod terminal;

@@ -40,6 +40,11 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
+    /// The envelope's type, if it is one.
+    pub fn error_type_if_any(&self) -> Option<String> {
+        (self.status >= 400).then(|| self.error_type())
+    }
+
     /// The envelope's type, after a look at its code.
     pub fn error_type(&self) -> String {
         let error = &self.json()["error"];
@@ -105,6 +110,11 @@ impl Wire {
         self.stream.read_exact(&mut chunk).ok()?;
         chunk.truncate(n);
         (n > 0).then_some(chunk)
+    }
+
+    /// Whether an answer begins.
+    pub fn read_chunk_after_head(&mut self) -> bool {
+        self.read_head().is_some_and(|(status, _)| status == 200) && self.read_chunk().is_some()
     }
 
     /// Whether the peer has nothing more to say.
