@@ -12,6 +12,8 @@ mod pages;
 mod perplexity;
 mod pull;
 mod sampler;
+mod serve;
+mod server;
 mod support;
 mod terminal;
 mod tidy;
