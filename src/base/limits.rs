@@ -195,32 +195,5 @@ pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
 pub const LLAMA_PROBS_MAX: usize = 1_024;
 /// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.
 pub const INFILL_TOKENS_MAX: usize = 2_048;
-/// Connections that are served at once, where the options name no number.
-pub const HTTP_CONNECTIONS_MAX: usize = 512;
-/// Connections beyond those that are told so; more are closed without a word.
-pub const HTTP_REFUSALS_MAX: usize = 64;
-/// Header fields of a request.
-pub const HTTP_HEADERS_MAX: usize = 100;
-/// Bytes of a request's line and header fields.
-pub const HTTP_HEADER_BYTES_MAX: usize = 32 << 10;
-/// Bytes that a connection buffers; a request line and header beyond it ends the connection.
-pub const HTTP_BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Bytes of an answer that the kernel holds for a slow reader.
-pub const HTTP_SEND_BUFFER_BYTES: u32 = 256 << 10;
-/// Milliseconds in which a header has to come, and that a kept connection may be idle.
-pub const HTTP_HEADER_READ_MS: u64 = 30_000;
-/// Milliseconds in which a body has to come, where the options name no number.
-pub const HTTP_BODY_READ_MS: u64 = 60_000;
-/// Milliseconds without a byte taken after which a reader counts as gone, where the options name
-/// no number.
-pub const HTTP_WRITE_STALL_MS: u64 = 30_000;
-/// Milliseconds in which a refused connection hears why.
-pub const HTTP_REFUSAL_MS: u64 = 1000;
-/// Milliseconds for last words after the engines have stopped.
-pub const HTTP_FAREWELL_MS: u64 = 2000;
-/// Bytes of a request's body, where the options name no number.
-pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
-/// Bytes of all bodies that are being read or answered.
-pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
 /// Candidates that the infill step compares with each other.
 pub const INFILL_CANDIDATES_MAX: usize = 256;
