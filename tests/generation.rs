@@ -8,7 +8,8 @@ use std::ops::ControlFlow;
 
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    EncodeOptions, GenerateRequest, Generated, LoadOptions, Model, ModelSource, SamplerOptions,
+    EncodeOptions, Finish, GenerateRequest, Generated, LoadOptions, Model, ModelSource,
+    SamplerOptions,
 };
 use serde::Deserialize;
 
@@ -36,6 +37,10 @@ fn golden() -> BTreeMap<String, Vec<Answer>> {
 }
 
 fn load(case: &str) -> Model {
+    load_with(case, LoadOptions::default())
+}
+
+fn load_with(case: &str, options: LoadOptions) -> Model {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, Recipe::read(case).build(TensorType::F32)).expect("the model is written");
@@ -43,7 +48,7 @@ fn load(case: &str) -> Model {
         n_ctx: Some(128),
         n_threads: Some(1),
         kv_type: Some("f32".to_owned()), // as the golden answers were made
-        ..LoadOptions::default()
+        ..options
     };
     Model::load(&ModelSource::File(path), &options).expect("the model loads")
 }
@@ -97,4 +102,26 @@ fn another_seed_is_seen() {
         answer.o.seed += 1;
         assert_ne!(generate(&mut model, &answer).0.tokens, answer.tokens, "{:?}", answer.o);
     }
+}
+
+#[test]
+fn a_long_prompt_can_be_broken_off_between_its_steps() {
+    let mut model = load_with("llama", LoadOptions { n_batch: Some(8), ..LoadOptions::default() });
+    let mut whole = load("llama");
+    let prompt: Vec<u32> = (0..40).map(|i| 40 + i).collect();
+    let request =
+        GenerateRequest { prompt, n_predict: Some(4), ignore_eos: true, ..Default::default() };
+    let mut n_calls = 0;
+    let stopped = model.generate(&request, &mut |_| {
+        n_calls += 1;
+        if n_calls == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let stopped = stopped.expect("breaking off is no error");
+    assert_eq!((stopped.finish, stopped.tokens.len(), n_calls), (Finish::Canceled, 0, 2));
+    // What was computed is kept, and the answer is that of a whole prompt at once.
+    let request = GenerateRequest { sampler: SamplerOptions::greedy(), ..request };
+    let resumed = model.generate(&request, &mut |_| ControlFlow::Continue(())).expect("an answer");
+    let at_once = whole.generate(&request, &mut |_| ControlFlow::Continue(())).expect("an answer");
+    assert_eq!(resumed.n_cached, 16);
+    assert_eq!(resumed.tokens, at_once.tokens);
 }

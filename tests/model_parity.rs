@@ -219,6 +219,8 @@ fn what_a_model_is_not_made_for_is_refused() {
     assert!(refusal.contains("no reranker"), "{refusal}");
     let refusal = first("bert-rank").rerank("a", &"b ".repeat(80)).unwrap_err().to_string();
     assert!(refusal.contains("context 64"), "{refusal}");
+    let refusal = first("bert").perplexity(&[300; 64], 32, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(refusal.contains("an encoder"), "{refusal}");
     // Embedding leaves nothing behind that changes an answer.
     let mut model = first("llama");
     let before = model.logits(&[5, 6, 7]).expect("logits");

@@ -36,8 +36,9 @@ fuzz_target!(|input: &[u8]| {
         n_batch: Some(u32::from(feed.u8() % 16 + 1)),
         n_threads: Some(1),
         isa: feed.pick(&[None, Some("scalar"), Some("avx2")]).map(str::to_owned),
-        kv_type: feed.pick(&[None, Some("f32")]).map(str::to_owned),
+        kv_type: feed.pick(&[None, Some("f32"), Some("q8_0")]).map(str::to_owned),
         memory_max_bytes: Some(MEMORY_MAX),
+        ..LoadOptions::default()
     };
     let source = ModelSource::File(path);
     match within(MEMORY_MAX as usize, "loading", || Model::load(&source, &options)) {
@@ -59,7 +60,9 @@ fn exercise(model: &mut Model, feed: &mut Feed<'_>) {
     let tokenizer = model.tokenizer();
     assert!(tokens.iter().all(|&id| (id as usize) < tokenizer.n_vocab()));
     let _ = tokenizer.decode(&tokens, true);
-    let _ = model.embed(&String::from_utf8_lossy(&text[..text.len().min(24)]));
+    let start = String::from_utf8_lossy(&text[..text.len().min(24)]);
+    let _ = model.embed(&start, None);
+    let _ = model.rerank(&start, "ab abc");
     tokens.truncate(12);
     let _ = model.perplexity(&tokens, 4, &mut |_, _| {});
     let mut request = GenerateRequest { prompt: tokens, n_predict: Some(3), ..Default::default() };

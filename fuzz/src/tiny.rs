@@ -251,10 +251,10 @@ impl Tiny {
     }
 }
 
-const KEYS: [&str; 40] = [
+/// Without `general.alignment`: the builder would pad as far as it says.
+const KEYS: [&str; 39] = [
     "general.architecture",
     "general.name",
-    "general.alignment",
     "ARCH.context_length",
     "ARCH.embedding_length",
     "ARCH.block_count",

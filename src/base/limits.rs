@@ -44,6 +44,10 @@ pub const LAYERS_MAX: u32 = 512;
 pub const THREADS_MAX: usize = 256;
 /// Floats that attention keeps of runs of pages that are summed apart.
 pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
+/// LoRA adapters that a model has loaded at a time.
+pub const ADAPTERS_MAX: usize = 256;
+/// Rank of a LoRA adapter.
+pub const LORA_RANK_MAX: u64 = 4096;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.
@@ -88,6 +92,65 @@ pub const QUEUE_MAX: usize = 256;
 pub const ANSWERS_MAX: usize = 128;
 /// Sequences of one engine that run at once.
 pub const PARALLEL_MAX: usize = 256;
+/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
+pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Stop strings of a request.
+pub const STOPS_MAX: usize = 64;
+/// Likeliest tokens reported with each token.
+pub const TOP_PROBS_MAX: usize = 100;
+/// Tools that one request offers.
+pub const TOOLS_MAX: usize = 128;
+/// Characters of a tool's name.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
+/// Messages of one conversation.
+pub const MESSAGES_MAX: usize = 4096;
+/// Prompts of one request.
+pub const PROMPTS_MAX: usize = 256;
+/// Connections that are served at once, where the options name no number.
+pub const HTTP_CONNECTIONS_MAX: usize = 512;
+/// Connections beyond those that are told so; more are closed without a word.
+pub const HTTP_REFUSALS_MAX: usize = 64;
+/// Header fields of a request.
+pub const HTTP_HEADERS_MAX: usize = 100;
+/// Bytes of a request's line and header fields.
+pub const HTTP_HEADER_BYTES_MAX: usize = 32 << 10;
+/// Bytes that a connection buffers; a request line and header beyond it ends the connection.
+pub const HTTP_BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an answer that the kernel holds for a slow reader.
+pub const HTTP_SEND_BUFFER_BYTES: u32 = 256 << 10;
+/// Milliseconds in which a header has to come, and that a kept connection may be idle.
+pub const HTTP_HEADER_READ_MS: u64 = 30_000;
+/// Milliseconds in which a body has to come, where the options name no number.
+pub const HTTP_BODY_READ_MS: u64 = 60_000;
+/// Milliseconds without a byte taken after which a reader counts as gone, where the options name
+/// no number.
+pub const HTTP_WRITE_STALL_MS: u64 = 30_000;
+/// Milliseconds in which a refused connection hears why.
+pub const HTTP_REFUSAL_MS: u64 = 1000;
+/// Milliseconds for last words after the engines have stopped.
+pub const HTTP_FAREWELL_MS: u64 = 2000;
+/// Bytes of a request's body, where the options name no number.
+pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of all bodies that are being read or answered.
+pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
+/// Bytes of a refused request's body that are read and thrown away, so that its sender hears why.
+pub const HTTP_DRAIN_BYTES_MAX: usize = 32 << 20;
+/// Milliseconds for that.
+pub const HTTP_DRAIN_MS: u64 = 5000;
+/// Bytes of a request's name that its caller chose.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Keys that a service knows.
+pub const KEYS_MAX: usize = 1024;
+/// Bytes of the file of keys, and of a file of keys in the clear.
+pub const KEYS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a key's name.
+pub const KEY_NAME_BYTES_MAX: usize = 64;
+/// Answers that the result cache keeps, where the options name no number.
+pub const RESULT_CACHE_ENTRIES: usize = 100;
+/// Seconds that it keeps them, where the options name no number.
+pub const RESULT_CACHE_S: u64 = 3600;
+/// Bytes of an answer that it keeps.
+pub const RESULT_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a grammar or JSON schema.
 pub const GRAMMAR_BYTES_MAX: usize = 1 << 20;
 /// Stack of the thread that compiles a grammar; only what is used takes memory.
@@ -128,38 +191,9 @@ pub const TRIGGER_BYTES_MAX: usize = 4 << 10;
 pub const TRIGGER_WINDOW_BYTES: usize = 16 << 10;
 /// Steps back that a trigger's pattern may take in one search.
 pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
-/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
-pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Likeliest tokens that llama.cpp's clients may ask for with each token.
 pub const LLAMA_PROBS_MAX: usize = 1_024;
 /// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.
 pub const INFILL_TOKENS_MAX: usize = 2_048;
-/// Connections that are served at once, where the options name no number.
-pub const HTTP_CONNECTIONS_MAX: usize = 512;
-/// Connections beyond those that are told so; more are closed without a word.
-pub const HTTP_REFUSALS_MAX: usize = 64;
-/// Header fields of a request.
-pub const HTTP_HEADERS_MAX: usize = 100;
-/// Bytes of a request's line and header fields.
-pub const HTTP_HEADER_BYTES_MAX: usize = 32 << 10;
-/// Bytes that a connection buffers; a request line and header beyond it ends the connection.
-pub const HTTP_BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Bytes of an answer that the kernel holds for a slow reader.
-pub const HTTP_SEND_BUFFER_BYTES: u32 = 256 << 10;
-/// Milliseconds in which a header has to come, and that a kept connection may be idle.
-pub const HTTP_HEADER_READ_MS: u64 = 30_000;
-/// Milliseconds in which a body has to come, where the options name no number.
-pub const HTTP_BODY_READ_MS: u64 = 60_000;
-/// Milliseconds without a byte taken after which a reader counts as gone, where the options name
-/// no number.
-pub const HTTP_WRITE_STALL_MS: u64 = 30_000;
-/// Milliseconds in which a refused connection hears why.
-pub const HTTP_REFUSAL_MS: u64 = 1000;
-/// Milliseconds for last words after the engines have stopped.
-pub const HTTP_FAREWELL_MS: u64 = 2000;
-/// Bytes of a request's body, where the options name no number.
-pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
-/// Bytes of all bodies that are being read or answered.
-pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
 /// Candidates that the infill step compares with each other.
 pub const INFILL_CANDIDATES_MAX: usize = 256;

@@ -50,6 +50,11 @@ impl ApiError {
         ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) }
     }
 
+    /// The same error, of another field.
+    pub fn at(self, param: impl Into<String>) -> ApiError {
+        ApiError { param: Some(param.into()), ..self }
+    }
+
     /// There is no such thing.
     pub fn not_found(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found_error", message)
@@ -114,13 +119,13 @@ impl From<&EngineError> for ApiError {
                 ApiError::invalid(message)
             }
             EngineError::Grammar(_) => ApiError::field("grammar", message),
+            EngineError::Adapter { .. } => ApiError::field("lora", message),
             EngineError::Slot { .. } => ApiError::field("id_slot", message),
             EngineError::SlotFile { .. } => ApiError::field("filename", message),
             EngineError::QueueFull { retry_after, .. } => {
                 ApiError::unavailable(message, *retry_after)
             }
             EngineError::Stopping => ApiError::unavailable(message, Duration::from_secs(5)),
-            EngineError::NotEmbedding => ApiError::not_supported(message),
             EngineError::Step { .. } => ApiError::internal(message),
         }
     }
@@ -144,7 +149,9 @@ impl From<&InferenceError> for ApiError {
                 api
             }
             InferenceError::PromptEmpty => ApiError::field("prompt", message),
-            InferenceError::NotGenerative => ApiError::not_supported(message),
+            InferenceError::NotGenerative | InferenceError::NotReranker => {
+                ApiError::not_supported(message)
+            }
             InferenceError::Tokenizer(_)
             | InferenceError::Template(_)
             | InferenceError::Sampler(_) => ApiError::invalid(message),

@@ -59,15 +59,18 @@ pub struct Golden {
 impl Recipe {
     /// Reads a case from `tests/golden/models/`.
     pub fn read(case: &str) -> Recipe {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
-        let read = |ext: &str| {
-            let path = folder.join(format!("{case}.{ext}"));
-            std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-        };
-        Recipe {
-            json: serde_json::from_slice(&read("json")).expect("recipes are JSON"),
-            values: floats_of(&read("f32")),
-        }
+        let name = format!("models/{case}");
+        Recipe { json: golden_json(&name), values: golden_floats(&name) }
+    }
+
+    /// Reads a LoRA adapter from `tests/golden/lora/`: a file without golden values of its own.
+    pub fn adapter(name: &str) -> Recipe {
+        Recipe { json: golden_json(&format!("lora/{name}")), values: vec![] }
+    }
+
+    /// SHA-256 of the first file.
+    pub fn sha256(&self) -> &str {
+        self.json["files"][0]["sha256"].as_str().expect("a recipe has files")
     }
 
     /// Tokens fed to the model, or for an encoder those of each text one after the other.
@@ -139,12 +142,28 @@ impl Recipe {
     }
 }
 
+/// `tests/golden/NAME.json`
+pub fn golden_json(name: &str) -> Json {
+    serde_json::from_slice(&golden(&format!("{name}.json"))).expect("goldens are JSON")
+}
+
+/// `tests/golden/NAME.f32`
+pub fn golden_floats(name: &str) -> Vec<f32> {
+    floats_of(&golden(&format!("{name}.f32")))
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 fn type_by_name(name: &str) -> TensorType {
     let found = TensorType::ALL.into_iter().find(|t| t.name() == name);
     found.unwrap_or_else(|| panic!("tensor type {name}"))
 }
 
-fn ints<T: TryFrom<u64>>(json: &Json) -> Vec<T> {
+/// The integers of a JSON array, or of an array of arrays.
+pub fn ints<T: TryFrom<u64>>(json: &Json) -> Vec<T> {
     let nested = |v: &Json| match v {
         Json::Array(items) => items.clone(),
         one => vec![one.clone()],

@@ -14,6 +14,9 @@ pub const PAGE_LEN: usize = 32;
 /// A page of the KV cache, counted from its start.
 pub type PageIdx = u32;
 
+/// A LoRA adapter that a backend has loaded.
+pub type AdapterIdx = u32;
+
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
@@ -23,6 +26,9 @@ pub struct Span<'a> {
     pub pos: usize,
     /// Tokens of the span.
     pub n_tokens: usize,
+    /// LoRA adapters in effect and their scales; those of a sequence's earlier tokens are in its
+    /// keys and values.
+    pub adapters: &'a [(AdapterIdx, f32)],
 }
 
 impl Span<'_> {
@@ -42,6 +48,37 @@ pub struct Batch<'a> {
     pub spans: &'a [Span<'a>],
     /// Indices into `tokens`, ascending, whose output rows are wanted.
     pub outputs: &'a [u32],
+}
+
+/// Positions that move: `from..from + n` of the sequence with pages `src` become `to..to + n` of
+/// the one with pages `dst`.
+///
+/// To drop positions `a..b` of a sequence of `n` and slide the rest left, move `n - b` positions
+/// from `b` to `a`. Its pages are then both `src` and `dst`; where some of them are shared with
+/// others, `dst` has pages of its own in their place, copies up to position `a`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shift<'a> {
+    /// Pages that are read.
+    pub src: &'a [PageIdx],
+    /// First position there.
+    pub from: usize,
+    /// Pages that are written, the caller's own.
+    pub dst: &'a [PageIdx],
+    /// First position there.
+    pub to: usize,
+    /// Positions that move.
+    pub n: usize,
+}
+
+impl Shift<'_> {
+    /// Checks that there are pages for all positions, in a cache of `n_page`.
+    ///
+    /// # Errors
+    /// [`BatchError::Pages`].
+    pub fn check(&self, n_page: usize) -> Result<(), BatchError> {
+        check_pages(self.src, self.from.saturating_add(self.n), n_page)?;
+        check_pages(self.dst, self.to.saturating_add(self.n), n_page)
+    }
 }
 
 /// What a batch must not be.
@@ -85,6 +122,12 @@ pub enum BatchError {
         /// The page.
         page: PageIdx,
     },
+    /// An adapter that is not loaded.
+    #[error("adapter {adapter} is not loaded")]
+    Adapter {
+        /// The adapter.
+        adapter: AdapterIdx,
+    },
     /// Output rows out of order or out of range.
     #[error("output rows must ascend and lie inside the batch")]
     Outputs,
@@ -107,11 +150,7 @@ impl Batch<'_> {
             return Err(BatchError::Token { token, n_vocab });
         }
         for span in self.spans {
-            let end = span.pos.saturating_add(span.n_tokens);
-            let in_cache = span.pages.iter().all(|&p| (p as usize) < n_page);
-            if span.pages.len() < end.div_ceil(PAGE_LEN) || !in_cache {
-                return Err(BatchError::Pages { end, n_pages: span.pages.len() });
-            }
+            check_pages(span.pages, span.pos.saturating_add(span.n_tokens), n_page)?;
         }
         let mut written: Vec<PageIdx> =
             self.spans.iter().flat_map(Span::written).copied().collect();
@@ -125,6 +164,17 @@ impl Batch<'_> {
     }
 }
 
+/// Whether `pages` hold positions up to `end`, and all are in the cache.
+fn check_pages(pages: &[PageIdx], end: usize, n_page: usize) -> Result<(), BatchError> {
+    let in_cache = pages.iter().all(|&p| (p as usize) < n_page);
+    let is_enough = pages.len() >= end.div_ceil(PAGE_LEN);
+    if is_enough && in_cache {
+        Ok(())
+    } else {
+        Err(BatchError::Pages { end, n_pages: pages.len() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,7 +182,7 @@ mod tests {
     #[test]
     fn a_batch_that_breaks_a_rule_is_refused_by_name() {
         let pages = [0, 1];
-        let span = |pos, n_tokens| Span { pages: &pages, pos, n_tokens };
+        let span = |pos, n_tokens| Span { pages: &pages, pos, n_tokens, adapters: &[] };
         let check = |tokens: &[u32], spans: &[Span<'_>], outputs: &[u32]| {
             Batch { tokens, spans, outputs }.check(4, 10, 2)
         };

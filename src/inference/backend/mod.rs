@@ -5,15 +5,21 @@
 //! the weights' final form, the KV cache and its scratch, and may fuse, capture or simply run the
 //! operations. [`cpu`] runs them.
 
+mod adapter;
 mod batch;
+#[cfg(test)]
+mod cases;
 pub mod cpu;
 mod plan;
 
-pub use batch::{Batch, BatchError, PAGE_LEN, PageIdx, Span};
+pub use adapter::{Adapter, AdapterError, AdapterPart};
+pub use batch::{AdapterIdx, Batch, BatchError, PAGE_LEN, PageIdx, Shift, Span};
 pub use plan::{
     Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,
     RopeStyle, Rows, WeightId, WeightSpec,
 };
+
+use crate::base::limits::ADAPTERS_MAX;
 
 /// Why a backend could not be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +43,12 @@ pub enum BackendError {
     /// A batch breaks the rules of [`Batch::check`].
     #[error(transparent)]
     Batch(#[from] BatchError),
+    /// A file is not an adapter of the model.
+    #[error(transparent)]
+    Adapter(#[from] Box<AdapterError>),
+    /// More adapters than anyone switches between.
+    #[error("at most {ADAPTERS_MAX} adapters can be loaded; unload one first")]
+    TooManyAdapters,
     /// An instruction set was asked for by name that this machine lacks or nobody knows.
     #[error("instruction set '{name}' is not available here; choose one of: {available}")]
     Isa {
@@ -51,6 +63,25 @@ pub enum BackendError {
         /// What was asked for.
         name: String,
     },
+    /// A page that is not there.
+    #[error("page {page} is outside the cache of {n_page}")]
+    Page {
+        /// The page.
+        page: PageIdx,
+        /// Pages of the cache.
+        n_page: usize,
+    },
+    /// Bytes that are no page of this model and KV type.
+    #[error("a page has {expected} bytes, not {got}")]
+    PageBytes {
+        /// Bytes of a page.
+        expected: usize,
+        /// Bytes at hand.
+        got: usize,
+    },
+    /// A shift of positions that are part of every key and value.
+    #[error("this model learned its positions, so its context cannot shift")]
+    LearnedPositions,
     /// Memory for the KV cache or scratch could not be had.
     #[error("{what} needs {bytes} bytes, which the system refused; use a smaller context")]
     Memory {
@@ -62,4 +93,11 @@ pub enum BackendError {
     /// Worker threads could not be started.
     #[error("the worker threads could not be started")]
     Threads(#[source] std::io::Error),
+}
+
+impl BackendError {
+    /// Whether another value of an option would help.
+    pub fn is_wrong_option(&self) -> bool {
+        matches!(self, BackendError::Isa { .. } | BackendError::KvType { .. })
+    }
 }

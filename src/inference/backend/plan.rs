@@ -171,6 +171,23 @@ pub struct Plan {
     pub head_dim: usize,
 }
 
+impl Plan {
+    /// The rotation that the cached keys of each layer have, `[n_layer]`.
+    pub fn key_ropes(&self) -> Vec<Option<RopeId>> {
+        let mut ropes = vec![None; self.n_layer];
+        let mut turned = vec![None; self.bufs.len()];
+        for op in &self.ops {
+            match *op {
+                Op::MatMul { out, .. } => turned[out.0] = None,
+                Op::Rope { x, rope, .. } => turned[x.0] = Some(rope),
+                Op::Attention { k, spec, .. } => ropes[spec.layer_idx] = turned[k.0],
+                _ => {}
+            }
+        }
+        ropes
+    }
+}
+
 /// Writes a [`Plan`], handing out numbers for buffers and weights.
 #[derive(Debug)]
 pub struct PlanBuilder {

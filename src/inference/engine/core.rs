@@ -24,7 +24,7 @@ use super::scheduler::{SequenceId, StepLimits, Work, schedule};
 use super::sequence::{Group, Sequence, Since};
 use super::stats::{RequestTimeline, StatsCell};
 use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
-use crate::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
 
@@ -33,6 +33,14 @@ use crate::inference::tokenizer::TokenId;
 pub(super) struct SlotState {
     pub tokens: Vec<TokenId>,
     pub scope: Scope,
+}
+
+/// What a step came to for a sequence that had output rows.
+struct Pick {
+    /// Its place among the sequences.
+    i: usize,
+    end: Result<Option<Finish>, EngineError>,
+    n_accepted: usize,
 }
 
 /// Everything that the engine thread owns.
@@ -72,6 +80,10 @@ pub(super) fn check(
     }
     if request.n == 0 || request.n > options.n_answer_max {
         return Err(EngineError::Answers { got: request.n, max: options.n_answer_max });
+    }
+    let n_adapter = info.adapters.len();
+    if let Some(&(adapter, _)) = request.adapters.iter().find(|(i, _)| *i >= n_adapter) {
+        return Err(EngineError::Adapter { adapter, n_adapter });
     }
     let n_vocab = info.hparams.n_vocab;
     if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= n_vocab) {
@@ -114,8 +126,9 @@ impl Core {
             tenant: request.is_cache_private.then_some(request.tenant.0),
             adapters: request.adapters.iter().map(|&(i, s)| (i, s.to_bits())).collect(),
         };
-        let group =
-            Group { arrived_unix_ms: unix.as_millis() as u64, request, sender, arrived, scope };
+        let arrived_unix_ms = unix.as_millis() as u64;
+        let adapters = request.adapters.iter().map(|&(i, s)| (i as AdapterIdx, s)).collect();
+        let group = Group { arrived_unix_ms, request, sender, arrived, scope, adapters };
         self.stats.update(|stats| stats.requests_total += 1);
         let group = Arc::new(group);
         match self.sequences_of(&group, matcher.as_ref()) {
@@ -230,9 +243,10 @@ impl Core {
                 // Held while room is made for its copy.
                 self.pool.retain(page);
                 let copy = self.new_page();
-                self.runner.copy_page(page, copy);
+                let copied = self.runner.copy_page(page, copy);
                 self.pool.release(page);
                 self.sequences[i].pages.push(copy);
+                copied.expect("pages of the pool are pages of the cache");
             }
         }
         let sequence = &mut self.sequences[i];
@@ -256,7 +270,7 @@ impl Core {
     }
 
     /// A free page; the prefix cache gives one up if need be.
-    fn new_page(&mut self) -> PageIdx {
+    pub fn new_page(&mut self) -> PageIdx {
         loop {
             if let Some(page) = self.pool.alloc() {
                 return page;
@@ -315,6 +329,7 @@ impl Core {
                 pages: &self.sequences[i].pages,
                 pos: self.sequences[i].n_kv,
                 n_tokens: work.n_tokens + work.n_draft,
+                adapters: &self.sequences[i].group.adapters,
             })
             .collect();
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
@@ -322,7 +337,7 @@ impl Core {
             Ok(rows) => rows,
             Err(error) => return self.fail_all(&error),
         };
-        let mut picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)> = Vec::new();
+        let mut picks: Vec<Pick> = Vec::new();
         let mut row_idx = 0;
         while row_idx < rows.len() {
             let i = owners[row_idx];
@@ -334,7 +349,7 @@ impl Core {
                 Ok((end, n)) => (Ok(end), n),
                 Err(error) => (Err(error), 0),
             };
-            picks.push((i, end, n_accepted));
+            picks.push(Pick { i, end, n_accepted });
             row_idx += n_rows;
         }
         self.account(work, &indices, started);
@@ -343,14 +358,9 @@ impl Core {
     }
 
     /// Moves each sequence past what the model has seen of it.
-    fn advance(
-        &mut self,
-        work: &[Work],
-        indices: &[usize],
-        picks: &[(usize, Result<Option<Finish>, EngineError>, usize)],
-    ) {
+    fn advance(&mut self, work: &[Work], indices: &[usize], picks: &[Pick]) {
         for (work, &i) in work.iter().zip(indices) {
-            let n_accepted = picks.iter().find(|pick| pick.0 == i).map_or(0, |pick| pick.2);
+            let n_accepted = picks.iter().find(|p| p.i == i).map_or(0, |p| p.n_accepted);
             let sequence = &mut self.sequences[i];
             let was_prefilled = sequence.is_prefilled();
             sequence.n_kv += work.n_tokens + n_accepted;
@@ -370,9 +380,9 @@ impl Core {
     }
 
     /// Ends the sequences whose last token was picked, and shifts those that are full.
-    fn close(&mut self, picks: Vec<(usize, Result<Option<Finish>, EngineError>, usize)>) {
+    fn close(&mut self, picks: Vec<Pick>) {
         let mut ended: Vec<(usize, Result<Finish, EngineError>)> = Vec::new();
-        for (i, end, _) in picks {
+        for Pick { i, end, .. } in picks {
             match end {
                 Ok(Some(finish)) => ended.push((i, Ok(finish))),
                 Err(error) => ended.push((i, Err(error))),
@@ -481,6 +491,7 @@ impl Core {
             stats.steps_total += 1;
             stats.step_sequences_total += work.len() as u64;
             stats.prefill_tokens_total += n_prefill as u64;
+            stats.drafts_total += work.iter().filter(|work| work.n_draft > 0).count() as u64;
             stats.draft_tokens_total += n_draft as u64;
             let time = match n_prefill {
                 0 => &mut stats.decode_seconds_total,
@@ -500,6 +511,16 @@ impl Core {
             stats.n_page_cached = n_idle;
             stats.n_page_used = n_held - n_idle;
         });
+    }
+
+    /// Pages with the number of sequences that hold them, for tests of the accounting.
+    #[cfg(test)]
+    pub fn held_pages(&self) -> std::collections::HashMap<PageIdx, u32> {
+        let mut held = std::collections::HashMap::new();
+        for page in self.sequences.iter().flat_map(|sequence| &sequence.pages) {
+            *held.entry(*page).or_default() += 1;
+        }
+        held
     }
 
     /// Does what a caller asked for between two steps.

@@ -205,6 +205,7 @@ impl EventStream {
     }
 
     /// The next event as a future, for any executor.
+    #[allow(clippy::should_implement_trait)] // as streams of futures name it
     pub fn next(&mut self) -> impl Future<Output = Option<Event>> + Send + '_ {
         Next(self)
     }

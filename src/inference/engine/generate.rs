@@ -50,7 +50,8 @@ pub struct Generated {
 }
 
 impl Model {
-    /// Continues a prompt, calling `on_text` with each new piece of the answer.
+    /// Continues a prompt, calling `on_text` with each new piece of the answer, and with an empty
+    /// one between the steps of a long prompt, so that it can break off there.
     ///
     /// # Errors
     /// If the prompt is empty or too long, or a sampling option out of range.
@@ -59,20 +60,12 @@ impl Model {
         request: &GenerateRequest,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, InferenceError> {
-        if !self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        if request.prompt.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        let n_prompt = request.prompt.len();
-        if n_prompt >= self.n_ctx {
-            return Err(InferenceError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
-        }
+        let n_prompt = self.check_prompt(&request.prompt)?;
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
         let started = Instant::now();
-        let (n_cached, mut logits) = self.prefill(&request.prompt)?;
+        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let (n_cached, is_canceled) = self.prefill(&request.prompt, &mut logits, on_text)?;
         let prefilled = Instant::now();
         let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
@@ -87,15 +80,14 @@ impl Model {
             seed: sampler.seed(),
         };
         out.finish = loop {
+            if is_canceled {
+                break Finish::Canceled;
+            }
             if request.n_predict.is_some_and(|n| out.tokens.len() >= n) {
                 break Finish::Length;
             }
             if request.ignore_eos {
-                for &token in &self.tokenizer.special().eog {
-                    if let Some(logit) = logits.get_mut(token as usize) {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
+                self.forbid_ends(&mut logits);
             }
             let token = sampler.sample(&logits);
             sampler.accept(token);
@@ -125,16 +117,49 @@ impl Model {
         Ok(out)
     }
 
-    /// Brings the prompt into the cache; how much of it was there, and the last token's logits.
-    fn prefill(&mut self, prompt: &[TokenId]) -> Result<(usize, Vec<f32>), InferenceError> {
+    /// The length of a prompt that can be continued.
+    fn check_prompt(&self, prompt: &[TokenId]) -> Result<usize, InferenceError> {
+        let (n_prompt, n_ctx) = (prompt.len(), self.n_ctx);
+        match n_prompt {
+            _ if !self.hparams.arch.causal => Err(InferenceError::NotGenerative),
+            0 => Err(InferenceError::PromptEmpty),
+            n if n >= n_ctx => Err(InferenceError::PromptTooLong { n_prompt, n_ctx }),
+            n => Ok(n),
+        }
+    }
+
+    /// Takes the model's own ends out of the choice.
+    fn forbid_ends(&self, logits: &mut [f32]) {
+        for &token in &self.tokenizer.special().eog {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
+    /// Brings the prompt into the cache and gives the last token's logits. Returns how much of the
+    /// prompt was there, and whether the reader broke off.
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        logits: &mut [f32],
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(usize, bool), InferenceError> {
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token runs again even if all are cached: its logits are not kept.
         let n_cached = same.min(prompt.len() - 1);
         self.truncate(n_cached);
-        let rest = &prompt[n_cached..];
-        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let mut rest = &prompt[n_cached..];
+        while rest.len() > self.n_batch {
+            let (step, after) = rest.split_at(self.n_batch);
+            self.advance(step, step.len(), |_, _| {})?;
+            rest = after;
+            if on_text("").is_break() {
+                return Ok((n_cached, true));
+            }
+        }
         self.advance(rest, rest.len() - 1, |_, row| logits.copy_from_slice(row))?;
-        Ok((n_cached, logits))
+        Ok((n_cached, false))
     }
 
     fn sampler(&self, options: &SamplerOptions) -> Result<Sampler, InferenceError> {

@@ -1,5 +1,6 @@
 //! What is known of a loaded model and never changes: shared by the engine and those who ask.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::MemoryPlan;
@@ -20,6 +21,7 @@ pub struct ModelInfo {
     pub(super) n_outputs: usize,
     pub(super) n_page: usize,
     pub(super) backend_name: String,
+    pub(super) adapters: Vec<PathBuf>,
 }
 
 impl ModelInfo {
@@ -61,5 +63,10 @@ impl ModelInfo {
     /// What computes, `cpu (avx2, 4 threads)` for example.
     pub fn backend_name(&self) -> &str {
         &self.backend_name
+    }
+
+    /// Files of the LoRA adapters that were loaded, by index.
+    pub fn adapters(&self) -> &[PathBuf] {
+        &self.adapters
     }
 }

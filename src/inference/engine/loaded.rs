@@ -7,7 +7,7 @@ use super::memory::prepare;
 use super::runner::Runner;
 use super::{InferenceError, LoadOptions, ModelInfo};
 use crate::inference::backend::cpu::CpuBackend;
-use crate::inference::backend::{Batch, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
 use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
@@ -32,6 +32,8 @@ pub struct Model {
     pub(super) runner: Box<dyn Runner>,
     /// Every page of the cache, in order: this is the only sequence.
     pub(super) pages: Vec<PageIdx>,
+    /// LoRA adapters in effect.
+    adapters: Vec<(AdapterIdx, f32)>,
     /// Tokens whose keys and values are in the cache.
     pub(super) cached: Vec<TokenId>,
 }
@@ -67,7 +69,10 @@ impl Model {
             }
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
-        let backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), config.clone())?;
+        let mut backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), config.clone())?;
+        for path in &options.adapters {
+            backend.add_adapter(&Gguf::open(path)?, prepared.hparams.arch.name)?;
+        }
         let info = ModelInfo {
             hparams: prepared.hparams,
             tokenizer,
@@ -79,6 +84,7 @@ impl Model {
             n_outputs: config.n_outputs,
             n_page: config.n_page,
             backend_name: backend.describe(),
+            adapters: options.adapters.clone(),
             gguf,
         };
         Ok(Model::from_parts(Arc::new(info), Box::new(backend)))
@@ -87,7 +93,7 @@ impl Model {
     /// A model of its parts.
     pub(super) fn from_parts(info: Arc<ModelInfo>, runner: Box<dyn Runner>) -> Model {
         let pages = (0..info.n_page as PageIdx).collect();
-        Model { info, runner, pages, cached: Vec::new() }
+        Model { info, runner, pages, adapters: Vec::new(), cached: Vec::new() }
     }
 
     /// What is known of it.
@@ -98,6 +104,23 @@ impl Model {
     /// What is known of it, and what computes.
     pub(super) fn into_parts(self) -> (Arc<ModelInfo>, Box<dyn Runner>) {
         (self.info, self.runner)
+    }
+
+    /// Loads a LoRA adapter; [`Model::set_adapters`] puts it into effect.
+    ///
+    /// # Errors
+    /// If the file is not an adapter for this model.
+    pub fn add_adapter(&mut self, gguf: &Gguf) -> Result<AdapterIdx, InferenceError> {
+        Ok(self.runner.add_adapter(gguf, self.info.hparams.arch.name)?)
+    }
+
+    /// Puts adapters into effect at their scales, instead of those before; none of them for the
+    /// model as it is in its file.
+    pub fn set_adapters(&mut self, adapters: &[(AdapterIdx, f32)]) {
+        if self.adapters != adapters {
+            self.adapters = adapters.to_vec();
+            self.truncate(0);
+        }
     }
 
     /// Runs `tokens` from position `cached.len()` in chunks, and calls `each` with the row of every
@@ -124,7 +147,8 @@ impl Model {
             let outputs: Vec<u32> =
                 (output_from.saturating_sub(start).min(n)..n).map(|i| i as u32).collect();
             let pos = self.cached.len();
-            let spans = [Span { pages: &self.pages, pos, n_tokens: n }];
+            let adapters = &self.adapters;
+            let spans = [Span { pages: &self.pages, pos, n_tokens: n, adapters }];
             let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
             let rows = self.runner.forward(&batch)?;
             for (&i, row) in outputs.iter().zip(rows) {
@@ -144,8 +168,12 @@ impl Model {
     /// Teacher-forced logits `[tokens, n_vocab]`.
     ///
     /// # Errors
-    /// If there are more tokens than the context holds, or one is outside the vocabulary.
+    /// If there are more tokens than the context holds, one is outside the vocabulary, or the
+    /// model is an encoder.
     pub fn logits(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, InferenceError> {
+        if !self.hparams.arch.causal {
+            return Err(InferenceError::NotGenerative);
+        }
         self.truncate(0);
         let mut logits = Vec::with_capacity(tokens.len() * self.hparams.n_vocab);
         self.advance(tokens, 0, |_, row| logits.extend_from_slice(row))?;

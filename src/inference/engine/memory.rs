@@ -1,11 +1,13 @@
 //! The memory plan: what a model will take, decided before anything is loaded.
 //!
 //! ```text
-//! weights    the file, mapped: pages that are read stay in memory while there is room
+//! weights    what the backend packs, and the rest of the file, mapped
 //! kv         pages of 32 positions for the whole context
 //! scratch    buffers for the largest batch
 //! reserve    the program itself, the vocabulary, and room to breathe
 //! ```
+
+use std::path::PathBuf;
 
 use super::InferenceError;
 use crate::base::limits::PARALLEL_MAX;
@@ -38,6 +40,8 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
     pub kv_type: Option<String>,
+    /// Files of LoRA adapters that requests may use.
+    pub adapters: Vec<PathBuf>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
 }
@@ -45,7 +49,7 @@ pub struct LoadOptions {
 /// What a model takes, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The mapped file.
+    /// The weights as they are computed with, and the rest of the file.
     pub weights_bytes: u64,
     /// KV cache of the whole context.
     pub kv_bytes: u64,
@@ -149,7 +153,7 @@ impl Prepared {
             ..self.config.clone()
         };
         MemoryPlan {
-            weights_bytes: gguf.file_bytes(),
+            weights_bytes: CpuBackend::weight_bytes(&self.plan, gguf),
             kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
                 * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,

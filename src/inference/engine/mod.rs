@@ -183,15 +183,20 @@ pub enum EngineError {
         /// Size of the vocabulary.
         n_vocab: usize,
     },
+    /// An adapter that was not loaded.
+    #[error("there is no adapter {adapter}; {n_adapter} were loaded")]
+    Adapter {
+        /// Asked for.
+        adapter: usize,
+        /// Loaded.
+        n_adapter: usize,
+    },
     /// A step could not run.
     #[error("a step of the model failed: {reason}")]
     Step {
         /// What the backend says.
         reason: String,
     },
-    /// The model makes no embeddings.
-    #[error("this model writes text; load it with --embedding, or load an embedding model")]
-    NotEmbedding,
     /// No such slot.
     #[error("there is no slot {slot_idx}; there are {n_slot}")]
     Slot {

@@ -155,6 +155,12 @@ impl PrefixCache {
         self.nodes.iter().flatten().count()
     }
 
+    /// Pages that are noted here, once for each note.
+    #[cfg(test)]
+    pub fn pages(&self) -> Vec<PageIdx> {
+        self.nodes.iter().flatten().map(|node| node.page).collect()
+    }
+
     /// Pages that only the cache holds.
     pub fn n_page_idle(&self, pool: &PagePool) -> usize {
         self.nodes.iter().flatten().filter(|n| pool.n_holder(n.page) == 1).count()

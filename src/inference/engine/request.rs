@@ -73,6 +73,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Control tokens are part of the text.
     pub shows_special: bool,
+    /// These control tokens are part of the text even where others are not: a format's own marks.
+    pub shown_tokens: Vec<TokenId>,
     /// What the answer must look like.
     pub grammar: Option<GrammarRequest>,
     /// Guessing ahead.
@@ -115,6 +117,7 @@ impl Default for Request {
             post_sampling_probs: false,
             ignore_eos: false,
             shows_special: false,
+            shown_tokens: Vec::new(),
             grammar: None,
             speculation: SpeculationOptions::default(),
             adapters: Vec::new(),

@@ -5,7 +5,8 @@
 
 use super::Model;
 use super::runner::Runner;
-use crate::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx};
+use crate::inference::gguf::Gguf;
 use crate::inference::tokenizer::TokenId;
 
 /// What comes after a history.
@@ -46,8 +47,34 @@ impl Runner for Scripted {
         self.forward(batch)
     }
 
-    fn copy_page(&mut self, from: PageIdx, to: PageIdx) {
+    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
+        Ok(0)
+    }
+
+    fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {
         self.pages[to as usize] = self.pages[from as usize];
+        Ok(())
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_LEN * size_of::<TokenId>()
+    }
+
+    fn read_page(&self, page: PageIdx, out: &mut [u8]) -> Result<(), BackendError> {
+        for (out, token) in
+            out.chunks_exact_mut(size_of::<TokenId>()).zip(self.pages[page as usize])
+        {
+            out.copy_from_slice(&token.unwrap_or(TokenId::MAX).to_le_bytes());
+        }
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError> {
+        let tokens = bytes.as_chunks::<4>().0.iter().map(|bytes| TokenId::from_le_bytes(*bytes));
+        for (slot, token) in self.pages[page as usize].iter_mut().zip(tokens) {
+            *slot = (token != TokenId::MAX).then_some(token);
+        }
+        Ok(())
     }
 }
 

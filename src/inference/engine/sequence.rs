@@ -12,7 +12,7 @@ use super::prefix_cache::Scope;
 use super::request::Request;
 use super::sampler::{BreakerVocab, Sampler, log_probs};
 use super::scheduler::{SequenceId, SequenceView};
-use crate::inference::backend::PageIdx;
+use crate::inference::backend::{AdapterIdx, PageIdx};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::{EncodeOptions, TokenId};
 
@@ -23,6 +23,7 @@ pub(super) struct Group {
     pub arrived: Instant,
     pub arrived_unix_ms: u64,
     pub scope: Scope,
+    pub adapters: Vec<(AdapterIdx, f32)>,
 }
 
 /// A sequence of a group.
@@ -188,7 +189,9 @@ impl Sequence {
         let request = &self.group.request;
         let (mut text, mut end) = (String::new(), picked.is_eog.then_some(Finish::Eog));
         if end.is_none() || request.shows_special {
-            let bytes = info.tokenizer.token_bytes(picked.event.token, request.shows_special);
+            let token = picked.event.token;
+            let special = request.shows_special || request.shown_tokens.contains(&token);
+            let bytes = info.tokenizer.token_bytes(token, special);
             let (shown, stopped) = self.answer.push(bytes);
             text = shown;
             end = end.or(stopped);

@@ -60,6 +60,8 @@ pub struct EngineStats {
     pub cached_tokens_total: u64,
     /// Tokens generated.
     pub generated_tokens_total: u64,
+    /// Steps of a sequence that checked guesses.
+    pub drafts_total: u64,
     /// Tokens guessed.
     pub draft_tokens_total: u64,
     /// Tokens guessed right.

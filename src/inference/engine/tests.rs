@@ -260,3 +260,84 @@ fn the_same_seed_gives_the_same_text_in_any_company() {
     assert!(guessed.timings[0].n_accepted > 10, "{:?}", guessed.timings);
     drop(others);
 }
+
+#[test]
+fn a_saved_slot_is_a_cached_prefix_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("slot.bin");
+    let engine = scripted(512, 1);
+    let first = listen(engine.submit(request(300, 20)).unwrap(), 1).unwrap();
+    let saved = engine.save_slot(0, file.clone()).wait().unwrap();
+    assert_eq!(saved.n_tokens, 319, "the last token was never computed");
+    let other = scripted(512, 1);
+    assert_eq!(other.restore_slot(0, file.clone()).wait().unwrap(), saved);
+    let again = listen(other.submit(request(300, 20)).unwrap(), 1).unwrap();
+    assert_eq!((again.timings[0].n_cached, &again.tokens), (299, &first.tokens));
+    assert_eq!(other.erase_slot(0).wait().unwrap(), 319);
+    let bytes = std::fs::read(&file).unwrap();
+    for (n, change) in [(bytes.len() - 1, 0), (bytes.len(), 1), (20, 0)] {
+        let mut broken = bytes[..n].to_vec();
+        broken[n / 2] ^= change;
+        std::fs::write(&file, broken).unwrap();
+        let error = other.restore_slot(0, file.clone()).wait().unwrap_err().to_string();
+        assert!(error.contains("it is"), "{error}");
+    }
+    assert!(matches!(other.save_slot(1, file).wait(), Err(EngineError::Slot { .. })));
+}
+
+/// Random arrivals, wishes and departures through the core itself: after each step every page is
+/// held exactly by those who say so, and at the end nobody holds any.
+#[test]
+fn no_page_is_lost_or_freed_twice_whatever_comes() {
+    for seed in 1..=30u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |n: u64| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x14057b7ef767814f);
+            (state >> 33) % n
+        };
+        let n_parallel = 1 + below(4) as usize;
+        let model = load(96 + 32 * below(4) as u32, n_parallel).with_script(Box::new(count));
+        let options = EngineOptions { n_parallel, ..EngineOptions::default() };
+        let mut core = core::Core::new(model, options, std::sync::Arc::default());
+        let mut streams = Vec::new();
+        for _ in 0..300 {
+            if below(3) == 0 {
+                let request = Request {
+                    n: 1 + below(3) as usize,
+                    context_shift: below(3) == 0,
+                    n_keep: below(40) as usize,
+                    uses_cache: below(4) > 0,
+                    is_cache_private: below(4) == 0,
+                    priority: [Priority::Interactive, Priority::Background][below(2) as usize],
+                    tenant: TenantId(below(2)),
+                    ..request(1 + below(90) as u32, below(120) as usize)
+                };
+                let (sender, stream) = event::event_stream();
+                let arrived = std::time::Instant::now();
+                core.submit(handle::Submitted { request, matcher: None, sender, arrived });
+                streams.push(stream);
+            }
+            if !streams.is_empty() && below(9) == 0 {
+                drop(streams.swap_remove(below(streams.len() as u64) as usize));
+            }
+            core.step();
+            check_pages(&core, seed);
+        }
+        while core.has_work() {
+            core.step();
+            check_pages(&core, seed);
+        }
+        assert!(core.held_pages().is_empty(), "seed {seed}");
+        while core.cache.evict(&mut core.pool) {}
+        assert_eq!(core.pool.n_free(), core.pool.n_page(), "seed {seed}");
+    }
+}
+
+fn check_pages(core: &core::Core, seed: u64) {
+    let mut held = core.held_pages();
+    core.cache.pages().into_iter().for_each(|page| *held.entry(page).or_default() += 1);
+    for page in 0..core.pool.n_page() as u32 {
+        let expected = held.get(&page).copied().unwrap_or(0);
+        assert_eq!(core.pool.n_holder(page), expected, "seed {seed}, page {page}");
+    }
+}

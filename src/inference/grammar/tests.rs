@@ -88,6 +88,13 @@ fn gbnf_means_what_llama_cpp_says() {
     }
 }
 
+/// llama.cpp refuses the first byte of a character as soon as the class leaves out one of those
+/// that it begins; here it is refused if it begins no other.
+#[test]
+fn a_character_may_begin_like_one_that_is_left_out() {
+    check(&gbnf("root ::= [^\\u0085\\u2028]"), &["é", "日", "\u{86}"], &["\u{85}", "\u{2028}"]);
+}
+
 #[test]
 fn gbnf_errors_name_the_place_or_the_rule() {
     let vocab = vocab();

@@ -126,6 +126,27 @@ impl ChatTemplate {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
+        self.render_on_thread(Value::from(Serde(messages.to_vec())), options)
+    }
+
+    /// The text of a conversation whose messages have more than a role and a content, such as
+    /// calls of tools: a JSON array of objects as templates expect them.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_json(
+        &self,
+        messages: &serde_json::Value,
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        self.render_on_thread(Value::from(Serde(messages.clone())), options)
+    }
+
+    fn render_on_thread(
+        &self,
+        messages: Value,
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
         // A thread of its own for its stack, which a template can make deep use of.
         std::thread::scope(|scope| {
             std::thread::Builder::new()
@@ -140,13 +161,13 @@ impl ChatTemplate {
 
     fn render_here(
         &self,
-        messages: &[Message],
+        messages: Value,
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
         let extra = Value::from(Serde(options.extra.clone()));
         // Hugging Face passes None for what is absent, and templates ask for `tools is not none`.
         let variables = context! {
-            messages => Value::from(Serde(messages.to_vec())),
+            messages => messages,
             add_generation_prompt => options.add_generation_prompt,
             tools => Value::from(Serde(options.tools.clone())),
             documents => Value::from(()),

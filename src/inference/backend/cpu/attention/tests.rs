@@ -84,6 +84,7 @@ impl Bench {
             pages: &self.pages[seq],
             pos,
             n_tokens: to - pos,
+            adapters: &[],
         };
         let spans: Vec<Span<'_>> = batch.iter().map(span).collect();
         let rows = |data| Rows { data, stride, n: q.len() / stride };
