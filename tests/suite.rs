@@ -6,6 +6,7 @@ mod grammar;
 mod lora;
 mod memory;
 mod model_parity;
+mod openai;
 mod pages;
 mod perplexity;
 mod pull;
