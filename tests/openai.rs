@@ -46,8 +46,19 @@ fn source(gguf: Option<Vec<u8>>) -> (ModelSource, Option<tempfile::TempDir>) {
 }
 
 fn start(gguf: Option<Vec<u8>>, options: ServeOptions, script: Option<Script>) -> Api {
+    start_with(gguf, options, script, 512)
+}
+
+/// A model with a context of `n_ctx`.
+fn start_with(
+    gguf: Option<Vec<u8>>,
+    options: ServeOptions,
+    script: Option<Script>,
+    n_ctx: u32,
+) -> Api {
     let load = LoadOptions {
-        n_ctx: Some(512),
+        // The small encoder knows as many positions as it was made with.
+        n_ctx: gguf.is_none().then_some(n_ctx),
         n_parallel: Some(2),
         n_threads: Some(1),
         ..LoadOptions::default()
@@ -493,7 +504,7 @@ async fn an_answer_fits_its_schema() {
     assert!(["yes", "no"].contains(&text.as_str()), "{text}");
     // With tools beside it, the answer still fits where it is no call.
     let api = saying(HERMES, "A story.");
-    let body = json!({"tools": tools(), "response_format": format, "max_tokens": 200, "seed": 3});
+    let body = json!({"tools": tools(), "response_format": format, "parallel_tool_calls": false});
     let message = api.chat(body).await["choices"][0]["message"].clone();
     if calls_of(&message).is_empty() {
         let value: Value = serde_json::from_str(message["content"].as_str().unwrap()).unwrap();
@@ -742,4 +753,73 @@ async fn the_openai_sdk_is_content() {
     drop((stop, stop_embeddings));
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Templates of real models: each takes a conversation with calls and their answers, and a forced
+/// call in the form that its family has.
+#[tokio::test]
+async fn templates_of_real_models_take_calls_and_their_answers() {
+    let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
+        println!("skipped: JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
+        return;
+    };
+    let call = json!({"id": "call_1", "type": "function", "function": {
+        "name": "weather", "arguments": "{\"city\": \"Rome\", \"days\": 2}",
+    }});
+    let messages = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How is the weather?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        {"role": "assistant", "content": "It is sunny."},
+        {"role": "user", "content": "And now?"},
+    ]);
+    let mut found = Vec::new();
+    for name in [
+        "Qwen-Qwen2.5-7B-Instruct",
+        "Qwen-Qwen3-0.6B",
+        "Qwen-QwQ-32B",
+        "Qwen3-Coder",
+        "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+        "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+        "HuggingFaceTB-SmolLM3-3B",
+        "meta-llama-Llama-3.1-8B-Instruct",
+        "meta-llama-Llama-3.2-3B-Instruct",
+        "meta-llama-Llama-3.3-70B-Instruct",
+        "mistralai-Mistral-Nemo-Instruct-2407",
+        "Mistral-Small-3.2-24B-Instruct-2506",
+        "unsloth-mistral-Devstral-Small-2507",
+        "mistralai-Ministral-3-14B-Reasoning-2512",
+        "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+        "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+        "llama-cpp-deepseek-r1",
+        "deepseek-ai-DeepSeek-V3.1",
+        "google-gemma-2-2b-it",
+        "microsoft-Phi-3.5-mini-instruct",
+        "ibm-granite-granite-3.3-2B-Instruct",
+    ] {
+        let path = std::path::Path::new(&folder).join("templates").join(format!("{name}.jinja"));
+        let template = std::fs::read_to_string(path).unwrap();
+        let options = ServeOptions { chat_template: Some(template), ..ServeOptions::default() };
+        let api = start_with(None, options, Some(says("</think>Well.")), 1024);
+        for body in [
+            json!({"messages": messages, "tools": tools(), "max_tokens": 8}),
+            json!({"messages": messages, "tools": tools(), "tool_choice": "none", "max_tokens": 8}),
+            json!({"messages": messages, "tools": tools(), "parallel_tool_calls": false,
+                "max_tokens": 250, "temperature": 0, "tool_choice":
+                {"type": "function", "function": {"name": "weather"}}}),
+        ] {
+            let (status, answer) = api.json("POST", "/v1/chat/completions", &body).await;
+            let message = &answer["choices"][0]["message"];
+            let forced = body["tool_choice"].is_object();
+            if status != 200 {
+                found.push(format!("{name}: {answer}"));
+            } else if forced && message["tool_calls"].as_array().is_none_or(|c| c.len() != 1) {
+                found.push(format!("{name}: no call: {answer}"));
+            } else if forced {
+                calls_of(message);
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
