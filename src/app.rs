@@ -7,6 +7,8 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod service;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ use crate::base::env::Env;
 use crate::base::host::Host;
 use crate::inference::{InferenceError, LoadOptions, Model, ModelSource, SamplerOptions};
 use crate::library::{Catalog, LibraryError, PullOptions, Store};
+use crate::server::{ServerConfig, ServerError};
+pub use service::Service;
 
 /// Prefix of the environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "JETFORGE_";
@@ -37,6 +41,8 @@ pub struct Config {
     pub library: LibraryConfig,
     /// How models are downloaded.
     pub pull: PullConfig,
+    /// The service.
+    pub server: ServerConfig,
 }
 
 /// The section `model`.
@@ -45,7 +51,8 @@ pub struct Config {
 pub struct ModelConfig {
     /// Name in the store, path of a GGUF file, or `default` for the embedded one.
     pub name: Option<String>,
-    /// Positions of the context; unset takes those that the model was trained on, up to 4,096.
+    /// Positions of the context; unset takes those that the model was trained on, up to 4,096. The
+    /// service shares them among its sequences, and unset gives each as many.
     pub n_ctx: Option<u32>,
     /// Most tokens of one step.
     pub n_batch: Option<u32>,
@@ -103,7 +110,7 @@ impl Shape for Config {
         if self.pull.stall_ms == 0 {
             return Err(("pull.stall_ms", at_least(1)));
         }
-        Ok(())
+        self.server.check()
     }
 }
 
@@ -119,6 +126,9 @@ pub enum AppError {
     /// A model cannot be had.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The service cannot start.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// A model cannot be loaded or run.
     #[error("{model}: {source}")]
     Inference {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use jetforge::inference::engine::sampler::{BreakerVocab, Sampler, SamplerOptions};
 use jetforge::inference::tokenizer::TokenId;
+use jetforge::inference::{LoadOptions, Model, ModelSource};
 use serde::Deserialize;
 
 const CASES: &str = include_str!("golden/sampler/cases.jsonl");
@@ -116,4 +117,18 @@ fn other_options_are_other_picks() {
     assert!(n_changed(|o| o.dry_allowed_length += 1) > 30);
     assert!(n_changed(|o| o.mirostat_eta += 0.01) > 3);
     assert!(n_changed(|o| o.samplers.reverse()) > 100);
+}
+
+/// The step that llama.cpp's editor plugins ask for, with the default model's vocabulary.
+#[test]
+fn the_infill_step_leaves_what_llama_cpp_leaves() {
+    let model = Model::load(&ModelSource::Embedded, &LoadOptions::default()).unwrap();
+    let vocab = BreakerVocab { piece: &|_| Vec::new(), encode: &|_| Vec::new() };
+    for line in include_str!("golden/sampler/infill.jsonl").lines() {
+        let case: Case = serde_json::from_str(line).expect("a case");
+        let mut sampler = Sampler::new(&case.o, case.n, 4096, &vocab).unwrap();
+        let pick = |step| sampler.sample_text(&logits(&case, step), model.tokenizer());
+        let picks: Vec<TokenId> = (0..case.picks.len() as u32).map(pick).collect();
+        assert_eq!(picks, case.picks, "{line}");
+    }
 }

@@ -1,8 +1,10 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod batch_invariance;
 mod cli;
 mod generation;
 mod grammar;
+mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
@@ -11,6 +13,8 @@ mod pages;
 mod perplexity;
 mod pull;
 mod sampler;
+mod serve;
+mod server;
 mod support;
 mod terminal;
 mod tidy;

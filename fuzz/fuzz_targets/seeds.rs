@@ -4,13 +4,19 @@ use std::path::PathBuf;
 
 use jetforge::inference::gguf::GgufBuilder;
 use jetforge_fuzz::feed::Feed;
+use jetforge_fuzz::service::PATHS;
 use jetforge_fuzz::tiny::Tiny;
 
 fn main() -> std::io::Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, seeds) in
-        [("gguf", gguf()), ("model", model()), ("template", template()), ("utf8", utf8())]
-    {
+    for (target, seeds) in [
+        ("gguf", gguf()),
+        ("model", model()),
+        ("template", template()),
+        ("utf8", utf8()),
+        ("json_body", json_body()),
+        ("sse", sse()),
+    ] {
         let folder = root.join(target);
         std::fs::create_dir_all(&folder)?;
         for (seed_idx, seed) in seeds.iter().enumerate() {
@@ -94,4 +100,36 @@ fn utf8() -> Vec<Vec<u8>> {
         b"\x0b\xf4\x90\x80\x80\x80",
     ];
     texts.iter().map(|text| text.to_vec()).collect()
+}
+
+/// Bodies that llama-server was asked with, and one for each of OpenAI's paths.
+fn json_body() -> Vec<Vec<u8>> {
+    let cases = include_str!("../../tests/golden/llama_api.json");
+    let cases: Vec<serde_json::Value> = serde_json::from_str(cases).unwrap_or_default();
+    let asked = cases.iter().map(|case| (case["path"].as_str(), case["body"].to_string()));
+    let openai = [
+        ("/v1/completions", r#"{"prompt":"a","max_tokens":2,"n":2,"logprobs":1}"#),
+        (
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"user","content":"a"}],"stream":true,"tools":[]}"#,
+        ),
+        ("/v1/embeddings", r#"{"input":["a","b"],"encoding_format":"base64"}"#),
+    ];
+    let openai = openai.map(|(path, body)| (Some(path), body.to_owned()));
+    let seed = |(path, body): (Option<&str>, String)| {
+        let path_idx = PATHS.iter().position(|known| Some(*known) == path)?;
+        Some([&[path_idx as u8], body.as_bytes()].concat())
+    };
+    asked.chain(openai).filter_map(seed).collect()
+}
+
+/// Tokens by two bytes: words, bytes of characters, line ends.
+fn sse() -> Vec<Vec<u8>> {
+    let tokens = |ids: &[u16]| ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    vec![
+        tokens(&[]),
+        tokens(&[274, 17, 308, 204, 204, 316]),
+        tokens(&[133, 108, 133, 133, 204, 108]),
+        tokens(&[2, 5, 0, 1]),
+    ]
 }

@@ -2,4 +2,5 @@
 
 pub mod feed;
 pub mod memory;
+pub mod service;
 pub mod tiny;

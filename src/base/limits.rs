@@ -195,3 +195,5 @@ pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
 pub const LLAMA_PROBS_MAX: usize = 1_024;
 /// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.
 pub const INFILL_TOKENS_MAX: usize = 2_048;
+/// Candidates that the infill step compares with each other.
+pub const INFILL_CANDIDATES_MAX: usize = 256;

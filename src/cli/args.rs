@@ -3,12 +3,13 @@
 //! Options carry llama.cpp's names where it has one. An option only becomes a [`Setting`] of the
 //! configuration; no verb reads a sampling option itself.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::exit::CliError;
-use super::verbs;
+use super::{llama_options, verbs};
 use crate::base::config::Setting;
 
 /// Writes code with a model that runs on this machine.
@@ -71,6 +72,10 @@ pub enum Verb {
     Pull(verbs::pull::PullArgs),
     /// Show what this machine can do, and test the model at hand
     Doctor(verbs::doctor::DoctorArgs),
+    /// Serve models over HTTP, as OpenAI and llama.cpp do
+    Serve(Box<verbs::serve::ServeArgs>),
+    /// Make, list and revoke API keys of the service
+    Key(verbs::key::KeyArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions
@@ -166,9 +171,40 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// Arguments as llama.cpp's users write them, as clap wants them: `--n_predict` becomes
-/// `--n-predict`, `-sys` becomes `--system-prompt`.
-pub fn normalize(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+/// Arguments as llama.cpp's users write them, as clap wants them: those of `serve` by
+/// llama-server's table, others by that of its command line.
+///
+/// # Errors
+/// An option of llama-server that is refused, and why.
+pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, String> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match verb_idx(&args) {
+        Some(idx) if args[idx] == "serve" => {
+            let mut ours = normalize_plain(args[..=idx].iter().cloned());
+            ours.extend(llama_options::translate(args[idx + 1..].iter().cloned())?);
+            Ok(ours)
+        }
+        _ => Ok(normalize_plain(args)),
+    }
+}
+
+/// Where the verb stands: the first argument that is neither an option nor an option's value.
+fn verb_idx(args: &[OsString]) -> Option<usize> {
+    let has_value = |arg: &OsString| ["--config", "--set", "--color"].iter().any(|o| arg == o);
+    let mut idx = 1;
+    while idx < args.len() {
+        match args[idx].to_str() {
+            Some(text) if text.starts_with('-') => {
+                idx += if has_value(&args[idx]) { 2 } else { 1 };
+            }
+            _ => return Some(idx),
+        }
+    }
+    None
+}
+
+/// `--n_predict` becomes `--n-predict`, `-sys` becomes `--system-prompt`.
+fn normalize_plain(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     const SHORT: [(&str, &str); 6] = [
         ("-sys", "--system-prompt"),
         ("-sysf", "--system-prompt-file"),
@@ -230,9 +266,16 @@ mod tests {
     }
 
     #[test]
+    fn options_of_serve_go_by_the_table_of_llama_server() {
+        let args = ["x", "--color", "never", "serve", "-np", "2", "-ngl", "9"].map(Into::into);
+        let serve = ["x", "--color", "never", "serve", "--parallel", "2", "--ignored-option=-ngl"];
+        assert_eq!(normalize(args).unwrap(), serve);
+    }
+
+    #[test]
     fn llama_spellings_are_understood() {
         let args = ["x", "--top_k=4", "-sys", "a_b", "--", "--n_predict"].map(Into::into);
-        let plain = normalize(args);
+        let plain = normalize(args).unwrap();
         assert_eq!(plain, ["x", "--top-k=4", "--system-prompt", "a_b", "--", "--n_predict"]);
     }
 }

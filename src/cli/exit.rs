@@ -4,13 +4,15 @@
 //! 0    done                                4    does not fit in memory
 //! 1    failed                              5    network
 //! 2    wrong usage or configuration        6    bytes are not what they should be
-//! 3    model not found or not readable     130  interrupted
+//! 3    model not found or not readable     70   an engine broke
+//!                                          130  interrupted
 //! ```
 
 use crate::app::AppError;
 use crate::base::config::ConfigError;
 use crate::inference::InferenceError;
 use crate::library::LibraryError;
+use crate::server::ServerError;
 
 /// Done.
 pub const OK: u8 = 0;
@@ -26,6 +28,8 @@ pub const NO_ROOM: u8 = 4;
 pub const NETWORK: u8 = 5;
 /// A size, hash or self-test is not what it should be.
 pub const INTEGRITY: u8 = 6;
+/// An engine broke; a supervisor starts the program again.
+pub const BROKEN: u8 = 70;
 /// Stopped by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
@@ -82,8 +86,12 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AppError::Config(error) => Some(of_config(error)),
             AppError::Dirs(_) => Some(USAGE),
             AppError::Library(error) => Some(of_library(error)),
+            AppError::Server(error) => Some(of_server(error)),
             AppError::Inference { source, .. } => Some(of_inference(source)),
         };
+    }
+    if let Some(error) = cause.downcast_ref::<ServerError>() {
+        return Some(of_server(error));
     }
     if let Some(error) = cause.downcast_ref::<LibraryError>() {
         return Some(of_library(error));
@@ -93,6 +101,18 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 
 fn of_config(_: &ConfigError) -> u8 {
     USAGE
+}
+
+fn of_server(error: &ServerError) -> u8 {
+    match error {
+        ServerError::NoKey { .. }
+        | ServerError::File { .. }
+        | ServerError::KeyName { .. }
+        | ServerError::KeyTaken { .. }
+        | ServerError::KeyUnknown { .. } => USAGE,
+        ServerError::Bind { .. } => NETWORK,
+        ServerError::KeyFile { .. } | ServerError::KeysFull => FAILURE,
+    }
 }
 
 fn of_library(error: &LibraryError) -> u8 {

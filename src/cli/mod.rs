@@ -11,8 +11,10 @@
 
 mod args;
 mod code;
+mod crash;
 mod exit;
 mod interrupt;
+mod llama_options;
 mod prompt;
 mod sampling_args;
 mod terminal;
@@ -31,7 +33,14 @@ use exit::CliError;
 
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(args::normalize(std::env::args_os())) {
+    let args = match args::normalize(std::env::args_os()) {
+        Ok(args) => args,
+        Err(message) => {
+            terminal::note(format!("{} {message}", terminal::styled(terminal::ERROR, "error:")));
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers; everything else is wrong usage.
@@ -66,6 +75,8 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Models(args) => verbs::models::run(context, &args),
         Verb::Pull(args) => verbs::pull::run(context, &args),
         Verb::Doctor(args) => verbs::doctor::run(context, &args),
+        Verb::Serve(args) => verbs::serve::run(context, &args),
+        Verb::Key(args) => verbs::key::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
     }

@@ -311,6 +311,8 @@ impl Host {
         let unloaded = {
             let mut state = self.lock();
             let others = state.places.iter_mut().filter(|(name, _)| *name != wanted);
+            // A model that is kept for good gives no room.
+            let others = others.filter(|(_, p)| p.keep_alive.or(p.entry.keep_alive).is_some());
             let idle = others.filter(|(_, p)| p.engine.is_some() && p.n_lease == 0);
             let oldest = idle.min_by_key(|(_, place)| place.idle_since);
             oldest.and_then(|(_, place)| place.engine.take())

@@ -166,7 +166,7 @@ impl Gate {
         account: &mut Account,
     ) -> Result<Caller, ApiError> {
         let access = &self.0.access;
-        access.check_host(parts.version, &parts.uri, &parts.headers)?;
+        access.check_host(&parts.uri, &parts.headers)?;
         access.check_origin(&parts.uri, &parts.headers)?;
         check_header_size(parts)?;
         if !self.is_ready() && route != Some("/") {

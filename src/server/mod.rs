@@ -12,6 +12,7 @@ mod access;
 mod account;
 mod cache;
 mod chat;
+mod config;
 mod error;
 mod fields;
 mod gate;
@@ -42,6 +43,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use cache::CacheOptions;
+pub use config::ServerConfig;
 pub use error::ApiError;
 pub use gate::{Gate, GateOptions};
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
@@ -67,6 +69,14 @@ pub enum ServerError {
     Bind {
         /// The address.
         address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file that the service starts with cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::hosting::Host;
-use crate::inference::{Priority, TenantId};
+use crate::inference::{Pooling, Priority, TenantId};
 
 /// How the service behaves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,6 +13,8 @@ pub struct ServeOptions {
     pub n_predict: Option<usize>,
     /// Whether embeddings were asked for at start.
     pub serves_embeddings: bool,
+    /// How a model's rows become one vector, where not in its own way.
+    pub pooling: Option<Pooling>,
     /// Whether reranking was asked for at start.
     pub serves_reranking: bool,
     /// Whether `/slots` answers.

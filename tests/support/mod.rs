@@ -1,4 +1,5 @@
 //! What several test modules share.
 
+pub mod http;
 pub mod recipe;
 pub mod source;

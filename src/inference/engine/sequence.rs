@@ -164,7 +164,7 @@ impl Sequence {
         if let Some(matcher) = &mut self.matcher {
             matcher.mask(logits)?;
         }
-        let token = self.sampler.sample(logits);
+        let token = self.sampler.sample_text(logits, &info.tokenizer);
         self.sampler.accept(token);
         let probs = match (request.wants_logprobs, is_raw) {
             (false, _) => None,

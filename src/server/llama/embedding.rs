@@ -48,7 +48,7 @@ pub async fn embedding(
         Ok((prompts, norm))
     })
     .await?;
-    let pooling = lease.info().pooling_of(None);
+    let pooling = lease.info().pooling_of(server.0.options.pooling);
     let replies: Vec<_> = prompts.into_iter().map(|tokens| lease.embed(tokens, pooling)).collect();
     let mut answers = Vec::with_capacity(replies.len());
     for (index, reply) in replies.into_iter().enumerate() {

@@ -73,8 +73,6 @@ pub unsafe trait Lanes: Copy {
     /// For each row, `sum over j, k < 4 of (w[j][k] - zero) * a[4 j + k]`; `a` is within +-127, and
     /// `neg_sum` is minus the sum of `a`.
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
-    /// Asks for the cache line at `p`, which may lie outside of any memory.
-    unsafe fn prefetch(p: *const u8);
 }
 
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
@@ -166,8 +164,6 @@ unsafe impl Lanes for ScalarLanes {
         }
         sums.map(|s| s as f32)
     }
-    #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -305,10 +301,6 @@ mod x86 {
                 _mm256_cvtepi32_ps(sum)
             }
         }
-        #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        }
     }
 
     // SAFETY: each function touches the lanes that the trait names, with AVX-512 F, BW, VL, VNNI.
@@ -400,10 +392,6 @@ mod x86 {
                 }
                 _mm512_cvtepi32_ps(sum)
             }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
     }
 }

@@ -22,7 +22,7 @@ use super::panel_kernel;
 use super::pool::Pool;
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
-use super::simd::Avx2;
+use super::simd::{Avx2, Avx512};
 use super::simd::{LANES, Scalar, Simd};
 use crate::inference::quant::{Codes, TensorType};
 
@@ -186,6 +186,7 @@ unsafe fn floats<S: Simd, W: Float>(job: &Job<'_>, start: usize, end: usize) {
         // SAFETY: passed on.
         let done = unsafe {
             match job.x.n - col {
+                6.. if S::FLOAT_COLS >= 6 => float_columns::<S, W, 6>(job, start, end, col),
                 3.. => float_columns::<S, W, 3>(job, start, end, col),
                 _ => float_columns::<S, W, 1>(job, start, end, col),
             }
@@ -260,7 +261,9 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
     fn of<W: Float>(isa: Isa) -> TaskFn {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => floats_avx2::<W>,
+            Isa::Avx512 => floats_avx512::<W>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => floats_avx2::<W>,
             _ => floats::<Scalar, W>,
         }
     }
@@ -283,6 +286,13 @@ unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe { panels::<Avx2Lanes, F>(job, start, end) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
+    // SAFETY: the features are on; the rest is passed on.
+    unsafe { floats::<Avx512, W>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]

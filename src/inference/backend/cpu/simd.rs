@@ -18,6 +18,8 @@ pub const LANES: usize = 8;
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
+    /// Columns of a float tile of four rows: as many as leave its sums in registers.
+    const FLOAT_COLS: usize;
     /// Rows that a tile sums at once: as many as leave its sums in registers.
     const TILE_ROWS: usize;
 
@@ -53,6 +55,7 @@ pub struct Scalar;
 // SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
+    const FLOAT_COLS: usize = 3;
     const TILE_ROWS: usize = 2;
 
     #[inline(always)]
@@ -155,12 +158,14 @@ mod x86 {
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
+        const FLOAT_COLS: usize = 3;
         const TILE_ROWS: usize = 2;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
+        const FLOAT_COLS: usize = 6;
         const TILE_ROWS: usize = 4;
     }
 }

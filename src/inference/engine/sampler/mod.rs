@@ -5,6 +5,7 @@
 //!                -> top-n-sigma, top-k, typical,
 //!                   top-p, min-p, XTC              drop tokens
 //!                -> temperature                    changes logits
+//!                -> infill, if asked for           drops tokens
 //!                -> the draw                       one token
 //! ```
 //!
@@ -24,6 +25,7 @@ mod candidates;
 mod cut;
 mod draw;
 mod dry;
+mod infill;
 mod logits;
 mod options;
 mod probs;
@@ -41,7 +43,7 @@ pub use probs::{TokenLogProb, log_probs};
 use rng::Mt19937;
 
 use crate::base::limits::SAMPLER_LAST_N_MAX;
-use crate::inference::tokenizer::TokenId;
+use crate::inference::tokenizer::{TokenId, Tokenizer};
 
 /// One sequence's sampling chain, with its random numbers and its memory of past tokens.
 #[derive(Clone, Debug)]
@@ -66,6 +68,7 @@ enum Step {
     MinP(f32, usize),
     Xtc(Box<Xtc>),
     Temperature(Temperature),
+    Infill,
 }
 
 impl Sampler {
@@ -113,11 +116,23 @@ impl Sampler {
     /// # Panics
     /// When there are not `n_vocab` logits.
     pub fn sample(&mut self, logits: &[f32]) -> TokenId {
+        self.sample_in(logits, None)
+    }
+
+    /// Chooses the next token of a text in this vocabulary, which the infill step looks at.
+    ///
+    /// # Panics
+    /// When there are not `n_vocab` logits.
+    pub fn sample_text(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> TokenId {
+        self.sample_in(logits, Some(tokenizer))
+    }
+
+    fn sample_in(&mut self, logits: &[f32], tokenizer: Option<&Tokenizer>) -> TokenId {
         assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
         let candidates = &mut self.candidates;
         candidates.load(logits);
         for step in &mut self.steps {
-            step.apply(candidates);
+            step.apply(candidates, tokenizer);
         }
         let mut pick = self.draw.pick(candidates);
         if candidates.list[pick].logit == f32::NEG_INFINITY {
@@ -167,7 +182,7 @@ impl Sampler {
 }
 
 impl Step {
-    fn apply(&mut self, c: &mut Candidates) {
+    fn apply(&mut self, c: &mut Candidates, tokenizer: Option<&Tokenizer>) {
         match self {
             Step::Bias(biases) => logits::bias(c, biases),
             Step::Penalties(penalties) => penalties.apply(c),
@@ -179,6 +194,11 @@ impl Step {
             Step::MinP(p, min_keep) => cut::min_p(c, *p, *min_keep),
             Step::Xtc(xtc) => xtc.apply(c),
             Step::Temperature(temperature) => temperature.apply(c),
+            Step::Infill => {
+                if let Some(tokenizer) = tokenizer {
+                    infill::infill(c, tokenizer);
+                }
+            }
         }
     }
 }
@@ -219,6 +239,7 @@ impl Build<'_> {
                 let (range, exponent) = (o.dynatemp_range, o.dynatemp_exponent);
                 Step::Temperature(Temperature { temp: o.temp, range, exponent })
             }),
+            SamplerKind::Infill => Some(Step::Infill),
         }
     }
 

@@ -58,11 +58,12 @@ pub enum SamplerKind {
     MinP,
     Xtc,
     Temperature,
+    Infill,
 }
 
 impl SamplerKind {
-    /// Every step, in the default order of the chain.
-    pub const ALL: [SamplerKind; 9] = [
+    /// Every step: those of the default chain in its order, then the others.
+    pub const ALL: [SamplerKind; 10] = [
         SamplerKind::Penalties,
         SamplerKind::Dry,
         SamplerKind::TopNSigma,
@@ -72,7 +73,11 @@ impl SamplerKind {
         SamplerKind::MinP,
         SamplerKind::Xtc,
         SamplerKind::Temperature,
+        SamplerKind::Infill,
     ];
+
+    /// Steps of the default chain, the first of [`SamplerKind::ALL`].
+    const N_DEFAULT: usize = 9;
 
     /// Its name, and its letter in llama.cpp's `--sampling-seq`.
     const fn row(self) -> (&'static str, char) {
@@ -86,6 +91,7 @@ impl SamplerKind {
             SamplerKind::MinP => ("min_p", 'm'),
             SamplerKind::Xtc => ("xtc", 'x'),
             SamplerKind::Temperature => ("temperature", 't'),
+            SamplerKind::Infill => ("infill", 'i'),
         }
     }
 
@@ -191,7 +197,7 @@ pub struct SamplerOptions {
 impl Default for SamplerOptions {
     fn default() -> SamplerOptions {
         SamplerOptions {
-            samplers: SamplerKind::ALL.to_vec(),
+            samplers: SamplerKind::ALL[..SamplerKind::N_DEFAULT].to_vec(),
             seed: SEED_RANDOM,
             min_keep: 0,
             top_k: 40,

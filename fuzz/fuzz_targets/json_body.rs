@@ -1,0 +1,29 @@
+//! Any body on any path of the service: an answer or an error in the envelope, never a panic, and
+//! nothing that is the server's fault.
+//!
+//! The first byte chooses the path. The model is scripted, so that what is asked matters and not
+//! what is said: it ends every answer at once.
+
+#![no_main]
+
+use std::sync::OnceLock;
+
+use jetforge_fuzz::service::{PATHS, Service};
+use libfuzzer_sys::fuzz_target;
+
+static SERVICE: OnceLock<Service> = OnceLock::new();
+
+fuzz_target!(|input: &[u8]| {
+    let Some((first, body)) = input.split_first() else { return };
+    let path = PATHS[usize::from(*first) % PATHS.len()];
+    let service = SERVICE.get_or_init(|| Service::new(Box::new(|_, end| end)));
+    let (status, text) = service.post(path, body);
+    assert!(status < 500 || [501, 503].contains(&status), "{path} {status} {text}");
+    if cfg!(feature = "canary") {
+        assert!(!text.contains("must be between"), "canary");
+    }
+    if status >= 400 {
+        let error: serde_json::Value = serde_json::from_str(&text).expect("an error is JSON");
+        assert_eq!(error["error"]["code"], status);
+    }
+});

@@ -1,0 +1,165 @@
+//! The service, wired: models by name, what stands before them, and the order of its stop.
+//!
+//! ```text
+//! model.name            the first model: loaded at start, kept for good
+//! names of the store    loaded when a request asks for them, unloaded when idle
+//! stop                  no new connections; engines finish within the grace; the rest is cut
+//! ```
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{App, AppError, EMBEDDED_NAME};
+use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX};
+use crate::hosting::{Finder, Host, ModelEntry};
+use crate::inference::{
+    EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
+};
+use crate::server::{Gate, Server, ServerError};
+
+/// The service before it listens.
+pub struct Service {
+    /// The models.
+    pub host: Host,
+    /// What stands before them.
+    pub gate: Gate,
+    /// What the owner should know, such as a context that was reduced.
+    pub notes: Vec<String>,
+}
+
+impl App {
+    /// The configured service. `api_keys` are in the clear and count beside those that are kept;
+    /// `on_panic` is told when an engine breaks.
+    ///
+    /// # Errors
+    /// When the model is not there, or a file of keys or of a template cannot be read.
+    pub fn service(
+        self,
+        mut api_keys: Vec<String>,
+        on_panic: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Result<Service, AppError> {
+        let server = self.config().server.clone();
+        if let Some(path) = &server.api_key_file {
+            let text = read(path, KEYS_FILE_BYTES_MAX)?;
+            let lines = text.lines().map(str::trim);
+            let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+            api_keys.extend(keys.map(str::to_owned));
+        }
+        let template = server.chat_template_file.as_deref();
+        let template = template.map(|path| read(path, CHAT_TEMPLATE_BYTES_MAX)).transpose()?;
+        let template = template.or_else(|| server.chat_template.clone());
+        let source = self.model_source()?;
+        let mut notes = Vec::new();
+        let first = self.entry(&source, &mut notes)?;
+        let memory_max_bytes = self.memory_for_models();
+        let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
+        let find: Finder = Box::new(move |name| self.found(name));
+        let host = Host::new(vec![first], memory_max_bytes, find, on_panic);
+        let gate =
+            Gate::new(Server::new(host.clone(), server.serve_options(template)), gate_options)?;
+        Ok(Service { host, gate, notes })
+    }
+
+    /// The first model.
+    fn entry(&self, source: &ModelSource, notes: &mut Vec<String>) -> Result<ModelEntry, AppError> {
+        let server = &self.config().server;
+        let load = LoadOptions { adapters: server.lora.clone(), ..self.shared_load_options() };
+        let load = fitting(source, load, notes).map_err(|error| App::inference(source, error))?;
+        let (stem, file) = match source {
+            ModelSource::Embedded => (EMBEDDED_NAME.to_owned(), None),
+            ModelSource::File(path) => {
+                let part = |part: Option<&std::ffi::OsStr>| {
+                    part.unwrap_or_default().to_string_lossy().into_owned()
+                };
+                (part(path.file_stem()), Some(part(path.file_name())))
+            }
+        };
+        // The name that is shown first, and every other that a client may know it by.
+        let configured = self.config().model.name.clone();
+        let names = server.alias.iter().cloned().chain([stem]).chain(file).chain(configured);
+        let mut names: Vec<String> = names.collect();
+        let mut seen = std::collections::BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        let name = names.remove(0);
+        Ok(ModelEntry { name, aliases: names, keep_alive: None, ..self.base_entry(source, load) })
+    }
+
+    /// A model of the store that a request names. Paths are not looked at: a caller is not the
+    /// owner.
+    fn found(&self, name: &str) -> Option<ModelEntry> {
+        let (name, source) = match name {
+            EMBEDDED_NAME => (name.to_owned(), ModelSource::Embedded),
+            _ => {
+                let in_store = |name: &str| self.store.find(name).ok();
+                let of_catalog = || {
+                    let file = self.catalog().ok()?.find(name)?.file_name()?;
+                    in_store(&file)
+                };
+                let model = in_store(name).or_else(of_catalog)?;
+                (model.name.clone(), ModelSource::File(model.files.first()?.clone()))
+            }
+        };
+        let load = self.shared_load_options();
+        // What does not fit is told when it is loaded.
+        let load = fitting(&source, load.clone(), &mut Vec::new()).unwrap_or(load);
+        let keep_alive = Some(Duration::from_secs(self.config().server.keep_alive_s));
+        Some(ModelEntry { name, keep_alive, ..self.base_entry(&source, load) })
+    }
+
+    fn base_entry(&self, source: &ModelSource, load: LoadOptions) -> ModelEntry {
+        let n_parallel = self.config().server.n_parallel;
+        ModelEntry {
+            name: String::new(),
+            aliases: Vec::new(),
+            source: source.clone(),
+            load,
+            engine: EngineOptions { n_parallel, ..EngineOptions::default() },
+            sampler: self.sampling(source),
+            keep_alive: None,
+        }
+    }
+
+    /// What the configuration says about loading, the context shared among the sequences.
+    fn shared_load_options(&self) -> LoadOptions {
+        let n_parallel = self.config().server.n_parallel;
+        let options = self.load_options();
+        let n_ctx = options.n_ctx.map(|n| (n / n_parallel as u32).max(1));
+        LoadOptions { n_ctx, n_parallel: Some(n_parallel), ..options }
+    }
+}
+
+/// Options that fit the memory: a context that nobody asked for is reduced, with a note.
+fn fitting(
+    source: &ModelSource,
+    load: LoadOptions,
+    notes: &mut Vec<String>,
+) -> Result<LoadOptions, InferenceError> {
+    let gguf = match source {
+        ModelSource::File(path) => Gguf::open(path)?,
+        ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL)?,
+    };
+    let available = load.memory_max_bytes.unwrap_or(u64::MAX);
+    match plan_memory(&gguf, &load, available) {
+        Ok(_) => Ok(load),
+        Err(InferenceError::Memory { n_ctx_fits: Some(n), plan, .. }) if load.n_ctx.is_none() => {
+            notes.push(format!(
+                "each sequence gets a context of {n} instead of {} positions: no more fits; \
+                 --parallel with fewer sequences leaves more for each",
+                plan.n_ctx
+            ));
+            Ok(LoadOptions { n_ctx: Some(n), ..load })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read(path: &Path, n_bytes_max: u64) -> Result<String, ServerError> {
+    let read = || {
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().map_err(|source| ServerError::File { path: path.to_owned(), source })
+}

@@ -1,0 +1,366 @@
+//! `jetforge serve`: the service, until it is told to stop.
+//!
+//! ```text
+//! listen -> say where -> load the first model (503 until it is there) -> serve
+//! SIGINT, SIGTERM     nothing new; what is in flight gets its grace; a second one ends at once
+//! a broken engine     exit code 70, with where it broke and nothing of what it worked on
+//! ```
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use toml::Value;
+
+use crate::app::Service;
+use crate::base::config::Setting;
+use crate::cli::args::ModelArgs;
+use crate::cli::crash;
+use crate::cli::exit::CliError;
+use crate::cli::sampling_args::SamplingArgs;
+use crate::cli::terminal;
+use crate::cli::{Context, exit};
+use crate::hosting::{Host, HostError};
+use crate::server::{Listener, ServerError, router, subscriber};
+
+/// How often idle models are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Threads that speak HTTP; the engines have their own.
+const N_HTTP_THREAD: usize = 2;
+
+/// Options of `serve`, under llama-server's names.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; beyond this machine it needs an API key
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// Port; 0 takes a free one
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Sequences that run at once; they share --ctx-size
+    #[arg(long, value_name = "N")]
+    parallel: Option<usize>,
+    /// Name of the model for clients; several with commas
+    #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
+    alias: Vec<String>,
+    /// Most tokens of an answer where a request names no number; -1 for as many as fit
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    n_predict: Option<i64>,
+    /// Most tokens of one step (the smaller of this and --batch-size counts)
+    #[arg(long, value_name = "N")]
+    ubatch_size: Option<u32>,
+    /// Answer embeddings
+    #[arg(long)]
+    embedding: bool,
+    /// How an encoder's rows become one vector
+    #[arg(long, value_name = "HOW")]
+    pooling: Option<String>,
+    /// Rank documents
+    #[arg(long)]
+    reranking: bool,
+    /// Answer /metrics
+    #[arg(long)]
+    metrics: bool,
+    /// Let POST /props change defaults
+    #[arg(long)]
+    props: bool,
+    /// Answer /slots (the default)
+    #[arg(long, overrides_with = "no_slots")]
+    slots: bool,
+    /// Do not answer /slots
+    #[arg(long)]
+    no_slots: bool,
+    /// Where slots are saved
+    #[arg(long, value_name = "DIR")]
+    slot_save_path: Option<PathBuf>,
+    /// Shift a full context where a request says nothing
+    #[arg(long, overrides_with = "no_context_shift")]
+    context_shift: bool,
+    /// End the answer at a full context (the default)
+    #[arg(long)]
+    no_context_shift: bool,
+    /// Chat template in place of the model's
+    #[arg(long, value_name = "JINJA", conflicts_with = "chat_template_file")]
+    chat_template: Option<String>,
+    /// File with a chat template in place of the model's
+    #[arg(long, value_name = "FILE")]
+    chat_template_file: Option<PathBuf>,
+    /// How reasoning is told apart from the answer: none, auto or deepseek
+    #[arg(long, value_name = "FORMAT")]
+    reasoning_format: Option<String>,
+    /// Most tokens guessed at once; 0 guesses none
+    #[arg(long, value_name = "N")]
+    draft_max: Option<usize>,
+    /// LoRA adapter; several with commas
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    lora: Vec<PathBuf>,
+    /// API key in the clear; several with commas (`jetforge key create` keeps a hash instead)
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    api_key: Vec<String>,
+    /// File of API keys in the clear, one on a line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Another name under which the service may be called; several with commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    allowed_host: Vec<String>,
+    /// Page that may call the service, as scheme://host:port; several with commas, * for all
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    cors_origin: Vec<String>,
+    /// Seconds that a body may take, and that a reader may take nothing
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Seconds that a model beside the first stays when nobody uses it
+    #[arg(long, value_name = "S")]
+    keep_alive: Option<u64>,
+    /// Seconds that requests in flight get when the service stops
+    #[arg(long, value_name = "S")]
+    stop_grace: Option<u64>,
+    /// Events on stderr as text or json
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    log_format: Option<String>,
+    /// Events on stderr as JSON
+    #[arg(long, hide = true)]
+    log_json: bool,
+    /// Which events: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// More events; the same as --log-level debug
+    #[arg(short, long)]
+    verbose: bool,
+    /// Options of llama-server that have no counterpart
+    #[arg(long, hide = true, value_name = "NAME")]
+    ignored_option: Vec<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+impl ServeArgs {
+    fn settings(&self) -> anyhow::Result<Vec<Setting>> {
+        let mut settings = self.model.settings()?;
+        settings.extend(self.sampling.settings()?);
+        // As in llama.cpp, a step holds what both allow.
+        let n_batch = self.ubatch_size.map(|n| n.min(self.model.batch_size.unwrap_or(n)));
+        settings.extend(n_batch.map(|n| Setting {
+            key: "model.n_batch".to_owned(),
+            value: i64::from(n).into(),
+            option: "--ubatch-size".to_owned(),
+        }));
+        let mut add = |key: &str, option: &str, value: Option<Value>| {
+            settings.extend(value.map(|value| Setting {
+                key: format!("server.{key}"),
+                value,
+                option: option.to_owned(),
+            }));
+        };
+        for (key, option, value) in self.numbers() {
+            add(key, option, value.map(|n| i64::try_from(n).unwrap_or(i64::MAX).into()));
+        }
+        for (key, option, value) in self.texts() {
+            add(key, option, value.map(Value::from));
+        }
+        for (key, option, is_given, value) in self.switches() {
+            add(key, option, is_given.then_some(value.into()));
+        }
+        for (key, option, values) in self.lists() {
+            add(key, option, (!values.is_empty()).then(|| values.into()));
+        }
+        Ok(settings)
+    }
+
+    fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 8] {
+        let of = |n: Option<usize>| n.map(|n| n as u64);
+        [
+            ("port", "--port", self.port.map(u64::from)),
+            ("n_parallel", "--parallel", of(self.parallel)),
+            ("n_predict", "--n-predict", self.n_predict.and_then(|n| u64::try_from(n).ok())),
+            ("n_draft_max", "--draft-max", of(self.draft_max)),
+            ("body_read_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
+            ("write_stall_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
+            ("keep_alive_s", "--keep-alive", self.keep_alive),
+            ("stop_grace_s", "--stop-grace", self.stop_grace),
+        ]
+    }
+
+    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 9] {
+        let of = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let json = self.log_json.then(|| "json".to_owned());
+        let debug = self.verbose.then(|| "debug".to_owned());
+        [
+            ("host", "--host", self.host.clone()),
+            ("pooling", "--pooling", self.pooling.clone()),
+            ("slot_save_dir", "--slot-save-path", of(&self.slot_save_path)),
+            ("chat_template_file", "--chat-template-file", of(&self.chat_template_file)),
+            ("chat_template", "--chat-template", self.chat_template.clone()),
+            ("reasoning_format", "--reasoning-format", self.reasoning_format.clone()),
+            ("api_key_file", "--api-key-file", of(&self.api_key_file)),
+            ("log_format", "--log-format", self.log_format.clone().or(json)),
+            ("log_level", "--log-level", self.log_level.clone().or(debug)),
+        ]
+    }
+
+    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 8] {
+        [
+            ("embeddings", "--embedding", self.embedding, true),
+            ("reranking", "--reranking", self.reranking, true),
+            ("metrics", "--metrics", self.metrics, true),
+            ("props", "--props", self.props, true),
+            ("slots", "--slots", self.slots, true),
+            ("slots", "--no-slots", self.no_slots, false),
+            ("context_shift", "--context-shift", self.context_shift, true),
+            ("context_shift", "--no-context-shift", self.no_context_shift, false),
+        ]
+    }
+
+    fn lists(&self) -> [(&'static str, &'static str, Vec<String>); 4] {
+        [
+            ("alias", "--alias", self.alias.clone()),
+            ("lora", "--lora", self.lora.iter().map(|path| path.display().to_string()).collect()),
+            ("allowed_hosts", "--allowed-host", self.allowed_host.clone()),
+            ("cors_origins", "--cors-origin", self.cors_origin.clone()),
+        ]
+    }
+}
+
+/// Serves until it is told to stop.
+pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
+    let app = context.app(args.settings()?)?;
+    for name in &args.ignored_option {
+        terminal::warn(format!("{name} has no counterpart here and changes nothing"));
+    }
+    let config = app.config().server.clone();
+    let level = config.log_level().unwrap_or(tracing::Level::INFO);
+    let events = subscriber(config.log_format, level, std::io::stderr);
+    // Only a second service in one process could find another here.
+    let _ = tracing::subscriber::set_global_default(events);
+    crash::install();
+    let address = address_of(&config.host, config.port)?;
+    let listen = config.listen_options();
+    let grace = Duration::from_secs(config.stop_grace_s);
+    let service = app.service(args.api_key.clone(), Arc::new(crash::end))?;
+    service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
+    service.gate.check_exposure(address)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(N_HTTP_THREAD)
+        .enable_all()
+        .build()
+        .context("cannot start the service's threads")?;
+    let result = runtime.block_on(async {
+        let bound = Listener::bind(address, listen);
+        let listener = bound.map_err(|source| ServerError::Bind { address, source })?;
+        let signals = [SignalKind::interrupt(), SignalKind::terminate()];
+        let [interrupt, terminate] = signals.map(signal);
+        announce(listener.address())?;
+        serve(service, listener, [interrupt?, terminate?], grace).await
+    });
+    // What still runs, such as a model that loads, is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(
+    service: Service,
+    listener: Listener,
+    [mut interrupt, mut terminate]: [Signal; 2],
+    grace: Duration,
+) -> anyhow::Result<u8> {
+    let Service { host, gate, .. } = service;
+    let loading = tokio::spawn(load(host.clone()));
+    let sweeping = tokio::spawn(sweep(host.clone()));
+    let (failed_sender, failed) = tokio::sync::oneshot::channel();
+    let watching = tokio::spawn(async move {
+        match loading.await {
+            Ok(Err(error)) => drop(failed_sender.send(error)),
+            // The model is there; the sender stays, so that nothing seems to have failed.
+            _ => std::future::pending().await,
+        }
+    });
+    let mut failure = None;
+    let mut stopping = None;
+    let stop = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            error = failed => failure = error.ok(),
+        }
+        let host = host.clone();
+        stopping = Some(tokio::task::spawn_blocking(move || host.stop(grace)));
+        tracing::info!(grace_s = grace.as_secs(), "stopping");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            std::process::exit(i32::from(exit::INTERRUPTED));
+        });
+    };
+    listener.serve(router(gate), stop, grace).await;
+    watching.abort();
+    sweeping.abort();
+    if let Some(stopping) = stopping {
+        let _ = stopping.await;
+    }
+    match failure {
+        None => Ok(exit::OK),
+        Some(HostError::Load { name, source }) => Err(match Arc::try_unwrap(source) {
+            Ok(source) => anyhow::Error::new(source).context(name),
+            Err(source) => anyhow::anyhow!("{name}: {source}"),
+        }),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// Loads the first model.
+async fn load(host: Host) -> Result<(), HostError> {
+    let started = std::time::Instant::now();
+    let lease = host.lease(None).await?;
+    let info = lease.info();
+    tracing::info!(
+        model = lease.name(),
+        n_ctx = info.n_ctx(),
+        n_parallel = lease.options().n_parallel,
+        memory_mib = info.memory_plan().needed_bytes() >> 20,
+        backend = info.backend_name(),
+        ms = started.elapsed().as_millis() as u64,
+        "model loaded"
+    );
+    Ok(())
+}
+
+/// Unloads idle models, again and again.
+async fn sweep(host: Host) {
+    let mut every = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        every.tick().await;
+        let host = host.clone();
+        // An engine's thread is waited for, which is no work for a thread that speaks HTTP.
+        let _ = tokio::task::spawn_blocking(move || host.sweep()).await;
+    }
+}
+
+/// Says where the service is, for people and for scripts that asked for a free port.
+fn announce(address: SocketAddr) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening on http://{address}")?;
+    out.flush()
+}
+
+fn address_of(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    if host.ends_with(".sock") {
+        return Err(
+            CliError::usage("--host: sockets of files are not served; use an address").into()
+        );
+    }
+    let name = host.trim_matches(['[', ']']);
+    let mut found = (name, port)
+        .to_socket_addrs()
+        .map_err(|error| CliError::usage(format!("--host {host}: {error}")))?;
+    let missing = || CliError::usage(format!("--host {host}: no address has this name"));
+    Ok(found.next().ok_or_else(missing)?)
+}

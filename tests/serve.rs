@@ -1,0 +1,224 @@
+//! `jetforge serve` and `jetforge key`: the real binary, its output and its end.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use crate::cli::jetforge;
+use crate::support::http::{Wire, get, post, request, send, until};
+
+/// A service in a process of its own, killed when it is dropped.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Process {
+    /// Starts the service and waits until its model is there.
+    fn start(home: &Path, options: &[&str]) -> Process {
+        let mut command: Command = jetforge(home);
+        command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
+        let Some(address) = address else {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("it does not listen: {line:?} {said}");
+        };
+        let address = address.parse().unwrap();
+        until("the model is loaded", || {
+            let answer = get(address, "/health");
+            if answer.status != 200 {
+                assert_eq!(
+                    (answer.status, answer.error_type().as_str()),
+                    (503, "unavailable_error")
+                );
+                assert_eq!(answer.json()["error"]["message"], "Loading model");
+            }
+            answer.status == 200
+        });
+        Process { child, address }
+    }
+
+    /// Asks it to end.
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Its exit code and what it said on stderr.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Code, stdout and stderr of a run that ends by itself.
+fn run(home: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = jetforge(home).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_script_for_llama_server_runs() {
+    let home = tempfile::tempdir().unwrap();
+    let options = ["-c", "1024", "-np", "2", "-ngl", "99", "-fa", "on", "--jinja", "-n", "8"];
+    let service = Process::start(home.path(), &[&options[..], &["--alias", "coder"]].concat());
+    let answer = post(service.address, "/completion", &json!({"prompt": "def add(a, b):"}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["tokens_predicted"], 8, "--n-predict is the default");
+    let models = get(service.address, "/v1/models").json();
+    assert_eq!(models["data"][0]["id"], "coder");
+    assert_eq!(get(service.address, "/slots").json().as_array().unwrap().len(), 2);
+    let answer = get(service.address, "/metrics");
+    assert_eq!((answer.status, answer.error_type().as_str()), (501, "not_supported_error"));
+    service.terminate();
+    let (code, said) = service.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("-ngl has no counterpart") && said.contains("-fa has no"), "{said}");
+    assert!(!said.contains("--jinja"), "{said}");
+}
+
+#[test]
+fn what_a_caller_sends_is_in_no_log_metric_or_timeline() {
+    const CANARY: &str = "xylophone-4711-marmalade";
+    let home = tempfile::tempdir().unwrap();
+    for format in ["text", "json"] {
+        let options = ["--metrics", "--log-level", "trace", "--log-format", format];
+        let service = Process::start(home.path(), &options);
+        let at = service.address;
+        let word = json!({"prompt": CANARY, "n_predict": 4, "stop": [CANARY]});
+        assert_eq!(post(at, "/completion", &word).status, 200);
+        let chat = json!({"messages": [{"role": "user", "content": CANARY}], "max_tokens": 4});
+        assert_eq!(post(at, "/v1/chat/completions", &chat).status, 200);
+        send(at, "POST", "/completion", &[], &format!("{{\"prompt\": \"{CANARY}"));
+        send(at, "POST", "/v1/completions", &[("authorization", CANARY)], CANARY);
+        get(at, &format!("/health?q={CANARY}"));
+        get(at, &format!("/{CANARY}"));
+        get(at, &format!("/timeline/{CANARY}"));
+        send(at, "GET", "/health", &[("host", &format!("{CANARY}.example"))], "");
+        send(at, "GET", "/health", &[("origin", CANARY), ("user-agent", CANARY)], "");
+        let bad = json!({"prompt": "x", "grammar": format!("root ::= {CANARY} ]")});
+        assert_eq!(post(at, "/completion", &bad).status, 400);
+        let unknown = json!({"model": CANARY, "messages": [{"role": "user", "content": "x"}]});
+        post(at, "/v1/chat/completions", &unknown);
+        let mut left = Wire::open(at);
+        left.write(request("POST", "/completion", &[], &word.to_string())[..60].to_owned());
+        drop(left);
+        for path in ["/metrics", "/timeline"] {
+            assert!(!get(at, path).text().contains(CANARY), "{path}");
+        }
+        service.terminate();
+        let (code, said) = service.end();
+        assert_eq!(code, Some(0));
+        assert!(!said.contains(CANARY), "{said}");
+        assert!(said.contains("/v1/chat/completions") && said.contains("model loaded"), "{said}");
+        if format == "json" {
+            for line in said.lines() {
+                serde_json::from_str::<serde_json::Value>(line)
+                    .unwrap_or_else(|_| panic!("{line}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_signal_lets_a_stream_finish() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["-c", "4096", "-np", "2"]);
+    let body = json!({"prompt": "x", "n_predict": 600, "ignore_eos": true, "stream": true});
+    let mut reader = Wire::open(service.address);
+    reader.write(request("POST", "/completion", &[], &body.to_string()));
+    assert_eq!(reader.read_head().unwrap().0, 200);
+    assert!(reader.read_chunk().is_some());
+    service.terminate();
+    let mut last = Vec::new();
+    while let Some(chunk) = reader.read_chunk() {
+        last = chunk;
+    }
+    let last = String::from_utf8(last).unwrap();
+    assert!(last.contains("\"stop\":true"), "{last}");
+    assert_eq!(service.end().0, Some(0));
+}
+
+#[test]
+fn a_signal_without_grace_cuts_a_stream_off() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["-c", "16384", "-np", "1", "--stop-grace", "0"]);
+    let body = json!({"prompt": "x", "n_predict": -1, "ignore_eos": true, "stream": true,
+        "context_shift": true});
+    let mut reader = Wire::open(service.address);
+    reader.write(request("POST", "/completion", &[], &body.to_string()));
+    assert!(reader.read_chunk_after_head());
+    service.terminate();
+    while reader.read_chunk().is_some() {}
+    assert_eq!(service.end().0, Some(0));
+}
+
+#[test]
+fn options_are_understood_refused_or_nearly_guessed() {
+    let home = tempfile::tempdir().unwrap();
+    let (code, _, said) = run(home.path(), &["serve", "--ctx-siez", "512"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("--ctx-size"), "{said}");
+    let (code, _, said) = run(home.path(), &["serve", "-hf", "a/b"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("jetforge pull"), "{said}");
+    let (code, _, said) = run(home.path(), &["serve", "--model", "no-such-model"]);
+    assert_eq!(code, 3, "{said}");
+    let (code, _, said) = run(home.path(), &["serve", "--parallel", "0"]);
+    assert_eq!(code, 2);
+    assert!(said.contains("--parallel"), "{said}");
+}
+
+#[test]
+fn beyond_this_machine_a_key_is_needed() {
+    let home = tempfile::tempdir().unwrap();
+    let exposed = ["serve", "--host", "0.0.0.0", "--port", "0"];
+    let (code, out, said) = run(home.path(), &exposed);
+    assert_eq!((code, out.as_str()), (2, ""), "{said}");
+    assert!(said.contains("jetforge key create NAME"), "{said}");
+    let (code, key, said) = run(home.path(), &["key", "create", "editor", "--per-minute", "100"]);
+    assert_eq!(code, 0, "{said}");
+    let key = key.trim();
+    let (_, list, _) = run(home.path(), &["key", "list"]);
+    assert!(list.contains("editor") && list.contains("100") && !list.contains(key), "{list}");
+    let service = Process::start(home.path(), &["--host", "0.0.0.0"]);
+    let at = SocketAddr::from(([127, 0, 0, 1], service.address.port()));
+    let ask = |key: &str| {
+        let bearer = format!("Bearer {key}");
+        send(at, "POST", "/tokenize", &[("authorization", &bearer)], "{\"content\":\"x\"}").status
+    };
+    assert_eq!((ask(key), ask("wrong")), (200, 401));
+    let (code, ..) = run(home.path(), &["key", "revoke", "editor"]);
+    assert_eq!((code, ask(key)), (0, 401), "the running service notices");
+    let (code, _, said) = run(home.path(), &["key", "revoke", "editor"]);
+    assert_eq!(code, 2, "{said}");
+}
+
+#[test]
+fn a_context_that_does_not_fit_is_reduced_or_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["--memory-max", "150M", "-np", "4"]);
+    service.terminate();
+    let (code, said) = service.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("each sequence gets a context of"), "{said}");
+    let asked = ["serve", "--port", "0", "--memory-max", "150M", "-c", "64000"];
+    let (code, _, said) = run(home.path(), &asked);
+    assert_eq!(code, 4, "{said}");
+}
