@@ -211,7 +211,13 @@ unsafe fn float_columns<S: Simd, W: Float, const C: usize>(
         unsafe {
             let w = job.w.data.as_ptr().add(row * k * W::TYPE.block_bytes());
             let x = job.x.data.as_ptr().add(col * stride);
-            if end - row >= 4 {
+            // One column reads its rows from memory, which likes few streams at a time.
+            if C == 1 && end - row >= 2 {
+                let [first, second] = float_rows::tile::<S, W, 2, C>(w, k, x, stride);
+                job.write(row, col, &first);
+                job.write(row + 1, col, &second);
+                row += 2;
+            } else if end - row >= 4 {
                 let sums = float_rows::tile::<S, W, 4, C>(w, k, x, stride);
                 for (r, sums) in sums.iter().enumerate() {
                     job.write(row + r, col, sums);
