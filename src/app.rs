@@ -220,7 +220,10 @@ impl App {
         }
         if name.contains('/') {
             let name = name.to_owned();
-            let hint = ": there is no such file".to_owned();
+            let hint = match path.exists() {
+                true => ": that is no regular file".to_owned(),
+                false => ": there is no such file".to_owned(),
+            };
             return Err(LibraryError::UnknownModel { name, hint }.into());
         }
         let error = match self.store.find(name) {
@@ -252,6 +255,8 @@ impl App {
         LoadOptions {
             kv_type: model.kv_type.clone(),
             n_ctx: model.n_ctx,
+            n_parallel: None,
+            adapters: Vec::new(),
             n_batch: model.n_batch,
             n_threads: model.n_threads,
             isa: model.isa.clone(),

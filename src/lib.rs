@@ -6,5 +6,7 @@
 pub mod app;
 pub mod base;
 pub mod cli;
+pub mod hosting;
 pub mod inference;
 pub mod library;
+pub mod server;

@@ -379,3 +379,80 @@ fn an_interrupt_stops_the_answer() {
     let run = Run::of(child.wait_with_output().unwrap());
     assert_eq!(run.code, 130, "{}", run.err);
 }
+
+/// A tiny model in which the type of one tensor is another number.
+fn model_with_type(id: u32) -> Vec<u8> {
+    let ty = jetforge::inference::quant::TensorType::F32;
+    let mut file = crate::support::recipe::Recipe::read("llama").build(ty);
+    let name = b"blk.0.ffn_up.weight";
+    let at = file.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    let ty = at + 4 + 2 * 8; // past the number of dimensions and both of them
+    file[ty..ty + 4].copy_from_slice(&id.to_le_bytes());
+    file
+}
+
+#[test]
+fn a_file_with_an_unsupported_type_is_shown_and_not_loaded() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("new.gguf");
+    std::fs::write(&file, model_with_type(19)).unwrap();
+    let file = file.to_str().unwrap();
+    let found = run(&["inspect", file, "--json", "--tensors"]).json();
+    assert_eq!(found["n_layer"], 2);
+    let tensors = found["tensors"].as_array().unwrap();
+    let odd = tensors.iter().find(|t| t["name"] == "blk.0.ffn_up.weight").unwrap();
+    assert_eq!((&odd["type"], &odd["bytes"]), (&"IQ1_S (type 19)".into(), &Value::Null));
+    assert!(tensors.iter().any(|t| t["type"] == "F32"));
+    assert_eq!(found["fits"][0]["fits"], false);
+    assert!(found["fits"][0]["reason"].as_str().unwrap().contains("IQ1_S"), "{found}");
+    let text = run(&["inspect", file]);
+    assert!(text.out.contains("not supported") && text.code == 0, "{}{}", text.out, text.err);
+    let refused = run(&["generate", "x", "-m", file]);
+    assert_eq!(refused.code, 3);
+    assert!(refused.err.contains("IQ1_S (type 19); supported are F32"), "{}", refused.err);
+    assert_eq!(run(&["tokenize", "x", "-m", file]).code, 0, "the vocabulary is whole");
+}
+
+#[test]
+fn the_seed_in_use_is_told_and_repeats_the_answer() {
+    let args = ["generate", "write a haiku", "-n", "8", "--temp", "1.5", "--top-k", "0", "--json"];
+    let first = run(&args).json();
+    let seed = first["seed"].as_u64().unwrap();
+    assert_ne!(seed, u64::from(u32::MAX), "the value that asks for a random seed is none");
+    let again = run(&[&args[..], &["--seed", &seed.to_string()]].concat()).json();
+    assert_eq!(again["tokens"], first["tokens"]);
+}
+
+#[test]
+fn what_would_be_lost_or_get_worse_is_said_first() {
+    let lost = run(&["generate", QUICK_SORT, "--output", "/no/such/folder/sort.py"]);
+    assert_eq!(lost.code, 2);
+    assert!(lost.err.contains("/no/such/folder is no directory"), "{}", lost.err);
+    let long = run(&["generate", QUICK_SORT, "-n", "1", "-c", "2048"]);
+    assert_eq!(long.code, 0);
+    assert!(long.err.contains("trained on 1024"), "{}", long.err);
+    assert_eq!(run(&["generate", "x", "--isa", "nonsense"]).code, 2);
+    let folder = run(&["inspect", "/"]);
+    assert_eq!(folder.code, 3);
+    assert!(folder.err.contains("no regular file"), "{}", folder.err);
+}
+
+#[test]
+fn an_encoder_is_tested_and_does_not_write() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("reranker.gguf");
+    let ty = jetforge::inference::quant::TensorType::F32;
+    std::fs::write(&file, crate::support::recipe::Recipe::read("bert-rank").build(ty)).unwrap();
+    let file = file.to_str().unwrap();
+    let found = run(&["inspect", file, "--json"]).json();
+    assert_eq!(found["pooling"], "rank: scores a query and a document");
+    let doctor = run(&["doctor", "-m", file]);
+    assert_eq!(doctor.code, 0, "{}{}", doctor.out, doctor.err);
+    assert!(doctor.out.contains("the same answer twice"), "{}", doctor.out);
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/perplexity/text.txt");
+    for args in [&["generate", "x"][..], &["chat"], &["perplexity", text, "-c", "32"]] {
+        let refused = run(&[args, &["-m", file]].concat());
+        assert_eq!(refused.code, 3, "{args:?}: {}", refused.err);
+        assert!(refused.err.contains("is an encoder"), "{args:?}: {}", refused.err);
+    }
+}

@@ -5,6 +5,7 @@
 //! activations as it likes: quantised models are compared as distributions, F32 models as numbers.
 
 use jetforge::inference::gguf::Gguf;
+use jetforge::inference::model::Pooling;
 use jetforge::inference::{LoadOptions, Model, ModelSource};
 use tempfile::TempDir;
 
@@ -26,9 +27,12 @@ fn check(case: &str) {
         .iter()
         .filter_map(|golden| {
             let mut model = load(&recipe, golden, &folder);
-            let outcome = match recipe.texts().is_empty() {
-                true => check_logits(&mut model, &recipe, golden),
-                false => check_embeddings(&mut model, &recipe, golden),
+            let outcome = if recipe.texts().is_empty() {
+                check_logits(&mut model, &recipe, golden)
+            } else if recipe.is_reranker() {
+                check_scores(&mut model, &recipe, golden)
+            } else {
+                check_embeddings(&mut model, &recipe, golden)
             };
             outcome.err().map(|why| format!("{case} {}: {why}", golden.ty))
         })
@@ -87,7 +91,7 @@ fn check_logits(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Result<(
 /// Compares directions: whether an embedding is normalised is a choice of the caller.
 fn check_embeddings(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Result<(), String> {
     for (text, theirs) in recipe.texts().into_iter().zip(&golden.rows) {
-        let ours = model.embed(text).map_err(|e| e.to_string())?;
+        let ours = model.embed(text, None).map_err(|e| e.to_string())?;
         if ours.len() != theirs.len() {
             return Err(format!("{} values in an embedding", ours.len()));
         }
@@ -99,6 +103,18 @@ fn check_embeddings(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Resu
         let is_f32 = golden.ty.name() == "F32";
         if angle.is_nan() || angle > EMBEDDING_ANGLE_MAX || (is_f32 && worst > F32_LOGIT_MAX) {
             return Err(format!("'{text}': 1 - cosine {angle:.2e}, a value differs by {worst}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_scores(model: &mut Model, recipe: &Recipe, golden: &Golden) -> Result<(), String> {
+    let texts = recipe.texts();
+    for (text, theirs) in texts.iter().zip(&golden.rows) {
+        let ours = model.rerank(texts[0], text).map_err(|e| e.to_string())?;
+        let difference = (ours - theirs[0]).abs();
+        if difference > F32_LOGIT_MAX || difference.is_nan() {
+            return Err(format!("'{text}': score {ours}, not {}", theirs[0]));
         }
     }
     Ok(())
@@ -148,6 +164,8 @@ cases! {
     gemma3: "gemma3"
     bert_pooled_by_its_first_token: "bert"
     bert_pooled_by_the_mean: "bert-mean"
+    bert_with_a_dense_head_scores_pairs: "bert-rank"
+    bert_with_a_direct_head_scores_pairs: "bert-rank-direct"
 }
 
 /// The canary: a wrong answer is seen as one.
@@ -160,4 +178,52 @@ fn another_models_logits_are_refused() {
     assert_eq!(check_logits(&mut model, &recipe, &goldens[0]), Ok(()));
     goldens[0].rows = goldens[3].rows.clone();
     assert!(check_logits(&mut model, &recipe, &goldens[0]).is_err());
+}
+
+const EMBEDDINGS: &str = include_str!("golden/embeddings.json");
+
+/// `tests/tools/golden_embed.py` made the vectors.
+#[test]
+fn embeddings_under_each_pooling_are_llama_cpps() {
+    let golden: serde_json::Value = serde_json::from_str(EMBEDDINGS).expect("embeddings.json");
+    let text = golden["text"].as_str().expect("a text");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for row in golden["embeddings"].as_array().expect("rows") {
+        let recipe = Recipe::read(row["case"].as_str().expect("a case"));
+        let mut model = load(&recipe, &recipe.goldens()[0], &folder);
+        let pooling = match row["pooling"].as_str() {
+            Some("mean") => Pooling::Mean,
+            Some("cls") => Pooling::Cls,
+            Some("last") => Pooling::Last,
+            other => panic!("pooling {other:?}"),
+        };
+        let theirs: Vec<f32> =
+            row["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+        let ours = model.embed(text, Some(pooling)).expect("an embedding");
+        assert_eq!(ours.len(), theirs.len());
+        let worst = max_diff(&ours, &theirs);
+        assert!(worst <= F32_LOGIT_MAX, "{} {pooling:?}: {worst}", row["case"]);
+    }
+}
+
+#[test]
+fn what_a_model_is_not_made_for_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let first = |case| {
+        let recipe = Recipe::read(case);
+        load(&recipe, &recipe.goldens()[0], &folder)
+    };
+    let refusal = first("bert").rerank("a", "b").unwrap_err().to_string();
+    assert!(refusal.contains("no reranker"), "{refusal}");
+    let refusal = first("llama").rerank("a", "b").unwrap_err().to_string();
+    assert!(refusal.contains("no reranker"), "{refusal}");
+    let refusal = first("bert-rank").rerank("a", &"b ".repeat(80)).unwrap_err().to_string();
+    assert!(refusal.contains("context 64"), "{refusal}");
+    let refusal = first("bert").perplexity(&[300; 64], 32, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(refusal.contains("an encoder"), "{refusal}");
+    // Embedding leaves nothing behind that changes an answer.
+    let mut model = first("llama");
+    let before = model.logits(&[5, 6, 7]).expect("logits");
+    model.embed("a text", None).expect("an embedding");
+    assert_eq!(model.logits(&[5, 6, 7]).expect("logits"), before);
 }

@@ -1,11 +1,17 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod batch_invariance;
 mod cli;
+mod generation;
+mod grammar;
 mod lora;
+mod memory;
 mod model_parity;
 mod pages;
+mod perplexity;
 mod pull;
 mod sampler;
 mod support;
+mod terminal;
 mod tidy;
 mod tokenizer;

@@ -39,14 +39,7 @@ impl Host {
             .or_else(|| meminfo_bytes(&meminfo, "MemFree:"))
             .unwrap_or(0);
         let groups = cgroup_dirs(&read("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
-        let mut limit = None;
-        let mut left = available;
-        for (max, current) in groups.iter().filter_map(|dir| cgroup_memory(dir)) {
-            if max < total {
-                limit = Some(limit.unwrap_or(max).min(max));
-                left = left.min(max.saturating_sub(current));
-            }
-        }
+        let (limit, left) = within_groups(&groups, total, available);
         let uname = rustix::system::uname();
         Host {
             arch: std::env::consts::ARCH,
@@ -72,6 +65,11 @@ pub fn disk_free_bytes(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(existing).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Memory of this process that is in RAM; 0 where the kernel does not tell.
+pub fn resident_bytes() -> u64 {
+    meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
 }
 
 fn read(path: &str) -> String {
@@ -103,6 +101,18 @@ fn cgroup_dirs(proc_cgroup: &str, root: &Path) -> Vec<PathBuf> {
         dirs.extend(full.ancestors().take_while(|p| p.starts_with(&base)).map(Path::to_owned));
     }
     dirs
+}
+
+/// The least limit below `total`, and the least that the groups leave of what is available.
+fn within_groups(groups: &[PathBuf], total: u64, available: u64) -> (Option<u64>, u64) {
+    let (mut limit, mut left) = (None, available);
+    for (max, current) in groups.iter().filter_map(|dir| cgroup_memory(dir)) {
+        if max < total {
+            limit = Some(limit.unwrap_or(max).min(max));
+            left = left.min(max.saturating_sub(current));
+        }
+    }
+    (limit, left)
 }
 
 /// The limit and the present use of one group, in bytes.
@@ -197,6 +207,31 @@ mod tests {
         assert_eq!(cgroup_memory(dir.path()), Some((4000, 2500)));
         std::fs::write(dir.path().join("memory.max"), "max\n").unwrap();
         assert_eq!(cgroup_memory(dir.path()), None);
+    }
+
+    #[test]
+    fn the_tightest_group_of_2_4_and_16_gb_counts() {
+        const GIB: u64 = 1 << 30;
+        for (n_gib, files) in [
+            (2, ["memory.limit_in_bytes", "memory.usage_in_bytes"]),
+            (4, ["memory.max", "memory.current"]),
+            (16, ["memory.max", "memory.current"]),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let is_v1 = files[0] == "memory.limit_in_bytes";
+            let top = if is_v1 { root.path().join("memory") } else { root.path().to_owned() };
+            let group = top.join("service/jetforge");
+            std::fs::create_dir_all(&group).unwrap();
+            std::fs::write(group.join(files[0]), (n_gib * GIB).to_string()).unwrap();
+            std::fs::write(group.join(files[1]), (GIB / 4).to_string()).unwrap();
+            // The group above has more, and version 1 says "no limit" with a huge number.
+            let loose = if is_v1 { u64::MAX / 2 } else { 20 * GIB };
+            std::fs::write(top.join("service").join(files[0]), loose.to_string()).unwrap();
+            let line = if is_v1 { "4:memory:/service/jetforge" } else { "0::/service/jetforge" };
+            let groups = cgroup_dirs(line, root.path());
+            let found = within_groups(&groups, 24 * GIB, 23 * GIB);
+            assert_eq!(found, (Some(n_gib * GIB), n_gib * GIB - GIB / 4));
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub const GGUF_SHARDS_MAX: u32 = 512;
 pub const TOKENIZE_BYTES_MAX: usize = 16 << 20;
 /// Steps a chat template may take.
 pub const CHAT_TEMPLATE_FUEL: u64 = 400_000;
+/// Width or precision that one call in a chat template may pad a text to.
+pub const CHAT_TEMPLATE_WIDTH_MAX: usize = 9_999;
 /// Stack of the thread that renders a chat template; only what is used takes memory. A template
 /// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
 pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
@@ -80,3 +82,116 @@ pub const DRY_BREAKERS_MAX: usize = 256;
 pub const DRY_BREAKER_BYTES_MAX: usize = 40;
 /// Tokens of a DRY sequence breaker after its first.
 pub const DRY_BREAKER_TAIL_MAX: usize = 20;
+/// Requests of one engine whose timelines are kept.
+pub const TIMELINES_MAX: usize = 256;
+/// Commands that wait for the engine thread.
+pub const ENGINE_COMMANDS_MAX: usize = 256;
+/// Sequences that wait for a place, where the options name no number.
+pub const QUEUE_MAX: usize = 256;
+/// Answers to one prompt.
+pub const ANSWERS_MAX: usize = 128;
+/// Sequences of one engine that run at once.
+pub const PARALLEL_MAX: usize = 256;
+/// Bytes of server-sent events in one chunk of a body; a single event may be longer.
+pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Stop strings of a request.
+pub const STOPS_MAX: usize = 64;
+/// Likeliest tokens reported with each token.
+pub const TOP_PROBS_MAX: usize = 100;
+/// Tools that one request offers.
+pub const TOOLS_MAX: usize = 128;
+/// Characters of a tool's name.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
+/// Messages of one conversation.
+pub const MESSAGES_MAX: usize = 4096;
+/// Prompts of one request.
+pub const PROMPTS_MAX: usize = 256;
+/// Connections that are served at once, where the options name no number.
+pub const HTTP_CONNECTIONS_MAX: usize = 512;
+/// Connections beyond those that are told so; more are closed without a word.
+pub const HTTP_REFUSALS_MAX: usize = 64;
+/// Header fields of a request.
+pub const HTTP_HEADERS_MAX: usize = 100;
+/// Bytes of a request's line and header fields.
+pub const HTTP_HEADER_BYTES_MAX: usize = 32 << 10;
+/// Bytes that a connection buffers; a request line and header beyond it ends the connection.
+pub const HTTP_BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an answer that the kernel holds for a slow reader.
+pub const HTTP_SEND_BUFFER_BYTES: u32 = 256 << 10;
+/// Milliseconds in which a header has to come, and that a kept connection may be idle.
+pub const HTTP_HEADER_READ_MS: u64 = 30_000;
+/// Milliseconds in which a body has to come, where the options name no number.
+pub const HTTP_BODY_READ_MS: u64 = 60_000;
+/// Milliseconds without a byte taken after which a reader counts as gone, where the options name
+/// no number.
+pub const HTTP_WRITE_STALL_MS: u64 = 30_000;
+/// Milliseconds in which a refused connection hears why.
+pub const HTTP_REFUSAL_MS: u64 = 1000;
+/// Milliseconds for last words after the engines have stopped.
+pub const HTTP_FAREWELL_MS: u64 = 2000;
+/// Bytes of a request's body, where the options name no number.
+pub const HTTP_BODY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of all bodies that are being read or answered.
+pub const HTTP_BODIES_BYTES_MAX: usize = 128 << 20;
+/// Bytes of a refused request's body that are read and thrown away, so that its sender hears why.
+pub const HTTP_DRAIN_BYTES_MAX: usize = 32 << 20;
+/// Milliseconds for that.
+pub const HTTP_DRAIN_MS: u64 = 5000;
+/// Bytes of a request's name that its caller chose.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Keys that a service knows.
+pub const KEYS_MAX: usize = 1024;
+/// Bytes of the file of keys, and of a file of keys in the clear.
+pub const KEYS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a key's name.
+pub const KEY_NAME_BYTES_MAX: usize = 64;
+/// Answers that the result cache keeps, where the options name no number.
+pub const RESULT_CACHE_ENTRIES: usize = 100;
+/// Seconds that it keeps them, where the options name no number.
+pub const RESULT_CACHE_S: u64 = 3600;
+/// Bytes of an answer that it keeps.
+pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a grammar or JSON schema.
+pub const GRAMMAR_BYTES_MAX: usize = 1 << 20;
+/// Stack of the thread that compiles a grammar; only what is used takes memory.
+pub const GRAMMAR_STACK_BYTES: usize = 256 << 20;
+/// Nodes of regular expressions that compiling a grammar may make.
+pub const GRAMMAR_COMPILE_FUEL: u64 = 1_000_000;
+/// Symbols in the rules of a compiled grammar.
+pub const GRAMMAR_SYMBOLS_MAX: usize = 200_000;
+/// Ways in which a grammar may read one place of a text.
+pub const GRAMMAR_ROW_ITEMS_MAX: usize = 2_000;
+/// Nodes of regular expressions that one token may make.
+pub const GRAMMAR_STEP_FUEL: u64 = 400_000;
+/// Items that a grammar's parser may make for one token.
+pub const GRAMMAR_STEP_ITEMS_MAX: usize = 200_000;
+/// States of a grammar's lexer, each 1 to 2 KiB.
+pub const GRAMMAR_LEXER_STATES_MAX: usize = 32_768;
+/// Nodes of a GBNF grammar's network.
+pub const GBNF_NODES_MAX: usize = 1 << 20;
+/// Parentheses inside each other in GBNF.
+pub const GBNF_NESTING_MAX: usize = 200;
+/// Ways in which a GBNF grammar may read one place of a text.
+pub const GBNF_CONFIGS_MAX: usize = 10_000;
+/// Steps between nodes that a GBNF grammar may take for one token.
+pub const GBNF_STEPS_MAX: usize = 4_000_000;
+/// States that a GBNF grammar may reach for one token, each 1 KiB and its configurations.
+pub const GBNF_STATES_MAX: usize = 32_768;
+/// States that are kept from one token to the next.
+pub const GBNF_STATES_KEPT: usize = 4_096;
+/// Masks that are kept for states that come again.
+pub const GBNF_MASKS_KEPT: usize = 8;
+/// Bytes that a grammar without a choice is asked to look ahead.
+pub const GRAMMAR_FORCED_BYTES_MAX: usize = 256;
+/// Triggers of a lazy grammar.
+pub const TRIGGERS_MAX: usize = 64;
+/// Bytes of one trigger.
+pub const TRIGGER_BYTES_MAX: usize = 4 << 10;
+/// Bytes at the end of a text in which triggers are looked for.
+pub const TRIGGER_WINDOW_BYTES: usize = 16 << 10;
+/// Steps back that a trigger's pattern may take in one search.
+pub const TRIGGER_BACKTRACKS_MAX: usize = 100_000;
+/// Likeliest tokens that llama.cpp's clients may ask for with each token.
+pub const LLAMA_PROBS_MAX: usize = 1_024;
+/// Tokens around the cursor that a fill-in-the-middle request takes; other files fill the rest.
+pub const INFILL_TOKENS_MAX: usize = 2_048;

@@ -13,7 +13,7 @@ use crate::base::config::Setting;
 
 /// Writes code with a model that runs on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "jetforge", version, about, arg_required_else_help = true)]
+#[command(name = "jetforge", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
     4 does not fit, 5 network, 6 integrity, 130 interrupted.")]
 pub struct Cli {

@@ -124,12 +124,14 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::Model(_)
         | InferenceError::Tokenizer(_)
         | InferenceError::Template(_)
-        | InferenceError::NotGenerative => MODEL,
+        | InferenceError::NotGenerative
+        | InferenceError::NotReranker => MODEL,
         InferenceError::Sampler(_)
         | InferenceError::ContextTrained { .. }
         | InferenceError::PromptTooLong { .. }
         | InferenceError::PromptEmpty
         | InferenceError::TextTooShort { .. } => USAGE,
-        InferenceError::Backend(_) => FAILURE,
+        InferenceError::Backend(error) if error.is_wrong_option() => USAGE,
+        InferenceError::Backend(_) | InferenceError::Thread(_) => FAILURE,
     }
 }

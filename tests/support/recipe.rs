@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 /// Every case, by the name of its files.
-pub const CASES: [&str; 15] = [
+pub const CASES: [&str; 17] = [
     "llama",
     "llama-linear",
     "llama-yarn",
@@ -29,6 +29,8 @@ pub const CASES: [&str; 15] = [
     "gemma3",
     "bert",
     "bert-mean",
+    "bert-rank",
+    "bert-rank-direct",
 ];
 
 /// A model of one architecture, in one or all tensor types.
@@ -47,7 +49,8 @@ pub struct Golden {
     pub argmax: Vec<usize>,
     /// How much higher its logit is than the next one's.
     pub margin: Vec<f32>,
-    /// Logits `[n_sampled, n_vocab]`, or for an encoder embeddings `[n_text, n_embd]`.
+    /// Logits `[n_sampled, n_vocab]`; of an encoder embeddings `[n_text, n_embd]`; of a reranker
+    /// scores `[n_text, 1]`.
     pub rows: Vec<Vec<f32>>,
     /// How far llama.cpp is from itself with exact activations, in a logit.
     pub noise: f32,
@@ -73,6 +76,11 @@ impl Recipe {
     /// Tokens fed to the model, or for an encoder those of each text one after the other.
     pub fn tokens(&self) -> Vec<u32> {
         ints(&self.json["tokens"])
+    }
+
+    /// Whether a text is scored as an answer to the first one.
+    pub fn is_reranker(&self) -> bool {
+        self.tensors().iter().any(|tensor| tensor.0 == "cls.output.weight")
     }
 
     /// Texts given to an encoder; empty otherwise.

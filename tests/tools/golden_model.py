@@ -56,6 +56,8 @@ CASES = {   # name: (preset, changes, every tensor type?)
     "gemma3": ("gemma-3-1b", {"n_ff": 256}, True),
     "bert": ("bge-small-en", {}, True),
     "bert-mean": ("bge-small-en", {"pooling": "mean"}, False),
+    "bert-rank": ("ms-marco-minilm-l6", {}, False),
+    "bert-rank-direct": ("ms-marco-minilm-l6", {"head": "direct"}, False),
 }
 TYPES = [T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q2_K, T.Q3_K, T.Q4_K,
          T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS]
@@ -65,6 +67,7 @@ BLOCKS = {T.Q4_0: (0, 8), T.Q4_1: (0, 8, 2, 0x8C00), T.Q5_0: (0, 7), T.Q5_1: (0,
           T.Q5_K: (0, 1, 2, 0x1000), T.Q6_K: (208, 0), T.IQ4_NL: (0, 4), T.IQ4_XS: (0, 0)}
 CENTER_AMP = {"norm": (1.0, 0.125), "rope_freqs": (4.5, 3.5)}       # others: 0, 1/8
 N_TOKENS, SAMPLED = 24, (0, 11, 23)
+# What an encoder embeds; a reranker scores each against the first.
 TEXTS = ["quick sort a list", "def main(): print(1)", "the sum of two numbers, then return"]
 
 
@@ -184,17 +187,33 @@ def logits(path, tokens):
     return out
 
 
+def tokenize(vocab, text, special):
+    raw, buf = text.encode(), (L.llama_token * 64)()
+    return list(buf[:L.llama_tokenize(vocab, raw, len(raw), buf, 64, special, False)])
+
+
+def pair(vocab, query, document):
+    """Tokens for a reranker as llama.cpp's server puts them together (format_prompt_rerank)."""
+    eos = L.llama_vocab_eos(vocab)
+    end = [L.llama_vocab_sep(vocab) if eos < 0 else eos] * L.llama_vocab_get_add_eos(vocab)
+    return ([L.llama_vocab_bos(vocab)] * L.llama_vocab_get_add_bos(vocab)
+            + tokenize(vocab, query, False) + end
+            + [L.llama_vocab_sep(vocab)] * L.llama_vocab_get_add_sep(vocab)
+            + tokenize(vocab, document, False) + end)
+
+
 def embeddings(path):
-    """([n_text, n_embd] pooled, not normalised; tokens of each text)."""
+    """([n_text, n_embd] pooled, not normalised, or [n_text, 1] scores; tokens of each text)."""
     model, ctx = open_model(path, True)
-    vocab, n_embd, out, ids = L.llama_model_get_vocab(model), L.llama_model_n_embd(model), [], []
+    vocab, n_out, out, ids = L.llama_model_get_vocab(model), L.llama_model_n_embd(model), [], []
+    is_reranker = L.llama_pooling_type(ctx) == L.LLAMA_POOLING_TYPE_RANK
+    if is_reranker:
+        n_out = 1
     for text in TEXTS:
-        raw, buf = text.encode(), (L.llama_token * 64)()
-        n = L.llama_tokenize(vocab, raw, len(raw), buf, 64, True, False)
-        ids.append(list(buf[:n]))
+        ids.append(pair(vocab, TEXTS[0], text) if is_reranker else tokenize(vocab, text, True))
         L.llama_memory_clear(L.llama_get_memory(ctx), True)
         decode(ctx, ids[-1], True)
-        out.append(np.ctypeslib.as_array(L.llama_get_embeddings_seq(ctx, 0), (n_embd,)).copy())
+        out.append(np.ctypeslib.as_array(L.llama_get_embeddings_seq(ctx, 0), (n_out,)).copy())
     L.llama_free(ctx)
     L.llama_model_free(model)
     return np.stack(out), ids

@@ -15,7 +15,7 @@ use std::io::{BufRead, Write};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::generate::{LimitArgs, Stream, print_stats};
+use super::generate::{LimitArgs, Stream, load, print_stats};
 use crate::app::App;
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
@@ -24,7 +24,7 @@ use crate::cli::prompt::{chat_tokens, message, read_text};
 use crate::cli::sampling_args::SamplingArgs;
 use crate::cli::terminal::{self, FAINT, STRONG, stdin_is_terminal, styled};
 use crate::cli::{Context, exit};
-use crate::inference::{Finish, Message, Model, ModelSource, TokenId};
+use crate::inference::{Finish, InferenceError, Message, Model, ModelSource, TokenId};
 
 /// Options of `chat`.
 #[derive(Debug, Args)]
@@ -68,7 +68,10 @@ pub fn run(context: &Context, args: &ChatArgs) -> anyhow::Result<u8> {
         None => args.system_prompt.clone(),
     };
     let source = app.model_source()?;
-    let model = app.load()?;
+    let model = load(&app)?;
+    if !model.hparams().arch.causal {
+        return Err(App::inference(&source, InferenceError::NotGenerative).into());
+    }
     if model.chat_template().is_none() {
         let name = model.name();
         let message = format!("{name} has no chat template; `generate` completes text with it");
@@ -139,14 +142,23 @@ impl Chat {
         let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
         match name {
             "/help" => terminal::note(HELP),
-            "/clear" => self.turns.clear(),
+            "/clear" => self.forget(),
             "/system" => {
                 self.system = Some(rest.trim().to_owned()).filter(|s| !s.is_empty());
-                self.turns.clear();
+                self.forget();
             }
-            "/stats" => self.shows_stats = !self.shows_stats,
+            "/stats" => {
+                self.shows_stats = !self.shows_stats;
+                let state = if self.shows_stats { "on" } else { "off" };
+                terminal::note(styled(FAINT, format!("(figures are {state})")));
+            }
             _ => terminal::note(format!("no command {name}; /help lists them")),
         }
+    }
+
+    fn forget(&mut self) {
+        self.turns.clear();
+        terminal::note(styled(FAINT, "(the conversation is forgotten)"));
     }
 
     fn answer(&mut self, text: String, limits: &LimitArgs) -> anyhow::Result<()> {
@@ -178,7 +190,7 @@ impl Chat {
             terminal::note(styled(FAINT, "(the context is full; /clear makes room)"));
         }
         if self.shows_stats {
-            print_stats(&self.model, &answer, 0.0);
+            print_stats(&self.model, &answer, None);
         }
         self.turns.push(message("assistant", answer.text));
         Ok(())

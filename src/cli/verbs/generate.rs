@@ -112,9 +112,12 @@ pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
     settings.extend(args.sampling.settings()?);
     let app = context.app(settings)?;
     let text = if is_fim(args) { String::new() } else { prompt_text(args)? };
+    if let Some(path) = &args.output {
+        check_folder(path)?;
+    }
     let started = Instant::now();
     let source = app.model_source()?;
-    let mut model = app.load()?;
+    let mut model = load(&app)?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let prompt = prompt_tokens(&model, args, &text)?;
     let mut request = args.limits.request(&app, prompt)?;
@@ -134,9 +137,34 @@ pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
         write_code(path, &answer.text)?;
     }
     if args.verbose {
-        print_stats(&model, &answer, load_ms);
+        print_stats(&model, &answer, Some(load_ms));
     }
     Ok(if interrupt.is_pending() { exit::INTERRUPTED } else { exit::OK })
+}
+
+/// Loads the configured model, and says what may make its answers bad.
+pub fn load(app: &App) -> anyhow::Result<Model> {
+    let model = app.load()?;
+    let (n_ctx, n_trained) = (model.n_ctx(), model.hparams().n_ctx_train);
+    if n_ctx > n_trained {
+        terminal::warn(format!(
+            "a context of {n_ctx} positions, but the model was trained on {n_trained}: answers \
+             past those get worse"
+        ));
+    }
+    Ok(model)
+}
+
+/// Whether a file can be made there, before a long answer is lost.
+fn check_folder(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            let (path, folder) = (path.display(), folder.display());
+            Err(CliError::usage(format!("--output {path}: {folder} is no directory")).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn is_fim(args: &GenerateArgs) -> bool {
@@ -250,6 +278,8 @@ pub fn finish_name(finish: &Finish) -> &'static str {
         Finish::Stop(_) => "stop_word",
         Finish::Length => "length",
         Finish::ContextFull => "context_full",
+        Finish::TimeUp => "time_up",
+        Finish::Indent => "indent",
         Finish::Canceled => "canceled",
     }
 }
@@ -269,7 +299,7 @@ fn to_json(
         "n_cached": answer.n_cached,
         "n_generated": answer.tokens.len(),
         "tokens": answer.tokens,
-        "seed": request.sampler.seed,
+        "seed": answer.seed,
         "timings": {
             "load_ms": load_ms,
             "prefill_ms": answer.prefill_ms,
@@ -295,15 +325,15 @@ fn to_json(
     object
 }
 
-/// Figures of an answer on stderr.
-pub fn print_stats(model: &Model, answer: &Generated, load_ms: f64) {
+/// Figures of an answer on stderr; `load_ms` if the model was loaded for it.
+pub fn print_stats(model: &Model, answer: &Generated, load_ms: Option<f64>) {
     let rate = |n: usize, ms: f64| if ms > 0.0 { n as f64 * 1e3 / ms } else { 0.0 };
     let n_fresh = answer.n_prompt.saturating_sub(answer.n_cached);
     let n_new = answer.tokens.len();
+    let load = load_ms.map_or(String::new(), |ms| format!("load    {ms:9.1} ms\n"));
     terminal::note(format!(
         "\n{} on {}, context {}\n\
-         load    {load_ms:9.1} ms\n\
-         prefill {:9.1} ms  {n_fresh:5} tokens  {:8.1} tok/s  ({} cached)\n\
+         {load}prefill {:9.1} ms  {n_fresh:5} tokens  {:8.1} tok/s  ({} cached)\n\
          decode  {:9.1} ms  {n_new:5} tokens  {:8.1} tok/s  (ended by {})",
         model.name(),
         model.backend_name(),

@@ -1,7 +1,8 @@
 //! `jetforge inspect`: what a GGUF file holds, and where it would fit.
 //!
 //! Weights are mapped and never touched, so this is quick for any size. The memory plan is the one
-//! that loading enforces, with a board's memory in the place of this machine's.
+//! that loading enforces, with a board's memory in the place of this machine's. A file with tensor
+//! types that nothing here can compute with is shown all the same, and fits nowhere.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -77,7 +78,7 @@ pub fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<u8> {
 fn open(source: &ModelSource) -> anyhow::Result<Gguf> {
     let gguf = match source {
         ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
-        ModelSource::File(path) => Gguf::open(path),
+        ModelSource::File(path) => Gguf::survey(path),
     };
     let name = App::source_name(source);
     gguf.map_err(|error| CliError::model(format!("{name}: {error}")).into())
@@ -88,7 +89,10 @@ fn fits(app: &App, gguf: &Gguf, board: Option<&str>) -> Vec<Fit> {
     let plan = |machine: String, available_bytes: u64| Fit {
         machine,
         available_bytes,
-        plan: plan_memory(gguf, &options, available_bytes).map_err(|error| error.to_string()),
+        plan: match gguf.refusal() {
+            Some(refusal) => Err(refusal.to_string()),
+            None => plan_memory(gguf, &options, available_bytes).map_err(|e| e.to_string()),
+        },
     };
     if let Some(board) = board.and_then(Board::find) {
         return vec![plan(board.name.to_owned(), board.available_bytes())];
@@ -105,7 +109,10 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
     let text = |key: &str| meta.str(key).ok().flatten().map(str::to_owned);
     let arch = text("general.architecture").unwrap_or_default();
     let number = |key: &str| meta.u64(&format!("{arch}.{key}")).ok().flatten();
-    let n_params: u64 = gguf.tensors().iter().map(|tensor| tensor.n_elements()).sum();
+    let read = gguf.tensors().iter().map(|tensor| &tensor.shape);
+    let unread = gguf.unread().iter().map(|tensor| &tensor.shape);
+    let n_weights = |shape: &Vec<u64>| shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+    let n_params = read.chain(unread).map(n_weights).fold(0, u64::saturating_add);
     let tokenizer = Tokenizer::from_gguf(meta);
     let template = match meta.str("tokenizer.chat_template").ok().flatten() {
         Some(_) => "in the file",
@@ -128,6 +135,7 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
         ("n_ff", json!(number("feed_forward_length"))),
         ("n_head", json!(number("attention.head_count"))),
         ("n_kv_head", json!(number("attention.head_count_kv"))),
+        ("pooling", json!(number("pooling_type").map(pooling_name))),
         ("tokenizer", json!(text("tokenizer.ggml.model"))),
         ("pre_tokenizer", json!(text("tokenizer.ggml.pre"))),
         ("n_vocab", json!(tokenizer.as_ref().ok().map(Tokenizer::n_vocab))),
@@ -137,15 +145,38 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
     ]
 }
 
-/// Tensors and bytes of each type.
-fn by_type(gguf: &Gguf) -> BTreeMap<&'static str, (usize, u64)> {
+/// How an encoder's rows become one vector, or a score.
+fn pooling_name(number: u64) -> &'static str {
+    match number {
+        0 => "none",
+        1 => "mean",
+        2 => "first row",
+        3 => "last row",
+        4 => "rank: scores a query and a document",
+        _ => "not known",
+    }
+}
+
+/// Tensors and bytes of each type; how large the blocks of an unsupported type are is not known.
+fn by_type(gguf: &Gguf) -> BTreeMap<String, (usize, Option<u64>)> {
     let mut types = BTreeMap::new();
     for tensor in gguf.tensors() {
-        let (n, n_bytes) = types.entry(tensor.ty.name()).or_insert((0, 0));
+        let (n, n_bytes) = types.entry(tensor.ty.name().to_owned()).or_insert((0, Some(0)));
         *n += 1;
-        *n_bytes += tensor.n_bytes;
+        *n_bytes = n_bytes.map(|n| n + tensor.n_bytes);
+    }
+    for tensor in gguf.unread() {
+        types.entry(tensor.ty.clone()).or_insert((0, None)).0 += 1;
     }
     types
+}
+
+/// Name, type, shape and bytes of every tensor.
+fn each_tensor(gguf: &Gguf) -> impl Iterator<Item = (&str, String, &[u64], Option<u64>)> {
+    let read = gguf.tensors().iter();
+    let read = read.map(|t| (t.name.as_str(), t.ty.to_string(), &t.shape[..], Some(t.n_bytes)));
+    let unread = gguf.unread().iter();
+    read.chain(unread.map(|t| (t.name.as_str(), t.ty.clone(), &t.shape[..], None)))
 }
 
 fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) -> Json {
@@ -162,15 +193,9 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
             pairs.map(|(key, value)| json!({ "key": key, "value": value.to_string() })).collect();
     }
     if args.tensors {
-        let tensors = gguf.tensors().iter();
-        object["tensors"] = tensors
-            .map(|t| {
-                json!({
-                    "name": t.name,
-                    "type": t.ty.name(),
-                    "shape": t.shape,
-                    "bytes": t.n_bytes,
-                })
+        object["tensors"] = each_tensor(gguf)
+            .map(|(name, ty, shape, n_bytes)| {
+                json!({ "name": name, "type": ty, "shape": shape, "bytes": n_bytes })
             })
             .collect();
     }
@@ -212,13 +237,14 @@ fn print(
             (_, Json::Bool(yes)) => if *yes { "yes" } else { "no" }.to_owned(),
             (_, other) => other.to_string(),
         };
-        let label = key.trim_end_matches("_bytes").replace('_', " ");
+        let label = if key == "file_bytes" { "size".into() } else { key.replace('_', " ") };
         writeln!(out, "{} {value}", styled(STRONG, format!("{label:<19}")))?;
     }
     let rows: Vec<Vec<String>> = by_type(gguf)
         .into_iter()
         .map(|(name, (n, n_bytes))| {
-            vec![format!("  {name}"), format!("{n} tensors"), bytes(n_bytes)]
+            let size = n_bytes.map_or_else(|| "not supported".to_owned(), bytes);
+            vec![format!("  {name}"), format!("{n} tensors"), size]
         })
         .collect();
     write!(out, "\n{}\n{}", styled(STRONG, "tensors"), table(&rows))?;
@@ -229,10 +255,8 @@ fn print(
         }
     }
     if args.tensors {
-        let rows: Vec<Vec<String>> = gguf
-            .tensors()
-            .iter()
-            .map(|t| vec![format!("  {}", t.name), t.ty.to_string(), format!("{:?}", t.shape)])
+        let rows: Vec<Vec<String>> = each_tensor(gguf)
+            .map(|(name, ty, shape, _)| vec![format!("  {name}"), ty, format!("{shape:?}")])
             .collect();
         write!(out, "\n{}\n{}", styled(STRONG, "each tensor, innermost first"), table(&rows))?;
     }

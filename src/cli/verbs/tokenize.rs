@@ -110,7 +110,7 @@ fn open_tokenizer(app: &App) -> anyhow::Result<Tokenizer> {
     let source = app.model_source()?;
     let gguf = match &source {
         ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
-        ModelSource::File(path) => Gguf::open(path),
+        ModelSource::File(path) => Gguf::survey(path),
     };
     let wrong = |error: String| CliError::model(format!("{}: {error}", App::source_name(&source)));
     let gguf = gguf.map_err(|error| wrong(error.to_string()))?;

@@ -7,6 +7,8 @@
 
 mod adapter;
 mod batch;
+#[cfg(test)]
+mod cases;
 pub mod cpu;
 mod plan;
 
@@ -91,4 +93,11 @@ pub enum BackendError {
     /// Worker threads could not be started.
     #[error("the worker threads could not be started")]
     Threads(#[source] std::io::Error),
+}
+
+impl BackendError {
+    /// Whether another value of an option would help.
+    pub fn is_wrong_option(&self) -> bool {
+        matches!(self, BackendError::Isa { .. } | BackendError::KvType { .. })
+    }
 }

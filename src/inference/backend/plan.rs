@@ -56,6 +56,8 @@ pub enum Activation {
     Silu,
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
     Gelu,
+    /// `tanh(x)`, of a classification head.
+    Tanh,
 }
 
 /// Which values of a head are rotated together.
@@ -155,8 +157,10 @@ pub struct Plan {
     pub weights: Vec<WeightSpec>,
     /// The tables of rotary angles.
     pub ropes: Vec<RopeSpec>,
-    /// The buffer that holds the result: logits, or the embeddings of an encoder.
+    /// The buffer that holds the result: logits, scores, or the embeddings of an encoder.
     pub output: BufId,
+    /// Where the embeddings are ready: after how many operations, and in which buffer.
+    pub embedding: (usize, BufId),
     /// Tokens that the embedding knows.
     pub n_vocab: usize,
     /// Layers with a KV cache.
@@ -199,6 +203,7 @@ impl PlanBuilder {
             weights: Vec::new(),
             ropes: Vec::new(),
             output: BufId(0),
+            embedding: (0, BufId(0)),
             n_vocab,
             n_layer,
             n_kv_head,
@@ -264,6 +269,11 @@ impl PlanBuilder {
     /// Appends an operation.
     pub fn op(&mut self, op: Op) {
         self.plan.ops.push(op);
+    }
+
+    /// Says that the rows of `buf` are, at this point, the embeddings of the output rows.
+    pub fn embedding(&mut self, buf: BufId) {
+        self.plan.embedding = (self.plan.ops.len(), buf);
     }
 
     /// The finished plan, whose result lies in `output`.

@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::answer::Answer;
+use super::event::Finish;
 use super::sampler::{BreakerVocab, Sampler, SamplerOptions, TokenLogProb, log_probs};
-use super::stop::StopStrings;
 use super::{InferenceError, Model};
-use crate::inference::tokenizer::{EncodeOptions, TokenId, Utf8Stream};
+use crate::inference::tokenizer::{EncodeOptions, TokenId};
 
 /// What to generate.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,21 +24,6 @@ pub struct GenerateRequest {
     pub n_probs: usize,
     /// Goes on past the model's own end.
     pub ignore_eos: bool,
-}
-
-/// Why an answer ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended it.
-    Eog,
-    /// A stop string came.
-    Stop(String),
-    /// `n_predict` was reached.
-    Length,
-    /// The context is full.
-    ContextFull,
-    /// The reader broke off.
-    Canceled,
 }
 
 /// An answer.
@@ -64,7 +50,8 @@ pub struct Generated {
 }
 
 impl Model {
-    /// Continues a prompt, calling `on_text` with each new piece of the answer.
+    /// Continues a prompt, calling `on_text` with each new piece of the answer, and with an empty
+    /// one between the steps of a long prompt, so that it can break off there.
     ///
     /// # Errors
     /// If the prompt is empty or too long, or a sampling option out of range.
@@ -73,22 +60,14 @@ impl Model {
         request: &GenerateRequest,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, InferenceError> {
-        if !self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        if request.prompt.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        let n_prompt = request.prompt.len();
-        if n_prompt >= self.n_ctx {
-            return Err(InferenceError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
-        }
+        let n_prompt = self.check_prompt(&request.prompt)?;
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
         let started = Instant::now();
-        let (n_cached, mut logits) = self.prefill(&request.prompt)?;
+        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let (n_cached, is_canceled) = self.prefill(&request.prompt, &mut logits, on_text)?;
         let prefilled = Instant::now();
-        let mut answer = Answer::new(&request.stop);
+        let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
             text: String::new(),
             tokens: Vec::new(),
@@ -101,15 +80,14 @@ impl Model {
             seed: sampler.seed(),
         };
         out.finish = loop {
+            if is_canceled {
+                break Finish::Canceled;
+            }
             if request.n_predict.is_some_and(|n| out.tokens.len() >= n) {
                 break Finish::Length;
             }
             if request.ignore_eos {
-                for &token in &self.tokenizer.special().eog {
-                    if let Some(logit) = logits.get_mut(token as usize) {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
+                self.forbid_ends(&mut logits);
             }
             let token = sampler.sample(&logits);
             sampler.accept(token);
@@ -120,7 +98,9 @@ impl Model {
             if self.tokenizer.is_eog(token) {
                 break Finish::Eog;
             }
-            if let Some(finish) = answer.push(self.tokenizer.token_bytes(token, false), on_text) {
+            let (text, end) = answer.push(self.tokenizer.token_bytes(token, false));
+            let canceled = give(&mut out.text, &text, on_text);
+            if let Some(finish) = canceled.or(end) {
                 break finish;
             }
             if self.cached.len() >= self.n_ctx {
@@ -128,22 +108,58 @@ impl Model {
             }
             self.advance(&[token], 0, |_, row| logits.copy_from_slice(row))?;
         };
-        answer.finish(&mut out.finish, on_text);
-        out.text = answer.text;
+        if !matches!(out.finish, Finish::Stop(_) | Finish::Canceled) {
+            let (text, end) = answer.finish();
+            let canceled = give(&mut out.text, &text, on_text);
+            out.finish = canceled.or(end).unwrap_or(out.finish);
+        }
         out.decode_ms = prefilled.elapsed().as_secs_f64() * 1e3;
         Ok(out)
     }
 
-    /// Brings the prompt into the cache; how much of it was there, and the last token's logits.
-    fn prefill(&mut self, prompt: &[TokenId]) -> Result<(usize, Vec<f32>), InferenceError> {
+    /// The length of a prompt that can be continued.
+    fn check_prompt(&self, prompt: &[TokenId]) -> Result<usize, InferenceError> {
+        let (n_prompt, n_ctx) = (prompt.len(), self.n_ctx);
+        match n_prompt {
+            _ if !self.hparams.arch.causal => Err(InferenceError::NotGenerative),
+            0 => Err(InferenceError::PromptEmpty),
+            n if n >= n_ctx => Err(InferenceError::PromptTooLong { n_prompt, n_ctx }),
+            n => Ok(n),
+        }
+    }
+
+    /// Takes the model's own ends out of the choice.
+    fn forbid_ends(&self, logits: &mut [f32]) {
+        for &token in &self.tokenizer.special().eog {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
+    /// Brings the prompt into the cache and gives the last token's logits. Returns how much of the
+    /// prompt was there, and whether the reader broke off.
+    fn prefill(
+        &mut self,
+        prompt: &[TokenId],
+        logits: &mut [f32],
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(usize, bool), InferenceError> {
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token runs again even if all are cached: its logits are not kept.
         let n_cached = same.min(prompt.len() - 1);
         self.truncate(n_cached);
-        let rest = &prompt[n_cached..];
-        let mut logits = vec![0f32; self.hparams.n_vocab];
+        let mut rest = &prompt[n_cached..];
+        while rest.len() > self.n_batch {
+            let (step, after) = rest.split_at(self.n_batch);
+            self.advance(step, step.len(), |_, _| {})?;
+            rest = after;
+            if on_text("").is_break() {
+                return Ok((n_cached, true));
+            }
+        }
         self.advance(rest, rest.len() - 1, |_, row| logits.copy_from_slice(row))?;
-        Ok((n_cached, logits))
+        Ok((n_cached, false))
     }
 
     fn sampler(&self, options: &SamplerOptions) -> Result<Sampler, InferenceError> {
@@ -159,49 +175,13 @@ impl Model {
     }
 }
 
-/// The text of an answer as it grows.
-struct Answer {
-    utf8: Utf8Stream,
-    stop: StopStrings,
-    text: String,
-}
-
-impl Answer {
-    fn new(stop: &[String]) -> Answer {
-        Answer { utf8: Utf8Stream::new(), stop: StopStrings::new(stop), text: String::new() }
-    }
-
-    fn push(
-        &mut self,
-        bytes: &[u8],
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Option<Finish> {
-        let text = self.utf8.push(bytes);
-        let (text, stopped) = self.stop.push(&text);
-        self.give(&text, on_text).or(stopped.map(Finish::Stop))
-    }
-
-    /// What was held back, unless a stop string ended the answer.
-    fn finish(&mut self, finish: &mut Finish, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
-        if matches!(finish, Finish::Stop(_) | Finish::Canceled) {
-            return;
-        }
-        let rest = self.utf8.finish();
-        let (text, stopped) = self.stop.push(&rest);
-        let held = if stopped.is_none() { self.stop.finish() } else { String::new() };
-        let canceled = self.give(&(text + &held), on_text);
-        if let Some(end) = stopped.map(Finish::Stop).or(canceled) {
-            *finish = end;
-        }
-    }
-
-    fn give(
-        &mut self,
-        text: &str,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Option<Finish> {
-        self.text.push_str(text);
-        let broke = !text.is_empty() && on_text(text).is_break();
-        broke.then_some(Finish::Canceled)
-    }
+/// Shows a piece and adds it to the text; whether the reader broke off.
+fn give(
+    all: &mut String,
+    text: &str,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Option<Finish> {
+    all.push_str(text);
+    let broke = !text.is_empty() && on_text(text).is_break();
+    broke.then_some(Finish::Canceled)
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::memory::prepare;
-use super::{InferenceError, LoadOptions, MemoryPlan};
+use super::runner::Runner;
+use super::{InferenceError, LoadOptions, ModelInfo};
 use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::{AdapterIdx, Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
-use crate::inference::model::{Hparams, Pooling};
-use crate::inference::tokenizer::{ChatTemplate, EncodeOptions, TokenId, Tokenizer};
+use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
 /// The model that is part of the program.
 pub static EMBEDDED_MODEL: &[u8] =
@@ -24,24 +24,25 @@ pub enum ModelSource {
     Embedded,
 }
 
-/// A model that is ready to run.
+/// A model that is ready to run: what is known of it, and what computes.
+///
+/// It can run one sequence by itself; an engine takes it apart to run many.
 pub struct Model {
-    pub(super) gguf: Arc<Gguf>,
-    pub(super) hparams: Hparams,
-    pub(super) tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    pub(super) backend: CpuBackend,
-    memory: MemoryPlan,
-    name: String,
-    pub(super) n_ctx: usize,
-    pub(super) n_batch: usize,
-    n_outputs: usize,
+    pub(super) info: Arc<ModelInfo>,
+    pub(super) runner: Box<dyn Runner>,
     /// Every page of the cache, in order: this is the only sequence.
-    pages: Vec<PageIdx>,
+    pub(super) pages: Vec<PageIdx>,
     /// LoRA adapters in effect.
     adapters: Vec<(AdapterIdx, f32)>,
     /// Tokens whose keys and values are in the cache.
     pub(super) cached: Vec<TokenId>,
+}
+
+impl std::ops::Deref for Model {
+    type Target = ModelInfo;
+    fn deref(&self) -> &ModelInfo {
+        &self.info
+    }
 }
 
 impl Model {
@@ -68,7 +69,11 @@ impl Model {
             }
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
-        Ok(Model {
+        let mut backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), config.clone())?;
+        for path in &options.adapters {
+            backend.add_adapter(&Gguf::open(path)?, prepared.hparams.arch.name)?;
+        }
+        let info = ModelInfo {
             hparams: prepared.hparams,
             tokenizer,
             template,
@@ -77,52 +82,28 @@ impl Model {
             n_ctx: prepared.n_ctx,
             n_batch: config.n_batch,
             n_outputs: config.n_outputs,
-            pages: (0..config.n_page as PageIdx).collect(),
-            backend: CpuBackend::new(prepared.plan, Arc::clone(&gguf), config)?,
-            adapters: Vec::new(),
-            cached: Vec::new(),
+            n_page: config.n_page,
+            backend_name: backend.describe(),
+            adapters: options.adapters.clone(),
             gguf,
-        })
+        };
+        Ok(Model::from_parts(Arc::new(info), Box::new(backend)))
     }
 
-    /// The file.
-    pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+    /// A model of its parts.
+    pub(super) fn from_parts(info: Arc<ModelInfo>, runner: Box<dyn Runner>) -> Model {
+        let pages = (0..info.n_page as PageIdx).collect();
+        Model { info, runner, pages, adapters: Vec::new(), cached: Vec::new() }
     }
 
-    /// The model's numbers.
-    pub fn hparams(&self) -> &Hparams {
-        &self.hparams
+    /// What is known of it.
+    pub fn info(&self) -> &Arc<ModelInfo> {
+        &self.info
     }
 
-    /// The vocabulary.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// The chat template, if the file has one or its family is known.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
-    }
-
-    /// The name in the file, else the file's.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Positions of the context.
-    pub fn n_ctx(&self) -> usize {
-        self.n_ctx
-    }
-
-    /// What was planned.
-    pub fn memory_plan(&self) -> &MemoryPlan {
-        &self.memory
-    }
-
-    /// What computes, `cpu (avx2, 4 threads)` for example.
-    pub fn backend_name(&self) -> String {
-        self.backend.describe()
+    /// What is known of it, and what computes.
+    pub(super) fn into_parts(self) -> (Arc<ModelInfo>, Box<dyn Runner>) {
+        (self.info, self.runner)
     }
 
     /// Loads a LoRA adapter; [`Model::set_adapters`] puts it into effect.
@@ -130,7 +111,7 @@ impl Model {
     /// # Errors
     /// If the file is not an adapter for this model.
     pub fn add_adapter(&mut self, gguf: &Gguf) -> Result<AdapterIdx, InferenceError> {
-        Ok(self.backend.add_adapter(gguf, self.hparams.arch.name)?)
+        Ok(self.runner.add_adapter(gguf, self.info.hparams.arch.name)?)
     }
 
     /// Puts adapters into effect at their scales, instead of those before; none of them for the
@@ -150,17 +131,17 @@ impl Model {
         output_from: usize,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), InferenceError> {
-        let n_ctx = self.n_ctx;
+        let n_ctx = self.info.n_ctx;
         if self.cached.len() + tokens.len() > n_ctx {
             let n_prompt = self.cached.len() + tokens.len();
             return Err(InferenceError::PromptTooLong { n_prompt, n_ctx });
         }
         let mut start = 0;
         while start < tokens.len() {
-            let mut n = self.n_batch.min(tokens.len() - start);
+            let mut n = self.info.n_batch.min(tokens.len() - start);
             // Where every row has an output, steps are as short as the output buffer.
-            if start + n > output_from + self.n_outputs {
-                n = n.min(output_from.saturating_sub(start).max(self.n_outputs));
+            if start + n > output_from + self.info.n_outputs {
+                n = n.min(output_from.saturating_sub(start).max(self.info.n_outputs));
             }
             let chunk = &tokens[start..start + n];
             let outputs: Vec<u32> =
@@ -169,7 +150,7 @@ impl Model {
             let adapters = &self.adapters;
             let spans = [Span { pages: &self.pages, pos, n_tokens: n, adapters }];
             let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
-            let rows = self.backend.forward(&batch)?;
+            let rows = self.runner.forward(&batch)?;
             for (&i, row) in outputs.iter().zip(rows) {
                 each(start + i as usize, row);
             }
@@ -187,40 +168,15 @@ impl Model {
     /// Teacher-forced logits `[tokens, n_vocab]`.
     ///
     /// # Errors
-    /// If there are more tokens than the context holds, or one is outside the vocabulary.
+    /// If there are more tokens than the context holds, one is outside the vocabulary, or the
+    /// model is an encoder.
     pub fn logits(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>, InferenceError> {
+        if !self.hparams.arch.causal {
+            return Err(InferenceError::NotGenerative);
+        }
         self.truncate(0);
         let mut logits = Vec::with_capacity(tokens.len() * self.hparams.n_vocab);
         self.advance(tokens, 0, |_, row| logits.extend_from_slice(row))?;
         Ok(logits)
-    }
-
-    /// The embedding of a text: an encoder's pooled rows, not normalised.
-    ///
-    /// # Errors
-    /// If the text does not fit the context, or the model is not an encoder.
-    pub fn embed(&mut self, text: &str) -> Result<Vec<f32>, InferenceError> {
-        if self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        let options = EncodeOptions { add_special: true, parse_special: false };
-        let tokens = self.tokenizer.encode(text, options)?;
-        if tokens.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        self.truncate(0);
-        let n = tokens.len();
-        let mut pooled = vec![0f32; self.hparams.n_embd];
-        let pooling = self.hparams.pooling;
-        self.advance(&tokens, 0, |i, row| {
-            let weight = match pooling {
-                Pooling::Mean => 1.0 / n as f32,
-                Pooling::Last => f32::from(u8::from(i + 1 == n)),
-                Pooling::None | Pooling::Cls | Pooling::Rank => f32::from(u8::from(i == 0)),
-            };
-            pooled.iter_mut().zip(row).for_each(|(p, x)| *p += weight * x);
-        })?;
-        self.truncate(0);
-        Ok(pooled)
     }
 }

@@ -1,13 +1,16 @@
 //! The memory plan: what a model will take, decided before anything is loaded.
 //!
 //! ```text
-//! weights    the file, mapped: pages that are read stay in memory while there is room
+//! weights    what the backend packs, and the rest of the file, mapped
 //! kv         pages of 32 positions for the whole context
 //! scratch    buffers for the largest batch
 //! reserve    the program itself, the vocabulary, and room to breathe
 //! ```
 
+use std::path::PathBuf;
+
 use super::InferenceError;
+use crate::base::limits::PARALLEL_MAX;
 use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
 use crate::inference::backend::{BackendError, PAGE_LEN, Plan};
 use crate::inference::gguf::Gguf;
@@ -25,8 +28,10 @@ const N_CTX_MIN: usize = 32;
 /// How a model is loaded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
-    /// Positions of the context; by default the trained ones, up to 4,096.
+    /// Positions of a sequence's context; by default the trained ones, up to 4,096.
     pub n_ctx: Option<u32>,
+    /// Sequences that run at once, each with a context of its own; by default 1.
+    pub n_parallel: Option<usize>,
     /// Tokens of a prefill step.
     pub n_batch: Option<u32>,
     /// Threads that compute; by default all that the process may use.
@@ -35,6 +40,8 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
     pub kv_type: Option<String>,
+    /// Files of LoRA adapters that requests may use.
+    pub adapters: Vec<PathBuf>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
 }
@@ -42,7 +49,7 @@ pub struct LoadOptions {
 /// What a model takes, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The mapped file.
+    /// The weights as they are computed with, and the rest of the file.
     pub weights_bytes: u64,
     /// KV cache of the whole context.
     pub kv_bytes: u64,
@@ -88,6 +95,12 @@ pub(super) struct Prepared {
     pub plan: Plan,
     pub config: CpuConfig,
     pub n_ctx: usize,
+    pub n_parallel: usize,
+}
+
+/// Pages for `n_parallel` contexts, and one for the copy of a page that is shared in part.
+fn n_page(n_parallel: usize, n_ctx: usize) -> usize {
+    n_parallel * n_ctx.div_ceil(PAGE_LEN) + 1
 }
 
 /// Reads the model's numbers and sizes what it needs.
@@ -102,15 +115,22 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         Some(0) | None => hparams.n_ctx_train.min(N_CTX_DEFAULT),
         Some(n) => n as usize,
     };
+    let n_parallel = options.n_parallel.unwrap_or(1).clamp(1, PARALLEL_MAX);
     let n_batch = options.n_batch.map_or(N_BATCH_DEFAULT, |n| n.max(1) as usize).min(n_ctx);
+    // Each sequence takes a token of a step at least.
+    let n_batch = n_batch.max(n_parallel);
     // An encoder sees its whole text at once.
     let n_batch = if hparams.arch.causal { n_batch } else { n_ctx };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = CpuConfig {
         n_threads: options.n_threads.unwrap_or(cores).clamp(1, crate::base::limits::THREADS_MAX),
         n_batch,
-        n_outputs: if hparams.arch.causal { N_OUTPUTS.min(n_batch) } else { n_batch },
-        n_page: n_ctx.div_ceil(PAGE_LEN),
+        n_outputs: if hparams.arch.causal {
+            N_OUTPUTS.min(n_batch).max(n_parallel)
+        } else {
+            n_batch
+        },
+        n_page: n_page(n_parallel, n_ctx),
         kv_type: match options.kv_type.as_deref() {
             None => KvType::default(),
             Some(name) => KvType::from_name(name)
@@ -118,7 +138,7 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    Ok(Prepared { hparams, plan, config, n_ctx })
+    Ok(Prepared { hparams, plan, config, n_ctx, n_parallel })
 }
 
 /// Output rows of a step: enough for logits of a stretch of text, few enough for large
@@ -128,12 +148,12 @@ const N_OUTPUTS: usize = 32;
 impl Prepared {
     fn memory(&self, gguf: &Gguf, available_bytes: u64, n_ctx: usize) -> MemoryPlan {
         let config = CpuConfig {
-            n_page: n_ctx.div_ceil(PAGE_LEN),
-            n_batch: self.config.n_batch.min(n_ctx),
+            n_page: n_page(self.n_parallel, n_ctx),
+            n_batch: self.config.n_batch.min(n_ctx.max(self.n_parallel)),
             ..self.config.clone()
         };
         MemoryPlan {
-            weights_bytes: gguf.file_bytes(),
+            weights_bytes: CpuBackend::weight_bytes(&self.plan, gguf),
             kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
                 * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,

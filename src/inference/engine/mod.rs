@@ -1,25 +1,60 @@
-//! The engine: a loaded model that generates text.
+//! The engine: a loaded model that answers many at once.
 //!
 //! ```text
 //! Model::load      file -> memory plan -> backend, tokenizer, template
-//! Model::generate  prompt -> prefill in chunks -> sampler -> stop strings -> UTF-8 text
+//! Engine::start    a thread that steps: scheduler -> batch -> model -> samplers -> events
+//! Engine::submit   a request -> a stream of events
+//! Model::generate  one answer without a thread, for the command line
+//! Model::embed     text -> rows before the output matrix -> one vector
+//! Model::rerank    query and document -> score
 //! ```
 
+mod answer;
+mod core;
+mod draft;
+mod embed;
+mod event;
 mod generate;
+mod handle;
+mod info;
 mod loaded;
 mod memory;
+mod options;
+mod pace;
+mod pages;
+mod prefix_cache;
+mod reply;
+mod request;
+mod runner;
 pub mod sampler;
+mod scheduler;
 mod score;
+mod scripted;
+mod sequence;
+mod slots;
+mod stats;
 mod stop;
 
-pub use generate::{Finish, GenerateRequest, Generated};
+pub use event::{Event, EventStream, Finish, Timings, TokenEvent};
+pub use generate::{GenerateRequest, Generated};
+pub use handle::{Engine, SlotFile, SlotView};
+pub use info::ModelInfo;
 pub use loaded::{EMBEDDED_MODEL, Model, ModelSource};
 pub use memory::{LoadOptions, MemoryPlan, plan_memory};
+pub use options::EngineOptions;
+pub use reply::Reply;
+pub use request::{GrammarRequest, Priority, Request, SpeculationOptions, TenantId};
+pub use sampler::SamplerOptions;
 pub use score::Perplexity;
+pub use scripted::Script;
+pub use stats::{EngineStats, HISTOGRAM_BOUNDS_S, Histogram, RequestTimeline};
+
+use std::time::Duration;
 
 use self::sampler::SamplerError;
 use super::backend::BackendError;
 use super::gguf::GgufError;
+use super::grammar::GrammarError;
 use super::model::ModelError;
 use super::tokenizer::{TemplateError, TokenizerError};
 
@@ -84,6 +119,12 @@ pub enum InferenceError {
     /// An encoder was asked to write.
     #[error("this model is an encoder: it makes embeddings, not text")]
     NotGenerative,
+    /// The engine's thread could not be started.
+    #[error("the engine's thread could not be started")]
+    Thread(#[source] std::io::Error),
+    /// A model without a classification head was asked for a score.
+    #[error("this model is no reranker: it has no head that scores a query and a document")]
+    NotReranker,
     /// Too few tokens for a measurement.
     #[error("{n_tokens} tokens are too few: perplexity with a context of {n_ctx} needs {needed}")]
     TextTooShort {
@@ -102,3 +143,77 @@ fn fits_text(n_ctx: Option<u32>) -> String {
         None => "no context fits: use a smaller model or a smaller quantisation".to_owned(),
     }
 }
+
+/// Why a request was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// It cannot be run on this model.
+    #[error(transparent)]
+    Inference(#[from] InferenceError),
+    /// A sampling option is out of range.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The grammar cannot be used.
+    #[error("grammar: {0}")]
+    Grammar(#[from] GrammarError),
+    /// Too many wait.
+    #[error("{n_waiting} requests wait already; try again in {} s", retry_after.as_secs())]
+    QueueFull {
+        /// Requests that wait.
+        n_waiting: usize,
+        /// When there may be room.
+        retry_after: Duration,
+    },
+    /// The engine is about to end.
+    #[error("the engine is stopping")]
+    Stopping,
+    /// No answers, or too many at once.
+    #[error("{got} answers were asked for; 1 to {max} are possible")]
+    Answers {
+        /// Asked for.
+        got: usize,
+        /// Limit.
+        max: usize,
+    },
+    /// A token that the model does not know.
+    #[error("token {token} is outside the vocabulary of {n_vocab}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// An adapter that was not loaded.
+    #[error("there is no adapter {adapter}; {n_adapter} were loaded")]
+    Adapter {
+        /// Asked for.
+        adapter: usize,
+        /// Loaded.
+        n_adapter: usize,
+    },
+    /// A step could not run.
+    #[error("a step of the model failed: {reason}")]
+    Step {
+        /// What the backend says.
+        reason: String,
+    },
+    /// No such slot.
+    #[error("there is no slot {slot_idx}; there are {n_slot}")]
+    Slot {
+        /// Asked for.
+        slot_idx: usize,
+        /// Slots.
+        n_slot: usize,
+    },
+    /// A slot's file could not be used.
+    #[error("slot file {path}: {reason}")]
+    SlotFile {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

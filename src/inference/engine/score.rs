@@ -19,13 +19,17 @@ impl Model {
     /// wants one, and its first half is only context. `progress` gets windows done and in all.
     ///
     /// # Errors
-    /// If there is not one whole window, or `n_ctx` is larger than the model's context.
+    /// If there is not one whole window, `n_ctx` is larger than the model's context, or the model
+    /// is an encoder.
     pub fn perplexity(
         &mut self,
         tokens: &[TokenId],
         n_ctx: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Perplexity, InferenceError> {
+        if !self.hparams.arch.causal {
+            return Err(InferenceError::NotGenerative);
+        }
         let n_windows = tokens.len().checked_div(n_ctx).unwrap_or(0);
         if n_windows == 0 || n_ctx < 4 {
             let n_tokens = tokens.len();

@@ -7,13 +7,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::TensorInfo;
 use super::cursor::{Cursor, Place};
 use super::error::GgufError;
 use super::metadata::Metadata;
 use super::source::Source;
 use super::types;
 use super::value;
+use super::{TensorInfo, UnreadTensor};
 use crate::base::limits;
 use crate::inference::quant::TensorType;
 
@@ -29,6 +29,7 @@ pub(super) struct Header {
     pub(super) source: Arc<Source>,
     pub(super) metadata: Metadata,
     pub(super) tensors: Vec<TensorInfo>,
+    pub(super) unread: Vec<UnreadTensor>,
     pub(super) version: u32,
     pub(super) alignment: u64,
     pub(super) data_offset: u64,
@@ -47,10 +48,10 @@ impl Header {
 
         let metadata = read_metadata(&mut cursor, &source, n_keys)?;
         let alignment = read_alignment(&metadata)?;
-        let mut tensors = read_tensors(&mut cursor, n_tensors)?;
+        let (mut tensors, unread) = read_tensors(&mut cursor, n_tensors)?;
         let data_offset = (cursor.pos() as u64).next_multiple_of(alignment);
         place_tensors(&mut tensors, source.len() as u64, data_offset, alignment)?;
-        Ok(Header { metadata, tensors, version, alignment, data_offset, source })
+        Ok(Header { metadata, tensors, unread, version, alignment, data_offset, source })
     }
 }
 
@@ -109,7 +110,12 @@ fn read_alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     Ok(alignment)
 }
 
-fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64) -> Result<Vec<TensorInfo>, GgufError> {
+/// The tensors that can be read, and those of other types.
+fn read_tensors(
+    cursor: &mut Cursor<'_>,
+    n_tensors: u64,
+) -> Result<(Vec<TensorInfo>, Vec<UnreadTensor>), GgufError> {
+    let mut unread = Vec::new();
     let mut tensors = Vec::with_capacity(n_tensors as usize); // at most GGUF_TENSORS_MAX
     let mut names = HashSet::with_capacity(n_tensors as usize);
     for tensor_idx in 0..n_tensors {
@@ -119,13 +125,19 @@ fn read_tensors(cursor: &mut Cursor<'_>, n_tensors: u64) -> Result<Vec<TensorInf
             return Err(GgufError::DuplicateTensor { tensor: name.to_owned() });
         }
         cursor.place = Place::Tensor(name);
-        tensors.push(read_tensor(cursor, name)?);
+        match read_tensor(cursor, name)? {
+            Ok(info) => tensors.push(info),
+            Err(other) => unread.push(other),
+        }
     }
-    Ok(tensors)
+    Ok((tensors, unread))
 }
 
 /// One record after its name; the offset is still relative to the data section.
-fn read_tensor(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorInfo, GgufError> {
+fn read_tensor(
+    cursor: &mut Cursor<'_>,
+    name: &str,
+) -> Result<Result<TensorInfo, UnreadTensor>, GgufError> {
     let tensor = || name.to_owned();
     let (n_dims, max) = (cursor.u32()?, limits::GGUF_DIMS_MAX);
     if n_dims == 0 || n_dims > max {
@@ -136,18 +148,16 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorInfo, GgufEr
     if shape.contains(&0) {
         return Err(GgufError::ZeroDimension { tensor: tensor(), shape });
     }
-    let ty = TensorType::from_ggml_id(type_id).ok_or_else(|| GgufError::UnsupportedType {
-        tensor: tensor(),
-        ty: types::describe(type_id),
-        supported: types::supported(),
-    })?;
+    let Some(ty) = TensorType::from_ggml_id(type_id) else {
+        return Ok(Err(UnreadTensor { name: tensor(), shape, ty: types::describe(type_id) }));
+    };
     let (row_len, block_len) = (shape[0], ty.block_len() as u64);
     if !row_len.is_multiple_of(block_len) {
         return Err(GgufError::RowLength { tensor: tensor(), ty: ty.name(), row_len, block_len });
     }
     let n_bytes = n_bytes(ty, &shape)
         .ok_or_else(|| GgufError::TensorTooLarge { tensor: tensor(), shape: shape.clone() })?;
-    Ok(TensorInfo { name: tensor(), shape, ty, n_bytes, shard_idx: 0, offset })
+    Ok(Ok(TensorInfo { name: tensor(), shape, ty, n_bytes, shard_idx: 0, offset }))
 }
 
 /// Bytes of a tensor of whole blocks; `None` if these or the number of weights overflow.

@@ -80,11 +80,23 @@ impl TensorInfo {
     }
 }
 
+/// A tensor of a type that the runtime cannot compute with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadTensor {
+    /// The name in the file.
+    pub name: String,
+    /// As in [`TensorInfo`].
+    pub shape: Vec<u64>,
+    /// What the format calls the type: `IQ1_S (type 19)`.
+    pub ty: String,
+}
+
 /// A model file, or the files of a split model, checked and mapped.
 #[derive(Debug)]
 pub struct Gguf {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
+    unread: Vec<UnreadTensor>,
     by_name: HashMap<String, usize>,
     shards: Vec<Arc<Source>>,
     version: u32,
@@ -102,6 +114,15 @@ impl Gguf {
     /// # Errors
     /// Everything that [`GgufError`] lists; nothing is left open then.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        Gguf::survey(path)?.all_read()
+    }
+
+    /// As [`Gguf::open`], but tensors of types that the runtime cannot compute with are listed by
+    /// [`Gguf::unread`] instead of refused: for looking at a file, not for running it.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`], but for [`GgufError::UnsupportedType`].
+    pub fn survey(path: &Path) -> Result<Gguf, GgufError> {
         let first = Header::parse(Arc::new(source::map(path)?))?;
         match split::part(&first.metadata)? {
             Some(part) => Gguf::from_headers(split::open_all(path, first, part)?),
@@ -130,12 +151,20 @@ impl Gguf {
         if let Some(part) = split::part(&header.metadata)? {
             return Err(GgufError::SplitInMemory { n_shards: part.n_shards });
         }
-        Gguf::from_headers(vec![header])
+        Gguf::from_headers(vec![header])?.all_read()
+    }
+
+    fn all_read(self) -> Result<Gguf, GgufError> {
+        match self.refusal() {
+            Some(refusal) => Err(refusal),
+            None => Ok(self),
+        }
     }
 
     /// Joins the shards, in the order of their numbers, into one model.
     fn from_headers(headers: Vec<Header>) -> Result<Gguf, GgufError> {
         let mut tensors = Vec::with_capacity(headers.iter().map(|h| h.tensors.len()).sum());
+        let mut unread = Vec::new();
         let mut by_name = HashMap::with_capacity(tensors.capacity());
         let mut shards = Vec::with_capacity(headers.len());
         let mut face = None;
@@ -147,6 +176,7 @@ impl Gguf {
                 info.shard_idx = shard_idx;
                 tensors.push(info);
             }
+            unread.extend(header.unread);
             shards.push(header.source);
             face.get_or_insert((
                 header.metadata,
@@ -156,7 +186,7 @@ impl Gguf {
             ));
         }
         let (metadata, version, alignment, data_offset) = face.ok_or(GgufError::NoShards)?;
-        Ok(Gguf { metadata, tensors, by_name, shards, version, alignment, data_offset })
+        Ok(Gguf { metadata, tensors, unread, by_name, shards, version, alignment, data_offset })
     }
 
     /// What the file says about the model; of a split model, what shard 0 says.
@@ -167,6 +197,21 @@ impl Gguf {
     /// Every tensor, in the order of the files.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    /// Tensors that cannot be computed with; none unless the file was opened by
+    /// [`Gguf::survey`].
+    pub fn unread(&self) -> &[UnreadTensor] {
+        &self.unread
+    }
+
+    /// Why a file with such tensors is refused, `None` for a file without.
+    pub fn refusal(&self) -> Option<GgufError> {
+        self.unread.first().map(|first| GgufError::UnsupportedType {
+            tensor: first.name.clone(),
+            ty: first.ty.clone(),
+            supported: types::supported(),
+        })
     }
 
     /// The tensor with this name.
@@ -182,6 +227,17 @@ impl Gguf {
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         let start = info.offset as usize;
         &self.shards[info.shard_idx][start..start + info.n_bytes as usize]
+    }
+
+    /// Gives back the memory of `range` of the tensor's data, counted from its first byte: read
+    /// again, it comes from the file. Does nothing where the model is not a mapped file.
+    ///
+    /// # Panics
+    /// If `info` is of another model, or the range is outside the tensor.
+    pub fn release(&self, info: &TensorInfo, range: std::ops::Range<usize>) {
+        assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
+        let start = info.offset as usize + range.start;
+        self.shards[info.shard_idx].release(start, range.len());
     }
 
     /// Version of the file format: 2 or 3.

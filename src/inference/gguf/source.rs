@@ -13,6 +13,22 @@ pub(super) enum Source {
     Map(memmap2::Mmap),
 }
 
+impl Source {
+    /// Gives back the pages that lie wholly or partly in a range of a map.
+    pub(super) fn release(&self, start: usize, n_bytes: usize) {
+        let Source::Map(map) = self else { return };
+        if n_bytes == 0 {
+            return;
+        }
+        // SAFETY: the map is private and read-only, so no page was changed, and what is dropped
+        // comes back from the file when it is read. It is a hint: a refusal changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, n_bytes)
+        };
+    }
+}
+
 impl Deref for Source {
     type Target = [u8];
 

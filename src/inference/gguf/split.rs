@@ -62,7 +62,7 @@ pub(super) fn open_all(path: &Path, opened: Header, part: Part) -> Result<Vec<He
                     .map_err(|e| GgufError::Shard { path, source: Box::new(e) })?
             }
         };
-        n_tensors += header.tensors.len() as u64;
+        n_tensors += (header.tensors.len() + header.unread.len()) as u64;
         header::check_count("tensors", n_tensors, limits::GGUF_TENSORS_MAX)?;
         headers.push(header);
     }

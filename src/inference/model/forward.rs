@@ -3,14 +3,15 @@
 //! ```text
 //! x = embed(tokens) (+ positions, + type)
 //! each layer:   h = norm(x);  x += attn(h);  h = norm(x);  x += ffn(h)      (see `Residual`)
-//! result:       norm(x at the output rows) . output matrix, or x itself for an encoder
+//! result:       norm(x at the output rows) . output matrix, or x itself for an encoder,
+//!               or for a reranker its head on x
 //! ```
 
 use super::arch::Residual;
 use super::rope::rope_spec;
-use super::{Hparams, ModelError};
+use super::{Hparams, ModelError, Pooling};
 use crate::inference::backend::{
-    AttentionSpec, BufId, Norm, Op, Plan, PlanBuilder, RopeId, Rows, WeightId,
+    Activation, AttentionSpec, BufId, Norm, Op, Plan, PlanBuilder, RopeId, Rows, WeightId,
 };
 use crate::inference::gguf::Gguf;
 
@@ -187,14 +188,37 @@ impl Forward<'_> {
         let last = self.b.buf(n_embd, Rows::Outputs);
         self.b.op(Op::SelectOutputs { x, out: last });
         if self.p.arch.residual == Residual::PostNorm {
-            return self.b.finish(last);
+            self.b.embedding(last);
+            let output = if self.p.pooling == Pooling::Rank { self.score(last) } else { last };
+            return self.b.finish(output);
         }
         self.norm("output_norm", last, last, n_embd);
+        self.b.embedding(last);
         let logits = self.b.buf(n_vocab, Rows::Outputs);
         // Small models reuse the embedding table as the output matrix.
         let head = if self.has("output.weight") { "output" } else { "token_embd" };
         self.linear(head, last, logits, n_embd, n_vocab);
         self.b.finish(logits)
+    }
+
+    /// A reranker's head: one score, or one for each of its labels. Files have a dense layer, an
+    /// output layer, or both.
+    fn score(&mut self, row: BufId) -> BufId {
+        let n_embd = self.p.n_embd;
+        let mut x = row;
+        if self.has("cls.weight") {
+            x = self.b.buf(n_embd, Rows::Outputs);
+            self.linear("cls", row, x, n_embd, n_embd);
+            self.b.op(Op::Act { x, activation: Activation::Tanh });
+        }
+        let output = self.gguf.tensor("cls.output.weight");
+        if output.is_none() && x != row {
+            return x;
+        }
+        let n_label = output.and_then(|info| info.shape.get(1).copied()).unwrap_or(1) as usize;
+        let scores = self.b.buf(n_label, Rows::Outputs);
+        self.linear("cls.output", x, scores, n_embd, n_label);
+        scores
     }
 
     /// `out = W x (+ bias)`, the bias if the file has one.

@@ -5,10 +5,10 @@ use crate::base::limits::{LAYERS_MAX, VOCAB_MAX};
 use crate::inference::backend::NormKind;
 use crate::inference::gguf::Gguf;
 
-/// How an encoder's rows become one vector.
+/// How the rows of a text become one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// Every row is kept.
+    /// The file says nothing: the first row of an encoder, the last of other models.
     None,
     /// The mean over the rows.
     Mean,
@@ -16,7 +16,7 @@ pub enum Pooling {
     Cls,
     /// The last row.
     Last,
-    /// A score from a head on the first row.
+    /// A score from a head on an encoder's first row.
     Rank,
 }
 
@@ -55,7 +55,7 @@ pub struct Hparams {
     pub window_every: usize,
     /// Factor on attention scores.
     pub attention_scale: f32,
-    /// Pooling of an encoder.
+    /// Pooling that the file asks for.
     pub pooling: Pooling,
 }
 

@@ -1,170 +1,119 @@
-//! Canonical expansion: any quantised block, 32 weights at a time, as integer codes and f32 scales.
+//! The common form of quantised blocks: 32 weights at a time, as codes and integer scales.
 //!
 //! ```text
-//! unsigned   weight[k] = scale[k / 16] * code[k] - min[k / 16]     codes 0 to 63
-//! signed     weight[k] = scale[k / 16] * code[k]                   codes -128 to 127
+//! centered   weight = d * scale * (code - zero)            Q4_0 Q5_0 Q8_0 Q3_K Q6_K
+//! with min   weight = d * scale * code - dmin * min        Q4_1 Q5_1 Q2_K Q4_K Q5_K
+//! steps      weight = d * scale * STEPS[code]              IQ4_NL IQ4_XS
 //! ```
 //!
-//! Integer kernels and the plain loops they are tested against both start here, so a kernel needs
-//! two shapes, not twelve. Which types take which shape follows from their codes: those that fit
-//! in six unsigned bits can meet signed activation bytes in a multiply-add that saturates at 16
-//! bits; those that need a sign cannot, and have no minimum to carry.
+//! A family file knows where the bits lie and makes a [`Part`]; here is what they mean. Backends
+//! pack parts in an order of their own, `dequantize` multiplies them out, and both read the same
+//! codes, so a kernel needs three formulas, not twelve layouts.
 //!
-//! A scale is `d` (f16 to f32) times an integer, and a minimum is one such product or the scale
-//! times the code of zero; both are exact in f32. Hence the formula gives the numbers of
-//! `dequantize` exactly, except that a zero may lose its sign. A block whose `d` is not finite
-//! has no finite weight in either.
+//! `d` and `dmin` stay f16 bits: their products with the integers are exact in f32 (11 bits of
+//! mantissa times 8 at most), so whoever multiplies them gets the same scale. A block whose `d` is
+//! not finite has no finite weight.
 
 use super::TensorType;
-use super::iq4::{iq4_nl, iq4_xs};
+use super::f16_to_f32;
+use super::iq4::{STEPS, iq4_nl, iq4_xs};
 use super::k_quants::{q2_k, q3_k, q4_k, q5_k, q6_k};
 use super::legacy::{q4_0, q4_1, q5_0, q5_1, q8_0};
 
-/// What the weights of a type are before scales.
+/// What the codes of a type mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codes {
-    /// Floats: nothing to expand.
+    /// No codes: the weights are floats.
     Float,
-    /// Codes 0 to 63 and a minimum: [`expand`].
-    Unsigned,
-    /// Signed bytes: [`expand_signed`].
-    Signed,
+    /// `d * scale * (code - zero)`, and the zero.
+    Centered(u8),
+    /// `d * scale * code - dmin * min`
+    WithMin,
+    /// `d * scale * STEPS[code]`
+    Steps,
 }
 
 impl Codes {
-    /// The shape that `ty` expands to.
+    /// The meaning of the codes of `ty`.
     pub const fn of(ty: TensorType) -> Codes {
         match ty {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => Codes::Float,
-            TensorType::Q8_0 | TensorType::IQ4_NL | TensorType::IQ4_XS => Codes::Signed,
-            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q5_0 | TensorType::Q5_1 => {
-                Codes::Unsigned
-            }
-            TensorType::Q2_K
-            | TensorType::Q3_K
-            | TensorType::Q4_K
-            | TensorType::Q5_K
-            | TensorType::Q6_K => Codes::Unsigned,
+            TensorType::Q4_0 => Codes::Centered(8),
+            TensorType::Q5_0 => Codes::Centered(16),
+            TensorType::Q8_0 => Codes::Centered(128),
+            TensorType::Q3_K => Codes::Centered(4),
+            TensorType::Q6_K => Codes::Centered(32),
+            TensorType::Q4_1 | TensorType::Q5_1 => Codes::WithMin,
+            TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Codes::WithMin,
+            TensorType::IQ4_NL | TensorType::IQ4_XS => Codes::Steps,
         }
     }
 }
 
-/// 32 weights: `weight[k] = scale[k / 16] * codes[k] - min[k / 16]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Expanded {
-    /// Codes in the order of the weights, 0 to 63.
+/// 32 weights; scale and minimum of weight `k` are at `k / 16`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Codes in the order of the weights.
     pub codes: [u8; 32],
-    /// Scale of the first and of the second 16 weights.
-    pub scale: [f32; 2],
-    /// What is subtracted from the first and from the second 16 weights.
-    pub min: [f32; 2],
-}
-
-/// 32 weights: `weight[k] = scale[k / 16] * codes[k]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExpandedSigned {
-    /// Codes in the order of the weights; -128 can come from a Q8_0 file.
-    pub codes: [i8; 32],
-    /// Scale of the first and of the second 16 weights.
-    pub scale: [f32; 2],
-}
-
-/// Weights `32 * block_idx ..` of a row of a type with unsigned codes.
-///
-/// # Panics
-/// If `Codes::of(ty)` is not `Unsigned`, or the row ends before the block.
-#[inline]
-pub fn expand(ty: TensorType, row: &[u8], block_idx: usize) -> Expanded {
-    let part = part(ty, row, block_idx);
-    let min = match part.zero {
-        Zero::Code(zero) => part.scale.map(|scale| scale * f32::from(zero)),
-        Zero::Min(min) => min,
-    };
-    Expanded { codes: part.codes, scale: part.scale, min }
-}
-
-/// Weights `32 * block_idx ..` of a row of a type with signed codes.
-///
-/// # Panics
-/// If `Codes::of(ty)` is not `Signed`, or the row ends before the block.
-#[inline]
-pub fn expand_signed(ty: TensorType, row: &[u8], block_idx: usize) -> ExpandedSigned {
-    match ty {
-        TensorType::Q8_0 => q8_0::part(block_at(row, block_idx)),
-        TensorType::IQ4_NL => iq4_nl::part(block_at(row, block_idx)),
-        TensorType::IQ4_XS => iq4_xs::part(block_at(row, block_idx / 8), block_idx % 8),
-        _ => panic!("{ty} has no signed codes"),
-    }
-}
-
-/// What a family file knows of 32 weights with unsigned codes.
-pub(super) struct Part {
-    codes: [u8; 32],
-    scale: [f32; 2],
-    zero: Zero,
-}
-
-/// How a format says where zero lies. The two ways round differently, so `dequantize` must know.
-enum Zero {
-    /// `weight = scale * (code - zero)`
-    Code(u8),
-    /// `weight = scale * code - min`
-    Min([f32; 2]),
+    /// f16 bits of the scale's factor.
+    pub d: u16,
+    /// f16 bits of the minimum's factor; zero where there is no minimum.
+    pub dmin: u16,
+    /// Integer scales; 1 where a type has none.
+    pub scale: [i8; 2],
+    /// Integer minima; 1 where a type has a `dmin` only.
+    pub min: [u8; 2],
 }
 
 impl Part {
-    #[inline]
-    pub(super) fn centered(codes: [u8; 32], scale: [f32; 2], zero: u8) -> Part {
-        Part { codes, scale, zero: Zero::Code(zero) }
-    }
-
-    #[inline]
-    pub(super) fn with_min(codes: [u8; 32], scale: [f32; 2], min: [f32; 2]) -> Part {
-        Part { codes, scale, zero: Zero::Min(min) }
+    /// A part with one f16 scale.
+    #[inline(always)]
+    pub(super) fn plain(codes: [u8; 32], d: u16) -> Part {
+        Part { codes, d, dmin: 0, scale: [1; 2], min: [0; 2] }
     }
 
     /// The weights, with ggml's roundings.
-    #[inline]
-    pub(super) fn write(&self, out: &mut [f32; 32]) {
+    #[inline(always)]
+    pub(super) fn write(&self, meaning: Codes, out: &mut [f32; 32]) {
+        let scale = self.scale.map(|s| f16_to_f32(self.d) * f32::from(s));
+        let min = self.min.map(|m| f16_to_f32(self.dmin) * f32::from(m));
         for (k, weight) in out.iter_mut().enumerate() {
-            let code = f32::from(self.codes[k]);
-            *weight = match self.zero {
-                Zero::Code(zero) => self.scale[k / 16] * (code - f32::from(zero)),
-                Zero::Min(min) => self.scale[k / 16] * code - min[k / 16],
+            let (scale, code) = (scale[k / 16], self.codes[k]);
+            *weight = match meaning {
+                Codes::Centered(zero) => scale * (f32::from(code) - f32::from(zero)),
+                Codes::WithMin => scale * f32::from(code) - min[k / 16],
+                Codes::Steps => scale * f32::from(STEPS[usize::from(code & 15)]),
+                Codes::Float => unreachable!("floats have no parts"),
             };
         }
     }
 }
 
-impl ExpandedSigned {
-    /// The weights, with ggml's roundings.
-    #[inline]
-    pub(super) fn write(&self, out: &mut [f32; 32]) {
-        for (k, weight) in out.iter_mut().enumerate() {
-            *weight = self.scale[k / 16] * f32::from(self.codes[k]);
-        }
-    }
-}
-
-/// Weights `32 * block_idx ..` of a row, before their zero is settled.
-#[inline]
-pub(super) fn part(ty: TensorType, row: &[u8], block_idx: usize) -> Part {
-    let (super_idx, part_idx) = (block_idx / 8, block_idx % 8);
+/// Weights `32 * part_idx ..` of a row.
+///
+/// # Panics
+/// If `ty` is a float type, or the row ends before the part.
+#[inline(always)]
+pub fn part(ty: TensorType, row: &[u8], part_idx: usize) -> Part {
+    let (super_idx, in_super) = (part_idx / 8, part_idx % 8);
     match ty {
-        TensorType::Q4_0 => q4_0::part(block_at(row, block_idx)),
-        TensorType::Q4_1 => q4_1::part(block_at(row, block_idx)),
-        TensorType::Q5_0 => q5_0::part(block_at(row, block_idx)),
-        TensorType::Q5_1 => q5_1::part(block_at(row, block_idx)),
-        TensorType::Q2_K => q2_k::part(block_at(row, super_idx), part_idx),
-        TensorType::Q3_K => q3_k::part(block_at(row, super_idx), part_idx),
-        TensorType::Q4_K => q4_k::part(block_at(row, super_idx), part_idx),
-        TensorType::Q5_K => q5_k::part(block_at(row, super_idx), part_idx),
-        TensorType::Q6_K => q6_k::part(block_at(row, super_idx), part_idx),
-        _ => panic!("{ty} has no unsigned codes"),
+        TensorType::Q4_0 => q4_0::part(block_at(row, part_idx)),
+        TensorType::Q4_1 => q4_1::part(block_at(row, part_idx)),
+        TensorType::Q5_0 => q5_0::part(block_at(row, part_idx)),
+        TensorType::Q5_1 => q5_1::part(block_at(row, part_idx)),
+        TensorType::Q8_0 => q8_0::part(block_at(row, part_idx)),
+        TensorType::Q2_K => q2_k::part(block_at(row, super_idx), in_super),
+        TensorType::Q3_K => q3_k::part(block_at(row, super_idx), in_super),
+        TensorType::Q4_K => q4_k::part(block_at(row, super_idx), in_super),
+        TensorType::Q5_K => q5_k::part(block_at(row, super_idx), in_super),
+        TensorType::Q6_K => q6_k::part(block_at(row, super_idx), in_super),
+        TensorType::IQ4_NL => iq4_nl::part(block_at(row, part_idx)),
+        TensorType::IQ4_XS => iq4_xs::part(block_at(row, super_idx), in_super),
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => panic!("{ty} has no parts"),
     }
 }
 
-#[inline]
+#[inline(always)]
 fn block_at<const B: usize>(row: &[u8], idx: usize) -> &[u8; B] {
     &row.as_chunks::<B>().0[idx]
 }

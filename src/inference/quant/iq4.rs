@@ -9,12 +9,8 @@
 //! zero: the smallest magnitude is 1, and the table leans to the negative side.
 
 /// What a code stands for. The values belong to the file format.
-const STEPS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-#[inline]
-fn steps(bytes: &[u8]) -> [i8; 32] {
-    super::nibbles(bytes).map(|code| STEPS[usize::from(code)])
-}
+pub const STEPS: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// IQ4_NL: 32 weights in 18 bytes.
 ///
@@ -23,10 +19,11 @@ fn steps(bytes: &[u8]) -> [i8; 32] {
 ///        scale | low nibble of byte 2 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod iq4_nl {
-    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::Part, nibbles, u16_at};
 
-    pub fn part(block: &[u8; 18]) -> ExpandedSigned {
-        ExpandedSigned { codes: super::steps(&block[2..]), scale: [f16_at(block, 0); 2] }
+    #[inline(always)]
+    pub fn part(block: &[u8; 18]) -> Part {
+        Part::plain(nibbles(&block[2..]), u16_at(block, 0))
     }
 }
 
@@ -41,12 +38,14 @@ pub(super) mod iq4_nl {
 ///   high 2 bits   bits 2 p and 2 p + 1 of the little-endian u16 at byte 2
 /// ```
 pub(super) mod iq4_xs {
-    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::Part, nibbles, u16_at};
 
-    pub fn part(block: &[u8; 136], part_idx: usize) -> ExpandedSigned {
+    #[inline(always)]
+    pub fn part(block: &[u8; 136], part_idx: usize) -> Part {
         let low = block[4 + part_idx / 2] >> (4 * (part_idx % 2)) & 15;
         let high = block[2 + part_idx / 4] >> (2 * (part_idx % 4)) & 3;
-        let scale = f16_at(block, 0) * (f32::from(low | high << 4) - 32.0);
-        ExpandedSigned { codes: super::steps(&block[8 + 16 * part_idx..]), scale: [scale; 2] }
+        let scale = (low | high << 4).cast_signed() - 32;
+        let codes = nibbles(&block[8 + 16 * part_idx..]);
+        Part { scale: [scale; 2], ..Part::plain(codes, u16_at(block, 0)) }
     }
 }

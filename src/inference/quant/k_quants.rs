@@ -22,17 +22,27 @@
 //! 1 bit a weight    the only run, shift p           Q3_K and Q5_K high bits
 //! ```
 
+use super::each_byte;
+
 /// Bits `shift ..` under `mask` of the 32 bytes of a run.
-#[inline]
+#[inline(always)]
 fn bits(runs: &[u8], run_idx: usize, shift: usize, mask: u8) -> [u8; 32] {
-    let run = &runs[32 * run_idx..][..32];
-    std::array::from_fn(|i| run[i] >> shift & mask)
+    let mut out = [0; 32];
+    let run = runs[32 * run_idx..][..32].as_chunks::<8>().0;
+    for (out, eight) in out.as_chunks_mut::<8>().0.iter_mut().zip(run) {
+        *out = each_byte(*eight, |word| word >> shift, mask);
+    }
+    out
 }
 
 /// Puts `high` above the lowest `n` bits of `low`.
-#[inline]
-fn join(low: [u8; 32], high: [u8; 32], n: u32) -> [u8; 32] {
-    std::array::from_fn(|i| low[i] | high[i] << n)
+#[inline(always)]
+fn join(mut low: [u8; 32], high: [u8; 32], n: u32) -> [u8; 32] {
+    let high = high.as_chunks::<8>().0;
+    for (low, high) in low.as_chunks_mut::<8>().0.iter_mut().zip(high) {
+        *low = (u64::from_le_bytes(*low) | u64::from_le_bytes(*high) << n).to_le_bytes();
+    }
+    low
 }
 
 /// Q2_K: 256 weights in 84 bytes.
@@ -44,15 +54,15 @@ fn join(low: [u8; 32], high: [u8; 32], n: u32) -> [u8; 32] {
 ///        group i             |
 /// ```
 pub(super) mod q2_k {
-    use crate::inference::quant::{expansion::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 84], part_idx: usize) -> Part {
         let codes = super::bits(&block[16..80], part_idx / 4, 2 * (part_idx % 4), 3);
-        let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
+        let (d, dmin) = (u16_at(block, 80), u16_at(block, 82));
         let pair = [block[2 * part_idx], block[2 * part_idx + 1]];
-        let scale = pair.map(|b| d * f32::from(b & 15));
-        let min = pair.map(|b| dmin * f32::from(b >> 4));
-        Part::with_min(codes, scale, min)
+        let scale = pair.map(|b| (b & 15).cast_signed());
+        Part { codes, d, dmin, scale, min: pair.map(|b| b >> 4) }
     }
 }
 
@@ -67,22 +77,22 @@ pub(super) mod q2_k {
 ///   high 2 bits   byte 104 + g % 4, shift 2 (g / 4)
 /// ```
 pub(super) mod q3_k {
-    use crate::inference::quant::{expansion::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 110], part_idx: usize) -> Part {
         let low = super::bits(&block[32..96], part_idx / 4, 2 * (part_idx % 4), 3);
         let third = super::bits(&block[..32], 0, part_idx, 1);
-        let d = f16_at(block, 108);
-        let scale = [2 * part_idx, 2 * part_idx + 1].map(|group| d * scale(block, group));
-        Part::centered(super::join(low, third, 2), scale, 4)
+        let scale = [2 * part_idx, 2 * part_idx + 1].map(|group| scale(block, group));
+        Part { scale, ..Part::plain(super::join(low, third, 2), u16_at(block, 108)) }
     }
 
     /// The integer scale of `group`, -32 to 31.
-    #[inline]
-    fn scale(block: &[u8; 110], group: usize) -> f32 {
+    #[inline(always)]
+    fn scale(block: &[u8; 110], group: usize) -> i8 {
         let low = block[96 + group % 8] >> (4 * (group / 8)) & 15;
         let high = block[104 + group % 4] >> (2 * (group / 4)) & 3;
-        f32::from(low | high << 4) - 32.0
+        (low | high << 4).cast_signed() - 32
     }
 }
 
@@ -98,17 +108,18 @@ pub(super) mod q3_k {
 ///   byte 12 + i   bits 0-3: of s[i + 4]       bits 4-7: bits 0-3 of m[i + 4]
 /// ```
 pub(super) mod q4_k {
-    use crate::inference::quant::{expansion::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 144], part_idx: usize) -> Part {
         let codes = super::bits(&block[16..], part_idx / 2, 4 * (part_idx % 2), 15);
-        let (scale, min) = scale_min(&block[..16], part_idx);
-        Part::with_min(codes, [scale; 2], [min; 2])
+        with_scale_min(codes, &block[..16], part_idx)
     }
 
-    /// Scale and minimum of a part, from the 16 bytes that open a block of Q4_K and of Q5_K.
-    #[inline]
-    pub fn scale_min(head: &[u8], part_idx: usize) -> (f32, f32) {
+    /// A part with the scale and minimum that stand in the 16 bytes that open a block of Q4_K and
+    /// of Q5_K.
+    #[inline(always)]
+    pub fn with_scale_min(codes: [u8; 32], head: &[u8], part_idx: usize) -> Part {
         let i = part_idx % 4;
         let (scales, mins, rest) = (head[4 + i], head[8 + i], head[12 + i]);
         let (scale, min) = if part_idx < 4 {
@@ -116,7 +127,8 @@ pub(super) mod q4_k {
         } else {
             (rest & 15 | scales >> 6 << 4, rest >> 4 | mins >> 6 << 4)
         };
-        (f16_at(head, 0) * f32::from(scale), f16_at(head, 2) * f32::from(min))
+        let (d, dmin) = (u16_at(head, 0), u16_at(head, 2));
+        Part { codes, d, dmin, scale: [scale.cast_signed(); 2], min: [min; 2] }
     }
 }
 
@@ -130,11 +142,11 @@ pub(super) mod q4_k {
 pub(super) mod q5_k {
     use crate::inference::quant::expansion::Part;
 
+    #[inline(always)]
     pub fn part(block: &[u8; 176], part_idx: usize) -> Part {
         let low = super::bits(&block[48..], part_idx / 2, 4 * (part_idx % 2), 15);
         let fifth = super::bits(&block[16..48], 0, part_idx, 1);
-        let (scale, min) = super::q4_k::scale_min(&block[..16], part_idx);
-        Part::with_min(super::join(low, fifth, 4), [scale; 2], [min; 2])
+        super::q4_k::with_scale_min(super::join(low, fifth, 4), &block[..16], part_idx)
     }
 }
 
@@ -146,15 +158,15 @@ pub(super) mod q5_k {
 ///                        |                   | group i              |
 /// ```
 pub(super) mod q6_k {
-    use crate::inference::quant::{expansion::Part, f16_at};
+    use crate::inference::quant::{expansion::Part, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 210], part_idx: usize) -> Part {
         let (half, quarter) = (part_idx / 4, part_idx % 4);
         let low = super::bits(&block[..128], 2 * half + quarter % 2, 4 * (quarter / 2), 15);
         let high = super::bits(&block[128..192], half, 2 * quarter, 3);
-        let d = f16_at(block, 208);
         let pair = [block[192 + 2 * part_idx], block[193 + 2 * part_idx]];
-        let scale = pair.map(|b| d * f32::from(b.cast_signed()));
-        Part::centered(super::join(low, high, 4), scale, 32)
+        let scale = pair.map(u8::cast_signed);
+        Part { scale, ..Part::plain(super::join(low, high, 4), u16_at(block, 208)) }
     }
 }

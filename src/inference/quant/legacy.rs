@@ -17,6 +17,9 @@
 
 use half::f16;
 
+use super::expansion::Part;
+use super::u16_at;
+
 /// Q4_0: 32 weights in 18 bytes.
 ///
 /// ```text
@@ -24,10 +27,11 @@ use half::f16;
 ///        scale | low nibble of byte 2 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q4_0 {
-    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, nibbles, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 18]) -> Part {
-        Part::centered(nibbles(&block[2..]), [f16_at(block, 0); 2], 8)
+        Part::plain(nibbles(&block[2..]), u16_at(block, 0))
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 18] {
@@ -46,10 +50,11 @@ pub(super) mod q4_0 {
 ///        scale | min | low nibble of byte 4 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q4_1 {
-    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, nibbles};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 20]) -> Part {
-        Part::with_min(nibbles(&block[4..]), [f16_at(block, 0); 2], [-f16_at(block, 2); 2])
+        super::with_min(nibbles(&block[4..]), block)
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 20] {
@@ -69,11 +74,12 @@ pub(super) mod q4_1 {
 ///        scale | fifth bits   | low nibble of byte 6 + i -> weight i, high nibble -> weight i + 16
 /// ```
 pub(super) mod q5_0 {
-    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, nibbles, u16_at};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 22]) -> Part {
         let codes = super::add_fifth_bits(nibbles(&block[6..]), &block[2..6]);
-        Part::centered(codes, [f16_at(block, 0); 2], 16)
+        Part::plain(codes, u16_at(block, 0))
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 22] {
@@ -93,11 +99,12 @@ pub(super) mod q5_0 {
 ///        scale | min | fifth bits   | low nibble of byte 8 + i -> weight i, high -> weight i + 16
 /// ```
 pub(super) mod q5_1 {
-    use crate::inference::quant::{expansion::Part, f16_at, nibbles};
+    use crate::inference::quant::{expansion::Part, nibbles};
 
+    #[inline(always)]
     pub fn part(block: &[u8; 24]) -> Part {
         let codes = super::add_fifth_bits(nibbles(&block[8..]), &block[4..8]);
-        Part::with_min(codes, [f16_at(block, 0); 2], [-f16_at(block, 2); 2])
+        super::with_min(codes, block)
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 24] {
@@ -120,13 +127,16 @@ pub(super) mod q5_1 {
 ///
 /// A quantizer never writes -128, but a file may hold it.
 pub(super) mod q8_0 {
-    use crate::inference::quant::{expansion::ExpandedSigned, f16_at};
+    use crate::inference::quant::{expansion::Part, u16_at};
 
-    pub fn part(block: &[u8; 34]) -> ExpandedSigned {
-        ExpandedSigned {
-            codes: std::array::from_fn(|i| block[2 + i].cast_signed()),
-            scale: [f16_at(block, 0); 2],
+    /// Codes are the bytes with their sign bit flipped, so that zero is 128.
+    #[inline(always)]
+    pub fn part(block: &[u8; 34]) -> Part {
+        let mut codes = [0; 32];
+        for (code, byte) in codes.iter_mut().zip(&block[2..]) {
+            *code = byte ^ 0x80;
         }
+        Part::plain(codes, u16_at(block, 0))
     }
 
     pub fn quantize(weights: &[f32; 32]) -> [u8; 34] {
@@ -143,7 +153,13 @@ pub(super) mod q8_0 {
     }
 }
 
-#[inline]
+/// A part of a `_1` type: the file adds its minimum, a part subtracts it.
+#[inline(always)]
+fn with_min(codes: [u8; 32], block: &[u8]) -> Part {
+    Part { dmin: u16_at(block, 2) ^ 0x8000, min: [1; 2], ..Part::plain(codes, u16_at(block, 0)) }
+}
+
+#[inline(always)]
 fn add_fifth_bits(mut codes: [u8; 32], bits: &[u8]) -> [u8; 32] {
     for (i, code) in codes.iter_mut().enumerate() {
         *code |= (bits[i / 8] >> (i % 8) & 1) << 4;

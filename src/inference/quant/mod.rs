@@ -9,11 +9,11 @@
 //! legacy.rs    Q4_0 Q4_1 Q5_0 Q5_1 Q8_0     32 weights share one scale
 //! k_quants.rs  Q2_K Q3_K Q4_K Q5_K Q6_K     256 weights, scales are themselves quantised
 //! iq4.rs       IQ4_NL IQ4_XS                codes point into a table of 16 steps
-//! expand.rs    any of them, 32 weights at a time, as codes and scales
+//! expansion.rs any of the last three, 32 weights at a time, as codes and integer scales
 //! ```
 //!
-//! A family file knows where the bits lie; `expand` knows what they mean; `dequantize` is the two
-//! together. Only the types with a simple rounding rule can be written: the search for good
+//! A family file knows where the bits lie; `expansion` knows what they mean; `dequantize` is the
+//! two together. Only the types with a simple rounding rule can be written: the search for good
 //! K-quant scales is left to the tools that prepare models.
 
 mod expansion;
@@ -24,7 +24,8 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use expansion::{Codes, Expanded, ExpandedSigned, expand, expand_signed};
+pub use expansion::{Codes, Part, part};
+pub use iq4::STEPS;
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
 #[allow(non_camel_case_types, missing_docs)]
@@ -139,14 +140,9 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
     assert_eq!(ty.row_bytes(dst.len()), Some(src.len()), "bytes of {} {ty} weights", dst.len());
     match Codes::of(ty) {
         Codes::Float => plain::dequantize(ty, src, dst),
-        Codes::Unsigned => {
-            for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                expansion::part(ty, src, block_idx).write(out);
-            }
-        }
-        Codes::Signed => {
-            for (block_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                expansion::expand_signed(ty, src, block_idx).write(out);
+        meaning => {
+            for (part_idx, out) in dst.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                part(ty, src, part_idx).write(meaning, out);
             }
         }
     }
@@ -180,10 +176,10 @@ fn each_block<const B: usize>(src: &[f32], quantize: fn(&[f32; 32]) -> [u8; B]) 
     src.as_chunks::<32>().0.iter().flat_map(quantize).collect()
 }
 
-/// The little-endian f16 at byte `at`.
-#[inline]
-fn f16_at(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+/// The little-endian u16 at byte `at`.
+#[inline(always)]
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// f16 bits to f32, exactly (infinities and NaN included), in a form that vectorises.
@@ -196,8 +192,22 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | special | (u32::from(bits & 0x8000) << 16))
 }
 
+/// Eight bytes as one word: shifted as a whole, then masked byte by byte. A shift of bytes is not
+/// an instruction anywhere, and files are read at the speed of this one.
+#[inline(always)]
+pub fn each_byte(bytes: [u8; 8], shift: impl Fn(u64) -> u64, mask: u8) -> [u8; 8] {
+    (shift(u64::from_le_bytes(bytes)) & u64::from_le_bytes([mask; 8])).to_le_bytes()
+}
+
 /// 16 bytes hold 32 nibbles: the low ones come first, then the high ones.
-#[inline]
+#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
-    std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
+    let mut out = [0; 32];
+    let (low, high) = out.split_at_mut(16);
+    let outs = low.as_chunks_mut::<8>().0.iter_mut().zip(high.as_chunks_mut::<8>().0);
+    for ((low, high), eight) in outs.zip(bytes.as_chunks::<8>().0) {
+        *low = each_byte(*eight, |word| word, 15);
+        *high = each_byte(*eight, |word| word >> 4, 15);
+    }
+    out
 }

@@ -2,7 +2,6 @@
 //!
 //! Golden vectors: `python3 tests/tools/golden_quant.py tests/golden/quant`.
 
-use super::expansion::{Codes, expand, expand_signed};
 use super::*;
 use proptest::prelude::*;
 use std::path::Path;
@@ -41,26 +40,33 @@ fn f16_places(ty: TensorType) -> &'static [usize] {
     }
 }
 
-/// Asserts that the expansion of `row` gives the numbers of `dequantize`, and is as finite.
+/// Asserts that the parts of `row`, multiplied out, give the numbers of `dequantize`, or are as
+/// little finite, and that their codes fit the bits that kernels reserve for them.
 fn assert_expansion(ty: TensorType, row: &[u8]) {
     let mut weights = vec![0.0; row.len() / ty.block_bytes() * ty.block_len()];
     dequantize(ty, row, &mut weights);
-    for (block_idx, expected) in weights.as_chunks::<32>().0.iter().enumerate() {
-        let got: [f32; 32] = match Codes::of(ty) {
-            Codes::Unsigned => {
-                let e = expand(ty, row, block_idx);
-                assert!(e.codes.iter().all(|&code| code < 64), "{ty}: {:?}", e.codes);
-                std::array::from_fn(|k| e.scale[k / 16] * f32::from(e.codes[k]) - e.min[k / 16])
-            }
-            Codes::Signed => {
-                let e = expand_signed(ty, row, block_idx);
-                std::array::from_fn(|k| e.scale[k / 16] * f32::from(e.codes[k]))
-            }
-            Codes::Float => unreachable!("{ty} has no blocks"),
-        };
-        for (k, (got, expected)) in got.into_iter().zip(expected).enumerate() {
+    let code_max = match ty {
+        TensorType::Q2_K => 3,
+        TensorType::Q3_K => 7,
+        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K => 31,
+        TensorType::Q6_K => 63,
+        TensorType::Q8_0 => 255,
+        _ => 15,
+    };
+    for (part_idx, expected) in weights.as_chunks::<32>().0.iter().enumerate() {
+        let p = part(ty, row, part_idx);
+        assert!(p.codes.iter().all(|&code| code <= code_max), "{ty}: {:?}", p.codes);
+        for (k, expected) in expected.iter().enumerate() {
+            let scale = f16_to_f32(p.d) * f32::from(p.scale[k / 16]);
+            let min = f16_to_f32(p.dmin) * f32::from(p.min[k / 16]);
+            let got = match Codes::of(ty) {
+                Codes::Centered(zero) => scale * (f32::from(p.codes[k]) - f32::from(zero)),
+                Codes::Steps => scale * f32::from(STEPS[usize::from(p.codes[k])]),
+                Codes::WithMin => scale * f32::from(p.codes[k]) - min,
+                Codes::Float => unreachable!("{ty} has no blocks"),
+            };
             let agree = got == *expected || !got.is_finite() && !expected.is_finite();
-            assert!(agree, "{ty} block {block_idx} weight {k}: {got} is not {expected}");
+            assert!(agree, "{ty} part {part_idx} weight {k}: {got} is not {expected}");
         }
     }
 }
@@ -139,8 +145,8 @@ fn q4_0_by_hand() {
     let mut got = [0.0; 32];
     dequantize(TensorType::Q4_0, &block, &mut got);
     assert_eq!((got[0], got[1], got[16]), (-2.5, -4.0, 3.5));
-    let e = expand(TensorType::Q4_0, &block, 0);
-    assert_eq!((e.codes[0], e.codes[16], e.scale, e.min), (3, 15, [0.5; 2], [4.0; 2]));
+    let p = part(TensorType::Q4_0, &block, 0);
+    assert_eq!((p.codes[0], p.codes[16], p.d, p.scale), (3, 15, 0x3800, [1; 2]));
 }
 
 #[test]

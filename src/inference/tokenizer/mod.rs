@@ -21,6 +21,7 @@ mod special;
 mod spm;
 mod strftime;
 mod template;
+mod template_widths;
 #[cfg(test)]
 mod tests;
 mod tojson;
@@ -288,6 +289,29 @@ impl Tokenizer {
         ids.push(hole);
         ids.extend(self.encode(suffix, EncodeOptions::default())?);
         ids.push(after);
+        Ok(ids)
+    }
+
+    /// The tokens of a query and a document for a reranker: `[CLS] query [SEP] document`, and what
+    /// else the file asks for, as llama.cpp's server puts them together.
+    ///
+    /// # Errors
+    /// A special token that the file wants and does not have, and what [`Tokenizer::encode`]
+    /// refuses.
+    pub fn pair_prompt(&self, query: &str, document: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let special = &self.special;
+        let get = |wanted: bool, id: Option<TokenId>, role, place| match wanted {
+            true => id.ok_or(TokenizerError::NoSpecial { role, place }).map(Some),
+            false => Ok(None),
+        };
+        let bos = get(special.add_bos, special.bos, "BOS", "start")?;
+        let eos = get(special.add_eos, special.eos.or(special.sep), "EOS", "end")?;
+        let sep = get(special.add_sep, special.sep, "SEP", "middle")?;
+        let mut ids: Vec<TokenId> = bos.into_iter().collect();
+        ids.extend(self.encode(query, EncodeOptions::default())?);
+        ids.extend(eos.into_iter().chain(sep));
+        ids.extend(self.encode(document, EncodeOptions::default())?);
+        ids.extend(eos);
         Ok(ids)
     }
 }

@@ -35,6 +35,8 @@ pub struct SpecialTokens {
     pub add_bos: bool,
     /// `add_special` puts EOS (WordPiece: SEP) after the text.
     pub add_eos: bool,
+    /// SEP stands between the texts of a pair.
+    pub add_sep: bool,
     /// Every token that ends a generation, ascending.
     pub eog: Vec<TokenId>,
 }
@@ -135,6 +137,8 @@ impl SpecialTokens {
         let mut special = SpecialTokens::from_keys(meta, kind, vocab.len())?;
         special.add_bos = meta.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
         special.add_eos = meta.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        special.add_sep =
+            meta.bool("tokenizer.ggml.add_sep_token")?.unwrap_or(kind == VocabKind::WordPiece);
         let mut by_text = |slot: &mut Option<TokenId>, texts: &[&str]| {
             if slot.is_none() {
                 *slot = texts.iter().find_map(|text| find(text));

@@ -5,8 +5,9 @@
 //! environment is that of Hugging Face's `apply_chat_template`: blocks trimmed, Python's string
 //! and dictionary methods, `tojson`, `raise_exception`, `strftime_now`, `{% generation %}` ignored.
 //!
-//! The bound is on steps and on the stack, not on memory: a template that doubles a string at
-//! every step can ask for more than there is, and minijinja has no way to say no.
+//! The bounds are on steps, on the stack and on widths (`template_widths`), not on memory or time:
+//! a template that doubles a string at every step can ask for more than there is, or keep every
+//! step busy with it, and minijinja has no way to say no.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::error::TemplateError;
 use super::strftime::strftime;
 use super::tojson::tojson;
-use super::{TokenId, builtin};
+use super::{TokenId, builtin, template_widths};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, CHAT_TEMPLATE_FUEL, CHAT_TEMPLATE_STACK_BYTES};
 use crate::inference::gguf::Metadata;
 
@@ -125,6 +126,27 @@ impl ChatTemplate {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
+        self.render_on_thread(Value::from(Serde(messages.to_vec())), options)
+    }
+
+    /// The text of a conversation whose messages have more than a role and a content, such as
+    /// calls of tools: a JSON array of objects as templates expect them.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_json(
+        &self,
+        messages: &serde_json::Value,
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        self.render_on_thread(Value::from(Serde(messages.clone())), options)
+    }
+
+    fn render_on_thread(
+        &self,
+        messages: Value,
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
         // A thread of its own for its stack, which a template can make deep use of.
         std::thread::scope(|scope| {
             std::thread::Builder::new()
@@ -139,13 +161,13 @@ impl ChatTemplate {
 
     fn render_here(
         &self,
-        messages: &[Message],
+        messages: Value,
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
         let extra = Value::from(Serde(options.extra.clone()));
         // Hugging Face passes None for what is absent, and templates ask for `tools is not none`.
         let variables = context! {
-            messages => Value::from(Serde(messages.to_vec())),
+            messages => messages,
             add_generation_prompt => options.add_generation_prompt,
             tools => Value::from(Serde(options.tools.clone())),
             documents => Value::from(()),
@@ -173,7 +195,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(CHAT_TEMPLATE_FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    template_widths::bound(&mut env);
     // Both print nested values with indentation: the square of the nesting, for no template's use.
     env.remove_filter("pprint");
     env.remove_global("debug");

@@ -1,5 +1,7 @@
 //! The room through its face: files that are wrong, roles of tokens, and chat templates.
 
+use serde::Deserialize;
+
 use super::*;
 use crate::inference::gguf::Value;
 
@@ -248,6 +250,29 @@ fn templates_run_as_in_python() {
     }
 }
 
+/// With `serde_json/arbitrary_precision` anywhere in the build, both of these go wrong.
+#[test]
+fn json_numbers_are_numbers() {
+    #[derive(Deserialize)]
+    struct Inner {
+        temp: f32,
+    }
+    #[derive(Deserialize)]
+    struct Outer {
+        #[serde(flatten)]
+        inner: Inner,
+    }
+    let outer: Outer = serde_json::from_str("{\"temp\": 0.7}").expect("a number");
+    assert_eq!(outer.inner.temp, 0.7);
+
+    let tools = serde_json::from_str("[{\"n\": 0.7, \"m\": 12}]").expect("JSON");
+    let options = RenderOptions { tools: Some(tools), ..RenderOptions::default() };
+    let source = "{{ tools | tojson }} {{ tools[0].n * 2 + tools[0].m }}";
+    let template = ChatTemplate::from_source(source, "", "").expect("a template");
+    let text = template.render(&[], &options).expect("it renders");
+    assert_eq!(text, "[{\"n\": 0.7, \"m\": 12}] 13.4");
+}
+
 #[test]
 fn what_a_template_does_wrong_is_said() {
     let message = |source: &str| render(source, &[]).unwrap_err().to_string();
@@ -270,6 +295,36 @@ fn a_hostile_template_cannot_overflow_the_stack() {
     for deep in ["{{ ns.x|string|length }}", "{{ ns.x == [ns.x] }}", "{{ [ns.x, ns.x]|sort }}"] {
         let source = nested.replace("99999", "20000") + deep;
         assert!(render(&source, &[]).is_ok(), "{deep}");
+    }
+}
+
+/// Each of these asked for a terabyte in one step.
+#[test]
+fn a_number_in_a_template_cannot_become_that_many_bytes() {
+    let hostile = [
+        "{{ 'x\\ny' | indent(1099511627776) }}",
+        "{{ 'x\\ny' | indent(width=18446744073709551615) }}",
+        "{{ '%1000000000000d' | format(1) }}",
+        "{{ '%.1000000000000f' | format(1.5) }}",
+        "{{ '%-*d' | format(1000000000000, 1) }}",
+        "{{ '%(a%)99999999999999999999999d' | format(a=1) }}",
+        "{{ '{:1000000000000d}'.format(1) }}",
+        "{{ [1] | batch(1000000000000, 'x') }}",
+        "{{ [1] | slice(1000000000000) }}",
+    ];
+    for source in hostile {
+        let error = render(source, &[]).expect_err(source).to_string();
+        assert!(error.contains("at most 9999") || error.contains("unknown filter"), "{error}");
+    }
+    let fine = [
+        ("{{ 'a\\nb\\n\\nc\\n' | indent }}", "a\n    b\n\n    c"),
+        ("{{ 'a\\nb' | indent(2, true) }}", "  a\n  b"),
+        ("{{ 'a\\n\\nb' | indent(width=1, first=true, blank=true) }}", " a\n \n b"),
+        ("{{ '**%5.1f** of %s' | format(2.25, 100000) }}", "**  2.2** of 100000"),
+        ("{{ '{:>4}|{}'.format('a', 2024) }}", "   a|2024"),
+    ];
+    for (source, expected) in fine {
+        assert_eq!(render(source, &[]).expect(source), expected, "{source}");
     }
 }
 

@@ -21,10 +21,10 @@ mod tests;
 use std::ops::Range;
 
 use self::page::{PageScratch, Sums, add_page};
+use super::acts::Rows;
 use super::isa::{Isa, with_isa};
 use super::kv_cache::{KvCache, Side};
 use super::math;
-use super::matmul::Rows;
 use super::pool::Pool;
 use super::shared::{PerWorker, SharedMut};
 use super::simd::{Scalar, Simd};

@@ -9,7 +9,7 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512VL and VNNI.
+    /// AVX-512 F, BW, VL and VNNI.
     Avx512,
 }
 
@@ -34,7 +34,8 @@ impl Isa {
             if has_avx2 {
                 isas.push(Isa::Avx2);
             }
-            let has_vnni = is_x86_feature_detected!("avx512vl")
+            let has_vnni = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vnni");
             if has_avx2 && has_vnni {

@@ -18,7 +18,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use memmap2::MmapMut;
 
-use super::matmul::Rows;
+use super::acts::Rows;
 use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::{BackendError, PAGE_LEN, PageIdx, Plan, Span};

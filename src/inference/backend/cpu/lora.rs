@@ -9,7 +9,8 @@
 //! them, so a token has the same bits in any batch. Spans that follow each other and ask for the
 //! same adapters share their products.
 
-use super::matmul::{self, Matrix, matmul};
+use super::acts;
+use super::matmul::{Matrix, matmul};
 use super::{CpuBackend, STRIDE_LEN};
 use crate::base::limits::ADAPTERS_MAX;
 use crate::inference::backend::{
@@ -80,24 +81,24 @@ impl CpuBackend {
         let input = &self.bufs[x.0];
         for group in groups(batch, input.rows) {
             let data = &input.data[group.start * input.stride..];
-            let x = matmul::Rows { data, stride: input.stride, n: group.n };
+            let x = acts::Rows { data, stride: input.stride, n: group.n };
             let out = &mut out[group.start * out_stride..];
             for &(idx, scale) in group.adapters {
                 let Lora { adapters, hidden, delta } = &mut self.lora;
                 let Some(part) = part(adapters, idx, weight) else {
                     continue;
                 };
-                let (isa, scratch) = (self.config.isa, &self.matmul_scratch);
-                let mut product = |w: Matrix<'_>, x: matmul::Rows<'_>, out: &mut Vec<f32>| {
+                let isa = self.config.isa;
+                let mut product = |w: Matrix<'_>, x: acts::Rows<'_>, out: &mut Vec<f32>| {
                     let stride = w.n_rows.next_multiple_of(STRIDE_LEN);
                     // What lies past a row's width must be zero for the next product.
                     out.clear();
                     out.resize(x.n * stride, 0.0);
-                    matmul(&mut self.pool, isa, scratch, w, x, &[], None, out, stride);
+                    matmul(&mut self.pool, isa, w, x, &[], None, out, stride);
                     stride
                 };
                 let stride = product(floats(&part.a, part.rank), x, hidden);
-                let x = matmul::Rows { data: hidden, stride, n: group.n };
+                let x = acts::Rows { data: hidden, stride, n: group.n };
                 let stride = product(floats(&part.b, part.n_out), x, delta);
                 add_rows(out, out_stride, delta, stride, part.n_out, scale * part.scale);
             }
@@ -127,13 +128,12 @@ impl CpuBackend {
                     let bytes = &part.a[4 * token as usize * part.rank..][..4 * part.rank];
                     dequantize(TensorType::F32, bytes, &mut row[..part.rank]);
                 }
-                let x = matmul::Rows { data: hidden, stride, n: group.n };
+                let x = acts::Rows { data: hidden, stride, n: group.n };
                 let stride = part.n_out.next_multiple_of(STRIDE_LEN);
                 delta.clear();
                 delta.resize(group.n * stride, 0.0);
                 let (w, isa) = (floats(&part.b, part.n_out), self.config.isa);
-                let scratch = &self.matmul_scratch;
-                matmul(&mut self.pool, isa, scratch, w, x, &[], None, delta, stride);
+                matmul(&mut self.pool, isa, w, x, &[], None, delta, stride);
                 add_rows(out, out_stride, delta, stride, part.n_out, scale * part.scale);
             }
         }

@@ -2,70 +2,46 @@
 //!
 //! ```text
 //! task           a run of weight rows, taken by one thread
-//! row block      rows whose expansion fits the L2 cache; 4 when there are few columns
-//! column tile    a few columns, whose activations stay in L1
-//! tile           4 rows x a few columns, whose sums stay in registers, over the whole row
+//! column tile    a few columns, whose activations stay in L1 while the task's rows pass
+//! tile           16 rows x up to 16 columns (or fewer of both), whose sums stay in registers
 //! ```
 //!
-//! Quantised weights meet activations rounded to 8 bits (`chunk`); float weights are widened and
-//! meet the activations as they are. Decode and prefill are the same code with other block sizes,
-//! and every dot product is summed in the same order in both.
+//! Quantised weights lie in panels and meet activations rounded to 8 bits (`panel_kernel`); float
+//! weights lie as the file has them and meet the activations as they are (`float_rows`). Decode and
+//! prefill are the same code with other tiles, and every dot product is summed in the same order in
+//! both.
 
-use super::chunk::{ActChunk, CHUNK_LEN, Format, Tile, WeightChunk};
-use super::isa::{Isa, with_isa};
+use super::acts::{ActChunk, CHUNK_LEN, Rows};
+use super::float_rows::{self, Bf16, F16, F32, Float};
+use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2Lanes, Avx512Lanes};
+use super::lanes::{Lanes, ScalarLanes};
+use super::panel::{Format, Layout, PANEL_ROWS, with_format};
+use super::panel_kernel;
 use super::pool::Pool;
-use super::shared::{PerWorker, SharedMut};
+use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{LANES, Scalar, Simd};
-use crate::inference::quant::{Codes, TensorType, dequantize};
+use crate::inference::quant::{Codes, TensorType};
 
-/// Rows of a tile.
-const TILE_ROWS: usize = 4;
-/// Bytes of expanded weights that a thread keeps at a time.
-const ROW_BLOCK_BYTES: usize = 384 << 10;
-/// Columns up to which a row block is one tile high: nothing would be reused.
-const FEW_COLUMNS: usize = 8;
+/// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
+const TASK_BYTES: usize = 384 << 10;
+/// Tasks for each thread, at least: enough to even out the threads.
+const TASKS_PER_THREAD: usize = 6;
 
-/// A weight matrix `[n_rows, n_cols]` in the file's form.
+/// A weight matrix `[n_rows, n_cols]`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     /// Tensor type of the rows.
     pub ty: TensorType,
-    /// The rows, one after another.
+    /// Panels of a quantised type, one after another; the rows of a float type.
     pub data: &'a [u8],
     /// Rows.
     pub n_rows: usize,
     /// Values in a row.
     pub n_cols: usize,
-}
-
-impl Matrix<'_> {
-    fn row_bytes(&self) -> usize {
-        self.data.len() / self.n_rows
-    }
-
-    fn n_chunk(&self) -> usize {
-        self.n_cols.div_ceil(CHUNK_LEN)
-    }
-}
-
-/// Activations `[n, stride]`, f32; what lies between a row's width and the stride is zero.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    /// The values.
-    pub data: &'a [f32],
-    /// Values from one row to the next.
-    pub stride: usize,
-    /// Rows.
-    pub n: usize,
-}
-
-/// Scratch of one thread.
-#[derive(Default)]
-pub struct Scratch {
-    chunks: Vec<WeightChunk>,
-    floats: Vec<f32>,
 }
 
 /// What every task of a multiplication reads.
@@ -79,62 +55,16 @@ struct Job<'a> {
     out_stride: usize,
 }
 
-impl Job<'_> {
-    /// # Safety
-    /// No other thread writes the same place.
-    #[inline(always)]
-    unsafe fn write(&self, row: usize, col: usize, sum: f32) {
-        let bias = self.bias.map_or(0.0, |b| b[row]);
-        // SAFETY: the caller owns this place.
-        unsafe { self.out.write(col * self.out_stride + row, sum + bias) };
-    }
-}
-
-type RowsFn = unsafe fn(&Job<'_>, usize, usize, &mut Scratch);
-
-/// Rounds `x` to 8 bits for [`matmul`], `[n_chunk][n]`.
-pub fn quantize_rows(
-    pool: &mut Pool,
-    isa: Isa,
-    x: Rows<'_>,
-    width: usize,
-    acts: &mut Vec<ActChunk>,
-) {
-    let n_chunk = width.div_ceil(CHUNK_LEN);
-    acts.resize((n_chunk * x.n).max(acts.len()), ActChunk::ZERO);
-    let out = SharedMut::new(acts);
-    pool.run(x.n, &|col, _| {
-        let row = &x.data[col * x.stride..][..width];
-        // SAFETY: the instruction set is of this machine, and each task owns its column.
-        unsafe { quantize_row(isa, row, &out, x.n, col) };
-    });
-}
-
-unsafe fn quantize_row(isa: Isa, row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize) {
-    #[inline(always)]
-    unsafe fn quantize<S: Simd>(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize) {
-        for (i, x) in row.chunks(CHUNK_LEN).enumerate() {
-            // SAFETY: the caller owns this column.
-            unsafe { out.get(i * n + col) }.quantize(x);
-        }
-    }
-    // SAFETY: passed on.
-    unsafe {
-        with_isa!(
-            isa,
-            quantize(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize)
-        );
-    }
-}
+/// Computes units `start..end` of a job: panels, or rows of a float matrix.
+type TaskFn = unsafe fn(&Job<'_>, usize, usize);
 
 /// `out[col][row] = w[row] . x[col] + bias[row]`, with `out` `[x.n, out_stride]`.
 ///
-/// `acts` is [`quantize_rows`] of `x` where [`needs_acts`] says so, else unused.
+/// `acts` is `quantize_rows` of `x` where [`needs_acts`] says so, else unused.
 #[allow(clippy::too_many_arguments)] // the operands of one operation
 pub fn matmul(
     pool: &mut Pool,
     isa: Isa,
-    scratch: &PerWorker<Scratch>,
     w: Matrix<'_>,
     x: Rows<'_>,
     acts: &[ActChunk],
@@ -143,20 +73,24 @@ pub fn matmul(
     out_stride: usize,
 ) {
     assert!(x.n == 0 || out.len() >= (x.n - 1) * out_stride + w.n_rows);
-    assert!(x.data.len() >= x.n * x.stride && x.stride >= w.n_cols);
-    assert!(!needs_acts(w.ty) || acts.len() >= w.n_chunk() * x.n);
-    assert!(w.n_cols % w.ty.block_len() == 0 && w.row_bytes() * w.n_rows == w.data.len());
-    let rows_fn = rows_fn(isa, w.ty);
+    assert!(x.data.len() >= x.n * x.stride && x.stride >= w.n_cols.next_multiple_of(LANES));
+    assert!(bias.is_none_or(|b| b.len() >= w.n_rows));
+    let (n_unit, unit_bytes, task_fn) = if needs_acts(w.ty) {
+        assert!(acts.len() >= w.n_cols.div_ceil(CHUNK_LEN) * x.n);
+        (w.n_rows.div_ceil(PANEL_ROWS), panel_bytes(w.ty, w.n_cols), panels_fn(isa, w.ty))
+    } else {
+        (w.n_rows, w.n_cols * w.ty.block_bytes(), floats_fn(isa, w.ty))
+    };
+    assert!(w.data.len() == n_unit * unit_bytes);
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
-    // Enough tasks to even out the threads, few enough that each streams a long run.
-    let task_rows = (w.n_rows / (pool.n_threads() * 8)).next_multiple_of(TILE_ROWS);
-    let task_rows = task_rows.max(4 * TILE_ROWS);
-    pool.run(w.n_rows.div_ceil(task_rows), &|task_idx, worker_idx| {
-        let start = task_idx * task_rows;
-        let end = (start + task_rows).min(w.n_rows);
-        // SAFETY: a worker runs one task at a time and tasks own disjoint rows; the instruction
-        // set is of this machine.
-        unsafe { rows_fn(&job, start, end, scratch.get(worker_idx)) };
+    let task_units =
+        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(TASK_BYTES / unit_bytes.max(1)).max(1);
+    let task_units = if needs_acts(w.ty) { task_units } else { task_units.next_multiple_of(4) };
+    pool.run(n_unit.div_ceil(task_units), &|task_idx, _| {
+        let start = task_idx * task_units;
+        // SAFETY: tasks own disjoint rows; the instruction set is of this machine; operands have
+        // the lengths asserted above.
+        unsafe { task_fn(&job, start, (start + task_units).min(n_unit)) };
     });
 }
 
@@ -165,116 +99,80 @@ pub fn needs_acts(ty: TensorType) -> bool {
     !matches!(Codes::of(ty), Codes::Float)
 }
 
-/// Rows of a row block for rows of `row_bytes` expanded bytes and `n` columns.
-fn row_block(row_bytes: usize, n: usize) -> usize {
-    if n <= FEW_COLUMNS {
-        return TILE_ROWS;
-    }
-    (ROW_BLOCK_BYTES / row_bytes.max(1) / TILE_ROWS * TILE_ROWS).clamp(TILE_ROWS, 64)
+/// Bytes of a panel of 16 rows of `n_cols` weights.
+pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
+    Layout::of(ty).panel_bytes(n_cols / 32)
 }
 
-/// Rows `start..end` of a quantised matrix.
+/// Panels `start..end`.
 #[inline(always)]
-unsafe fn code_rows<S: Simd, F: Format>(
+unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    let n = job.x.n;
+    let mut col = 0;
+    while col < n {
+        // SAFETY: passed on.
+        let done = unsafe {
+            match n - col {
+                16.. if L::COLS >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
+                8.. if L::COLS >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
+                4.. if L::COLS >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
+                2.. if L::COLS >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
+                _ => panel_columns::<L, F, 1>(job, start, end, col),
+            }
+        };
+        col += done;
+    }
+}
+
+/// Panels `start..end` times `C` columns; returns `C`.
+#[inline(always)]
+unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
     job: &Job<'_>,
     start: usize,
     end: usize,
-    scratch: &mut Scratch,
-) {
-    let n_chunk = job.w.n_chunk();
-    let block = row_block(n_chunk * size_of::<WeightChunk>(), job.x.n);
-    if scratch.chunks.len() < block * n_chunk {
-        scratch.chunks.resize(block * n_chunk, WeightChunk::ZERO);
-    }
-    let mut row = start;
-    while row < end {
-        let n_rows = block.min(end - row);
-        expand_rows::<F>(&job.w, row, n_rows, &mut scratch.chunks);
-        let mut col = 0;
-        while col < job.x.n {
-            let cols = S::TILE_COLS.min(job.x.n - col);
-            let mut r = 0;
-            while r < n_rows {
-                let chunks = scratch.chunks[r..].as_ptr();
-                // SAFETY: passed on; `chunks` holds `n_rows` rows, chunk by chunk.
-                unsafe {
-                    if n_rows - r >= TILE_ROWS {
-                        code_tile_n::<S, F, TILE_ROWS>(job, chunks, n_rows, row + r, col, cols);
-                        r += TILE_ROWS;
-                    } else {
-                        code_tile_n::<S, F, 1>(job, chunks, n_rows, row + r, col, cols);
-                        r += 1;
-                    }
+    col: usize,
+) -> usize {
+    let n_block = job.w.n_cols / 32;
+    let panel_bytes = F::LAYOUT.panel_bytes(n_block);
+    for panel_idx in start..end {
+        for row in (0..PANEL_ROWS).step_by(L::ROWS) {
+            // SAFETY: `matmul` asserted that panels and chunks are there; the rest is passed on.
+            unsafe {
+                let panel = job.w.data.as_ptr().add(panel_idx * panel_bytes);
+                let acts = job.acts.as_ptr().add(col);
+                let sums = panel_kernel::tile::<L, F, C>(panel, n_block, row, acts, job.x.n);
+                let row = panel_idx * PANEL_ROWS + row;
+                for (c, sum) in sums.into_iter().enumerate() {
+                    job.store::<L>(row, col + c, sum);
                 }
             }
-            col += cols;
         }
-        row += n_rows;
     }
+    C
 }
 
-/// Expands `n_rows` rows from `row` as `[n_chunk][n_rows]`.
-#[inline(always)]
-fn expand_rows<F: Format>(w: &Matrix<'_>, row: usize, n_rows: usize, out: &mut [WeightChunk]) {
-    let row_bytes = w.row_bytes();
-    let chunk_bytes = CHUNK_LEN / F::TYPE.block_len() * F::TYPE.block_bytes();
-    for r in 0..n_rows {
-        let src = &w.data[(row + r) * row_bytes..][..row_bytes];
-        for (i, src) in src.chunks(chunk_bytes).enumerate() {
-            let chunk = &mut out[i * n_rows + r];
-            if src.len() < chunk_bytes {
-                *chunk = WeightChunk::ZERO;
+impl Job<'_> {
+    /// Writes the sums of rows `row..row + L::ROWS`, those past the last row aside.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; no other thread writes these places.
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(&self, row: usize, col: usize, sum: L::F) {
+        let n = L::ROWS.min(self.w.n_rows.saturating_sub(row));
+        // SAFETY: the caller owns the places; whole vectors stay inside rows and bias.
+        unsafe {
+            let out = self.out.slice(col * self.out_stride + row.min(self.w.n_rows), n);
+            if n == L::ROWS {
+                let sum = match self.bias {
+                    Some(bias) => L::add(sum, L::load(bias.as_ptr().add(row))),
+                    None => sum,
+                };
+                return L::store(out.as_mut_ptr(), sum);
             }
-            F::expand(src, chunk);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn code_tile_n<S: Simd, F: Format, const R: usize>(
-    job: &Job<'_>,
-    chunks: *const WeightChunk,
-    stride: usize,
-    row: usize,
-    col: usize,
-    cols: usize,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        match cols {
-            1 => code_tile::<S, F, R, 1>(job, chunks, stride, row, col),
-            2 => code_tile::<S, F, R, 2>(job, chunks, stride, row, col),
-            3 => code_tile::<S, F, R, 3>(job, chunks, stride, row, col),
-            _ => code_tile::<S, F, R, 4>(job, chunks, stride, row, col),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn code_tile<S: Simd, F: Format, const R: usize, const C: usize>(
-    job: &Job<'_>,
-    chunks: *const WeightChunk,
-    stride: usize,
-    row: usize,
-    col: usize,
-) {
-    // SAFETY: `chunks` and `acts` hold `n_chunk` chunks of each row and column (asserted by
-    // `matmul`); the rest is passed on.
-    unsafe {
-        let mut tile = Tile::<S, R, C>::new();
-        for i in 0..job.w.n_chunk() {
-            let w = std::array::from_fn(|r| chunks.add(i * stride + r));
-            let a = std::array::from_fn(|c| job.acts.as_ptr().add(i * job.x.n + col + c));
-            if F::SIGNED {
-                tile.add::<true>(w, a);
-            } else {
-                tile.add::<false>(w, a);
-            }
-        }
-        for r in 0..R {
-            for c in 0..C {
-                let sum = if F::SIGNED { tile.sum::<true>(r, c) } else { tile.sum::<false>(r, c) };
-                job.write(row + r, col + c, sum);
+            let mut values = [0f32; PANEL_ROWS];
+            L::store(values.as_mut_ptr(), sum);
+            for (i, (out, value)) in out.iter_mut().zip(values).enumerate() {
+                *out = self.bias.map_or(value, |bias| value + bias[row + i]);
             }
         }
     }
@@ -282,121 +180,124 @@ unsafe fn code_tile<S: Simd, F: Format, const R: usize, const C: usize>(
 
 /// Rows `start..end` of a float matrix.
 #[inline(always)]
-unsafe fn float_rows<S: Simd>(job: &Job<'_>, start: usize, end: usize, scratch: &mut Scratch) {
-    let (ty, k) = (job.w.ty, job.w.n_cols);
-    let row_bytes = job.w.row_bytes();
-    let width = k.next_multiple_of(LANES);
-    let block = row_block(width * size_of::<f32>(), job.x.n);
-    scratch.floats.resize((block * width).max(scratch.floats.len()), 0.0);
+unsafe fn floats<S: Simd, W: Float>(job: &Job<'_>, start: usize, end: usize) {
+    let mut col = 0;
+    while col < job.x.n {
+        // SAFETY: passed on.
+        let done = unsafe {
+            match job.x.n - col {
+                6.. if S::FLOAT_COLS >= 6 => float_columns::<S, W, 6>(job, start, end, col),
+                3.. => float_columns::<S, W, 3>(job, start, end, col),
+                _ => float_columns::<S, W, 1>(job, start, end, col),
+            }
+        };
+        col += done;
+    }
+}
+
+/// Rows `start..end` of a float matrix times `C` columns; returns `C`.
+#[inline(always)]
+unsafe fn float_columns<S: Simd, W: Float, const C: usize>(
+    job: &Job<'_>,
+    start: usize,
+    end: usize,
+    col: usize,
+) -> usize {
+    let (k, stride) = (job.w.n_cols, job.x.stride);
     let mut row = start;
     while row < end {
-        let n_rows = block.min(end - row);
-        for r in 0..n_rows {
-            let out = &mut scratch.floats[r * width..][..width];
-            out[k..].fill(0.0);
-            dequantize(ty, &job.w.data[(row + r) * row_bytes..][..row_bytes], &mut out[..k]);
-        }
-        for col in 0..job.x.n {
-            let x = &job.x.data[col * job.x.stride..][..width.min(job.x.stride)];
-            let mut r = 0;
-            while r < n_rows {
-                let weights = &scratch.floats[r * width..];
-                // SAFETY: passed on; the slices hold `R` rows and a column of `width` values.
-                unsafe {
-                    if n_rows - r >= TILE_ROWS {
-                        float_tile::<S, TILE_ROWS>(job, weights, x, width, row + r, col);
-                        r += TILE_ROWS;
-                    } else {
-                        float_tile::<S, 1>(job, weights, x, width, row + r, col);
-                        r += 1;
-                    }
+        // SAFETY: `matmul` asserted that rows and columns are there, with columns padded; this
+        // task owns its rows of `out`.
+        unsafe {
+            let w = job.w.data.as_ptr().add(row * k * W::TYPE.block_bytes());
+            let x = job.x.data.as_ptr().add(col * stride);
+            if end - row >= 4 {
+                let sums = float_rows::tile::<S, W, 4, C>(w, k, x, stride);
+                for (r, sums) in sums.iter().enumerate() {
+                    job.write(row + r, col, sums);
                 }
+                row += 4;
+            } else {
+                let [sums] = float_rows::tile::<S, W, 1, C>(w, k, x, stride);
+                job.write(row, col, &sums);
+                row += 1;
             }
         }
-        row += n_rows;
     }
+    C
 }
 
-#[inline(always)]
-unsafe fn float_tile<S: Simd, const R: usize>(
-    job: &Job<'_>,
-    weights: &[f32],
-    x: &[f32],
-    width: usize,
-    row: usize,
-    col: usize,
-) {
-    assert!(weights.len() >= R * width && x.len() >= width);
-    // SAFETY: the lengths are asserted; the rest is passed on.
-    unsafe {
-        let mut sums = [S::splat(0.0); R];
-        for k in (0..width).step_by(LANES) {
-            let x = S::load(x.as_ptr().add(k));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(S::load(weights.as_ptr().add(r * width + k)), x, *sum);
-            }
-        }
-        for (r, &sum) in sums.iter().enumerate() {
-            job.write(row + r, col, S::sum(sum));
+impl Job<'_> {
+    /// # Safety
+    /// No other thread writes these places.
+    #[inline(always)]
+    unsafe fn write(&self, row: usize, col: usize, sums: &[f32]) {
+        for (c, sum) in sums.iter().enumerate() {
+            let sum = self.bias.map_or(*sum, |bias| sum + bias[row]);
+            // SAFETY: the caller owns this place.
+            unsafe { self.out.write((col + c) * self.out_stride + row, sum) };
         }
     }
 }
 
-/// The kernel for a type under an instruction set.
-fn rows_fn(isa: Isa, ty: TensorType) -> RowsFn {
-    macro_rules! codes {
-        ($($name:ident),*) => {
-            match ty {
-                $(TensorType::$name => {
-                    #[derive(Clone, Copy)]
-                    struct Type;
-                    impl Format for Type {
-                        const TYPE: TensorType = TensorType::$name;
-                    }
-                    code_rows_fn::<Type>(isa)
-                })*
-                TensorType::F32 | TensorType::F16 | TensorType::BF16 => float_rows_fn(isa),
+/// The kernel for a quantised type under an instruction set.
+fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
+    macro_rules! of {
+        ($format:ident) => {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => panels_avx512::<$format>,
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => panels_avx2::<$format>,
+                _ => panels::<ScalarLanes, $format>,
             }
         };
     }
-    codes!(Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
+    with_format!(ty, of)
 }
 
-fn code_rows_fn<F: Format>(isa: Isa) -> RowsFn {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => code_rows_avx512::<F>,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => code_rows_avx2::<F>,
-        _ => code_rows::<Scalar, F>,
+/// The kernel for a float type under an instruction set.
+fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
+    fn of<W: Float>(isa: Isa) -> TaskFn {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => floats_avx512::<W>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => floats_avx2::<W>,
+            _ => floats::<Scalar, W>,
+        }
     }
-}
-
-fn float_rows_fn(isa: Isa) -> RowsFn {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx2 => float_rows_avx2,
-        _ => float_rows::<Scalar>,
+    match ty {
+        TensorType::F32 => of::<F32>(isa),
+        TensorType::F16 => of::<F16>(isa),
+        _ => of::<Bf16>(isa),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512bw,avx512vnni")]
-unsafe fn code_rows_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize, s: &mut Scratch) {
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { code_rows::<Avx512, F>(job, start, end, s) }
+    unsafe { panels::<Avx512Lanes, F>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn code_rows_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize, s: &mut Scratch) {
+unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { code_rows::<Avx2, F>(job, start, end, s) }
+    unsafe { panels::<Avx2Lanes, F>(job, start, end) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
+    // SAFETY: the features are on; the rest is passed on.
+    unsafe { floats::<Avx512, W>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_rows_avx2(job: &Job<'_>, start: usize, end: usize, s: &mut Scratch) {
+unsafe fn floats_avx2<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { float_rows::<Avx2>(job, start, end, s) }
+    unsafe { floats::<Avx2, W>(job, start, end) }
 }

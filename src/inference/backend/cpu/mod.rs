@@ -1,40 +1,45 @@
-//! The CPU backend: runs a plan operation by operation over the mapped model file.
+//! The CPU backend: runs a plan operation by operation.
 //!
-//! Weights stay where the file has them and are expanded on the fly, a few rows at a time
-//! ([`matmul`]); only vectors are kept as f32. Buffers are allocated once, for the largest batch.
-//! Results do not depend on the batch, the number of threads or the instruction set.
+//! Quantised matrices are packed into panels as they are loaded ([`weights`]), float ones stay
+//! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the
+//! largest batch. Results do not depend on the batch, the number of threads or the instruction set.
 
+mod acts;
 mod attention;
-mod chunk;
+mod float_rows;
 mod isa;
 mod kv_cache;
+mod lanes;
 mod lora;
 mod math;
 mod matmul;
 mod pages;
+mod panel;
+mod panel_kernel;
 mod pool;
 mod rowwise;
 mod shared;
 mod simd;
+#[cfg(test)]
+mod tests;
+mod weights;
 
 use std::sync::Arc;
 
 pub use isa::Isa;
 pub use kv_cache::KvType;
 
+use self::acts::{ActChunk, quantize_rows};
 use self::attention::Attention;
-use self::chunk::ActChunk;
 use self::kv_cache::KvCache;
 use self::lora::Lora;
-use self::matmul::{Matrix, matmul, needs_acts, quantize_rows};
+use self::matmul::{matmul, needs_acts};
 use self::pool::Pool;
 use self::rowwise::RowOp;
-use self::shared::{PerWorker, SharedMut};
-use super::{
-    AttentionSpec, BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId, WeightSpec,
-};
+use self::shared::SharedMut;
+use self::weights::Weights;
+use super::{AttentionSpec, BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId};
 use crate::inference::gguf::Gguf;
-use crate::inference::quant::{TensorType, dequantize};
 
 /// Values to which the rows of a buffer are padded with zeros.
 const STRIDE_LEN: usize = 32;
@@ -56,21 +61,6 @@ pub struct CpuConfig {
     pub isa: Isa,
 }
 
-/// A weight, checked against the file.
-enum Weight {
-    /// A vector, as f32.
-    Vector(Vec<f32>),
-    /// Rows of a tensor of the file.
-    Matrix {
-        tensor_idx: usize,
-        start: usize,
-        n_bytes: usize,
-        ty: TensorType,
-        n_rows: usize,
-        n_cols: usize,
-    },
-}
-
 /// A buffer of activations, `[rows, stride]`.
 struct Buf {
     data: Vec<f32>,
@@ -82,9 +72,8 @@ struct Buf {
 /// The backend.
 pub struct CpuBackend {
     plan: Plan,
-    gguf: Arc<Gguf>,
     config: CpuConfig,
-    weights: Vec<Weight>,
+    weights: Weights,
     bufs: Vec<Buf>,
     kv: KvCache,
     pool: Pool,
@@ -93,7 +82,6 @@ pub struct CpuBackend {
     acts_of: Option<BufId>,
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
-    matmul_scratch: PerWorker<matmul::Scratch>,
     attention: Attention,
     lora: Lora,
 }
@@ -104,23 +92,27 @@ impl CpuBackend {
     /// # Errors
     /// If a tensor is missing or has another shape, or memory or threads cannot be had.
     pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
-        let weights = plan.weights.iter().map(|w| bind(&gguf, w)).collect::<Result<_, _>>()?;
+        let mut pool = Pool::new(config.n_threads).map_err(BackendError::Threads)?;
+        let weights = Weights::new(&plan, gguf, config.isa, &mut pool)?;
         let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));
         Ok(CpuBackend {
             bufs: bufs.collect(),
             kv: KvCache::new(&plan, config.n_page, config.kv_type)?,
-            pool: Pool::new(config.n_threads).map_err(BackendError::Threads)?,
+            pool,
             acts: Vec::new(),
             acts_of: None,
             angles: vec![Vec::new(); plan.ropes.len()],
-            matmul_scratch: PerWorker::new(config.n_threads.max(1)),
             attention: Attention::new(config.n_threads.max(1)),
             lora: Lora::default(),
             weights,
             plan,
-            gguf,
             config,
         })
+    }
+
+    /// Bytes that the weights take in the form that is multiplied.
+    pub fn weight_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
+        Weights::n_bytes(plan, gguf)
     }
 
     /// Bytes that a page of the KV cache would take.
@@ -134,7 +126,7 @@ impl CpuBackend {
         let stride = |width: usize| width.next_multiple_of(STRIDE_LEN);
         let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
-        let acts = widest.div_ceil(chunk::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
+        let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
         bufs + acts + partials + config.n_threads * (1 << 20)
     }
@@ -149,6 +141,25 @@ impl CpuBackend {
     /// # Errors
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.plan.ops.len(), self.plan.output, batch)
+    }
+
+    /// Runs the plan up to the embeddings and returns those of the output rows,
+    /// `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::forward`].
+    pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        let (n_ops, buf) = self.plan.embedding;
+        self.run_to(n_ops, buf, batch)
+    }
+
+    fn run_to(
+        &mut self,
+        n_ops: usize,
+        output: BufId,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
         self.check_adapters(batch)?;
         if batch.outputs.len() > self.config.n_outputs {
@@ -156,11 +167,11 @@ impl CpuBackend {
         }
         self.acts_of = None;
         self.turn_angles(batch);
-        for op_idx in 0..self.plan.ops.len() {
+        for op_idx in 0..n_ops {
             self.run(self.plan.ops[op_idx], batch);
         }
-        let out = &self.bufs[self.plan.output.0];
-        let n = self.n_rows(self.plan.output, batch);
+        let out = &self.bufs[output.0];
+        let n = self.n_rows(output, batch);
         Ok((0..n).map(|i| &out.data[i * out.stride..][..out.width]).collect())
     }
 
@@ -223,7 +234,7 @@ impl CpuBackend {
         let mut row_buf = vec![0f32; width];
         let positions = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens);
         for (t, (pos, &token)) in positions.zip(batch.tokens).enumerate() {
-            self.table_row(table, index(pos, token), &mut row_buf);
+            self.weights.table_row(table, index(pos, token), &mut row_buf);
             let row = &mut data[t * stride..][..width];
             if replace {
                 row.copy_from_slice(&row_buf);
@@ -232,19 +243,6 @@ impl CpuBackend {
             }
         }
         self.bufs[out.0].data = data;
-    }
-
-    /// Row `idx` of a table; past its end, its last row (a caller bounds positions by the context).
-    fn table_row(&self, table: WeightId, idx: usize, out: &mut [f32]) {
-        match &self.weights[table.0] {
-            Weight::Vector(values) => out.copy_from_slice(values),
-            weight @ Weight::Matrix { .. } => {
-                let w = matrix(&self.gguf, weight);
-                let row_bytes = w.data.len() / w.n_rows;
-                let idx = idx.min(w.n_rows - 1);
-                dequantize(w.ty, &w.data[idx * row_bytes..][..row_bytes], out);
-            }
-        }
     }
 
     fn norm(&mut self, x: BufId, out: BufId, norm: Norm, batch: &Batch<'_>) {
@@ -259,8 +257,8 @@ impl CpuBackend {
             kind: norm.kind,
             eps: norm.eps,
             width: norm.width,
-            weight: vector(&self.weights, norm.weight),
-            bias: norm.bias.map(|b| vector(&self.weights, b)),
+            weight: self.weights.vector(norm.weight),
+            bias: norm.bias.map(|b| self.weights.vector(b)),
         };
         let (isa, buf) = (self.config.isa, &self.bufs[out.0]);
         let n = self.n_rows(out, batch);
@@ -303,18 +301,18 @@ impl CpuBackend {
         batch: &Batch<'_>,
     ) {
         let mut data = self.take(out);
-        let w = matrix(&self.gguf, &self.weights[weight.0]);
+        let w = self.weights.matrix(weight);
         let buf = &self.bufs[x.0];
         let n = self.n_rows(x, batch);
-        let rows = matmul::Rows { data: &buf.data, stride: buf.stride, n };
+        let rows = acts::Rows { data: &buf.data, stride: buf.stride, n };
         let isa = self.config.isa;
         if needs_acts(w.ty) && self.acts_of != Some(x) {
             quantize_rows(&mut self.pool, isa, rows, buf.width, &mut self.acts);
             self.acts_of = Some(x);
         }
-        let bias = bias.map(|b| vector(&self.weights, b));
-        let (scratch, stride) = (&self.matmul_scratch, self.bufs[out.0].stride);
-        matmul(&mut self.pool, isa, scratch, w, rows, &self.acts, bias, &mut data, stride);
+        let bias = bias.map(|b| self.weights.vector(b));
+        let stride = self.bufs[out.0].stride;
+        matmul(&mut self.pool, isa, w, rows, &self.acts, bias, &mut data, stride);
         self.adapt_product((x, weight), &mut data, stride, batch);
         self.bufs[out.0].data = data;
     }
@@ -358,7 +356,7 @@ impl CpuBackend {
         let n = batch.tokens.len();
         let rows = |buf: BufId| {
             let Buf { data, stride, .. } = &self.bufs[buf.0];
-            matmul::Rows { data, stride: *stride, n }
+            acts::Rows { data, stride: *stride, n }
         };
         self.kv.append(&mut self.pool, spec.layer_idx, batch.spans, rows(k), rows(v));
         let (pool, isa) = (&mut self.pool, self.config.isa);
@@ -387,52 +385,4 @@ fn n_rows_max(config: &CpuConfig, rows: Rows) -> usize {
 fn new_buf(config: &CpuConfig, width: usize, rows: Rows) -> Buf {
     let stride = width.next_multiple_of(STRIDE_LEN);
     Buf { data: vec![0.0; stride * n_rows_max(config, rows)], width, stride, rows }
-}
-
-/// Finds a weight in the file and checks its shape.
-fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
-    let found = gguf.tensors().iter().position(|t| t.name == spec.name);
-    let tensor_idx =
-        found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;
-    let info = &gguf.tensors()[tensor_idx];
-    let mut got = info.shape.clone();
-    while got.len() > spec.shape.len() && got.last() == Some(&1) {
-        got.pop();
-    }
-    if got != spec.shape {
-        let (name, expected) = (spec.name.clone(), spec.shape.clone());
-        return Err(BackendError::TensorShape { name, expected, got });
-    }
-    let bytes = gguf.bytes(info);
-    if spec.is_vector {
-        let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
-        dequantize(info.ty, bytes, &mut values);
-        return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
-    }
-    let row_bytes = bytes.len() / spec.shape[1] as usize;
-    Ok(Weight::Matrix {
-        tensor_idx,
-        start: spec.row_start * row_bytes,
-        n_bytes: spec.n_rows * row_bytes,
-        ty: info.ty,
-        n_rows: spec.n_rows,
-        n_cols: spec.n_cols,
-    })
-}
-
-fn vector(weights: &[Weight], id: WeightId) -> &[f32] {
-    match &weights[id.0] {
-        Weight::Vector(values) => values,
-        Weight::Matrix { .. } => unreachable!("the plan's shapes say which weights are vectors"),
-    }
-}
-
-fn matrix<'a>(gguf: &'a Gguf, weight: &'a Weight) -> Matrix<'a> {
-    match *weight {
-        Weight::Matrix { tensor_idx, start, n_bytes, ty, n_rows, n_cols } => {
-            let data = &gguf.bytes(&gguf.tensors()[tensor_idx])[start..][..n_bytes];
-            Matrix { ty, data, n_rows, n_cols }
-        }
-        Weight::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
-    }
 }

@@ -64,11 +64,15 @@ unsafe fn apply_with<S>(row: &mut [f32], op: RowOp<'_>) {
         }
         RowOp::Act(Activation::Silu) => row.iter_mut().for_each(|x| *x = math::silu(*x)),
         RowOp::Act(Activation::Gelu) => row.iter_mut().for_each(|x| *x = math::gelu(*x)),
+        RowOp::Act(Activation::Tanh) => row.iter_mut().for_each(|x| *x = math::tanh(*x)),
         RowOp::Glu(Activation::Silu, up) => {
             row.iter_mut().zip(up).for_each(|(x, u)| *x = math::silu(*x) * u);
         }
         RowOp::Glu(Activation::Gelu, up) => {
             row.iter_mut().zip(up).for_each(|(x, u)| *x = math::gelu(*x) * u);
+        }
+        RowOp::Glu(Activation::Tanh, up) => {
+            row.iter_mut().zip(up).for_each(|(x, u)| *x = math::tanh(*x) * u);
         }
         RowOp::Add(y) => row.iter_mut().zip(y).for_each(|(x, y)| *x += y),
         RowOp::Scale(factor) => row.iter_mut().for_each(|x| *x *= factor),
@@ -190,6 +194,7 @@ mod tests {
         let ops = [
             RowOp::Act(Activation::Silu),
             RowOp::Act(Activation::Gelu),
+            RowOp::Act(Activation::Tanh),
             RowOp::Glu(Activation::Silu, &y),
             RowOp::Add(&y),
             RowOp::Norm { kind: NormKind::Rms, eps: 1e-5, width: 37, weight: &weight, bias: None },

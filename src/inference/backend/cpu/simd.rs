@@ -1,4 +1,4 @@
-//! Eight lanes: the one vocabulary that every kernel of this backend is written in.
+//! Eight lanes of f32: the vocabulary of attention and of float matrices.
 //!
 //! A kernel is generic over [`Simd`]; [`Scalar`] is its plain twin and the oracle of the others.
 //! Every implementation does the same float operations in the same order, lane by lane, and every
@@ -10,7 +10,7 @@ use crate::inference::quant::f16_to_f32;
 /// Lanes of a vector.
 pub const LANES: usize = 8;
 
-/// Eight f32 lanes and the integer dot product of 32 codes.
+/// Eight f32 lanes.
 ///
 /// # Safety
 /// Callers run on a machine that has the instruction set, and pointers are readable (writable for
@@ -18,10 +18,10 @@ pub const LANES: usize = 8;
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
-    /// Columns of a tile: as many as leave its sums in registers.
-    const TILE_COLS: usize;
-    /// Thirty-two bytes.
-    type I: Copy;
+    /// Columns of a float tile of four rows: as many as leave its sums in registers.
+    const FLOAT_COLS: usize;
+    /// Rows that a tile sums at once: as many as leave its sums in registers.
+    const TILE_ROWS: usize;
 
     /// `[x; 8]`
     unsafe fn splat(x: f32) -> Self::F;
@@ -29,19 +29,14 @@ pub unsafe trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     /// Eight f16 values from `p`, widened exactly.
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Eight bf16 values from `p`, widened exactly.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Eight values to `p`.
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a * b`
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// `p[0]` in lanes 0 to 3, `p[1]` in lanes 4 to 7.
-    unsafe fn load_pair(p: *const f32) -> Self::F;
-    /// 32 bytes from `p`.
-    unsafe fn load_codes(p: *const u8) -> Self::I;
-    /// Lane `j` is the sum of `w[k] * a[k]` over `k = 4j..4j+4`; `a` is signed within +-127, `w`
-    /// signed if `SIGNED`, else unsigned and at most 127.
-    unsafe fn dot<const SIGNED: bool>(w: Self::I, a: Self::I) -> Self::F;
 
     /// `((l0+l4) + (l2+l6)) + ((l1+l5) + (l3+l7))`
     #[inline(always)]
@@ -60,8 +55,8 @@ pub struct Scalar;
 // SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
-    const TILE_COLS: usize = 2;
-    type I = [u8; 32];
+    const FLOAT_COLS: usize = 3;
+    const TILE_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -78,6 +73,12 @@ unsafe impl Simd for Scalar {
         unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
     }
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: the caller vouches for eight readable values.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(b) << 16))
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
         // SAFETY: the caller vouches for eight writable values.
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
@@ -89,26 +90,6 @@ unsafe impl Simd for Scalar {
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|j| a[j].mul_add(b[j], c[j]))
-    }
-    #[inline(always)]
-    unsafe fn load_pair(p: *const f32) -> Self::F {
-        // SAFETY: the caller vouches for two readable values.
-        let [low, high] = unsafe { p.cast::<[f32; 2]>().read_unaligned() };
-        [low, low, low, low, high, high, high, high]
-    }
-    #[inline(always)]
-    unsafe fn load_codes(p: *const u8) -> Self::I {
-        // SAFETY: the caller vouches for 32 readable bytes.
-        unsafe { p.cast::<Self::I>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn dot<const SIGNED: bool>(w: Self::I, a: Self::I) -> Self::F {
-        let weight = |k: usize| {
-            if SIGNED { i32::from(w[k] as i8) } else { i32::from(w[k]) }
-        };
-        std::array::from_fn(|j| {
-            (4 * j..4 * j + 4).map(|k| weight(k) * i32::from(a[k] as i8)).sum::<i32>() as f32
-        })
     }
 }
 
@@ -131,7 +112,6 @@ mod x86 {
     macro_rules! ymm_ops {
         () => {
             type F = __m256;
-            type I = __m256i;
 
             #[inline(always)]
             unsafe fn splat(x: f32) -> __m256 {
@@ -150,6 +130,14 @@ mod x86 {
                 unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
             }
             #[inline(always)]
+            unsafe fn load_bf16(p: *const u16) -> __m256 {
+                // SAFETY: as above.
+                unsafe {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                }
+            }
+            #[inline(always)]
             unsafe fn store(p: *mut f32, x: __m256) {
                 // SAFETY: as above.
                 unsafe { _mm256_storeu_ps(p, x) }
@@ -164,61 +152,21 @@ mod x86 {
                 // SAFETY: as above.
                 unsafe { _mm256_fmadd_ps(a, b, c) }
             }
-            #[inline(always)]
-            unsafe fn load_pair(p: *const f32) -> __m256 {
-                // SAFETY: as above; the eight bytes may be unaligned.
-                unsafe {
-                    let pair = _mm256_castpd_ps(_mm256_set1_pd(p.cast::<f64>().read_unaligned()));
-                    _mm256_permutevar_ps(pair, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
-                }
-            }
-            #[inline(always)]
-            unsafe fn load_codes(p: *const u8) -> __m256i {
-                // SAFETY: as above.
-                unsafe { _mm256_loadu_si256(p.cast()) }
-            }
         };
     }
 
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
-        const TILE_COLS: usize = 2;
-
-        #[inline(always)]
-        unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
-            // Codes are at most 127 and |w| at most 128, so a 16-bit pair sum is at most 32,512:
-            // `maddubs` cannot saturate. A negative weight lends its sign to the activation.
-            // SAFETY: the caller enabled AVX2.
-            unsafe {
-                let pairs = if SIGNED {
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-                } else {
-                    _mm256_maddubs_epi16(w, a)
-                };
-                _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            }
-        }
+        const FLOAT_COLS: usize = 3;
+        const TILE_ROWS: usize = 2;
     }
 
-    // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA, F16C,
-    // AVX-512VL and AVX-512 VNNI.
+    // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
-        const TILE_COLS: usize = 4;
-
-        #[inline(always)]
-        unsafe fn dot<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256 {
-            // SAFETY: the caller enabled AVX-512VL and AVX-512 VNNI.
-            unsafe {
-                let zero = _mm256_setzero_si256();
-                _mm256_cvtepi32_ps(if SIGNED {
-                    _mm256_dpbusd_epi32(zero, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-                } else {
-                    _mm256_dpbusd_epi32(zero, w, a)
-                })
-            }
-        }
+        const FLOAT_COLS: usize = 6;
+        const TILE_ROWS: usize = 4;
     }
 }
 

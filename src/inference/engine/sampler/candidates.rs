@@ -4,6 +4,7 @@
 //! The order of the list means something: it is the order in which the final draw walks, and it
 //! decides between equal logits. So each step moves candidates exactly as llama.cpp does.
 
+use super::probs::TokenLogProb;
 use super::sort;
 use crate::inference::tokenizer::TokenId;
 
@@ -95,6 +96,21 @@ impl Candidates {
         for c in &mut self.list {
             c.p /= sum;
         }
+    }
+
+    /// Log probability of `token` and of the `n_top` likeliest candidates, falling, without those
+    /// that are impossible.
+    pub fn log_probs(&self, token: TokenId, n_top: usize) -> TokenLogProb {
+        let max = self.max_logit();
+        let sum: f64 = self.list.iter().map(|c| f64::from(c.logit - max).exp()).sum();
+        let log_prob = |c: &Candidate| (f64::from(c.logit - max) - sum.ln()) as f32;
+        let mut top: Vec<(TokenId, f32)> = self.list.iter().map(|c| (c.id, log_prob(c))).collect();
+        top.retain(|(_, log_prob)| log_prob.exp() > 0.0);
+        top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let logprob = top.iter().find(|(id, _)| *id == token);
+        let logprob = logprob.map_or(f32::NEG_INFINITY, |(_, log_prob)| *log_prob);
+        top.truncate(n_top);
+        TokenLogProb { logprob, top }
     }
 
     /// The highest logit.

@@ -127,6 +127,12 @@ impl Sampler {
         candidates.list[pick].id
     }
 
+    /// Log probability of `token` and of the `n_top` likeliest tokens in the list that the last
+    /// draw was made from. Impossible tokens are not listed.
+    pub fn last_log_probs(&self, token: TokenId, n_top: usize) -> TokenLogProb {
+        self.candidates.log_probs(token, n_top)
+    }
+
     /// Remembers a token of the text, from the prompt or sampled. Unknown tokens are ignored.
     pub fn accept(&mut self, token: TokenId) {
         if token as usize >= self.n_vocab {

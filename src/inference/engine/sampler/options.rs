@@ -29,6 +29,20 @@ pub enum SamplerError {
     Vocabulary { n_vocab: usize },
 }
 
+impl SamplerError {
+    /// The option at fault, if one is.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            SamplerError::OutOfRange { field, .. } | SamplerError::TooMany { field, .. } => {
+                Some(field)
+            }
+            SamplerError::BiasToken { .. } => Some("logit_bias"),
+            SamplerError::UnknownSampler { .. } => Some("samplers"),
+            SamplerError::Vocabulary { .. } => None,
+        }
+    }
+}
+
 /// A step of the chain, by the name that llama.cpp's `--samplers` uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -116,7 +116,7 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_COLS => {
+            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_ROWS => {
                 // SAFETY: passed on.
                 unsafe {
                     widen::<S>(keys, wide_keys);
@@ -291,7 +291,7 @@ unsafe fn add_page_of<S: Simd, T: Element>(
 /// which no vector operation is inlined.)
 #[inline(always)]
 fn tile_of<S: Simd>(left: usize) -> usize {
-    match left.min(S::TILE_COLS) {
+    match left.min(S::TILE_ROWS) {
         4.. => 4,
         2.. => 2,
         _ => 1,

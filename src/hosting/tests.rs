@@ -1,0 +1,86 @@
+//! Models come and go as they are asked for.
+
+use super::*;
+
+fn entry(name: &str) -> ModelEntry {
+    let load = LoadOptions { n_ctx: Some(256), n_threads: Some(1), ..LoadOptions::default() };
+    ModelEntry {
+        name: name.to_owned(),
+        aliases: vec![format!("{name}-alias")],
+        source: ModelSource::Embedded,
+        load,
+        engine: EngineOptions::default(),
+        sampler: SamplerOptions::default(),
+        keep_alive: Some(Duration::from_secs(300)),
+    }
+}
+
+fn host(names: &[&str], memory_max_bytes: u64) -> Host {
+    let entries = names.iter().map(|name| entry(name)).collect();
+    let find: Finder = Box::new(|name| (name == "found").then(|| entry("found")));
+    Host::new(entries, memory_max_bytes, find, Arc::new(|reason| panic!("{reason}")))
+}
+
+fn loaded(host: &Host) -> Vec<String> {
+    host.engines().into_iter().map(|(name, _)| name).collect()
+}
+
+/// Memory for one of the models but not for two.
+async fn room_for_one() -> u64 {
+    let host = host(&["a"], u64::MAX);
+    host.lease(None).await.unwrap().info().memory_plan().needed_bytes() * 3 / 2
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_when_it_is_asked_for() {
+    let host = host(&["a", "b"], u64::MAX);
+    assert!(loaded(&host).is_empty());
+    assert_eq!(host.lease(None).await.unwrap().name(), "a");
+    assert_eq!(host.lease(Some("b-alias")).await.unwrap().name(), "b");
+    assert_eq!(host.lease(Some("found")).await.unwrap().name(), "found");
+    assert_eq!(loaded(&host), ["a", "b", "found"]);
+    let error = host.lease(Some("c")).await.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("\"c\"") && error.contains("a, b, found"), "{error}");
+}
+
+#[tokio::test]
+async fn an_idle_model_makes_room_and_a_busy_one_is_waited_for() {
+    let host = host(&["a", "b"], room_for_one().await);
+    let lease = host.lease(Some("a")).await.unwrap();
+    let other = host.clone();
+    let waiting = tokio::spawn(async move { other.lease(Some("b")).await.map(|_| ()) });
+    tokio::task::yield_now().await;
+    assert_eq!(loaded(&host), ["a"], "a busy model stays");
+    drop(lease);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(loaded(&host), ["b"]);
+}
+
+#[tokio::test]
+async fn what_cannot_fit_is_refused_with_what_is_missing() {
+    let host = host(&["a"], 50 << 20);
+    let error = host.lease(None).await.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("too few"), "{error}");
+}
+
+#[tokio::test]
+async fn an_idle_model_is_unloaded_after_its_time() {
+    let host = host(&["a"], u64::MAX);
+    let lease = host.lease(None).await.unwrap();
+    host.keep_alive("a", Duration::ZERO);
+    assert_eq!(loaded(&host), ["a"], "in use");
+    drop(lease);
+    host.sweep();
+    assert!(loaded(&host).is_empty());
+    drop(host.lease(None).await.unwrap());
+    host.sweep();
+    assert_eq!(loaded(&host), ["a"], "its own keep-alive holds again");
+}
+
+#[tokio::test]
+async fn a_stopped_host_gives_no_leases() {
+    let host = host(&["a"], u64::MAX);
+    drop(host.lease(None).await.unwrap());
+    host.stop(Duration::ZERO);
+    assert!(matches!(host.lease(None).await.map(|_| ()), Err(HostError::Stopping)));
+}

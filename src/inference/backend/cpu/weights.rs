@@ -1,0 +1,222 @@
+//! The weights of a plan: vectors as f32, float matrices as the file has them, quantised ones in
+//! panels.
+//!
+//! Packing streams: a few megabytes of the file are read, packed by all threads, and their pages
+//! given back, so memory peaks at the model plus one such step. A table that is only looked up row
+//! by row stays in the file; one that is multiplied as well (a tied output) is in both, and of the
+//! file only the rows that are looked up come to memory.
+
+use std::sync::Arc;
+
+use memmap2::MmapMut;
+
+use super::isa::Isa;
+use super::matmul::{Matrix, needs_acts, panel_bytes};
+use super::panel::{self, PANEL_ROWS};
+use super::pool::Pool;
+use super::shared::SharedMut;
+use crate::inference::backend::{BackendError, Op, Plan, WeightId, WeightSpec};
+use crate::inference::gguf::Gguf;
+use crate::inference::quant::{TensorType, dequantize};
+
+/// Bytes of a file that are packed between two times that pages are given back.
+const STEP_BYTES: usize = 8 << 20;
+
+/// The weights of a plan.
+pub struct Weights {
+    gguf: Arc<Gguf>,
+    items: Vec<Weight>,
+    panels: MmapMut,
+}
+
+/// A weight, checked against the file.
+enum Weight {
+    /// A vector, as f32.
+    Vector(Vec<f32>),
+    /// Rows of a tensor of the file.
+    Matrix(Stored),
+}
+
+/// Where a matrix is.
+#[derive(Clone, Copy)]
+struct Stored {
+    tensor_idx: usize,
+    /// Its rows in the tensor's bytes.
+    start: usize,
+    n_bytes: usize,
+    ty: TensorType,
+    n_rows: usize,
+    n_cols: usize,
+    /// Where its panels begin.
+    panels: Option<usize>,
+}
+
+impl Stored {
+    fn row_bytes(&self) -> usize {
+        self.n_bytes / self.n_rows
+    }
+
+    fn panels_bytes(&self) -> usize {
+        self.n_rows.div_ceil(PANEL_ROWS) * panel_bytes(self.ty, self.n_cols)
+    }
+}
+
+impl Weights {
+    /// Finds the plan's weights in the file and packs what is multiplied.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape, or the memory cannot be had.
+    pub fn new(
+        plan: &Plan,
+        gguf: Arc<Gguf>,
+        isa: Isa,
+        pool: &mut Pool,
+    ) -> Result<Weights, BackendError> {
+        let items = plan.weights.iter().map(|spec| bind(&gguf, spec));
+        let mut items = items.collect::<Result<Vec<_>, _>>()?;
+        let mut n_bytes = 0;
+        for (item, is_multiplied) in items.iter_mut().zip(multiplied(plan)) {
+            if let Weight::Matrix(stored) = item
+                && is_multiplied
+                && needs_acts(stored.ty)
+            {
+                stored.panels = Some(n_bytes);
+                n_bytes += stored.panels_bytes();
+            }
+        }
+        let refused = |_| BackendError::Memory { what: "the weights", bytes: n_bytes };
+        let mut panels = MmapMut::map_anon(n_bytes.max(1)).map_err(refused)?;
+        // Large pages save address lookups in decode; without them everything works as well.
+        #[cfg(target_os = "linux")]
+        let _ = panels.advise(memmap2::Advice::HugePage);
+        for item in &items {
+            if let Weight::Matrix(stored @ Stored { panels: Some(start), .. }) = item {
+                pack(&gguf, stored, isa, pool, &mut panels[*start..][..stored.panels_bytes()]);
+            }
+        }
+        Ok(Weights { gguf, items, panels })
+    }
+
+    /// Bytes that the weights of a plan take, file and panels together.
+    pub fn n_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
+        let mut n_bytes = gguf.file_bytes();
+        for (spec, is_multiplied) in plan.weights.iter().zip(multiplied(plan)) {
+            if let Ok(Weight::Matrix(stored)) = bind(gguf, spec)
+                && is_multiplied
+                && needs_acts(stored.ty)
+            {
+                n_bytes += stored.panels_bytes() as u64;
+                n_bytes -= (stored.n_bytes as u64).min(n_bytes);
+            }
+        }
+        n_bytes
+    }
+
+    /// A vector.
+    pub fn vector(&self, id: WeightId) -> &[f32] {
+        match &self.items[id.0] {
+            Weight::Vector(values) => values,
+            Weight::Matrix(_) => unreachable!("the plan's shapes say which weights are vectors"),
+        }
+    }
+
+    /// A matrix that is multiplied.
+    pub fn matrix(&self, id: WeightId) -> Matrix<'_> {
+        match &self.items[id.0] {
+            Weight::Matrix(stored) => {
+                let Stored { ty, n_rows, n_cols, .. } = *stored;
+                let data = match stored.panels {
+                    Some(start) => &self.panels[start..][..stored.panels_bytes()],
+                    None => rows(&self.gguf, stored),
+                };
+                Matrix { ty, data, n_rows, n_cols }
+            }
+            Weight::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
+        }
+    }
+
+    /// Row `idx` of a table; past its end, its last row (a caller bounds positions by the context).
+    pub fn table_row(&self, id: WeightId, idx: usize, out: &mut [f32]) {
+        match &self.items[id.0] {
+            Weight::Vector(values) => out.copy_from_slice(values),
+            Weight::Matrix(stored) => {
+                let row_bytes = stored.row_bytes();
+                let idx = idx.min(stored.n_rows - 1);
+                let row = &rows(&self.gguf, stored)[idx * row_bytes..][..row_bytes];
+                dequantize(stored.ty, row, out);
+            }
+        }
+    }
+}
+
+/// Which weights of a plan are multiplied, rather than added or looked up.
+fn multiplied(plan: &Plan) -> Vec<bool> {
+    let mut multiplied = vec![false; plan.weights.len()];
+    for op in &plan.ops {
+        if let Op::MatMul { weight, .. } = op {
+            multiplied[weight.0] = true;
+        }
+    }
+    multiplied
+}
+
+/// The rows of a matrix as the file has them.
+fn rows<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
+    &gguf.bytes(&gguf.tensors()[stored.tensor_idx])[stored.start..][..stored.n_bytes]
+}
+
+/// Packs a matrix, giving back the file's pages on the way.
+fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8]) {
+    let src = rows(gguf, stored);
+    let src_bytes = PANEL_ROWS * stored.row_bytes();
+    let out_bytes = panel_bytes(stored.ty, stored.n_cols);
+    let n_panel = stored.n_rows.div_ceil(PANEL_ROWS);
+    let step = (STEP_BYTES / src_bytes).max(1);
+    let out = SharedMut::new(out);
+    for start in (0..n_panel).step_by(step) {
+        pool.run(step.min(n_panel - start), &|i, _| {
+            let src = &src[(start + i) * src_bytes..];
+            let src = &src[..src_bytes.min(src.len())];
+            // SAFETY: each task owns its panel.
+            let panel = unsafe { out.slice((start + i) * out_bytes, out_bytes) };
+            panel::pack(isa, stored.ty, src, stored.n_cols / 32, panel);
+        });
+        let end = stored.n_bytes.min((start + step) * src_bytes);
+        let range = stored.start + start * src_bytes..stored.start + end;
+        gguf.release(&gguf.tensors()[stored.tensor_idx], range);
+    }
+}
+
+/// Finds a weight in the file and checks its shape.
+fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
+    let found = gguf.tensors().iter().position(|t| t.name == spec.name);
+    let tensor_idx =
+        found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;
+    let info = &gguf.tensors()[tensor_idx];
+    let mut got = info.shape.clone();
+    while got.len() > spec.shape.len() && got.last() == Some(&1) {
+        got.pop();
+    }
+    // A matrix of one row may stand in the file as a vector.
+    got.resize(got.len().max(spec.shape.len()), 1);
+    if got != spec.shape {
+        let (name, expected) = (spec.name.clone(), spec.shape.clone());
+        return Err(BackendError::TensorShape { name, expected, got });
+    }
+    let bytes = gguf.bytes(info);
+    if spec.is_vector {
+        let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
+        dequantize(info.ty, bytes, &mut values);
+        return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
+    }
+    let row_bytes = bytes.len() / spec.shape[1] as usize;
+    Ok(Weight::Matrix(Stored {
+        tensor_idx,
+        start: spec.row_start * row_bytes,
+        n_bytes: spec.n_rows * row_bytes,
+        ty: info.ty,
+        n_rows: spec.n_rows,
+        n_cols: spec.n_cols,
+        panels: None,
+    }))
+}

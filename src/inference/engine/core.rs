@@ -1,0 +1,599 @@
+//! The engine's core: one step after another over everything that runs.
+//!
+//! ```text
+//! step   1 those whose caller left or whose time is up end
+//!        2 guesses (draft), then scheduler::schedule: who has a place, what goes through the model
+//!        3 a place: pages found in the prefix cache are shared, a part of one is copied
+//!        4 one batch through the model
+//!        5 each output row: the sequence's own sampler picks; guesses count while it picks them
+//! ```
+//!
+//! Pages never run short: a place may hold as many as its context needs, there are that many for
+//! every place, and what only the prefix cache holds can be had back at any time.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::event::{Event, Finish};
+use super::handle::{Command, SlotView, Submitted};
+use super::pace::Pace;
+use super::pages::PagePool;
+use super::prefix_cache::{PrefixCache, Scope};
+use super::runner::Runner;
+use super::scheduler::{SequenceId, StepLimits, Work, schedule};
+use super::sequence::{Group, Sequence, Since};
+use super::stats::{RequestTimeline, StatsCell};
+use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx, Span};
+use crate::inference::grammar::Matcher;
+use crate::inference::tokenizer::TokenId;
+
+/// What a slot's last sequence left behind.
+#[derive(Clone, Default)]
+pub(super) struct SlotState {
+    pub tokens: Vec<TokenId>,
+    pub scope: Scope,
+}
+
+/// What a step came to for a sequence that had output rows.
+struct Pick {
+    /// Its place among the sequences.
+    i: usize,
+    end: Result<Option<Finish>, EngineError>,
+    n_accepted: usize,
+}
+
+/// Everything that the engine thread owns.
+pub(super) struct Core {
+    pub info: Arc<ModelInfo>,
+    pub runner: Box<dyn Runner>,
+    options: EngineOptions,
+    stats: Arc<StatsCell>,
+    pub pool: PagePool,
+    pub cache: PrefixCache,
+    sequences: Vec<Sequence>,
+    /// Commands that wait for pages which sequences hold.
+    deferred: Vec<Command>,
+    pub slots: Vec<SlotState>,
+    pace: Pace,
+    started: Instant,
+    next_id: SequenceId,
+    /// A row of logits, to be changed by its sequence.
+    row: Vec<f32>,
+}
+
+/// Refuses what cannot be run as it is.
+pub(super) fn check(
+    request: &Request,
+    info: &ModelInfo,
+    options: &EngineOptions,
+) -> Result<(), EngineError> {
+    if !info.hparams.arch.causal {
+        return Err(super::InferenceError::NotGenerative.into());
+    }
+    let (n_prompt, n_ctx) = (request.prompt.len(), info.n_ctx);
+    if n_prompt == 0 {
+        return Err(super::InferenceError::PromptEmpty.into());
+    }
+    if n_prompt >= n_ctx {
+        return Err(super::InferenceError::PromptTooLong { n_prompt, n_ctx }.into());
+    }
+    if request.n == 0 || request.n > options.n_answer_max {
+        return Err(EngineError::Answers { got: request.n, max: options.n_answer_max });
+    }
+    let n_adapter = info.adapters.len();
+    if let Some(&(adapter, _)) = request.adapters.iter().find(|(i, _)| *i >= n_adapter) {
+        return Err(EngineError::Adapter { adapter, n_adapter });
+    }
+    let n_vocab = info.hparams.n_vocab;
+    if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= n_vocab) {
+        return Err(EngineError::Token { token, n_vocab });
+    }
+    Ok(())
+}
+
+impl Core {
+    pub fn new(model: Model, options: EngineOptions, stats: Arc<StatsCell>) -> Core {
+        let (info, runner) = model.into_parts();
+        stats.update(|stats| stats.n_page = info.n_page);
+        Core {
+            pool: PagePool::new(info.n_page),
+            cache: PrefixCache::default(),
+            sequences: Vec::new(),
+            deferred: Vec::new(),
+            slots: vec![SlotState::default(); options.n_parallel],
+            pace: Pace::new(options.itl_budget, info.n_batch),
+            started: Instant::now(),
+            next_id: 0,
+            row: vec![0.0; info.hparams.n_vocab],
+            info,
+            runner,
+            options,
+            stats,
+        }
+    }
+
+    /// Whether a step would do anything.
+    pub fn has_work(&self) -> bool {
+        !self.sequences.is_empty() || !self.deferred.is_empty()
+    }
+
+    /// Takes a request.
+    pub fn submit(&mut self, submitted: Submitted) {
+        let Submitted { request, matcher, sender, arrived } = submitted;
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let scope = Scope {
+            tenant: request.is_cache_private.then_some(request.tenant.0),
+            adapters: request.adapters.iter().map(|&(i, s)| (i, s.to_bits())).collect(),
+        };
+        let arrived_unix_ms = unix.as_millis() as u64;
+        let adapters = request.adapters.iter().map(|&(i, s)| (i as AdapterIdx, s)).collect();
+        let group = Group { arrived_unix_ms, request, sender, arrived, scope, adapters };
+        self.stats.update(|stats| stats.requests_total += 1);
+        let group = Arc::new(group);
+        match self.sequences_of(&group, matcher.as_ref()) {
+            Ok(sequences) => self.sequences.extend(sequences),
+            Err(error) => self.fail(&group, error),
+        }
+        self.gauge();
+    }
+
+    fn sequences_of(
+        &mut self,
+        group: &Arc<Group>,
+        matcher: Option<&Matcher>,
+    ) -> Result<Vec<Sequence>, EngineError> {
+        let request = &group.request;
+        let arrived_ms = group.arrived.saturating_duration_since(self.started).as_millis() as u64;
+        let leader = self.next_id;
+        let mut sequences = Vec::with_capacity(request.n);
+        for answer_idx in 0..request.n {
+            let id = self.next_id;
+            self.next_id += 1;
+            let (group, matcher) = (Arc::clone(group), matcher.cloned());
+            let mut sequence =
+                Sequence::new(id, group, answer_idx, arrived_ms, &self.info, matcher)?;
+            sequence.leader = (answer_idx > 0 && request.uses_cache).then_some(leader);
+            sequences.push(sequence);
+        }
+        Ok(sequences)
+    }
+
+    /// One step over everything that runs.
+    pub fn step(&mut self) {
+        self.end_those_who_should();
+        std::mem::take(&mut self.deferred).into_iter().for_each(|command| self.obey(command));
+        let n_ctx = self.info.n_ctx;
+        self.sequences.iter_mut().for_each(|sequence| sequence.guess(n_ctx));
+        let views: Vec<_> = self.sequences.iter().map(Sequence::view).collect();
+        let step = schedule(&views, &self.limits());
+        step.preempt.iter().for_each(|&id| self.preempt(id));
+        step.admit.iter().for_each(|&id| self.admit(id));
+        let work: Vec<Work> = step.work.iter().map(|&work| self.fit(work)).collect();
+        if !work.is_empty() {
+            self.run(&work);
+        }
+        self.gauge();
+    }
+
+    /// Ends everything that still runs or waits.
+    pub fn abandon(&mut self) {
+        for sequence in std::mem::take(&mut self.sequences) {
+            sequence.group.sender.push(Event::Failed(Arc::new(EngineError::Stopping)));
+            self.release(sequence);
+        }
+        self.gauge();
+    }
+
+    fn limits(&self) -> StepLimits {
+        StepLimits {
+            n_parallel: self.options.n_parallel,
+            n_tenant_max: self.options.n_tenant_max,
+            n_batch: self.info.n_batch,
+            n_outputs: self.info.n_outputs,
+            n_chunk: self.pace.n_chunk(),
+            prefill_token_us: self.pace.prefill_token_us(),
+        }
+    }
+
+    fn index(&self, id: SequenceId) -> usize {
+        let found = self.sequences.iter().position(|sequence| sequence.id == id);
+        found.expect("the scheduler names sequences that it was shown")
+    }
+
+    fn end_those_who_should(&mut self) {
+        let mut i = 0;
+        while i < self.sequences.len() {
+            let sequence = &self.sequences[i];
+            if sequence.group.sender.is_canceled() {
+                self.finish(i, Finish::Canceled);
+            } else if sequence.is_late() {
+                self.finish(i, Finish::TimeUp);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    /// Gives a sequence a place and what the prefix cache has of its tokens.
+    fn admit(&mut self, id: SequenceId) {
+        let i = self.index(id);
+        let now = Instant::now();
+        let used = |slot: usize| self.sequences.iter().any(|s| s.slot_idx == Some(slot));
+        let free: Vec<usize> = (0..self.slots.len()).filter(|&slot| !used(slot)).collect();
+        // The place whose last sequence began alike, as llama.cpp's clients expect.
+        let same = |slot: &usize| {
+            let (old, new) = (&self.slots[*slot].tokens, &self.sequences[i].tokens);
+            old.iter().zip(new).take_while(|(a, b)| a == b).count()
+        };
+        let asked = self.sequences[i].group.request.slot_idx.filter(|slot| free.contains(slot));
+        let slot_idx = asked.or_else(|| free.iter().copied().rev().max_by_key(same));
+        let sequence = &mut self.sequences[i];
+        sequence.slot_idx = slot_idx;
+        sequence.timings.slot_idx = slot_idx.unwrap_or_default();
+        sequence.admit(now);
+        if sequence.group.request.uses_cache {
+            // The last token runs again in any case: its logits are not kept.
+            let n = sequence.tokens.len() - 1;
+            let scope = sequence.group.scope.clone();
+            let found = self.cache.find(&mut self.pool, &scope, &sequence.tokens[..n]);
+            sequence.n_kv = found.n_tokens();
+            sequence.pages = found.pages;
+            if let Some((page, _)) = found.partial {
+                // Held while room is made for its copy.
+                self.pool.retain(page);
+                let copy = self.new_page();
+                let copied = self.runner.copy_page(page, copy);
+                self.pool.release(page);
+                self.sequences[i].pages.push(copy);
+                copied.expect("pages of the pool are pages of the cache");
+            }
+        }
+        let sequence = &mut self.sequences[i];
+        if sequence.timings.n_generated == 0 {
+            sequence.timings.n_cached = sequence.n_kv;
+        }
+        let queued_s = sequence.timings.queued_ms / 1e3;
+        let n_cached = sequence.n_kv as u64;
+        self.stats.admitted(queued_s);
+        self.stats.update(|stats| stats.cached_tokens_total += n_cached);
+    }
+
+    fn preempt(&mut self, id: SequenceId) {
+        let i = self.index(id);
+        self.keep(i);
+        let sequence = &mut self.sequences[i];
+        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        sequence.n_kv = 0;
+        sequence.slot_idx = None;
+        self.stats.update(|stats| stats.preempted_total += 1);
+    }
+
+    /// A free page; the prefix cache gives one up if need be.
+    pub fn new_page(&mut self) -> PageIdx {
+        loop {
+            if let Some(page) = self.pool.alloc() {
+                return page;
+            }
+            assert!(
+                self.cache.evict(&mut self.pool),
+                "every place has pages for its whole context, and the cache gives up the rest"
+            );
+        }
+    }
+
+    /// Notes what a sequence has in its pages in the prefix cache.
+    fn keep(&mut self, i: usize) {
+        let sequence = &self.sequences[i];
+        if sequence.group.request.uses_cache {
+            let (tokens, pages) = (&sequence.tokens[..sequence.n_kv], &sequence.pages);
+            self.cache.insert(&mut self.pool, &sequence.group.scope, tokens, pages);
+        }
+    }
+
+    /// Cuts work to what a sequence's step really holds, and gets the pages for it.
+    fn fit(&mut self, work: Work) -> Work {
+        let i = self.index(work.id);
+        let n_todo = self.sequences[i].tokens.len() - self.sequences[i].n_kv;
+        // What the cache had is not done again.
+        let n_tokens = work.n_tokens.min(n_todo);
+        let end = self.sequences[i].n_kv + n_tokens + work.n_draft;
+        while self.sequences[i].pages.len() < end.div_ceil(PAGE_LEN) {
+            let page = self.new_page();
+            self.sequences[i].pages.push(page);
+        }
+        Work { n_tokens, ..work }
+    }
+
+    /// Runs one batch and hands each sequence its rows.
+    fn run(&mut self, work: &[Work]) {
+        let started = Instant::now();
+        let indices: Vec<usize> = work.iter().map(|work| self.index(work.id)).collect();
+        let (mut tokens, mut outputs, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        for (work, &i) in work.iter().zip(&indices) {
+            let sequence = &self.sequences[i];
+            tokens.extend_from_slice(&sequence.tokens[sequence.n_kv..][..work.n_tokens]);
+            let is_ready = sequence.n_kv + work.n_tokens == sequence.tokens.len();
+            let n_draft = if is_ready { work.n_draft } else { 0 };
+            if is_ready && sequence.group.request.n_predict != Some(0) {
+                let last = tokens.len() as u32 - 1;
+                outputs.extend(last..=last + n_draft as u32);
+                owners.extend((0..=n_draft).map(|_| i));
+            }
+            tokens.extend_from_slice(&sequence.draft[..n_draft]);
+        }
+        let spans: Vec<Span<'_>> = work
+            .iter()
+            .zip(&indices)
+            .map(|(work, &i)| Span {
+                pages: &self.sequences[i].pages,
+                pos: self.sequences[i].n_kv,
+                n_tokens: work.n_tokens + work.n_draft,
+                adapters: &self.sequences[i].group.adapters,
+            })
+            .collect();
+        let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
+        let rows = match self.runner.forward(&batch) {
+            Ok(rows) => rows,
+            Err(error) => return self.fail_all(&error),
+        };
+        let mut picks: Vec<Pick> = Vec::new();
+        let mut row_idx = 0;
+        while row_idx < rows.len() {
+            let i = owners[row_idx];
+            let n_rows = owners[row_idx..].iter().take_while(|&&owner| owner == i).count();
+            let sequence = &mut self.sequences[i];
+            let rows = &rows[row_idx..row_idx + n_rows];
+            let result = pick_rows(sequence, &self.info, &self.stats, rows, &mut self.row);
+            let (end, n_accepted) = match result {
+                Ok((end, n)) => (Ok(end), n),
+                Err(error) => (Err(error), 0),
+            };
+            picks.push(Pick { i, end, n_accepted });
+            row_idx += n_rows;
+        }
+        self.account(work, &indices, started);
+        self.advance(work, &indices, &picks);
+        self.close(picks);
+    }
+
+    /// Moves each sequence past what the model has seen of it.
+    fn advance(&mut self, work: &[Work], indices: &[usize], picks: &[Pick]) {
+        for (work, &i) in work.iter().zip(indices) {
+            let n_accepted = picks.iter().find(|p| p.i == i).map_or(0, |p| p.n_accepted);
+            let sequence = &mut self.sequences[i];
+            let was_prefilled = sequence.is_prefilled();
+            sequence.n_kv += work.n_tokens + n_accepted;
+            if !was_prefilled || work.n_tokens > 1 {
+                sequence.report_progress();
+                // Others with the same beginning need not wait for the end of this answer.
+                self.keep(i);
+            }
+        }
+        let done: Vec<SequenceId> =
+            self.sequences.iter().filter(|s| s.is_prefilled()).map(|s| s.id).collect();
+        for sequence in &mut self.sequences {
+            if sequence.leader.is_some_and(|leader| done.contains(&leader)) {
+                sequence.leader = None;
+            }
+        }
+    }
+
+    /// Ends the sequences whose last token was picked, and shifts those that are full.
+    fn close(&mut self, picks: Vec<Pick>) {
+        let mut ended: Vec<(usize, Result<Finish, EngineError>)> = Vec::new();
+        for Pick { i, end, .. } in picks {
+            match end {
+                Ok(Some(finish)) => ended.push((i, Ok(finish))),
+                Err(error) => ended.push((i, Err(error))),
+                Ok(None) if self.sequences[i].tokens.len() >= self.info.n_ctx => self.shift(i),
+                Ok(None) => {}
+            }
+        }
+        let is_empty_wish = |s: &Sequence| s.group.request.n_predict == Some(0);
+        for (i, sequence) in self.sequences.iter().enumerate() {
+            if is_empty_wish(sequence) && sequence.n_kv == sequence.tokens.len() {
+                ended.push((i, Ok(Finish::Length)));
+            }
+        }
+        ended.sort_by_key(|(i, _)| std::cmp::Reverse(*i));
+        for (i, end) in ended {
+            match end {
+                Ok(finish) => self.finish(i, finish),
+                Err(error) => {
+                    let sequence = self.sequences.remove(i);
+                    self.fail(&sequence.group, error);
+                    self.release(sequence);
+                }
+            }
+        }
+    }
+
+    /// Makes room in a full context: what follows the first `n_keep` tokens loses its older half.
+    /// The rest is computed again at its new positions, in pages of its own.
+    fn shift(&mut self, i: usize) {
+        self.keep(i);
+        let sequence = &mut self.sequences[i];
+        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        let n_keep = sequence.group.request.n_keep.min(sequence.tokens.len() / 2);
+        let n_drop = (sequence.tokens.len() - n_keep) / 2;
+        sequence.tokens.drain(n_keep..n_keep + n_drop.max(1));
+        sequence.n_prompt = sequence.n_prompt.saturating_sub(n_drop).min(sequence.tokens.len());
+        sequence.was_shifted = true;
+        let n = sequence.tokens.len() - 1;
+        let found = self.cache.find(&mut self.pool, &sequence.group.scope, &sequence.tokens[..n]);
+        sequence.pages = found.pages;
+        sequence.n_kv = sequence.pages.len() * PAGE_LEN;
+    }
+
+    /// Ends a sequence.
+    fn finish(&mut self, i: usize, finish: Finish) {
+        self.keep(i);
+        let mut sequence = self.sequences.remove(i);
+        let finish = sequence.end(finish);
+        self.stats.update(|stats| {
+            stats.canceled_total += u64::from(finish == Finish::Canceled);
+        });
+        self.stats.finished(RequestTimeline {
+            id: sequence.group.request.id.clone(),
+            answer_idx: sequence.answer_idx,
+            arrived_unix_ms: sequence.group.arrived_unix_ms,
+            timings: sequence.timings,
+            finish,
+        });
+        self.release(sequence);
+    }
+
+    fn release(&mut self, sequence: Sequence) {
+        if let Some(slot_idx) = sequence.slot_idx {
+            let mut tokens = sequence.tokens;
+            tokens.truncate(sequence.n_kv);
+            let scope = sequence.group.scope.clone();
+            self.slots[slot_idx] = SlotState { tokens, scope };
+        }
+        sequence.pages.iter().for_each(|&page| self.pool.release(page));
+        // Those who waited for its prefill go on alone.
+        for other in &mut self.sequences {
+            other.leader = other.leader.filter(|&leader| leader != sequence.id);
+        }
+    }
+
+    fn fail(&mut self, group: &Group, error: EngineError) {
+        group.sender.push(Event::Failed(Arc::new(error)));
+        group.sender.cancel();
+        self.stats.update(|stats| stats.failed_total += 1);
+    }
+
+    /// A step that could not run: whoever was in the engine hears why.
+    fn fail_all(&mut self, error: &BackendError) {
+        let reason = error.to_string();
+        for sequence in std::mem::take(&mut self.sequences) {
+            let error = EngineError::Step { reason: reason.clone() };
+            self.fail(&sequence.group, error);
+            self.release(sequence);
+        }
+    }
+
+    /// Counts what a step did and took.
+    fn account(&mut self, work: &[Work], indices: &[usize], started: Instant) {
+        let took = started.elapsed();
+        let (mut n_prefill, mut n_decode) = (0, 0);
+        for (work, &i) in work.iter().zip(indices) {
+            if work.n_tokens > 1 || !self.sequences[i].is_prefilled() {
+                n_prefill += work.n_tokens;
+            } else {
+                n_decode += 1;
+            }
+        }
+        self.pace.learn(n_prefill, n_decode, took);
+        let n_draft: usize = work.iter().map(|work| work.n_draft).sum();
+        self.stats.update(|stats| {
+            stats.steps_total += 1;
+            stats.step_sequences_total += work.len() as u64;
+            stats.prefill_tokens_total += n_prefill as u64;
+            stats.drafts_total += work.iter().filter(|work| work.n_draft > 0).count() as u64;
+            stats.draft_tokens_total += n_draft as u64;
+            let time = match n_prefill {
+                0 => &mut stats.decode_seconds_total,
+                _ => &mut stats.prefill_seconds_total,
+            };
+            *time += took.as_secs_f64();
+        });
+    }
+
+    fn gauge(&self) {
+        let n_running = self.sequences.iter().filter(|s| s.slot_idx.is_some()).count();
+        let n_idle = self.cache.n_page_idle(&self.pool);
+        let n_held = self.pool.n_page() - self.pool.n_free();
+        self.stats.update(|stats| {
+            stats.n_running = n_running;
+            stats.n_waiting = self.sequences.len() - n_running;
+            stats.n_page_cached = n_idle;
+            stats.n_page_used = n_held - n_idle;
+        });
+    }
+
+    /// Pages with the number of sequences that hold them, for tests of the accounting.
+    #[cfg(test)]
+    pub fn held_pages(&self) -> std::collections::HashMap<PageIdx, u32> {
+        let mut held = std::collections::HashMap::new();
+        for page in self.sequences.iter().flat_map(|sequence| &sequence.pages) {
+            *held.entry(*page).or_default() += 1;
+        }
+        held
+    }
+
+    /// Does what a caller asked for between two steps.
+    pub fn obey(&mut self, command: Command) {
+        match command {
+            Command::Embed { tokens, pooling, reply } => match self.embed(&tokens, pooling) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Embed { tokens, pooling, reply }),
+            },
+            Command::Rerank { tokens, reply } => match self.rerank(&tokens) {
+                Some(result) => reply.send(result),
+                None => self.deferred.push(Command::Rerank { tokens, reply }),
+            },
+            Command::Slots { reply } => {
+                reply.send(Ok((0..self.slots.len()).map(|slot| self.slot_view(slot)).collect()));
+            }
+            Command::SaveSlot { slot_idx, path, reply } => {
+                reply.send(self.save_slot(slot_idx, &path));
+            }
+            Command::RestoreSlot { slot_idx, path, reply } => {
+                reply.send(self.restore_slot(slot_idx, &path));
+            }
+            Command::EraseSlot { slot_idx, reply } => reply.send(self.erase_slot(slot_idx)),
+        }
+    }
+
+    fn slot_view(&self, slot_idx: usize) -> SlotView {
+        let running = self.sequences.iter().find(|s| s.slot_idx == Some(slot_idx));
+        let idle =
+            SlotView { slot_idx, n_past: self.slots[slot_idx].tokens.len(), ..SlotView::default() };
+        running.map_or(idle, |sequence| SlotView {
+            slot_idx,
+            request_id: Some(sequence.group.request.id.clone()),
+            n_prompt: sequence.n_prompt,
+            n_past: sequence.n_kv,
+            n_generated: sequence.timings.n_generated,
+            n_predict: sequence.group.request.n_predict,
+            sampler: sequence.group.request.sampler.clone(),
+        })
+    }
+}
+
+/// Picks tokens from a sequence's rows for as long as its guesses hold; the end, if it came, and
+/// how many guesses were right.
+fn pick_rows(
+    sequence: &mut Sequence,
+    info: &ModelInfo,
+    stats: &StatsCell,
+    rows: &[&[f32]],
+    scratch: &mut [f32],
+) -> Result<(Option<Finish>, usize), EngineError> {
+    let draft = std::mem::take(&mut sequence.draft);
+    let n_draft = rows.len() - 1;
+    let mut n_accepted = 0;
+    let mut end = None;
+    for (row_idx, row) in rows.iter().enumerate() {
+        scratch.copy_from_slice(row);
+        let picked = sequence.pick(info, scratch)?;
+        match picked.since {
+            Since::Arrival(time) => stats.first_token(time.as_secs_f64()),
+            Since::LastToken(time) => stats.next_token(time.as_secs_f64()),
+        }
+        let is_guessed = row_idx < n_draft && draft[row_idx] == picked.token();
+        n_accepted += usize::from(is_guessed);
+        end = sequence.show(info, picked, info.n_ctx);
+        if !is_guessed || end.is_some() {
+            break;
+        }
+    }
+    sequence.learn(n_draft, n_accepted);
+    stats.update(|stats| {
+        stats.accepted_tokens_total += n_accepted as u64;
+        stats.generated_tokens_total += n_accepted as u64 + 1;
+    });
+    Ok((end, n_accepted))
+}

@@ -1,0 +1,77 @@
+//! The model's face towards the engine: batches in, rows of logits out.
+
+use crate::inference::backend::cpu::CpuBackend;
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, PageIdx};
+use crate::inference::gguf::Gguf;
+
+/// Runs batches and keeps the pages of the KV cache.
+pub trait Runner: Send {
+    /// Output rows of a batch, `[outputs, n_vocab]` (or `n_embd` of an encoder).
+    ///
+    /// # Errors
+    /// If the batch breaks a rule of [`Batch::check`].
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
+
+    /// Rows before the output matrix, `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`Runner::forward`].
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
+
+    /// Takes a LoRA adapter for a model of architecture `arch`.
+    ///
+    /// # Errors
+    /// If the file is no adapter for this model.
+    fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError>;
+
+    /// Copies a page with the keys and values of every layer.
+    ///
+    /// # Errors
+    /// If a page is not in the cache.
+    fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError>;
+
+    /// Bytes of a page.
+    fn page_bytes(&self) -> usize;
+
+    /// Writes a page's bytes to `out`.
+    ///
+    /// # Errors
+    /// If the page is not in the cache, or `out` has another length.
+    fn read_page(&self, page: PageIdx, out: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Fills a page with bytes of [`Runner::read_page`].
+    ///
+    /// # Errors
+    /// As [`Runner::read_page`].
+    fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError>;
+}
+
+impl Runner for CpuBackend {
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        CpuBackend::forward(self, batch)
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        CpuBackend::embed(self, batch)
+    }
+
+    fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {
+        CpuBackend::add_adapter(self, gguf, arch)
+    }
+
+    fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {
+        CpuBackend::copy_page(self, from, to)
+    }
+
+    fn page_bytes(&self) -> usize {
+        CpuBackend::page_bytes(self)
+    }
+
+    fn read_page(&self, page: PageIdx, out: &mut [u8]) -> Result<(), BackendError> {
+        CpuBackend::read_page(self, page, out)
+    }
+
+    fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError> {
+        CpuBackend::write_page(self, page, bytes)
+    }
+}

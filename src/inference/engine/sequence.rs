@@ -1,0 +1,305 @@
+//! A sequence: one answer on its way, from its prompt to its last token.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::EngineError;
+use super::answer::Answer;
+use super::draft::{Drafter, PromptLookup};
+use super::event::{Event, EventSender, Finish, Timings, TokenEvent};
+use super::info::ModelInfo;
+use super::prefix_cache::Scope;
+use super::request::Request;
+use super::sampler::{BreakerVocab, Sampler, log_probs};
+use super::scheduler::{SequenceId, SequenceView};
+use crate::inference::backend::{AdapterIdx, PageIdx};
+use crate::inference::grammar::Matcher;
+use crate::inference::tokenizer::{EncodeOptions, TokenId};
+
+/// A request with the sequences that answer it.
+pub(super) struct Group {
+    pub request: Request,
+    pub sender: EventSender,
+    pub arrived: Instant,
+    pub arrived_unix_ms: u64,
+    pub scope: Scope,
+    pub adapters: Vec<(AdapterIdx, f32)>,
+}
+
+/// A sequence of a group.
+pub(super) struct Sequence {
+    pub id: SequenceId,
+    pub group: Arc<Group>,
+    pub answer_idx: usize,
+    /// The group's first sequence, while its prefill is waited for.
+    pub leader: Option<SequenceId>,
+    pub arrived_ms: u64,
+    /// Prompt and answer, less what a shift dropped.
+    pub tokens: Vec<TokenId>,
+    /// Tokens of the prompt among them.
+    pub n_prompt: usize,
+    /// Of `tokens`, those whose keys and values are in `pages`.
+    pub n_kv: usize,
+    pub pages: Vec<PageIdx>,
+    pub slot_idx: Option<usize>,
+    pub draft: Vec<TokenId>,
+    pub timings: Timings,
+    pub was_shifted: bool,
+    sampler: Sampler,
+    matcher: Option<Matcher>,
+    answer: Answer,
+    drafter: PromptLookup,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
+}
+
+impl Sequence {
+    /// A sequence that waits. The matcher is that of the request's grammar.
+    pub fn new(
+        id: SequenceId,
+        group: Arc<Group>,
+        answer_idx: usize,
+        arrived_ms: u64,
+        info: &ModelInfo,
+        matcher: Option<Matcher>,
+    ) -> Result<Sequence, EngineError> {
+        let request = &group.request;
+        let mut sampler = sampler(info, request, answer_idx)?;
+        request.prompt.iter().for_each(|&token| sampler.accept(token));
+        Ok(Sequence {
+            id,
+            answer_idx,
+            leader: None,
+            arrived_ms,
+            tokens: request.prompt.clone(),
+            n_prompt: request.prompt.len(),
+            n_kv: 0,
+            pages: Vec::new(),
+            slot_idx: None,
+            draft: Vec::new(),
+            timings: Timings { n_prompt: request.prompt.len(), ..Timings::default() },
+            was_shifted: false,
+            sampler,
+            matcher,
+            answer: Answer::new(&request.stop, request.n_indent),
+            drafter: PromptLookup::new(&request.speculation.prediction),
+            admitted: None,
+            first_token: None,
+            last_token: None,
+            group,
+        })
+    }
+
+    /// What the scheduler sees.
+    pub fn view(&self) -> SequenceView {
+        SequenceView {
+            id: self.id,
+            priority: self.group.request.priority,
+            tenant: self.group.request.tenant,
+            arrived_ms: self.arrived_ms,
+            is_running: self.slot_idx.is_some(),
+            is_follower: self.leader.is_some(),
+            n_todo: self.tokens.len() - self.n_kv,
+            n_draft: self.draft.len(),
+        }
+    }
+
+    /// Guesses ahead, if it decodes and may: at most to the end of its answer and context.
+    pub fn guess(&mut self, n_ctx: usize) {
+        self.draft.clear();
+        let speculation = &self.group.request.speculation;
+        let n_left = match self.group.request.n_predict {
+            Some(n) => n.saturating_sub(self.timings.n_generated + 1),
+            None => usize::MAX,
+        };
+        let n_room = n_ctx.saturating_sub(self.tokens.len());
+        let n_max = speculation.n_draft_max.min(n_left).min(n_room);
+        if n_max == 0 || self.slot_idx.is_none() || self.tokens.len() - self.n_kv != 1 {
+            return;
+        }
+        self.draft = self.drafter.draft(&self.tokens, n_max);
+    }
+
+    /// Hears that it has a place.
+    pub fn admit(&mut self, now: Instant) {
+        if self.admitted.is_none() {
+            self.timings.queued_ms = ms(now - self.group.arrived);
+            self.admitted = Some(now);
+        }
+    }
+
+    /// Whether the prompt has been through the model.
+    pub fn is_prefilled(&self) -> bool {
+        self.n_kv >= self.n_prompt
+    }
+
+    /// Tells the caller how far the prompt is.
+    pub fn report_progress(&self) {
+        if self.timings.n_generated == 0 {
+            let (n_done, n_prompt) = (self.n_kv.min(self.n_prompt), self.n_prompt);
+            let n_cached = self.timings.n_cached;
+            self.group.sender.push(Event::Progress { n_done, n_prompt, n_cached });
+        }
+    }
+
+    /// Picks the next token from a row of logits, which it may change.
+    pub fn pick(&mut self, info: &ModelInfo, logits: &mut [f32]) -> Result<Picked, EngineError> {
+        let request = &self.group.request;
+        let now = Instant::now();
+        let since = match self.last_token.replace(now) {
+            Some(last) => Since::LastToken(now - last),
+            None => Since::Arrival(now - self.group.arrived),
+        };
+        self.first_token.get_or_insert(now);
+        if request.ignore_eos {
+            for &token in &info.tokenizer.special().eog {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        let is_raw = request.wants_logprobs && !request.post_sampling_probs;
+        let raw = (is_raw && self.matcher.is_some()).then(|| logits.to_vec());
+        if let Some(matcher) = &mut self.matcher {
+            matcher.mask(logits)?;
+        }
+        let token = self.sampler.sample(logits);
+        self.sampler.accept(token);
+        let probs = match (request.wants_logprobs, is_raw) {
+            (false, _) => None,
+            (_, true) => Some(log_probs(raw.as_deref().unwrap_or(logits), token, request.n_probs)),
+            (_, false) => Some(self.sampler.last_log_probs(token, request.n_probs)),
+        };
+        self.tokens.push(token);
+        self.timings.n_generated += 1;
+        let is_eog = info.tokenizer.is_eog(token);
+        let mut is_complete = false;
+        if let Some(matcher) = &mut self.matcher
+            && !is_eog
+        {
+            matcher.accept(token)?;
+            is_complete = matcher.is_finished();
+        }
+        Ok(Picked { event: TokenEvent { token, probs }, is_eog, is_complete, since })
+    }
+
+    /// Shows a picked token and says whether it was the last.
+    pub fn show(&mut self, info: &ModelInfo, picked: Picked, n_ctx: usize) -> Option<Finish> {
+        let request = &self.group.request;
+        let (mut text, mut end) = (String::new(), picked.is_eog.then_some(Finish::Eog));
+        if end.is_none() || request.shows_special {
+            let token = picked.event.token;
+            let special = request.shows_special || request.shown_tokens.contains(&token);
+            let bytes = info.tokenizer.token_bytes(token, special);
+            let (shown, stopped) = self.answer.push(bytes);
+            text = shown;
+            end = end.or(stopped);
+        }
+        let n_predict = request.n_predict.unwrap_or(usize::MAX);
+        let is_full = self.tokens.len() >= n_ctx && !request.context_shift;
+        end = end
+            .or(picked.is_complete.then_some(Finish::Eog))
+            .or((self.timings.n_generated >= n_predict).then_some(Finish::Length))
+            .or(is_full.then_some(Finish::ContextFull))
+            .or(self.is_late().then_some(Finish::TimeUp));
+        self.update_times();
+        let (answer_idx, timings) = (self.answer_idx, self.timings);
+        let tokens = vec![picked.event];
+        self.group.sender.push(Event::Text { answer_idx, text, tokens, timings });
+        end
+    }
+
+    /// Whether one of its times is up.
+    pub fn is_late(&self) -> bool {
+        let request = &self.group.request;
+        let is_over = request.deadline.is_some_and(|max| self.group.arrived.elapsed() >= max);
+        let writes = self.first_token.map(|first| first.elapsed());
+        let time_box = request.predict_time_max.zip(writes);
+        is_over || (self.answer.has_newline() && time_box.is_some_and(|(max, took)| took >= max))
+    }
+
+    /// Says that the answer is over.
+    pub fn end(&mut self, finish: Finish) -> Finish {
+        let (answer_idx, mut finish) = (self.answer_idx, finish);
+        if !matches!(finish, Finish::Stop(_) | Finish::Indent | Finish::Canceled) {
+            let (text, stopped) = self.answer.finish();
+            finish = stopped.unwrap_or(finish);
+            if !text.is_empty() {
+                let (tokens, timings) = (Vec::new(), self.timings);
+                self.group.sender.push(Event::Text { answer_idx, text, tokens, timings });
+            }
+        }
+        self.update_times();
+        let is_incomplete = self.matcher.as_mut().is_some_and(|m| !m.is_accepting());
+        let (was_shifted, timings) = (self.was_shifted, self.timings);
+        self.group.sender.push(Event::Done {
+            answer_idx,
+            finish: finish.clone(),
+            is_incomplete,
+            was_shifted,
+            timings,
+        });
+        finish
+    }
+
+    /// Hears how the last guess went.
+    pub fn learn(&mut self, n_draft: usize, n_accepted: usize) {
+        if n_draft > 0 {
+            self.timings.n_draft += n_draft;
+            self.timings.n_accepted += n_accepted;
+            self.drafter.learn(n_draft, n_accepted);
+        }
+    }
+
+    fn update_times(&mut self) {
+        let now = Instant::now();
+        if let Some(admitted) = self.admitted {
+            let first = self.first_token.unwrap_or(now);
+            self.timings.prefill_ms = ms(first - admitted);
+            self.timings.decode_ms = ms(self.last_token.unwrap_or(first) - first);
+        }
+    }
+}
+
+/// A token that was picked.
+pub(super) struct Picked {
+    event: TokenEvent,
+    is_eog: bool,
+    is_complete: bool,
+    pub since: Since,
+}
+
+impl Picked {
+    /// The token.
+    pub fn token(&self) -> TokenId {
+        self.event.token
+    }
+}
+
+/// How long a token took, since what came before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Since {
+    Arrival(std::time::Duration),
+    LastToken(std::time::Duration),
+}
+
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn sampler(info: &ModelInfo, request: &Request, answer_idx: usize) -> Result<Sampler, EngineError> {
+    let tokenizer = &info.tokenizer;
+    let vocab = BreakerVocab {
+        piece: &|token| tokenizer.decode(&[token], true),
+        encode: &|bytes| {
+            tokenizer.encode_bytes(bytes, EncodeOptions::default()).unwrap_or_default()
+        },
+    };
+    let mut options = request.sampler.clone();
+    if options.seed != super::sampler::SEED_RANDOM {
+        options.seed = options.seed.wrapping_add(answer_idx as u32);
+    }
+    let (n_vocab, n_ctx_train) = (info.hparams.n_vocab, info.hparams.n_ctx_train);
+    Ok(Sampler::new(&options, n_vocab, n_ctx_train, &vocab)?)
+}

@@ -1,0 +1,280 @@
+//! What every request passes on its way in, and every answer on its way out.
+//!
+//! ```text
+//! in     name it -> Host, Origin -> header size -> model there? -> key, scope -> quota
+//!        -> body within its bounds -> result cache -> the dialect, whose panics cost one request
+//! out    result cache -> x-request-id -> its account: counted and logged at the last byte
+//! ```
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt;
+
+use super::access::{Access, check_exposure};
+use super::account::{Account, Requests};
+use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
+use super::intake::{Intake, drain};
+use super::keys::KeyFile;
+use super::ring::KeyRing;
+use super::{ApiError, Caller, Server, ServerError};
+use crate::base::limits::{
+    HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
+    RESULT_BYTES_MAX,
+};
+
+/// The header with a request's name, in and out.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// When a caller may ask again while the model loads.
+const LOADING_RETRY: Duration = Duration::from_secs(1);
+
+/// What stands before the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateOptions {
+    /// Keys in the clear, as `--api-key` gives them.
+    pub api_keys: Vec<String>,
+    /// The state directory, whose file of keys counts as well.
+    pub state_dir: Option<std::path::PathBuf>,
+    /// Names under which the service may be called, beside addresses and localhost.
+    pub allowed_hosts: Vec<String>,
+    /// Pages that may call it, as `scheme://host:port`; `*` for all.
+    pub cors_origins: Vec<String>,
+    /// Bytes of a request's body.
+    pub body_bytes_max: usize,
+    /// Time in which a body has to come.
+    pub body_read: Duration,
+    /// The result cache.
+    pub cache: CacheOptions,
+}
+
+impl Default for GateOptions {
+    fn default() -> Self {
+        GateOptions {
+            api_keys: Vec::new(),
+            state_dir: None,
+            allowed_hosts: Vec::new(),
+            cors_origins: Vec::new(),
+            body_bytes_max: HTTP_BODY_BYTES_MAX,
+            body_read: Duration::from_millis(HTTP_BODY_READ_MS),
+            cache: CacheOptions::default(),
+        }
+    }
+}
+
+/// What stands before the service. Clones share it.
+#[derive(Clone)]
+pub struct Gate(Arc<Shared>);
+
+struct Shared {
+    server: Server,
+    access: Access,
+    intake: Intake,
+    cache: ResultCache,
+    requests: Arc<Requests>,
+    is_ready: AtomicBool,
+    /// Makes names of requests differ between two runs of the program.
+    run: u32,
+    n_request: AtomicU64,
+}
+
+impl Gate {
+    /// A gate before `server`.
+    ///
+    /// # Errors
+    /// If the file of keys cannot be read.
+    pub fn new(server: Server, options: GateOptions) -> Result<Gate, ServerError> {
+        let file = options.state_dir.as_deref().map(KeyFile::new);
+        let hosts = options.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let run = std::collections::hash_map::RandomState::new().build_hasher().finish() as u32;
+        Ok(Gate(Arc::new(Shared {
+            server,
+            access: Access {
+                ring: KeyRing::new(&options.api_keys, file)?,
+                hosts,
+                origins: options.cors_origins,
+            },
+            intake: Intake::new(options.body_bytes_max, options.body_read),
+            cache: ResultCache::new(options.cache),
+            requests: Arc::default(),
+            is_ready: AtomicBool::new(false),
+            run,
+            n_request: AtomicU64::new(0),
+        })))
+    }
+
+    /// Refuses an address that others can reach while no request needs a key.
+    ///
+    /// # Errors
+    /// With the command that makes a key.
+    pub fn check_exposure(&self, address: std::net::SocketAddr) -> Result<(), ServerError> {
+        check_exposure(address, &self.0.access.ring)
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.0.server
+    }
+
+    /// Pages that may call the service.
+    pub(super) fn origins(&self) -> &[String] {
+        &self.0.access.origins
+    }
+
+    pub(super) fn requests(&self) -> &Requests {
+        &self.0.requests
+    }
+
+    /// Answers found in the result cache, and looked for in vain.
+    pub(super) fn cache_counts(&self) -> (u64, u64) {
+        self.0.cache.counts()
+    }
+
+    /// Whether the first model is there; once it was, it stays.
+    fn is_ready(&self) -> bool {
+        if self.0.is_ready.load(Ordering::Relaxed) {
+            return true;
+        }
+        let host = &self.0.server.0.host;
+        let is_ready = host.engines().iter().any(|(name, _)| name == host.default_name());
+        self.0.is_ready.fetch_or(is_ready, Ordering::Relaxed);
+        is_ready
+    }
+
+    /// The caller's name for a request if it is a sound one, else one of ours.
+    fn request_id(&self, headers: &HeaderMap) -> String {
+        let is_sound = |id: &&str| {
+            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(is_plain)
+        };
+        let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_sound);
+        let n = self.0.n_request.fetch_add(1, Ordering::Relaxed);
+        given.map_or_else(|| format!("req-{:08x}-{n:x}", self.0.run), str::to_owned)
+    }
+
+    /// Everything before the body.
+    fn admit(
+        &self,
+        parts: &Parts,
+        route: Option<&str>,
+        account: &mut Account,
+    ) -> Result<Caller, ApiError> {
+        let access = &self.0.access;
+        access.check_host(parts.version, &parts.uri, &parts.headers)?;
+        access.check_origin(&parts.uri, &parts.headers)?;
+        check_header_size(parts)?;
+        if !self.is_ready() && route != Some("/") {
+            return Err(ApiError::unavailable("Loading model", LOADING_RETRY));
+        }
+        let key = access.check_key(&parts.method, route, &parts.headers)?;
+        let Some(key) = key else { return Ok(Caller::default()) };
+        account.tenant = key.name.clone();
+        let place = key.quota.admit(Instant::now()).map_err(|retry_after| {
+            let message = format!("the key {:?} has spent its quota", key.name);
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let error = ApiError::new(status, "rate_limit_error", message);
+            ApiError { retry_after: Some(retry_after), ..error }
+        })?;
+        account.place = Some(place);
+        Ok(Caller { tenant: key.tenant, priority: key.priority, ..Caller::default() })
+    }
+
+    /// The whole way of a request that was let in.
+    async fn pass(&self, mut caller: Caller, id: &str, request: Request, next: Next) -> Response {
+        let (mut parts, body) = request.into_parts();
+        caller.request_id = id.to_owned();
+        let tenant = caller.tenant;
+        parts.extensions.insert(caller);
+        if parts.headers.contains_key(header::UPGRADE) {
+            return next.run(Request::from_parts(parts, body)).await;
+        }
+        let taken = match self.0.intake.read(&parts.headers, body).await {
+            Ok(taken) => taken,
+            Err(error) => return error.into_response(),
+        };
+        let key = match parts.extensions.get::<MatchedPath>() {
+            Some(route) if parts.method == Method::POST => {
+                cache_key(&parts.headers, tenant, route.as_str(), &taken.bytes)
+            }
+            _ => None,
+        };
+        if let Some(kept) = key.and_then(|key| self.0.cache.get(&key, Instant::now())) {
+            return found(kept);
+        }
+        let response = next.run(Request::from_parts(parts, Body::from(taken.bytes))).await;
+        drop(taken.room);
+        match key {
+            Some(key) => self.keep(key, response).await,
+            None => response,
+        }
+    }
+
+    /// Keeps an answer for those who ask again.
+    async fn keep(&self, key: CacheKey, response: Response) -> Response {
+        let (mut parts, body) = response.into_parts();
+        parts.headers.insert(CACHE_HEADER, HeaderValue::from_static("miss"));
+        let is_small = hyper::body::Body::size_hint(&body)
+            .exact()
+            .is_some_and(|n| n <= RESULT_BYTES_MAX as u64);
+        let content_type = parts.headers.get(header::CONTENT_TYPE).cloned();
+        let Some(content_type) = content_type.filter(|_| is_small && parts.status == 200) else {
+            return Response::from_parts(parts, body);
+        };
+        let Ok(body) = body.collect().await.map(|collected| collected.to_bytes()) else {
+            return ApiError::internal("the answer broke off").into_response();
+        };
+        self.0.cache.put(key, Kept { content_type, body: body.clone() }, Instant::now());
+        Response::from_parts(parts, Body::from(body))
+    }
+}
+
+impl From<Server> for Gate {
+    fn from(server: Server) -> Gate {
+        Gate::new(server, GateOptions::default()).expect("without a file of keys none can fail")
+    }
+}
+
+/// The layer itself.
+pub(super) async fn pass_gate(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let id = gate.request_id(request.headers());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let mut account = Account::open(&gate.0.requests, request.method(), route, &id);
+    let (parts, body) = request.into_parts();
+    let mut response = match gate.admit(&parts, route, &mut account) {
+        Ok(caller) => gate.pass(caller, &id, Request::from_parts(parts, body), next).await,
+        Err(error) => {
+            drain(body).await;
+            error.into_response()
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    account.follow(response)
+}
+
+/// A kept answer.
+fn found(kept: Kept) -> Response {
+    let hit = HeaderValue::from_static("hit");
+    let cache = HeaderName::from_static(CACHE_HEADER);
+    let headers = [(header::CONTENT_TYPE, kept.content_type), (cache, hit)];
+    (headers, Bytes::clone(&kept.body)).into_response()
+}
+
+fn check_header_size(parts: &Parts) -> Result<(), ApiError> {
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let line = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    if fields.sum::<usize>() + line <= HTTP_HEADER_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("the header has more than {HTTP_HEADER_BYTES_MAX} bytes");
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    Err(ApiError::new(status, "invalid_request_error", message))
+}

@@ -1,0 +1,311 @@
+//! API keys at rest: a file of hashes in the state directory, and what each key may do.
+//!
+//! ```text
+//! jf-<64 hex digits>   256 random bits, shown once when the key is made
+//! keys.json            name, SHA-256 of the key, scopes, class, quotas; 0600, replaced whole
+//! ```
+//!
+//! A plain hash is enough: nobody guesses 256 random bits, so there is nothing to slow down.
+//! Writers take a lock beside the file; readers see either the old or the new one.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::ServerError;
+use crate::base::limits::{KEY_NAME_BYTES_MAX, KEYS_FILE_BYTES_MAX, KEYS_MAX};
+use crate::inference::Priority;
+
+/// What a key opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Answers, embeddings, tokens, models and metrics.
+    Inference,
+    /// Slots, adapters, defaults and timelines as well.
+    Admin,
+}
+
+/// The highest class that a key may ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// A person waits.
+    #[default]
+    Interactive,
+    /// A program waits.
+    Agent,
+    /// Nobody waits.
+    Background,
+}
+
+impl From<Class> for Priority {
+    fn from(class: Class) -> Priority {
+        match class {
+            Class::Interactive => Priority::Interactive,
+            Class::Agent => Priority::Agent,
+            Class::Background => Priority::Background,
+        }
+    }
+}
+
+/// What a key may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// What it opens.
+    pub scopes: Vec<Scope>,
+    /// The highest class that it may ask for.
+    #[serde(default)]
+    pub class: Class,
+    /// Requests per minute; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<u32>,
+    /// Requests at once; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<u32>,
+}
+
+/// A key as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// Whose it is, as the owner calls them.
+    pub name: String,
+    /// SHA-256 of the key in hexadecimal.
+    pub sha256: String,
+    /// Seconds since the Unix epoch at which it was made.
+    pub created_unix: u64,
+    /// What it may do.
+    #[serde(flatten)]
+    pub grant: Grant,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Records {
+    keys: Vec<KeyRecord>,
+}
+
+/// The file of keys.
+#[derive(Clone, Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+}
+
+/// What tells one version of the file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: SystemTime,
+    inode: u64,
+    n_bytes: u64,
+}
+
+impl KeyFile {
+    /// The keys of a state directory.
+    pub fn new(state_dir: &Path) -> KeyFile {
+        KeyFile { path: state_dir.join("keys.json") }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every key; none when there is no file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is none of ours.
+    pub fn list(&self) -> Result<Vec<KeyRecord>, ServerError> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let mut text = String::new();
+        let mut file = file.take(KEYS_FILE_BYTES_MAX);
+        file.read_to_string(&mut text).map_err(|error| self.failed(error))?;
+        let records: Records =
+            serde_json::from_str(&text).map_err(|error| self.failed(error.into()))?;
+        Ok(records.keys)
+    }
+
+    /// Makes a key and returns it; it can never be shown again.
+    ///
+    /// # Errors
+    /// If the name is taken or no name, there are too many keys, or the file cannot be written.
+    pub fn create(&self, name: &str, grant: Grant) -> Result<String, ServerError> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+        if name.is_empty() || name.len() > KEY_NAME_BYTES_MAX || !name.chars().all(is_plain) {
+            return Err(ServerError::KeyName { name: name.to_owned() });
+        }
+        let _lock = self.lock()?;
+        let mut keys = self.list()?;
+        if keys.iter().any(|key| key.name == name) {
+            return Err(ServerError::KeyTaken { name: name.to_owned() });
+        }
+        if keys.len() >= KEYS_MAX {
+            return Err(ServerError::KeysFull);
+        }
+        let key = random_key().map_err(|error| self.failed(error))?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        keys.push(KeyRecord {
+            name: name.to_owned(),
+            sha256: hex(&hash(&key)),
+            created_unix: now.as_secs(),
+            grant,
+        });
+        self.write(keys)?;
+        Ok(key)
+    }
+
+    /// Takes a key back.
+    ///
+    /// # Errors
+    /// If there is none of this name, or the file cannot be written.
+    pub fn revoke(&self, name: &str) -> Result<(), ServerError> {
+        let _lock = self.lock()?;
+        let mut keys = self.list()?;
+        let n = keys.len();
+        keys.retain(|key| key.name != name);
+        if keys.len() == n {
+            return Err(ServerError::KeyUnknown { name: name.to_owned() });
+        }
+        self.write(keys)
+    }
+
+    /// Which version of the file this is; `None` when there is none.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(&self.path).ok()?;
+        let modified = metadata.modified().ok()?;
+        Some(Stamp { modified, inode: metadata.ino(), n_bytes: metadata.len() })
+    }
+
+    fn failed(&self, source: std::io::Error) -> ServerError {
+        ServerError::KeyFile { path: self.path.clone(), source }
+    }
+
+    /// Keeps other writers away until it is dropped.
+    fn lock(&self) -> Result<File, ServerError> {
+        let lock = || {
+            if let Some(dir) = self.path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            let file = private().open(self.path.with_extension("lock"))?;
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(|error| self.failed(error))
+    }
+
+    fn write(&self, keys: Vec<KeyRecord>) -> Result<(), ServerError> {
+        let next = self.path.with_extension("json.next");
+        let write = || {
+            let mut file = private().truncate(true).open(&next)?;
+            serde_json::to_writer_pretty(&mut file, &Records { keys })?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            std::fs::rename(&next, &self.path)
+        };
+        write().map_err(|error: std::io::Error| self.failed(error))
+    }
+}
+
+/// Opens a file that only its owner may read.
+fn private() -> std::fs::OpenOptions {
+    let mut options = File::options();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+/// SHA-256 of a key.
+pub(super) fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random_key() -> std::io::Result<String> {
+    let mut bytes = [0u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)?;
+    }
+    Ok(format!("jf-{}", hex(&bytes)))
+}
+
+/// The bytes of 64 hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn grant() -> Grant {
+        Grant {
+            scopes: vec![Scope::Inference],
+            class: Class::Agent,
+            per_minute: Some(60),
+            at_once: None,
+        }
+    }
+
+    #[test]
+    fn a_key_is_kept_as_a_hash_that_only_its_owner_can_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path());
+        assert_eq!(file.list().unwrap(), []);
+        let key = file.create("editor", grant()).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(!text.contains(&key) && key.len() == 67, "{text}");
+        let mode = std::fs::metadata(file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let kept = &file.list().unwrap()[0];
+        assert_eq!((kept.name.as_str(), &kept.grant), ("editor", &grant()));
+        assert_eq!(unhex(&kept.sha256), Some(hash(&key)));
+        assert_ne!(file.create("other", grant()).unwrap(), key);
+    }
+
+    #[test]
+    fn names_are_unique_and_plain_and_can_be_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path());
+        file.create("a", grant()).unwrap();
+        assert!(matches!(file.create("a", grant()), Err(ServerError::KeyTaken { .. })));
+        for name in ["", "a b", "a\n", "ключ", &"x".repeat(65)] {
+            assert!(matches!(file.create(name, grant()), Err(ServerError::KeyName { .. })));
+        }
+        assert!(matches!(file.revoke("b"), Err(ServerError::KeyUnknown { .. })));
+        let before = file.stamp();
+        file.revoke("a").unwrap();
+        assert_eq!(file.list().unwrap(), []);
+        assert_ne!(file.stamp(), before);
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_and_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path());
+        for text in ["", "{}", "{\"keys\":[{\"name\":\"x\"}]}", "[]"] {
+            std::fs::write(file.path(), text).unwrap();
+            assert!(file.list().is_err(), "{text:?}");
+            assert!(file.create("x", grant()).is_err());
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Floor 5: the service. HTTP in, events of the engine out.
+//!
+//! ```text
+//! listener -> limits, keys, Host and Origin -> a dialect parses its wire -> Engine::submit
+//!          <- JSON or server-sent events <- the dialect's words <- events
+//! ```
+//!
+//! One file per dialect (`openai`, `llama`), each of which only translates between its wire and
+//! the engine's one request type.
+
+mod access;
+mod account;
+mod cache;
+mod chat;
+mod error;
+mod fields;
+mod gate;
+mod generate;
+mod health;
+mod intake;
+mod keys;
+mod listener;
+mod llama;
+mod logs;
+mod metrics;
+mod openai;
+mod openapi;
+mod page;
+mod patient;
+mod prompts;
+mod quota;
+mod report;
+mod request;
+mod ring;
+mod router;
+mod sampling;
+mod sse;
+mod state;
+mod timeline;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+pub use cache::CacheOptions;
+pub use error::ApiError;
+pub use gate::{Gate, GateOptions};
+pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
+pub use listener::{ListenOptions, Listener};
+pub use logs::{LogFormat, subscriber};
+pub use router::router;
+pub use state::{Caller, ServeOptions, Server};
+
+/// Why the service cannot start, or keys cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Others could use the service without a key.
+    #[error(
+        "{address} can be reached by others, and there is no API key; `jetforge key create NAME` \
+         makes one, or listen on 127.0.0.1"
+    )]
+    NoKey {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The system does not give the address.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file of keys cannot be used.
+    #[error("keys in {}: {source}", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// A key's name is no name.
+    #[error("{name:?} cannot name a key: use up to 64 letters, digits, `-`, `_`, `.`, `@`")]
+    KeyName {
+        /// What was given.
+        name: String,
+    },
+    /// There is a key of this name.
+    #[error("there is a key {name:?}; `jetforge key revoke {name}` takes it back")]
+    KeyTaken {
+        /// The name.
+        name: String,
+    },
+    /// There is no key of this name.
+    #[error("there is no key {name:?}; `jetforge key list` shows those that there are")]
+    KeyUnknown {
+        /// The name.
+        name: String,
+    },
+    /// There are as many keys as there can be.
+    #[error("there are as many keys as there can be; revoke some")]
+    KeysFull,
+}

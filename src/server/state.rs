@@ -1,0 +1,66 @@
+//! What every handler shares: the models, the options, the caller.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::hosting::Host;
+use crate::inference::{Priority, TenantId};
+
+/// How the service behaves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServeOptions {
+    /// Most tokens of an answer where a request names no number; `None` for as many as fit.
+    pub n_predict: Option<usize>,
+    /// Whether embeddings were asked for at start.
+    pub serves_embeddings: bool,
+    /// Whether reranking was asked for at start.
+    pub serves_reranking: bool,
+    /// Whether `/slots` answers.
+    pub shows_slots: bool,
+    /// Whether `/metrics` answers.
+    pub shows_metrics: bool,
+    /// Whether `POST /props` may change defaults.
+    pub allows_props: bool,
+    /// Where slots are saved; `None` refuses.
+    pub slot_save_dir: Option<std::path::PathBuf>,
+    /// A full context is shifted where a request says nothing.
+    pub context_shift: bool,
+    /// A chat template in place of the model's.
+    pub chat_template: Option<String>,
+    /// How reasoning is told apart from the answer: `none`, `deepseek` or `auto`.
+    pub reasoning_format: String,
+    /// Most tokens guessed at once.
+    pub n_draft_max: usize,
+}
+
+/// The service's state. Clones share it.
+#[derive(Clone)]
+pub struct Server(pub Arc<Shared>);
+
+/// See [`Server`].
+pub struct Shared {
+    /// The models.
+    pub host: Host,
+    /// How the service behaves.
+    pub options: ServeOptions,
+    /// When it started.
+    pub started: Instant,
+}
+
+/// Who calls; the outer layers put it into a request's extensions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose key it is; 0 without keys.
+    pub tenant: TenantId,
+    /// The highest class that the key may ask for.
+    pub priority: Priority,
+    /// The request's name in logs and timelines.
+    pub request_id: String,
+}
+
+impl Server {
+    /// A service over `host`.
+    pub fn new(host: Host, options: ServeOptions) -> Server {
+        Server(Arc::new(Shared { host, options, started: Instant::now() }))
+    }
+}
