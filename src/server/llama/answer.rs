@@ -197,7 +197,7 @@ fn stop_type(finish: Option<&Finish>) -> &'static str {
 
 /// The text of bytes, less a character at the end that is cut off.
 fn whole_characters(bytes: &[u8]) -> String {
-    let mut utf8 = crate::inference::tokenizer::Utf8Stream::new();
+    let mut utf8 = crate::inference::Utf8Stream::new();
     utf8.push(bytes)
 }
 

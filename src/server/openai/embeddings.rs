@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use crate::hosting::Lease;
-use crate::inference::{EngineError, InferenceError, Pooling, TokenId};
+use crate::inference::{InferenceError, TokenId};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
@@ -27,16 +27,13 @@ pub(super) async fn handle(
     let lease = lease(&server, fields.str("model")?).await?;
     let read = blocking(move || read(&fields, lease)).await?;
     let Inputs { lease, inputs, is_base64 } = read;
-    let pooling = match lease.info().hparams().pooling {
-        Pooling::None if lease.info().hparams().arch.causal => {
-            return Err(ApiError::from(EngineError::NotEmbedding));
-        }
-        Pooling::None => {
-            let message = "this model pools nothing, so a text has no one vector; use /embedding";
-            return Err(ApiError::invalid(message));
-        }
-        pooling => pooling,
-    };
+    // An encoder does nothing else, so it needs no option.
+    if !server.0.options.serves_embeddings && lease.info().hparams().arch.causal {
+        let message = "this service makes no embeddings of a model that writes; start it with \
+                       --embedding";
+        return Err(ApiError::not_supported(message));
+    }
+    let pooling = lease.info().pooling_of(None);
     let n_tokens: usize = inputs.iter().map(Vec::len).sum();
     let mut data = Vec::with_capacity(inputs.len());
     for (index, tokens) in inputs.into_iter().enumerate() {

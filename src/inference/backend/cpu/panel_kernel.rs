@@ -8,8 +8,8 @@
 //!     sum -= min * (act scale * sum of acts)         where the type has minima
 //! ```
 //!
-//! Nothing is prefetched: a panel is one stream, and asking for its lines ahead of the hardware made
-//! decode 10 % slower on one thread (Zen 4, huge pages).
+//! Nothing is prefetched: a panel is one stream, and asking for its lines ahead of the hardware
+//! made decode 10 % slower on one thread (Zen 4, huge pages).
 //!
 //! A lane is a row, so the order of a row's sum is that of its blocks: the same for one column and
 //! for sixteen, on every instruction set.

@@ -33,15 +33,6 @@ pub unsafe trait Simd: Copy {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-
-    /// `((l0+l4) + (l2+l6)) + ((l1+l5) + (l3+l7))`
-    #[inline(always)]
-    unsafe fn sum(x: Self::F) -> f32 {
-        let mut l = [0f32; LANES];
-        // SAFETY: the array holds eight values; the caller keeps the trait's rule.
-        unsafe { Self::store(l.as_mut_ptr(), x) };
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-    }
 }
 
 /// The plain twin: an array and loops.
