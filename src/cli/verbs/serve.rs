@@ -16,7 +16,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::{App, Service};
+use crate::app::Service;
 use crate::base::config::Setting;
 use crate::cli::args::ModelArgs;
 use crate::cli::crash;
