@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::cli::jetforge;
 
-/// What the process may take beyond mapped weights and KV cache.
+/// What the process may take beyond weights and KV cache.
 const OVERHEAD_KIB_MAX: u64 = 150 << 10;
 
 /// Qwen2.5-Coder 7B in Q4_K_M's usual mixture: name, innermost dimension, rows, type.
@@ -90,8 +90,9 @@ fn a_model_of_7b_fits_16_gb_and_a_refusal_says_what_would_fit() {
     assert_eq!(fit["fits"], true, "{fit}");
     let weights = fit["weights_bytes"].as_u64().unwrap();
     assert!((4_300_000_000..4_900_000_000).contains(&weights), "{weights}");
-    // Keys and values of 28 layers, 4 heads of 128, f16.
-    assert_eq!(fit["kv_bytes"], 28 * 2 * 4 * 128 * 2 * 4096u64);
+    // Keys and values of 28 layers, 4 heads of 128, f16; a page or two more are spare.
+    let (kv, exact) = (fit["kv_bytes"].as_u64().unwrap(), 28 * 2 * 4 * 128 * 2 * 4096u64);
+    assert!((exact..=exact + exact / 50).contains(&kv), "{kv}");
     for memory in ["2G", "4G"] {
         let fit = plan(&model, memory, 4096);
         assert_eq!(fit["fits"], false, "{fit}");
@@ -120,7 +121,9 @@ fn the_process_takes_little_beyond_weights_and_kv_cache() {
     let found: Value = serde_json::from_slice(&inspected.stdout).expect("JSON");
     let bytes = |key: &str| found["fits"][0][key].as_u64().expect("a size");
     let kv_kib = bytes("kv_bytes") >> 10;
-    let planned_kib = kv_kib + ((bytes("scratch_bytes") + bytes("reserve_bytes")) >> 10);
+    let weights_kib = bytes("weights_bytes") >> 10;
+    let planned_kib =
+        weights_kib + kv_kib + ((bytes("scratch_bytes") + bytes("reserve_bytes")) >> 10);
 
     let mut child = jetforge(home.path())
         .args(["chat", "-n", "8", "--stats"])
@@ -135,7 +138,7 @@ fn the_process_takes_little_beyond_weights_and_kv_cache() {
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
     let told = stderr.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("decode")));
     assert!(told.is_some(), "the figures come after the answer");
-    // Now it waits for the next line. The weights are pages of the file, not of the process.
+    // Now it waits for the next line. Packed weights are anonymous memory, mapped ones are not.
     let anonymous = status_kib(child.id(), "RssAnon");
     drop(stdin);
     assert!(child.wait().unwrap().success());
@@ -143,6 +146,6 @@ fn the_process_takes_little_beyond_weights_and_kv_cache() {
         eprintln!("skipped: this kernel does not tell RssAnon");
         return;
     };
-    assert!(anonymous <= kv_kib + OVERHEAD_KIB_MAX, "{anonymous} KiB");
+    assert!(anonymous <= weights_kib + kv_kib + OVERHEAD_KIB_MAX, "{anonymous} KiB");
     assert!(anonymous <= planned_kib, "{anonymous} KiB, {planned_kib} were planned");
 }

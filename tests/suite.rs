@@ -1,5 +1,6 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod batch_invariance;
 mod cli;
 mod generation;
 mod grammar;
@@ -7,6 +8,7 @@ mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
+mod openai;
 mod pages;
 mod perplexity;
 mod pull;

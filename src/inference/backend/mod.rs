@@ -7,6 +7,8 @@
 
 mod adapter;
 mod batch;
+#[cfg(test)]
+mod cases;
 pub mod cpu;
 mod plan;
 

@@ -60,16 +60,7 @@ impl Model {
         request: &GenerateRequest,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, InferenceError> {
-        if !self.hparams.arch.causal {
-            return Err(InferenceError::NotGenerative);
-        }
-        if request.prompt.is_empty() {
-            return Err(InferenceError::PromptEmpty);
-        }
-        let n_prompt = request.prompt.len();
-        if n_prompt >= self.n_ctx {
-            return Err(InferenceError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
-        }
+        let n_prompt = self.check_prompt(&request.prompt)?;
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
         let started = Instant::now();
@@ -96,11 +87,7 @@ impl Model {
                 break Finish::Length;
             }
             if request.ignore_eos {
-                for &token in &self.tokenizer.special().eog {
-                    if let Some(logit) = logits.get_mut(token as usize) {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
+                self.forbid_ends(&mut logits);
             }
             let token = sampler.sample(&logits);
             sampler.accept(token);
@@ -128,6 +115,26 @@ impl Model {
         }
         out.decode_ms = prefilled.elapsed().as_secs_f64() * 1e3;
         Ok(out)
+    }
+
+    /// The length of a prompt that can be continued.
+    fn check_prompt(&self, prompt: &[TokenId]) -> Result<usize, InferenceError> {
+        let (n_prompt, n_ctx) = (prompt.len(), self.n_ctx);
+        match n_prompt {
+            _ if !self.hparams.arch.causal => Err(InferenceError::NotGenerative),
+            0 => Err(InferenceError::PromptEmpty),
+            n if n >= n_ctx => Err(InferenceError::PromptTooLong { n_prompt, n_ctx }),
+            n => Ok(n),
+        }
+    }
+
+    /// Takes the model's own ends out of the choice.
+    fn forbid_ends(&self, logits: &mut [f32]) {
+        for &token in &self.tokenizer.special().eog {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
     }
 
     /// Brings the prompt into the cache and gives the last token's logits. Returns how much of the

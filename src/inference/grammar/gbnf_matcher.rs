@@ -52,7 +52,7 @@ impl GbnfMatcher {
         for (id, is_negated, ..) in self.walker.tokens(self.state) {
             if is_negated {
                 let others = (0..self.vocab.n_vocab() as TokenId)
-                    .filter(|&other| other != id && self.vocab.is_used(other));
+                    .filter(|&other| other != id && self.vocab.is_whole(other));
                 others.for_each(|other| mask.allow_token(other));
             } else {
                 mask.allow_token(id);
@@ -73,7 +73,9 @@ impl GbnfMatcher {
     /// Whether the token was allowed; if so, it is now part of the text.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, GrammarError> {
         self.begin();
-        let state = self.walker.step_token(self.state, token, self.vocab.text(token));
+        let is_whole = self.vocab.is_whole(token);
+        let text = self.vocab.text(token);
+        let state = self.walker.step_token(self.state, token, text, is_whole);
         self.go(state)
     }
 

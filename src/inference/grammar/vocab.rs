@@ -175,9 +175,11 @@ impl GrammarVocab {
         if (token as usize) < self.0.n_vocab { self.trie().token(token) } else { &[] }
     }
 
-    /// Whether the token has a name or a text: padding of the vocabulary has neither.
-    pub(super) fn is_used(&self, token: TokenId) -> bool {
-        !self.raw(token).is_empty()
+    /// Whether the token has a name, or a text of whole characters without NUL: padding has
+    /// neither.
+    pub(super) fn is_whole(&self, token: TokenId) -> bool {
+        let spelled = self.spelled(token);
+        !spelled.is_empty() && !spelled.contains(&0) && std::str::from_utf8(spelled).is_ok()
     }
 
     /// The token that is spelled so, a control token before a text.

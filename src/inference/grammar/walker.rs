@@ -152,9 +152,20 @@ impl Walker {
         })
     }
 
-    /// Where the token leads as a whole, and as its text.
-    pub(super) fn step_token(&mut self, from: StateId, token: TokenId, text: &[u8]) -> StateId {
-        let whole = self.tokens(from).filter(|&(id, is_negated, ..)| (id == token) != is_negated);
+    /// Where the token leads as a whole, and as its text. `!<...>` takes whole characters only, for
+    /// the answer goes on behind it.
+    pub(super) fn step_token(
+        &mut self,
+        from: StateId,
+        token: TokenId,
+        text: &[u8],
+        is_whole: bool,
+    ) -> StateId {
+        let takes = |id, is_negated| match is_negated {
+            true => id != token && is_whole,
+            false => id == token,
+        };
+        let whole = self.tokens(from).filter(|&(id, is_negated, ..)| takes(id, is_negated));
         let seeds: Vec<Config> = whole.map(|(_, _, next, stack)| (next, stack)).collect();
         let as_text = if text.is_empty() { DEAD } else { self.steps(from, text) };
         if seeds.is_empty() {

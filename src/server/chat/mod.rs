@@ -41,6 +41,8 @@ use crate::inference::{ChatTemplate, GrammarRequest, ModelInfo, TokenId};
 
 /// A conversation, ready to be answered.
 pub(super) struct Prepared {
+    /// The prompt as the template wrote it.
+    pub text: String,
     /// The prompt.
     pub prompt: Vec<TokenId>,
     /// What the answer must look like, for tools or a schema.
@@ -118,6 +120,7 @@ pub(super) fn prepare(
             splits_reasoning,
             begins_in_reasoning: is_opened,
         },
+        text,
         prompt,
         n_dropped,
     })

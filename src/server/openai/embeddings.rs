@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use crate::hosting::Lease;
-use crate::inference::{InferenceError, Pooling, TokenId};
+use crate::inference::{EngineError, InferenceError, Pooling, TokenId};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
@@ -28,6 +28,9 @@ pub(super) async fn handle(
     let read = blocking(move || read(&fields, lease)).await?;
     let Inputs { lease, inputs, is_base64 } = read;
     let pooling = match lease.info().hparams().pooling {
+        Pooling::None if lease.info().hparams().arch.causal => {
+            return Err(ApiError::from(EngineError::NotEmbedding));
+        }
         Pooling::None => {
             let message = "this model pools nothing, so a text has no one vector; use /embedding";
             return Err(ApiError::invalid(message));

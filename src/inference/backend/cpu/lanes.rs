@@ -1,4 +1,4 @@
-//! Lanes: the vocabulary of the panel kernels, in which a lane is an output row.
+//! Lanes: the vocabulary of matrix multiplication. In panels a lane is an output row.
 //!
 //! A vector of codes holds four consecutive weights of each of its rows, so that one integer dot
 //! instruction advances every row by four weights, and no sum ever crosses lanes. Each instruction
@@ -48,6 +48,8 @@ pub unsafe trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     /// f16 values from `p`, widened exactly.
     unsafe fn load_f16(p: *const u8) -> Self::F;
+    /// bf16 values from `p`, widened exactly.
+    unsafe fn load_bf16(p: *const u8) -> Self::F;
     /// Signed bytes from `p`.
     unsafe fn load_i8(p: *const u8) -> Self::F;
     /// Unsigned bytes from `p`, `(p[i] >> shift) & mask`.
@@ -73,8 +75,6 @@ pub unsafe trait Lanes: Copy {
     /// For each row, `sum over j, k < 4 of (w[j][k] - zero) * a[4 j + k]`; `a` is within +-127, and
     /// `neg_sum` is minus the sum of `a`.
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
-    /// Asks for the cache line at `p`, which may lie outside of any memory.
-    unsafe fn prefetch(p: *const u8);
 }
 
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
@@ -105,6 +105,12 @@ unsafe impl Lanes for ScalarLanes {
         // SAFETY: as above.
         let bits = unsafe { p.cast::<[[u8; 2]; 16]>().read_unaligned() };
         bits.map(|b| f16_to_f32(u16::from_le_bytes(b)))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self::F {
+        // SAFETY: as above.
+        let bits = unsafe { p.cast::<[[u8; 2]; 16]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::F {
@@ -166,8 +172,6 @@ unsafe impl Lanes for ScalarLanes {
         }
         sums.map(|s| s as f32)
     }
-    #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -214,6 +218,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u8) -> __m256 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> __m256 {
+            unsafe {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const u8) -> __m256 {
@@ -305,10 +316,6 @@ mod x86 {
                 _mm256_cvtepi32_ps(sum)
             }
         }
-        #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        }
     }
 
     // SAFETY: each function touches the lanes that the trait names, with AVX-512 F, BW, VL, VNNI.
@@ -329,6 +336,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u8) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> __m512 {
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const u8) -> __m512 {
@@ -400,10 +414,6 @@ mod x86 {
                 }
                 _mm512_cvtepi32_ps(sum)
             }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(p: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
     }
 }

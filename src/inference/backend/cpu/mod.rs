@@ -1,4 +1,4 @@
-//! The CPU backend: runs a plan operation by operation over the mapped model file.
+//! The CPU backend: runs a plan operation by operation.
 //!
 //! Quantised matrices are packed into panels as they are loaded ([`weights`]), float ones stay
 //! where the file has them; only vectors are kept as f32. Buffers are allocated once, for the
@@ -20,6 +20,8 @@ mod pool;
 mod rowwise;
 mod shared;
 mod simd;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Eight lanes of f32: the vocabulary of attention and of float matrices.
+//! Eight lanes of f32: the vocabulary of attention.
 //!
 //! A kernel is generic over [`Simd`]; [`Scalar`] is its plain twin and the oracle of the others.
 //! Every implementation does the same float operations in the same order, lane by lane, and every
@@ -27,8 +27,6 @@ pub unsafe trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     /// Eight f16 values from `p`, widened exactly.
     unsafe fn load_f16(p: *const u16) -> Self::F;
-    /// Eight bf16 values from `p`, widened exactly.
-    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Eight values to `p`.
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a * b`
@@ -68,12 +66,6 @@ unsafe impl Simd for Scalar {
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: the caller vouches for eight readable values.
         unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller vouches for eight readable values.
-        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
-        bits.map(|b| f32::from_bits(u32::from(b) << 16))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
@@ -125,14 +117,6 @@ mod x86 {
             unsafe fn load_f16(p: *const u16) -> __m256 {
                 // SAFETY: as above.
                 unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
-            }
-            #[inline(always)]
-            unsafe fn load_bf16(p: *const u16) -> __m256 {
-                // SAFETY: as above.
-                unsafe {
-                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                }
             }
             #[inline(always)]
             unsafe fn store(p: *mut f32, x: __m256) {

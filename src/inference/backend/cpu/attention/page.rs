@@ -252,14 +252,17 @@ unsafe fn add_page_of<S: Simd, T: Element>(
     // SAFETY: the page holds 32 slots of `head_dim` values; queries, scores and sums hold
     // `n_query` rows (asserted); the rest is passed on.
     unsafe {
-        each_tile::<S>(queries.clone(), |n, query| {
+        let mut query = queries.start;
+        while query < queries.end {
             let (q, out) = (q.add(query * head_dim), scores.as_mut_ptr().add(query * PAGE_LEN));
+            let n = tile_of::<S>(queries.end - query);
             match n {
                 4 => score::<S, T, 4>(q, head_dim, page.keys, out),
                 2 => score::<S, T, 2>(q, head_dim, page.keys, out),
                 _ => score::<S, T, 1>(q, head_dim, page.keys, out),
             }
-        });
+            query += n;
+        }
         let rows = scores.as_chunks_mut::<PAGE_LEN>().0;
         for query in queries.clone() {
             let (max, weight) = (&mut sums.max[query], &mut sums.weight[query]);
@@ -267,28 +270,31 @@ unsafe fn add_page_of<S: Simd, T: Element>(
         }
         let values = page.values.add(slots.start * head_dim);
         let weights = scores.as_ptr().add(slots.start);
-        each_tile::<S>(queries, |n, query| {
+        let mut query = queries.start;
+        while query < queries.end {
             let rescale = s.rescale.as_ptr().add(query);
             let weights = Weights { p: weights.add(query * PAGE_LEN), rescale, n: slots.len() };
             let out = sums.values.as_mut_ptr().add(query * head_dim);
+            let n = tile_of::<S>(queries.end - query);
             match n {
                 4 => weigh::<S, T, 4>(weights, values, head_dim, out),
                 2 => weigh::<S, T, 2>(weights, values, head_dim, out),
                 _ => weigh::<S, T, 1>(weights, values, head_dim, out),
             }
-        });
+            query += n;
+        }
     }
 }
 
-/// Calls `f(n, first)` for groups of 4, 2 or 1 queries, as many as leave their sums in registers.
+/// Queries that go together when so many are left: 4, 2 or 1, as many as leave their sums in
+/// registers. (A closure over the groups would be a function without the instruction set, into
+/// which no vector operation is inlined.)
 #[inline(always)]
-fn each_tile<S: Simd>(queries: Range<usize>, mut f: impl FnMut(usize, usize)) {
-    let mut query = queries.start;
-    while query < queries.end {
-        let left = (queries.end - query).min(S::TILE_ROWS);
-        let n = if left >= 4 { 4 } else { left.min(2) };
-        f(n, query);
-        query += n;
+fn tile_of<S: Simd>(left: usize) -> usize {
+    match left.min(S::TILE_ROWS) {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
     }
 }
 

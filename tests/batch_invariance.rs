@@ -1,0 +1,120 @@
+//! The same tokens give the same bits: in one prefill, in chunks, token by token, alone or beside
+//! other sequences, on any number of threads, and on every instruction set.
+
+use std::sync::Arc;
+
+use jetforge::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
+use jetforge::inference::backend::{Batch, PageIdx, Span};
+use jetforge::inference::gguf::Gguf;
+use jetforge::inference::model::{Hparams, plan};
+
+use crate::support::recipe::Recipe;
+
+const N_PAGE: usize = 8;
+
+/// A model with its cache, and how it is run.
+struct Runner {
+    backend: CpuBackend,
+}
+
+impl Runner {
+    fn new(file: &[u8], isa: Isa, n_threads: usize, kv_type: KvType) -> Runner {
+        let gguf = Arc::new(Gguf::from_vec(file.to_vec()).expect("the reader takes the file"));
+        let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
+        let plan = plan(&gguf, &hparams).expect("the tensors are there");
+        let config =
+            CpuConfig { n_threads, n_batch: 128, n_outputs: 128, n_page: N_PAGE, kv_type, isa };
+        Runner { backend: CpuBackend::new(plan, gguf, config).expect("the backend starts") }
+    }
+
+    /// One forward pass; the logits' bits of every token.
+    fn forward(&mut self, spans: &[(&[PageIdx], usize, &[u32])]) -> Vec<Vec<u32>> {
+        let tokens: Vec<u32> = spans.iter().flat_map(|s| s.2).copied().collect();
+        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+        let spans: Vec<Span<'_>> = spans
+            .iter()
+            .map(|&(pages, pos, tokens)| Span { pages, pos, n_tokens: tokens.len(), adapters: &[] })
+            .collect();
+        let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
+        let rows = self.backend.forward(&batch).expect("the batch keeps the rules");
+        rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+    }
+
+    /// `tokens` in steps of `n`, on pages of their own.
+    fn in_steps(&mut self, tokens: &[u32], n: usize) -> Vec<Vec<u32>> {
+        let pages: Vec<PageIdx> = (0..N_PAGE as PageIdx).collect();
+        let chunks = tokens.chunks(n).enumerate();
+        chunks.flat_map(|(i, chunk)| self.forward(&[(&pages, i * n, chunk)])).collect()
+    }
+
+    /// `tokens` in steps of 7 beside a second sequence that grows by 3 and a third by 1.
+    fn beside_others(&mut self, tokens: &[u32]) -> Vec<Vec<u32>> {
+        let (ours, second, third) = ([6, 2, 4], [1, 5], [7, 0]);
+        let mut rows = Vec::new();
+        for (i, chunk) in tokens.chunks(7).enumerate() {
+            let spans: [(&[PageIdx], usize, &[u32]); 3] = [
+                (&second, 3 * i, &tokens[i..i + 3]),
+                (&ours, 7 * i, chunk),
+                (&third, i, &tokens[2 * i..2 * i + 1]),
+            ];
+            rows.extend(self.forward(&spans).drain(3..3 + chunk.len()));
+        }
+        rows
+    }
+}
+
+fn tokens(recipe: &Recipe) -> Vec<u32> {
+    let known = recipe.tokens();
+    (0..75).map(|i| known[i * 5 % known.len()]).collect()
+}
+
+/// Every architecture with tokens to force, in a type of each kernel shape.
+#[test]
+fn the_same_tokens_give_the_same_bits_however_they_are_run() {
+    for (case, types) in [
+        ("llama", &["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS"][..]),
+        ("qwen2", &["Q5_1", "Q3_K"][..]),
+        ("stablelm", &["Q5_K"][..]),
+        ("gemma3", &["Q4_1"][..]),
+    ] {
+        let recipe = Recipe::read(case);
+        let tokens = tokens(&recipe);
+        let goldens = recipe.goldens();
+        let chosen: Vec<_> = goldens.iter().filter(|g| types.contains(&g.ty.name())).collect();
+        assert_eq!(chosen.len(), types.len(), "{case}: goldens of {types:?}");
+        for golden in chosen {
+            let (ty, file) = (golden.ty, recipe.build(golden.ty));
+            let isa = Isa::choose(None).expect("there is one");
+            let expected =
+                Runner::new(&file, Isa::Scalar, 1, KvType::F16).in_steps(&tokens, tokens.len());
+            for n_threads in 1..=3 {
+                let mut runner = Runner::new(&file, isa, n_threads, KvType::F16);
+                for n in [tokens.len(), 32, 13, 1] {
+                    let got = runner.in_steps(&tokens, n);
+                    assert!(got == expected, "{case} {ty}: steps of {n}, {n_threads} threads");
+                }
+                let got = runner.beside_others(&tokens);
+                assert!(got == expected, "{case} {ty}: beside others, {n_threads} threads");
+            }
+            for isa in Isa::available() {
+                let got = Runner::new(&file, isa, 2, KvType::F16).in_steps(&tokens, 50);
+                assert!(got == expected, "{case} {ty}: {}", isa.name());
+            }
+        }
+    }
+}
+
+/// Canary: another token, or another position, is seen in the bits.
+#[test]
+fn the_comparison_of_bits_can_fail() {
+    let recipe = Recipe::read("llama");
+    let file = recipe.build(recipe.goldens()[0].ty);
+    let tokens = tokens(&recipe);
+    let mut changed = tokens.clone();
+    changed[40] ^= 1;
+    let mut runner = Runner::new(&file, Isa::Scalar, 1, KvType::F16);
+    let expected = runner.in_steps(&tokens, 75);
+    let got = runner.in_steps(&changed, 75);
+    assert_eq!(expected[..40], got[..40]);
+    assert!((40..75).all(|i| expected[i] != got[i]));
+}
