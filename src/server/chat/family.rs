@@ -7,7 +7,7 @@
 //! | Mistral | `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{..}` |
 //! | DeepSeek V3.1 | begin mark, name, separator, arguments, end mark, inside the list's marks |
 //! | DeepSeek R1 | the same with `function`, separator, name, and the arguments fenced as JSON |
-//! | any other | the whole answer is JSON with `tool_call` or `response`: llama.cpp's generic form |
+//! | any other | the answer is JSON with `tool_call` or `response`: llama.cpp's generic form |
 
 /// A family's way of calling tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

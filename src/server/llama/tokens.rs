@@ -64,8 +64,8 @@ pub async fn detokenize(
     .await
 }
 
-/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, as a chat would render it, without
-/// running anything.
+/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, as a chat would render it,
+/// without running anything.
 pub async fn apply_template(
     State(server): State<Server>,
     fields: Fields,

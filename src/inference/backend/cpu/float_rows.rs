@@ -4,7 +4,7 @@
 //! tile of columns shares it. A row's sum runs over sixteen lanes, then across them, for every tile
 //! and every width of register.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, unroll};
 use crate::inference::quant::{TensorType, dequantize};
 
 /// Lanes of a row's sum; the columns of a tile are padded to whole multiples.
@@ -84,12 +84,12 @@ pub unsafe fn tile<L: Lanes, W: Float, const R: usize, const C: usize, const V: 
             for v in 0..V {
                 let i = i + v * L::ROWS;
                 let x = load_columns::<L, C>(x.add(i), stride);
-                for r in 0..R {
+                unroll!(R, |r| {
                     let w = W::load::<L>(w.add((r * k + i) * bytes));
-                    for c in 0..C {
+                    unroll!(C, |c| {
                         sums[r][c][v] = L::fma(w, x[c], sums[r][c][v]);
-                    }
-                }
+                    });
+                });
             }
         }
         if whole < k {
@@ -123,9 +123,9 @@ unsafe fn load_columns<L: Lanes, const C: usize>(x: *const f32, stride: usize) -
     // SAFETY: passed on.
     unsafe {
         let mut values = [L::splat(0.0); C];
-        for (c, value) in values.iter_mut().enumerate() {
-            *value = L::load(x.add(c * stride));
-        }
+        unroll!(C, |c| {
+            values[c] = L::load(x.add(c * stride));
+        });
         values
     }
 }

@@ -77,6 +77,21 @@ pub unsafe trait Lanes: Copy {
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
 }
 
+/// Does `$body` for each number below `$n`, at most 16, written out: a loop of a large body is left
+/// rolled by the compiler, and the sums it adds to would live in memory.
+macro_rules! unroll {
+    ($n:expr, |$i:ident| $body:block) => {
+        unroll!($n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($n:expr, $i:ident, $body:block, $($at:literal)*) => {
+        $(if $at < $n {
+            let $i: usize = $at;
+            $body
+        })*
+    };
+}
+pub(super) use unroll;
+
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
 // instruction set of the function around it, and the intrinsic would become a call.
 
