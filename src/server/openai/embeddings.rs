@@ -33,7 +33,7 @@ pub(super) async fn handle(
                        --embedding";
         return Err(ApiError::not_supported(message));
     }
-    let pooling = lease.info().pooling_of(None);
+    let pooling = lease.info().pooling_of(server.0.options.pooling);
     let n_tokens: usize = inputs.iter().map(Vec::len).sum();
     let mut data = Vec::with_capacity(inputs.len());
     for (index, tokens) in inputs.into_iter().enumerate() {
