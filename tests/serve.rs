@@ -220,12 +220,12 @@ fn beyond_this_machine_a_key_is_needed() {
 #[test]
 fn a_context_that_does_not_fit_is_reduced_or_refused() {
     let home = tempfile::tempdir().unwrap();
-    let service = Process::start(home.path(), &["--memory-max", "150M", "-np", "4"]);
+    let service = Process::start(home.path(), &["--memory-max", "115M", "-np", "4"]);
     service.terminate();
     let (code, said) = service.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("each sequence gets a context of"), "{said}");
-    let asked = ["serve", "--port", "0", "--memory-max", "150M", "-c", "64000"];
+    let asked = ["serve", "--port", "0", "--memory-max", "115M", "-c", "64000"];
     let (code, _, said) = run(home.path(), &asked);
     assert_eq!(code, 4, "{said}");
 }
