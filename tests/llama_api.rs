@@ -314,8 +314,8 @@ fn compare(name: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// `/infill` where there is room for other files: the very tokens of llama-server's prompt, and with
-/// the infill sampler its answer.
+/// `/infill` where there is room for other files: the very tokens of llama-server's prompt, and
+/// with the infill sampler its answer.
 #[tokio::test]
 async fn infill_prompts_are_llama_servers() {
     let api = api(1024, serve_options(None), None);

@@ -208,9 +208,7 @@ fn broken_requests_cost_nobody_else_anything() {
             wire
         });
     }
-    for nonsense in
-        ["\u{16}\u{3}\u{1}\u{2}", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\r\n \r\n\r\n"]
-    {
+    for nonsense in ["\u{16}\u{3}\u{1}\u{2}", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
         let mut wire = Wire::open(house.address);
         wire.write(nonsense);
         if let Some(answer) = wire.read() {
@@ -489,7 +487,8 @@ fn the_document_has_every_route_and_no_other() {
     let house = plan().start();
     let server = Server::new(house.host.clone(), ServeOptions::default());
     let debug = format!("{:?}", router(server));
-    let quoted = debug.split('"').filter(|text| text.starts_with('/'));
+    // The router notes its fallback under a name of its own.
+    let quoted = debug.split('"').filter(|s| s.starts_with('/') && !s.contains("__private__"));
     let routed: std::collections::BTreeSet<String> =
         quoted.map(|path| path.replace("{*", "{")).collect();
     assert!(routed.contains("/health"), "{debug}");

@@ -8,6 +8,7 @@ mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
+mod openai;
 mod pages;
 mod perplexity;
 mod pull;

@@ -59,7 +59,6 @@ pub(super) fn usage_json(timings: &Timings) -> Value {
         "total_tokens": timings.n_prompt + timings.n_generated,
         "prompt_tokens_details": { "cached_tokens": timings.n_cached },
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
             "accepted_prediction_tokens": timings.n_accepted,
             "rejected_prediction_tokens": timings.n_draft - timings.n_accepted,
         },

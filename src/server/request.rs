@@ -82,6 +82,7 @@ pub(super) fn request(
         tenant: caller.tenant,
         is_cache_private: is_set("cache_private", false)?,
         uses_cache: is_set("cache_prompt", true)?,
+        slot_idx: slot_idx(fields)?,
         context_shift: is_set("context_shift", options.context_shift)?,
         n_keep: usize::try_from(n_keep).unwrap_or(usize::MAX),
         deadline: millis(fields, "deadline_ms")?,
@@ -89,10 +90,8 @@ pub(super) fn request(
         n_indent: fields.count("n_indent", i32::MAX as usize)?.unwrap_or(0),
         ..Request::default()
     };
-    request.speculation.n_draft_max = options.n_draft_max;
-    if let Some(n_draft_max) = fields.count("speculative.n_max", options.n_draft_max)? {
-        request.speculation.n_draft_max = n_draft_max;
-    }
+    let n_draft_max = fields.count("speculative.n_max", usize::MAX)?.unwrap_or(usize::MAX);
+    request.speculation.n_draft_max = options.n_draft_max.min(n_draft_max);
     Ok(request)
 }
 
@@ -205,6 +204,12 @@ fn priority(fields: &Fields, caller: &Caller) -> Result<Priority, ApiError> {
     };
     // A later class is a lower one.
     Ok(asked.max(caller.priority))
+}
+
+/// The slot that should run it; -1 for any.
+fn slot_idx(fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let slot_idx = fields.int("id_slot", -1..=i64::from(i32::MAX))?;
+    Ok(slot_idx.and_then(|slot_idx| usize::try_from(slot_idx).ok()))
 }
 
 /// A time in milliseconds; 0 and -1 stand for none.

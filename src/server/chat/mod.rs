@@ -41,8 +41,6 @@ use crate::inference::{ChatTemplate, GrammarRequest, ModelInfo, TokenId};
 
 /// A conversation, ready to be answered.
 pub(super) struct Prepared {
-    /// The prompt as the template wrote it.
-    pub text: String,
     /// The prompt.
     pub prompt: Vec<TokenId>,
     /// What the answer must look like, for tools or a schema.
@@ -84,20 +82,9 @@ pub(super) fn prepare(
         return Err(ApiError::field("grammar", "grammar cannot be combined with tools"));
     }
     let own = own_template(info, options)?;
-    let template = own.as_ref().or(info.chat_template());
-    let template = template.ok_or_else(|| ApiError::internal("there is no chat template"))?;
-    let family =
-        if tools.are_on() { Family::of_template(template.source()) } else { Family::Plain };
-    let conversation = Conversation {
-        messages: messages::read(fields)?,
-        tools: &tools,
-        family,
-        has_schema: schema.is_some(),
-        template,
-        tokenizer: info.tokenizer(),
-        variables: variables(fields)?,
-        opening: opening(fields)?,
-    };
+    let template = template(own.as_ref(), info)?;
+    let conversation = conversation(fields, info, template, &tools, schema.is_some())?;
+    let family = conversation.family;
     let Rendered { text, prompt, n_dropped } = conversation.render(room)?;
     let is_opened = text.trim_end().ends_with(THINK_OPEN);
     let thinking = match (is_opened, template.source().contains(THINK_CLOSE)) {
@@ -107,7 +94,6 @@ pub(super) fn prepare(
     };
     let tokenizer = info.tokenizer();
     let mut marks = family.marks();
-    let splits_reasoning = splits_reasoning(fields, options)?;
     marks.extend([THINK_OPEN, THINK_CLOSE]);
     let shown = marks.into_iter().filter_map(|mark| grammar::control_token(tokenizer, mark));
     Ok(Prepared {
@@ -117,13 +103,59 @@ pub(super) fn prepare(
         parser: ParserSpec {
             family,
             names: tools.callable().iter().map(|tool| tool.name.clone()).collect::<Arc<[_]>>(),
-            splits_reasoning,
+            splits_reasoning: splits_reasoning(fields, options)?,
             begins_in_reasoning: is_opened,
         },
-        text,
         prompt,
         n_dropped,
     })
+}
+
+/// The text of a chat's prompt, however long it is.
+///
+/// # Errors
+/// A wrong field by its path, messages that the template refuses.
+pub(super) fn prompt_text(
+    fields: &Fields,
+    info: &ModelInfo,
+    options: &ServeOptions,
+) -> Result<String, ApiError> {
+    let tools = Tools::read(fields)?;
+    let own = own_template(info, options)?;
+    let template = template(own.as_ref(), info)?;
+    let has_schema = schema(fields)?.is_some();
+    let conversation = conversation(fields, info, template, &tools, has_schema)?;
+    let room = Room { n_ctx: usize::MAX, n_predict: None, trim: None };
+    Ok(conversation.render(room)?.text)
+}
+
+fn conversation<'a>(
+    fields: &Fields,
+    info: &'a ModelInfo,
+    template: &'a ChatTemplate,
+    tools: &'a Tools,
+    has_schema: bool,
+) -> Result<Conversation<'a>, ApiError> {
+    let is_on = tools.are_on();
+    Ok(Conversation {
+        messages: messages::read(fields)?,
+        tools,
+        family: if is_on { Family::of_template(template.source()) } else { Family::Plain },
+        has_schema,
+        template,
+        tokenizer: info.tokenizer(),
+        variables: variables(fields)?,
+        opening: opening(fields)?,
+    })
+}
+
+/// The template in use: `own`, else the model's.
+fn template<'a>(
+    own: Option<&'a ChatTemplate>,
+    info: &'a ModelInfo,
+) -> Result<&'a ChatTemplate, ApiError> {
+    let missing = || ApiError::not_supported("the model has no chat template");
+    own.or(info.chat_template()).ok_or_else(missing)
 }
 
 /// The template that the service was started with in place of the model's, by its text or by the

@@ -3,10 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::params::Params;
-use super::{prompt, settings};
+use super::settings;
 use crate::inference::{Finish, ModelInfo, Timings, TokenEvent, TokenId};
-use crate::server::ServeOptions;
 use crate::server::generate::Answer;
+use crate::server::{ServeOptions, prompts};
 
 /// The seed that asks for a random one.
 const SEED_RANDOM: u32 = u32::MAX;
@@ -64,7 +64,7 @@ impl Wire {
             "tokens_predicted": timings.n_generated,
             "tokens_evaluated": prompt.len(),
             "generation_settings": self.settings(index % self.n_answer()),
-            "prompt": prompt::text(prompt, self.info.tokenizer()),
+            "prompt": prompts::text(prompt, self.info.tokenizer()),
             "has_new_line": has_new_line,
             "truncated": answer.was_shifted || finish == Some(&Finish::ContextFull),
             "stop_type": stop_type(finish),
@@ -197,7 +197,7 @@ fn stop_type(finish: Option<&Finish>) -> &'static str {
 
 /// The text of bytes, less a character at the end that is cut off.
 fn whole_characters(bytes: &[u8]) -> String {
-    let mut utf8 = crate::inference::tokenizer::Utf8Stream::new();
+    let mut utf8 = crate::inference::Utf8Stream::new();
     utf8.push(bytes)
 }
 

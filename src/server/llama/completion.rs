@@ -11,13 +11,12 @@ use serde_json::Value;
 use super::answer::Wire;
 use super::fields::LlamaFields;
 use super::params::Params;
-use super::prompt;
 use super::stream::Stream;
 use crate::hosting::Lease;
 use crate::inference::{Event, Finish, Request, Timings, TokenId};
 use crate::server::fields::Fields;
 use crate::server::generate::{Answer, Generation, blocking, collect, lease, submit};
-use crate::server::{ApiError, Caller, Server, sse};
+use crate::server::{ApiError, Caller, Server, prompts, sse};
 
 /// `POST /completion`, `POST /completions`.
 pub async fn completion(
@@ -30,7 +29,7 @@ pub async fn completion(
     let started = blocking(move || {
         let missing = "[json.exception.out_of_range.403] key 'prompt' not found";
         let value = fields.0.get("prompt").ok_or_else(|| ApiError::field("prompt", missing))?;
-        let prompts = prompt::prompts(value, "prompt", lease.info().tokenizer())?;
+        let prompts = prompts::prompts(value, "prompt", lease.info().tokenizer())?;
         start(&server, &caller, lease, &fields, prompts, 0)
     });
     respond(started.await?).await

@@ -8,11 +8,10 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::fields::{LlamaFields, Outside, field_error};
-use super::prompt;
 use crate::inference::Pooling;
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
-use crate::server::{ApiError, Server};
+use crate::server::{ApiError, Server, prompts};
 
 /// `POST /embedding`, `POST /embeddings`.
 pub async fn embedding(
@@ -41,7 +40,7 @@ pub async fn embedding(
         if norm < -1 {
             return Err(field_error("embd_normalize", "it must be -1 or more"));
         }
-        let prompts = prompt::prompts(value, name, info.tokenizer())?;
+        let prompts = prompts::prompts(value, name, info.tokenizer())?;
         if prompts.iter().any(Vec::is_empty) {
             return Err(ApiError::field(name, "Input content cannot be empty"));
         }

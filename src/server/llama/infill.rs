@@ -22,11 +22,11 @@ use serde_json::Value;
 
 use super::completion::{respond, start};
 use super::fields::LlamaFields;
-use super::prompt::mixed;
 use crate::base::limits::INFILL_TOKENS_MAX;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
+use crate::server::prompts::mixed;
 use crate::server::{ApiError, Caller, Server};
 
 /// Between chunks of models that have no token for it.

@@ -15,7 +15,6 @@ mod fields;
 mod infill;
 mod lora;
 mod params;
-mod prompt;
 mod props;
 mod rerank;
 mod settings;

@@ -5,12 +5,10 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::fields::LlamaFields;
-use super::prompt;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
-use crate::server::chat::{Room, prepare};
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
-use crate::server::{ApiError, Server};
+use crate::server::{ApiError, Server, chat, prompts};
 
 /// `POST /tokenize`: `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
 pub async fn tokenize(
@@ -27,7 +25,7 @@ pub async fn tokenize(
         let with_pieces = llama.bool("with_pieces", false)?;
         let tokenizer = lease.info().tokenizer();
         let tokens = match llama.get("content") {
-            Some(content) => prompt::mixed(content, "content", tokenizer, options)?,
+            Some(content) => prompts::mixed(content, "content", tokenizer, options)?,
             None => Vec::new(),
         };
         let tokens: Vec<Value> = match with_pieces {
@@ -57,28 +55,26 @@ pub async fn detokenize(
     blocking(move || {
         let tokenizer = lease.info().tokenizer();
         let tokens = LlamaFields::new(&fields.0).array("tokens")?.unwrap_or_default();
-        let token = |value: &Value| prompt::token(value, "tokens", tokenizer);
+        let token = |value: &Value| prompts::token(value, "tokens", tokenizer);
         let tokens = tokens.iter().map(token).collect::<Result<Vec<TokenId>, ApiError>>()?;
-        Ok(Json(json!({ "content": prompt::text(&tokens, tokenizer) })))
+        Ok(Json(json!({ "content": prompts::text(&tokens, tokenizer) })))
     })
     .await
 }
 
-/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, as a chat would render it, without
-/// running anything.
+/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, as a chat would render it,
+/// without running anything.
 pub async fn apply_template(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
     let lease = lease(&server, fields.str("model")?).await?;
     blocking(move || {
-        if !fields.has("messages") {
+        if LlamaFields::new(&fields.0).array("messages")?.is_none() {
             return Err(ApiError::field("messages", "'messages' is required"));
         }
-        // Nothing runs, so it may have any length.
-        let room = Room { n_ctx: usize::MAX, n_predict: None, trim: None };
-        let prepared = prepare(&fields, lease.info(), &server.0.options, room)?;
-        Ok(Json(json!({ "prompt": prepared.text })))
+        let prompt = chat::prompt_text(&fields, lease.info(), &server.0.options)?;
+        Ok(Json(json!({ "prompt": prompt })))
     })
     .await
 }

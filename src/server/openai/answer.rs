@@ -34,6 +34,8 @@ pub(super) struct Chunks<C> {
     tally: Tally,
     /// Choices that are not over.
     n_open: usize,
+    /// `[n_prompt]`: tokens whose progress was told.
+    n_told: Vec<usize>,
     started: Instant,
 }
 
@@ -41,7 +43,31 @@ impl<C: Choices> Chunks<C> {
     /// Of a request whose answers `tally` counts.
     pub fn new(choices: C, head: Head, wishes: Wishes, tally: Tally) -> Chunks<C> {
         let n_open = tally.timings.len();
-        Chunks { choices, head, wishes, tally, n_open, started: Instant::now() }
+        let n_told = vec![0; n_open / tally.n.max(1)];
+        Chunks { choices, head, wishes, tally, n_open, n_told, started: Instant::now() }
+    }
+
+    /// Says how far a prompt is, where that is wanted and new.
+    fn progress(
+        &mut self,
+        prompt_idx: usize,
+        (n_done, n_prompt, n_cached): (usize, usize, usize),
+        out: &mut SseWriter,
+    ) {
+        if !self.wishes.return_progress || n_done <= self.n_told[prompt_idx] {
+            return;
+        }
+        self.n_told[prompt_idx] = n_done;
+        let choice = self.choices.nothing(prompt_idx * self.tally.n);
+        let mut chunk = self.chunk(vec![choice]);
+        let progress = json!({
+            "total": n_prompt,
+            "cache": n_cached,
+            "processed": n_done,
+            "time_ms": self.started.elapsed().as_millis() as u64,
+        });
+        chunk.insert("prompt_progress".into(), progress);
+        out.data(&chunk);
     }
 
     fn chunk(&self, choices: Vec<Value>) -> Map<String, Value> {
@@ -62,21 +88,14 @@ impl<C: Choices> Translate for Chunks<C> {
         let first_idx = prompt_idx * self.tally.n;
         match event {
             Event::Progress { n_done, n_prompt, n_cached } => {
-                if self.wishes.return_progress {
-                    let mut chunk =
-                        self.head.object(C::OBJECT, vec![self.choices.nothing(first_idx)]);
-                    let time_ms = self.started.elapsed().as_millis() as u64;
-                    let progress = json!({
-                        "total": n_prompt, "cache": n_cached, "processed": n_done,
-                        "time_ms": time_ms,
-                    });
-                    chunk.insert("prompt_progress".into(), progress);
-                    out.data(&chunk);
-                }
+                self.progress(prompt_idx, (n_done, n_prompt, n_cached), out);
             }
             Event::Text { answer_idx, text, tokens, timings } => {
                 let choice_idx = first_idx + answer_idx;
                 self.tally.timings[choice_idx] = timings;
+                // The step that ends the prompt already has a token.
+                let n_prompt = timings.n_prompt;
+                self.progress(prompt_idx, (n_prompt, n_prompt, timings.n_cached), out);
                 for choice in self.choices.grow(choice_idx, &text, &tokens) {
                     self.send(choice, Some(&timings), out);
                 }

@@ -81,7 +81,7 @@ fn start(
     };
     let mut prompts = match fields.str("suffix")?.filter(|suffix| !suffix.is_empty()) {
         Some(suffix) => vec![fim_prompt(prompt, suffix, &info)?],
-        None => prompts(prompt, info.tokenizer(), "prompt")?,
+        None => prompts(prompt, "prompt", info.tokenizer())?,
     };
     let echoes =
         if echo { texts(prompt, &prompts, &info) } else { vec![String::new(); prompts.len()] };
@@ -122,8 +122,9 @@ fn fim_prompt(prompt: &Value, suffix: &str, info: &ModelInfo) -> Result<Vec<Toke
 
 /// The prompts as they are told before their answers.
 fn texts(prompt: &Value, prompts: &[Vec<TokenId>], info: &ModelInfo) -> Vec<String> {
+    let is_several = |items: &[Value]| !items.iter().any(Value::is_number);
     let given = |idx: usize| match prompt {
-        Value::Array(items) if prompts.len() > 1 => items.get(idx).and_then(Value::as_str),
+        Value::Array(items) if is_several(items) => items.get(idx).and_then(Value::as_str),
         value => value.as_str(),
     };
     let text = |(idx, tokens): (usize, &Vec<TokenId>)| match given(idx) {

@@ -25,20 +25,24 @@ pub(super) async fn handle(
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
     let lease = lease(&server, fields.str("model")?).await?;
-    let read = blocking(move || read(&fields, lease)).await?;
-    let Inputs { lease, inputs, is_base64 } = read;
-    let pooling = match lease.info().hparams().pooling {
-        Pooling::None => {
-            let message = "this model pools nothing, so a text has no one vector; use /embedding";
-            return Err(ApiError::invalid(message));
-        }
-        pooling => pooling,
-    };
+    let options = &server.0.options;
+    // An encoder does nothing else, so it needs no option.
+    if !options.serves_embeddings && lease.info().hparams().arch.causal {
+        let message = "this service makes no embeddings of a model that writes; start it with \
+                       --embeddings";
+        return Err(ApiError::not_supported(message));
+    }
+    let pooling = lease.info().pooling_of(options.pooling);
+    if pooling == Pooling::None {
+        let message = "nothing is pooled here, so a text has no one vector; use /embedding";
+        return Err(ApiError::invalid(message));
+    }
+    let Inputs { lease, inputs, is_base64 } = blocking(move || read(&fields, lease)).await?;
     let n_tokens: usize = inputs.iter().map(Vec::len).sum();
-    let mut data = Vec::with_capacity(inputs.len());
-    for (index, tokens) in inputs.into_iter().enumerate() {
-        let rows = lease.embed(tokens, pooling).await?;
-        let vector = normalized(rows.into_iter().next().unwrap_or_default());
+    let replies: Vec<_> = inputs.into_iter().map(|tokens| lease.embed(tokens, pooling)).collect();
+    let mut data = Vec::with_capacity(replies.len());
+    for (index, reply) in replies.into_iter().enumerate() {
+        let vector = normalized(reply.await?.into_iter().next().unwrap_or_default());
         let mut entry = json!({"object": "embedding", "index": index});
         entry["embedding"] = match is_base64 {
             true => base64(&vector).into(),
@@ -67,7 +71,7 @@ fn read(fields: &Fields, lease: Lease) -> Result<Inputs, ApiError> {
     let Some(input) = fields.get(name) else {
         return Err(ApiError::field("input", "input is missing"));
     };
-    let inputs = prompts(input, lease.info().tokenizer(), name)?;
+    let inputs = prompts(input, name, lease.info().tokenizer())?;
     let n_ctx = lease.info().n_ctx();
     for tokens in &inputs {
         if tokens.is_empty() {
