@@ -90,6 +90,8 @@ struct Place {
     idle_since: Instant,
     /// Set by a request's own keep-alive; holds until the model is used again.
     keep_alive: Option<Duration>,
+    /// Adapters and scales where a request says nothing; `None` for all that are loaded, at 1.
+    adapters: Option<Vec<(usize, f32)>>,
 }
 
 #[derive(Default)]
@@ -209,6 +211,13 @@ impl Host {
         self.sweep();
     }
 
+    /// Sets the adapters in effect where a request says nothing, and their scales.
+    pub fn set_adapters(&self, name: &str, adapters: Vec<(usize, f32)>) {
+        if let Some(place) = self.lock().places.get_mut(name) {
+            place.adapters = Some(adapters);
+        }
+    }
+
     /// Unloads models that were idle for longer than they are kept.
     pub fn sweep(&self) {
         let mut unloaded = Vec::new();
@@ -271,7 +280,9 @@ impl Host {
         place.n_lease += 1;
         place.keep_alive = None;
         let sampler = place.entry.sampler.clone();
-        Ok(Some(Lease { engine, name: name.to_owned(), sampler, host: self.clone() }))
+        let all = || (0..engine.info().adapters().len()).map(|i| (i, 1.0)).collect();
+        let adapters = place.adapters.clone().unwrap_or_else(all);
+        Ok(Some(Lease { engine, name: name.to_owned(), sampler, adapters, host: self.clone() }))
     }
 
     async fn load(&self, name: &str) -> Result<(), InferenceError> {
@@ -343,6 +354,7 @@ impl Place {
             n_lease: 0,
             idle_since: Instant::now(),
             keep_alive: None,
+            adapters: None,
         }
     }
 }
@@ -352,6 +364,7 @@ pub struct Lease {
     engine: Arc<Engine>,
     name: String,
     sampler: SamplerOptions,
+    adapters: Vec<(usize, f32)>,
     host: Host,
 }
 
@@ -359,6 +372,11 @@ impl Lease {
     /// The name under which the model is listed.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Adapters in effect where a request says nothing, and their scales.
+    pub fn adapters(&self) -> &[(usize, f32)] {
+        &self.adapters
     }
 
     /// How tokens are chosen where a request says nothing.

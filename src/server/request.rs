@@ -77,7 +77,7 @@ pub(super) fn request(
         sampler: sampler_options(fields, lease.sampler(), lease.info().tokenizer())?,
         ignore_eos: is_set("ignore_eos", false)?,
         grammar: grammar(fields)?,
-        adapters: adapters(fields)?,
+        adapters: adapters(fields, lease)?,
         priority: priority(fields, caller)?,
         tenant: caller.tenant,
         is_cache_private: is_set("cache_private", false)?,
@@ -173,8 +173,8 @@ pub(super) fn schema_spec(
 }
 
 /// `[{"id": 0, "scale": 0.5}]`; a scale of 0 leaves the adapter out.
-fn adapters(fields: &Fields) -> Result<Vec<(usize, f32)>, ApiError> {
-    let Some(entries) = fields.array("lora")? else { return Ok(Vec::new()) };
+fn adapters(fields: &Fields, lease: &Lease) -> Result<Vec<(usize, f32)>, ApiError> {
+    let Some(entries) = fields.array("lora")? else { return Ok(lease.adapters().to_vec()) };
     let mut adapters = Vec::new();
     for entry in entries {
         let id = entry.get("id").and_then(serde_json::Value::as_u64);

@@ -67,7 +67,7 @@ pub fn start(
             id: caller.request_id.clone(),
             tenant: caller.tenant,
             priority: caller.priority,
-            ..params.request(prompt.clone(), &info, serve)
+            ..params.request(prompt.clone(), &lease, serve)
         })
         .collect();
     let n = prompts.len() * params.n_cmpl;

@@ -5,12 +5,14 @@
 //! ignored; -1 still means the whole context in `repeat_last_n` and `dry_penalty_last_n`, as it
 //! did in older servers; `n_probs` has a bound. docs/api-llama.md lists all of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::fields::{LlamaFields, Outside, as_int, field_error};
 use crate::base::limits::{LLAMA_PROBS_MAX, SAMPLER_LAST_N_MAX};
+use crate::hosting::Lease;
 use crate::inference::{
     EncodeOptions, GrammarRequest, GrammarSpec, ModelInfo, Request, SamplerKind, SamplerOptions,
     SpeculationOptions, TokenId, Trigger,
@@ -59,8 +61,8 @@ pub struct Params {
     pub grammar: Option<GrammarRequest>,
     /// Tokens that triggers may name.
     pub preserved_tokens: Vec<TokenId>,
-    /// Adapters and their scales.
-    pub lora: Vec<(usize, f32)>,
+    /// Adapters and their scales; `None` for those in effect.
+    pub lora: Option<Vec<(usize, f32)>>,
     /// The slot that should run it.
     pub id_slot: Option<usize>,
     /// Fields that the answer is cut down to; empty for all.
@@ -111,7 +113,12 @@ impl Params {
     }
 
     /// The request for one prompt.
-    pub fn request(&self, prompt: Vec<TokenId>, info: &ModelInfo, serve: &ServeOptions) -> Request {
+    pub fn request(&self, prompt: Vec<TokenId>, lease: &Lease, serve: &ServeOptions) -> Request {
+        let info = lease.info();
+        // Adapters that are not loaded are ignored, as llama.cpp does.
+        let n_adapter = info.adapters().len();
+        let asked = self.lora.as_deref().unwrap_or(lease.adapters());
+        let adapters = asked.iter().copied().filter(|(id, _)| *id < n_adapter);
         let n_keep = usize::try_from(self.n_keep).unwrap_or(prompt.len());
         let special = info.tokenizer().special();
         // Without a limit of its own a request has the server's.
@@ -133,13 +140,7 @@ impl Params {
                 n_draft_max: serve.n_draft_max,
                 ..Default::default()
             },
-            // Those that were not loaded are passed over, as llama-server does.
-            adapters: self
-                .lora
-                .iter()
-                .copied()
-                .filter(|(i, _)| *i < info.adapters().len())
-                .collect(),
+            adapters: adapters.collect(),
             uses_cache: self.cache_prompt,
             slot_idx: self.id_slot,
             context_shift: serve.context_shift,
@@ -337,27 +338,104 @@ fn special_tokens(text: &str, info: &ModelInfo, name: &str) -> Result<Vec<TokenI
 }
 
 /// `[{"id": 0, "scale": 0.5}, ..]`.
-fn lora(fields: LlamaFields<'_>) -> Result<Vec<(usize, f32)>, ApiError> {
+fn lora(fields: LlamaFields<'_>) -> Result<Option<Vec<(usize, f32)>>, ApiError> {
     let message = "Error: 'lora' must be an array of objects with 'id' and 'scale' fields";
     let wrong = || field_error("lora", message);
     match fields.get("lora") {
-        None => Ok(Vec::new()),
-        Some(value) => adapters(value).ok_or_else(wrong),
+        None => Ok(None),
+        Some(value) => adapters(value).map(Some).ok_or_else(wrong),
     }
 }
 
-/// Adapters and their scales as `lora` and `POST /lora-adapters` name them; those with scale 0
-/// and those without an id are left out.
+/// Adapters and their scales as `lora` and `POST /lora-adapters` name them, each once: the last
+/// scale counts, and 0 leaves one out. So does a missing id.
 pub fn adapters(value: &Value) -> Option<Vec<(usize, f32)>> {
-    let mut adapters = Vec::new();
+    let mut scales = BTreeMap::new();
     for item in value.as_array()? {
         let id = item.as_object()?.get("id").and_then(as_int).unwrap_or(-1);
         let scale = item.get("scale").and_then(Value::as_f64).unwrap_or(0.0) as f32;
-        if let Ok(id) = usize::try_from(id)
-            && scale != 0.0
-        {
-            adapters.push((id, scale));
-        }
+        scales.extend(usize::try_from(id).ok().map(|id| (id, scale)));
     }
-    Some(adapters)
+    Some(scales.into_iter().filter(|(_, scale)| *scale != 0.0).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::{LoadOptions, Model, ModelSource};
+
+    fn parse(body: Value) -> Result<Params, String> {
+        let load = LoadOptions { n_ctx: Some(64), ..LoadOptions::default() };
+        let model = Model::load(&ModelSource::Embedded, &load).unwrap();
+        let fields = LlamaFields::new(body.as_object().unwrap());
+        let serve = ServeOptions { n_predict: Some(9), ..ServeOptions::default() };
+        Params::parse(fields, &SamplerOptions::default(), model.info(), &serve)
+            .map_err(|error| error.message)
+    }
+
+    #[test]
+    fn samplers_by_name_and_by_letter_without_the_unknown_ones() {
+        use SamplerKind::{Infill, Temperature, TopK, TopP};
+        let samplers = |value| parse(json!({ "samplers": value })).map(|p| p.sampler.samplers);
+        let infill = vec![TopK, TopP, Infill];
+        assert_eq!(samplers(json!(["top_k", "nucleus", "beam", "infill"])), Ok(infill.clone()));
+        assert_eq!(samplers(json!("kp?i")), Ok(infill));
+        assert_eq!(samplers(json!([])), Ok(vec![]));
+        assert_eq!(samplers(json!(["TEMP"])), Ok(vec![Temperature]));
+        assert!(samplers(json!(5)).unwrap_err().starts_with("Field 'samplers': "));
+        assert_eq!(samplers(json!(null)), Ok(SamplerOptions::default().samplers));
+    }
+
+    #[test]
+    fn biases_in_every_form() {
+        let bias = |value| parse(json!({ "logit_bias": value })).unwrap().sampler.logit_bias;
+        assert_eq!(
+            bias(json!([[5, -1.5], [6, false], [7, true], [8]])),
+            [(5, -1.5), (6, f32::NEG_INFINITY)]
+        );
+        assert_eq!(bias(json!({"5": 2, "999999": 1, "-1": 1})), [(5, 2.0)]);
+        let words = bias(json!([["return", 1.0]]));
+        assert!(!words.is_empty() && words.iter().all(|(_, bias)| *bias == 1.0));
+        assert_eq!(bias(json!({"return": 1.0})), words);
+    }
+
+    #[test]
+    fn limits_of_the_request_and_of_the_server() {
+        assert_eq!(parse(json!({})).unwrap().n_predict, 9);
+        assert_eq!(parse(json!({"n_predict": -1, "max_tokens": 4})).unwrap().n_predict, -1);
+        assert_eq!(parse(json!({"max_tokens": 4})).unwrap().n_predict, 4);
+        assert_eq!(parse(json!({"t_max_predict_ms": 0})).unwrap().t_max_predict, None);
+        let time = parse(json!({"t_max_predict_ms": 250})).unwrap().t_max_predict;
+        assert_eq!(time, Some(Duration::from_millis(250)));
+        assert_eq!(parse(json!({"seed": -1})).unwrap().sampler.seed, u32::MAX);
+        assert_eq!(parse(json!({"dry_base": 0.5})).unwrap().sampler.dry_base, 1.75);
+    }
+
+    #[test]
+    fn a_grammar_wins_over_a_schema_and_a_lazy_one_needs_a_trigger() {
+        let grammar = |body| parse(body).map(|params| params.grammar.map(|g| g.spec));
+        let gbnf = GrammarSpec::Gbnf("root ::= \"a\"".into());
+        let both = json!({"grammar": "root ::= \"a\"", "json_schema": {"type": "object"}});
+        assert_eq!(grammar(both), Ok(Some(gbnf)));
+        assert_eq!(grammar(json!({"json_schema": {}})), Ok(Some(GrammarSpec::JsonObject)));
+        assert_eq!(grammar(json!({"grammar": ""})), Ok(None));
+        let lazy = json!({"grammar": "root ::= \"a\"", "grammar_lazy": true});
+        assert!(grammar(lazy).unwrap_err().contains("no triggers set"));
+        let lazy = json!({
+            "grammar": "root ::= \"a\"", "grammar_lazy": true,
+            "grammar_triggers": [{"type": 2, "value": "x+"}, {"type": 0, "value": "", "token": 3}],
+        });
+        let triggers = parse(lazy).unwrap().grammar.unwrap().triggers;
+        assert_eq!(triggers, [Trigger::Pattern("x+".into()), Trigger::Token(3)]);
+    }
+
+    #[test]
+    fn adapters_are_named_once() {
+        let value = json!([
+            {"id": 1, "scale": 0.5}, {"id": 0, "scale": 1}, {"id": 1, "scale": 2}, {"scale": 3},
+            {"id": 2},
+        ]);
+        assert_eq!(adapters(&value), Some(vec![(0, 1.0), (1, 2.0)]));
+        assert_eq!(adapters(&json!({"id": 0})), None);
+    }
 }

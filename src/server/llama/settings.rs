@@ -40,7 +40,7 @@ fn numbers(params: &Params, serve: &ServeOptions) -> Map<String, Value> {
     let o = &params.sampler;
     let names: Vec<&str> = o.samplers.iter().copied().map(SamplerKind::name).collect();
     let lora: Vec<Value> =
-        params.lora.iter().map(|(id, scale)| json!({"id": id, "scale": scale})).collect();
+        params.lora.iter().flatten().map(|(id, scale)| json!({"id": id, "scale": scale})).collect();
     let mut settings = Map::new();
     let mut set = |name: &str, value: Value| {
         settings.insert(name.to_owned(), value);
