@@ -39,11 +39,26 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("prompt empty", "a slot that never ran has no tokens"),
     ("slots", "an idle slot does not show what ran before"),
     ("slots free", "an idle slot does not show what ran before"),
+    ("slot erase", "which slot ran what is the scheduler's choice"),
     ("slot no such", "400: there is no such slot; llama-server takes another"),
     ("bad grammar", "the message says what is wrong in it"),
     ("json_schema", "white space follows llguidance"),
     ("stream progress", "a chunk of progress has no token; llama-server puts a 0 there"),
     ("props", "the path, the build and what is switched on are ours"),
+];
+
+/// Answers whose text or length may differ, and why; all else is compared. llama.cpp rounds
+/// activations to eight bits before it multiplies them with this model's weights, so its logits
+/// differ in the third digit, and a close call goes either way.
+const CLOSE: &[(&str, &str)] = &[
+    ("prompts", "one of them is a close call"),
+    ("stream prompts", "one of them is a close call"),
+    ("samplers none", "a draw from all tokens"),
+    ("grammar", "the answer is over with its last letter; llama-server wants an end token besides"),
+    ("everything", "a line that is indented too little is seen a token earlier"),
+    ("control tokens", "a close call"),
+    ("vim", "the infill sampler weighs the end of the text against the rest"),
+    ("letters", "the infill sampler weighs the end of the text against the rest"),
 ];
 
 struct Api {
@@ -172,8 +187,28 @@ fn shape(path: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// Differences of value, deep.
+fn values(path: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
+    match (ours, theirs) {
+        (Value::Object(a), Value::Object(b)) if a.len() == b.len() => {
+            for (key, value) in b {
+                let own = a.get(key).unwrap_or(&Value::Null);
+                values(&format!("{path}/{key}"), own, value, found);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).for_each(|(a, b)| values(&format!("{path}[]"), a, b, found));
+        }
+        (a, b) if a == b => {}
+        (a, b) => found.push(format!("{path} is {a}, llama-server has {b}")),
+    }
+}
+
 /// What the model decides, of an answer to a completion.
-fn decided(answer: &Value) -> Value {
+fn decided(name: &str, answer: &Value) -> Value {
+    let said =
+        ["content", "tokens", "tokens_predicted", "tokens_cached", "has_new_line", "stop_type"];
+    let is_close = CLOSE.iter().any(|(close, _)| *close == name);
     let keys = [
         "index",
         "content",
@@ -189,10 +224,10 @@ fn decided(answer: &Value) -> Value {
         "tokens_cached",
     ];
     match answer {
-        Value::Array(items) => items.iter().map(decided).collect(),
+        Value::Array(items) => items.iter().map(|item| decided(name, item)).collect(),
         Value::Object(fields) if fields.contains_key("index") => {
             let mut kept = serde_json::Map::new();
-            for key in keys {
+            for key in keys.into_iter().filter(|key| !is_close || !said.contains(key)) {
                 kept.extend(fields.get(key).map(|value| (key.to_owned(), value.clone())));
             }
             let settings = fields.get("generation_settings").cloned();
@@ -248,9 +283,7 @@ async fn answers_are_llama_servers() {
 fn compare(name: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
     let Some(chunks) = theirs.get("stream").and_then(Value::as_array) else {
         shape(name, ours, theirs, found);
-        if decided(ours) != decided(theirs) {
-            found.push(format!("{name}: {}\n     not {}", decided(ours), decided(theirs)));
-        }
+        values(name, &decided(name, ours), &decided(name, theirs), found);
         return;
     };
     // Chunks of several prompts come in any order; llama-server's first can be a bare null.
@@ -263,18 +296,49 @@ fn compare(name: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
     if ours.len() != theirs.len() {
         found.push(format!("{name}: {} chunks, not {}", ours.len(), theirs.len()));
     }
+    // A reader who is slow gets the text of several tokens with the last of them.
+    let said = |chunk: &Value| {
+        let mut said = decided(name, chunk);
+        said.as_object_mut().unwrap().remove("content");
+        said
+    };
+    let text = |all: &[Value]| -> String {
+        all.iter().map(|chunk| chunk["content"].as_str().unwrap_or_default()).collect()
+    };
     for (a, b) in ours.iter().zip(&theirs) {
         shape(name, a, b, found);
-        if decided(a) != decided(b) {
-            found.push(format!("{name}: {}\n     not {}", decided(a), decided(b)));
-        }
+        values(name, &said(a), &said(b), found);
     }
+    if !CLOSE.iter().any(|(close, _)| *close == name) && text(&ours) != text(&theirs) {
+        found.push(format!("{name}: {:?}, not {:?}", text(&ours), text(&theirs)));
+    }
+}
+
+/// `/infill` where there is room for other files: the very tokens of llama-server's prompt, and
+/// with the infill sampler its answer.
+#[tokio::test]
+async fn infill_prompts_are_llama_servers() {
+    let api = api(1024, serve_options(None), None);
+    let cases: Vec<Value> = serde_json::from_str(include_str!("golden/llama_infill.json")).unwrap();
+    let mut found = Vec::new();
+    for case in &cases {
+        let name = case["name"].as_str().unwrap();
+        let answer = api.post("/infill", case["body"].clone()).await;
+        // Its room for what is local is a batch of 512 tokens, ours what the answer leaves.
+        if !name.starts_with("long") {
+            compare(name, &answer, &case["answer"], &mut found);
+        }
+        assert!(answer["tokens_evaluated"].as_u64().unwrap() < 1024);
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
 #[tokio::test]
 async fn every_difference_is_a_case_and_has_a_reason() {
-    let cases: Vec<Value> = serde_json::from_str(GOLDEN).unwrap();
-    for (name, reason) in DIFFERENT {
+    let mut cases: Vec<Value> = serde_json::from_str(GOLDEN).unwrap();
+    let infill = include_str!("golden/llama_infill.json");
+    cases.extend(serde_json::from_str::<Vec<Value>>(infill).unwrap());
+    for (name, reason) in DIFFERENT.iter().chain(CLOSE) {
         assert!(cases.iter().any(|case| case["name"] == *name), "{name}");
         assert!(!reason.is_empty());
     }

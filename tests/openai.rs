@@ -260,7 +260,9 @@ async fn models_are_listed_with_their_numbers() {
 async fn a_chat_says_the_same_whole_and_streamed() {
     let api = real();
     let body = json!({"model": "any", "messages": [
-        {"role": "user", "content": [{"type": "text", "text": "Add two"}, {"type": "text", "text": "numbers."}]},
+        {"role": "user", "content": [
+            {"type": "text", "text": "Add two"}, {"type": "text", "text": "numbers."},
+        ]},
     ], "temperature": 0, "max_tokens": 24});
     let whole = api.post("/v1/chat/completions", body.clone()).await;
     assert_eq!(whole["object"], "chat.completion");
@@ -337,7 +339,10 @@ async fn completions_of_every_kind_of_prompt() {
 #[tokio::test]
 async fn answers_share_a_prompt_and_seeds_repeat_them() {
     let api = real();
-    let body = json!({"n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12, "top_logprobs": 2, "logprobs": true});
+    let body = json!({
+        "n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12, "top_logprobs": 2,
+        "logprobs": true,
+    });
     let one = api.chat(body.clone()).await;
     let two = api.chat(body.clone()).await;
     let texts = |answer: &Value| -> Vec<Value> {

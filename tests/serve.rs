@@ -117,7 +117,7 @@ fn what_a_caller_sends_is_in_no_log_metric_or_timeline() {
         let unknown = json!({"model": CANARY, "messages": [{"role": "user", "content": "x"}]});
         post(at, "/v1/chat/completions", &unknown);
         let mut left = Wire::open(at);
-        left.write(request("POST", "/completion", &[], &word.to_string())[..60].to_owned());
+        left.write(&request("POST", "/completion", &[], &word.to_string())[..60]);
         drop(left);
         for path in ["/metrics", "/timeline"] {
             assert!(!get(at, path).text().contains(CANARY), "{path}");

@@ -23,4 +23,6 @@ pub use engine::{
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
-pub use tokenizer::{ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer};
+pub use tokenizer::{
+    ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer, Utf8Stream,
+};

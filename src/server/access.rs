@@ -166,9 +166,8 @@ mod tests {
             assert!(check(host), "{host}");
         }
         assert!(check("nano.lan:8080") && check("NANO.lan."));
-        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "::1"]
-        {
-            assert_eq!(check(host), host == "::1", "{host}");
+        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", ""] {
+            assert!(!check(host), "{host}");
         }
         let uri = Uri::from_static("http://evil.example/x");
         let own = headers(&[("host", "localhost")]);

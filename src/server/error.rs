@@ -30,14 +30,14 @@ pub struct ApiError {
     /// When to try again.
     pub retry_after: Option<Duration>,
     /// Further fields of the envelope.
-    pub extra: Map<String, Value>,
+    pub extra: Box<Map<String, Value>>,
 }
 
 impl ApiError {
     /// An error of `kind`.
     pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> ApiError {
         let message = message.into();
-        ApiError { status, kind, message, param: None, retry_after: None, extra: Map::new() }
+        ApiError { status, kind, message, param: None, retry_after: None, extra: Box::default() }
     }
 
     /// The request is wrong.
@@ -90,7 +90,7 @@ impl ApiError {
             "param": self.param,
         });
         if let Value::Object(fields) = &mut error {
-            fields.extend(self.extra.clone());
+            fields.extend((*self.extra).clone());
         }
         json!({ "error": error })
     }

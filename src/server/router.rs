@@ -18,18 +18,19 @@ fn dialects() -> Router<Server> {
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
-    let server = gate.server().clone();
     let own = metrics::routes().merge(timeline::routes()).with_state(gate.clone());
+    let routes = dialects().with_state(gate.server().clone()).merge(own);
+    behind(gate, routes.merge(page::routes()).merge(openapi::routes()))
+}
+
+/// Routes with everything that stands before them.
+fn behind(gate: Gate, routes: Router) -> Router {
     let wrong_method = || async {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         ApiError::new(status, "invalid_request_error", "this path has no such method")
     };
     let cors = cors(gate.origins());
-    let router = dialects()
-        .with_state(server)
-        .merge(own)
-        .merge(page::routes())
-        .merge(openapi::routes())
+    let router = routes
         .fallback(|| async { ApiError::not_found("File Not Found") })
         .method_not_allowed_fallback(wrong_method)
         // The gate has read the body within its own bounds.
@@ -65,4 +66,61 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(shown),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use axum::routing::get;
+    use http_body_util::BodyExt;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::hosting::{Host, ModelEntry};
+    use crate::inference::{
+        Engine, EngineOptions, LoadOptions, Model, ModelSource, SamplerOptions,
+    };
+    use crate::server::ServeOptions;
+
+    fn server() -> Server {
+        let load = LoadOptions { n_ctx: Some(64), n_threads: Some(1), ..LoadOptions::default() };
+        let model = Model::load(&ModelSource::Embedded, &load).unwrap();
+        let options = EngineOptions::default();
+        let entry = ModelEntry {
+            name: "default".to_owned(),
+            aliases: Vec::new(),
+            source: ModelSource::Embedded,
+            load,
+            engine: options.clone(),
+            sampler: SamplerOptions::default(),
+            keep_alive: None,
+        };
+        let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}"))).unwrap();
+        Server::new(Host::single(entry, engine), ServeOptions::default())
+    }
+
+    async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answer = TowerToHyperService::new(router.clone()).call(request).await.unwrap();
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_its_text_is_told_to_nobody() {
+        let breaks = || async {
+            if true {
+                panic!("the secret");
+            }
+        };
+        let routes = Router::new().route("/breaks", get(breaks)).route("/x", get(|| async { "x" }));
+        let router = behind(Gate::from(server()), routes);
+        let (status, body) = ask(&router, "/breaks").await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(body.contains("\"server_error\"") && !body.contains("secret"), "{body}");
+        assert_eq!(ask(&router, "/x").await, (StatusCode::OK, "x".to_owned()));
+    }
 }

@@ -4,6 +4,11 @@
         --slot-save-path DIR/ --port 18099
     python tests/tools/golden_llama_api.py http://127.0.0.1:18099
 
+With `--infill` it writes tests/golden/llama_infill.json from a server with room for other files:
+
+    llama-server -m models/default.gguf -c 1024 -b 512 -np 1 -n 64 --no-ui --port 18099
+    python tests/tools/golden_llama_api.py http://127.0.0.1:18099 --infill
+
 Each case is a request with the status and the body that came; a stream's body is the list of its
 `data:` lines. tests/llama_api.rs sends the same and compares: values where they must be equal,
 names and types of fields elsewhere.
@@ -15,7 +20,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-OUT = Path(__file__).parent.parent / "golden" / "llama_api.json"
+GOLDEN = Path(__file__).parent.parent / "golden"
 PROMPT = "def add(a, b):\n    return"
 LONG = "x = 1\n" * 400
 
@@ -172,6 +177,25 @@ CASES = [
 ]
 
 
+CHUNKS = [
+    {"filename": "a.py", "text": "def helper(x):\n    return x\n", "time": 1},
+    {"text": "y = <|im_end|>\n"},
+]
+INFILL = [
+    ("plain", "POST", "/infill", infill()),
+    ("prompt", "POST", "/infill", infill(prompt="    ret")),
+    ("chunks", "POST", "/infill", infill(prompt="    ret", input_extra=CHUNKS)),
+    ("control tokens", "POST", "/infill",
+     infill(input_prefix="<|im_start|>", input_suffix="<|im_end|>", prompt="<|fim_prefix|>")),
+    ("tokens", "POST", "/infill", infill(input_prefix=[300, "x"], input_suffix=[301])),
+    ("long prefix", "POST", "/infill", infill(input_prefix=LONG)),
+    ("long suffix", "POST", "/infill", infill(input_suffix=LONG, prompt="a")),
+    ("vim", "POST", "/infill", {**VIM, "cache_prompt": False, "seed": 5, "response_fields": []}),
+    ("sampled", "POST", "/infill", infill(samplers=["top_k", "top_p", "infill"], seed=3, top_p=0.9)),
+    ("letters", "POST", "/infill", infill(samplers="kpi", seed=4, n_predict=24)),
+]
+
+
 def ask(base, method, path, body):
     data = b'{"prompt": ' if method == "POST" and body is None else None
     if body is not None:
@@ -192,13 +216,15 @@ def ask(base, method, path, body):
 
 def main():
     base, cases = sys.argv[1], []
-    for name, method, path, body in CASES:
+    is_infill = "--infill" in sys.argv
+    for name, method, path, body in INFILL if is_infill else CASES:
         status, answer = ask(base, method, path, body)
         print(status, name)
         case = {"name": name, "method": method, "path": path, "body": body}
         cases.append({**case, "status": status, "answer": answer})
     lines = ",\n".join(json.dumps(case) for case in cases)
-    OUT.write_text(f"[\n{lines}\n]\n")
+    out = GOLDEN / ("llama_infill.json" if is_infill else "llama_api.json")
+    out.write_text(f"[\n{lines}\n]\n")
 
 
 main()

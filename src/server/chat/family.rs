@@ -4,10 +4,10 @@
 //! |---|---|
 //! | Hermes, Qwen 2.5 and 3 | `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` |
 //! | Llama 3 | the whole answer is `{"name": ..., "parameters": {...}}` |
-//! | Mistral | `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, later `[TOOL_CALLS]name[ARGS]{...}` |
-//! | DeepSeek V3.1 | begin mark, name, separator, arguments, end mark, inside of marks for the list |
+//! | Mistral | `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{..}` |
+//! | DeepSeek V3.1 | begin mark, name, separator, arguments, end mark, inside the list's marks |
 //! | DeepSeek R1 | the same with `function`, separator, name, and the arguments fenced as JSON |
-//! | any other | the whole answer is JSON with `tool_call` or `response`, as llama.cpp's generic form |
+//! | any other | the answer is JSON with `tool_call` or `response`: llama.cpp's generic form |
 
 /// A family's way of calling tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

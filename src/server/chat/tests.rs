@@ -52,11 +52,9 @@ fn said(content: &str, calls: &[(&str, &str)]) -> Said {
 
 /// Answers in every family's form, and what they say.
 fn table() -> Vec<(Family, &'static str, Said)> {
-    let mistral = |is_named| Family::Mistral { is_named };
-    let deepseek = |is_fenced| Family::DeepSeek { is_fenced };
     let one: &[(&str, &str)] = &[("add", r#"{"a": 1, "b": [2]}"#)];
     let two: &[(&str, &str)] = &[("add", r#"{"a": 1}"#), ("sub", "{}")];
-    vec![
+    let mut table = vec![
         (Family::Plain, " a <tool_call> b \n", said(" a <tool_call> b \n", &[])),
         (
             Family::Hermes,
@@ -92,6 +90,18 @@ fn table() -> Vec<(Family, &'static str, Said)> {
             said("{\"name\": \"Ann\", \"age\": 3} ", &[]),
         ),
         (Family::Llama3, "  Hello {you}", said("  Hello {you}", &[])),
+    ];
+    table.extend(marked_table());
+    table
+}
+
+/// The same for families that mark calls with tokens of their own.
+fn marked_table() -> Vec<(Family, &'static str, Said)> {
+    let mistral = |is_named| Family::Mistral { is_named };
+    let deepseek = |is_fenced| Family::DeepSeek { is_fenced };
+    let one: &[(&str, &str)] = &[("add", r#"{"a": 1, "b": [2]}"#)];
+    let two: &[(&str, &str)] = &[("add", r#"{"a": 1}"#), ("sub", "{}")];
+    vec![
         (
             mistral(false),
             "[TOOL_CALLS] [{\"name\": \"add\", \"arguments\": {\"a\": 1}, \"id\": \"abcdefghi\"}, \
@@ -121,7 +131,7 @@ fn table() -> Vec<(Family, &'static str, Said)> {
         (Family::Generic, "{\"response\": \"a \\\"b\\\"\\n \"}", said("a \"b\"\n ", &[])),
         (
             Family::Generic,
-            "{\"tool_calls\": [{\"name\": \"add\", \"arguments\": {\"a\": 1}}, {\"name\":\"sub\"}]}",
+            "{\"tool_calls\": [{\"name\":\"add\", \"arguments\": {\"a\": 1}}, {\"name\":\"sub\"}]}",
             said("", two),
         ),
         (

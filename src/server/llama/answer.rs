@@ -8,6 +8,9 @@ use crate::inference::{Finish, ModelInfo, Timings, TokenEvent, TokenId};
 use crate::server::generate::Answer;
 use crate::server::{ServeOptions, prompts};
 
+/// The seed that asks for a random one.
+const SEED_RANDOM: u32 = u32::MAX;
+
 /// What every answer to a request says.
 pub struct Wire {
     /// What was asked.
@@ -60,7 +63,7 @@ impl Wire {
             "model": self.model,
             "tokens_predicted": timings.n_generated,
             "tokens_evaluated": prompt.len(),
-            "generation_settings": self.settings,
+            "generation_settings": self.settings(index % self.n_answer()),
             "prompt": prompts::text(prompt, self.info.tokenizer()),
             "has_new_line": has_new_line,
             "truncated": answer.was_shifted || finish == Some(&Finish::ContextFull),
@@ -107,6 +110,16 @@ impl Wire {
             chunk["completion_probabilities"] = self.probabilities(tokens);
         }
         chunk
+    }
+
+    /// The settings of an answer: each but the first has a seed of its own.
+    fn settings(&self, answer_idx: usize) -> Value {
+        let mut settings = self.settings.clone();
+        let seed = self.params.sampler.seed;
+        if answer_idx > 0 && seed != SEED_RANDOM {
+            settings["seed"] = json!(seed.wrapping_add(answer_idx as u32));
+        }
+        settings
     }
 
     /// An answer's tokens without those that made up its stop string.
@@ -184,7 +197,7 @@ fn stop_type(finish: Option<&Finish>) -> &'static str {
 
 /// The text of bytes, less a character at the end that is cut off.
 fn whole_characters(bytes: &[u8]) -> String {
-    let mut utf8 = crate::inference::tokenizer::Utf8Stream::new();
+    let mut utf8 = crate::inference::Utf8Stream::new();
     utf8.push(bytes)
 }
 

@@ -133,7 +133,13 @@ impl Params {
                 n_draft_max: serve.n_draft_max,
                 ..Default::default()
             },
-            adapters: self.lora.clone(),
+            // Those that were not loaded are passed over, as llama-server does.
+            adapters: self
+                .lora
+                .iter()
+                .copied()
+                .filter(|(i, _)| *i < info.adapters().len())
+                .collect(),
             uses_cache: self.cache_prompt,
             slot_idx: self.id_slot,
             context_shift: serve.context_shift,

@@ -79,7 +79,8 @@ fn numbers(params: &Params, serve: &ServeOptions) -> Map<String, Value> {
     set("n_probs", json!(params.n_probs));
     set("min_keep", json!(o.min_keep));
     set("chat_format", json!("Content-only"));
-    set("reasoning_format", json!("none"));
+    let reasoning = Some(serve.reasoning_format.as_str()).filter(|name| !name.is_empty());
+    set("reasoning_format", json!(reasoning.unwrap_or("deepseek")));
     set("reasoning_in_content", json!(false));
     set("generation_prompt", json!(""));
     set("samplers", json!(names));

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use super::fields::LlamaFields;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
+use crate::server::chat::{Room, prepare};
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
-use crate::server::{ApiError, Server, chat, prompts};
+use crate::server::{ApiError, Server, prompts};
 
 /// `POST /tokenize`: `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
 pub async fn tokenize(
@@ -62,18 +63,21 @@ pub async fn detokenize(
     .await
 }
 
-/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, without running anything.
+/// `POST /apply-template`: `{messages, tools, ..}` to `{prompt}`, as a chat would render it,
+/// without running anything.
 pub async fn apply_template(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
     let lease = lease(&server, fields.str("model")?).await?;
     blocking(move || {
-        if LlamaFields::new(&fields.0).array("messages")?.is_none() {
+        if !fields.has("messages") {
             return Err(ApiError::field("messages", "'messages' is required"));
         }
-        let prompt = chat::prompt_text(&fields, lease.info(), &server.0.options)?;
-        Ok(Json(json!({ "prompt": prompt })))
+        // Nothing runs, so it may have any length.
+        let room = Room { n_ctx: usize::MAX, n_predict: None, trim: None };
+        let prepared = prepare(&fields, lease.info(), &server.0.options, room)?;
+        Ok(Json(json!({ "prompt": prepared.text })))
     })
     .await
 }

@@ -1,21 +1,25 @@
 //! Float matrices: weight rows as the file has them times activation columns as they are.
 //!
 //! Decode is bound by memory, and prefill by multiply-adds: widening a weight costs little once a
-//! tile of columns shares it. A row's sum runs over eight lanes, then across them, for every tile.
+//! tile of columns shares it. A row's sum runs over sixteen lanes, then across them, for every tile
+//! and every width of register.
 
-use super::simd::{LANES, Simd};
+use super::lanes::{Lanes, unroll};
 use crate::inference::quant::{TensorType, dequantize};
+
+/// Lanes of a row's sum; the columns of a tile are padded to whole multiples.
+pub const FLOAT_LANES: usize = 16;
 
 /// A float type of the file, as a type.
 pub trait Float: Copy {
     /// Which.
     const TYPE: TensorType;
 
-    /// Eight weights from `p`.
+    /// `L::ROWS` weights from `p`.
     ///
     /// # Safety
-    /// As [`Simd`].
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+    /// As [`Lanes`].
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F;
 }
 
 /// F32 weights.
@@ -32,9 +36,9 @@ impl Float for F32 {
     const TYPE: TensorType = TensorType::F32;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
         // SAFETY: passed on; loads need no alignment.
-        unsafe { S::load(p.cast()) }
+        unsafe { L::load(p.cast()) }
     }
 }
 
@@ -42,9 +46,9 @@ impl Float for F16 {
     const TYPE: TensorType = TensorType::F16;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: passed on; loads need no alignment.
-        unsafe { S::load_f16(p.cast()) }
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
+        // SAFETY: passed on.
+        unsafe { L::load_f16(p) }
     }
 }
 
@@ -52,68 +56,94 @@ impl Float for Bf16 {
     const TYPE: TensorType = TensorType::BF16;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: passed on; loads need no alignment.
-        unsafe { S::load_bf16(p.cast()) }
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
+        // SAFETY: passed on.
+        unsafe { L::load_bf16(p) }
     }
 }
 
 /// Dot products of `R` rows from `w`, a row being `k` weights, and `C` columns from `x`, `stride`
 /// values from one to the next; what follows a column's `k` values is zero up to whole vectors.
+/// A sum takes `V` registers, `FLOAT_LANES / L::ROWS`.
 ///
 /// # Safety
-/// As [`Simd`]; rows and columns are there.
+/// As [`Lanes`]; rows and columns are there.
 #[inline(always)]
-pub unsafe fn tile<S: Simd, W: Float, const R: usize, const C: usize>(
+pub unsafe fn tile<L: Lanes, W: Float, const R: usize, const C: usize, const V: usize>(
     w: *const u8,
     k: usize,
     x: *const f32,
     stride: usize,
 ) -> [[f32; C]; R] {
-    let (bytes, whole) = (W::TYPE.block_bytes(), k / LANES * LANES);
+    const { assert!(V * L::ROWS == FLOAT_LANES) };
+    let (bytes, whole) = (W::TYPE.block_bytes(), k / FLOAT_LANES * FLOAT_LANES);
     // SAFETY: passed on; `i` stays below `k` in rows, and below `k` rounded up in columns.
     unsafe {
-        let mut sums = [[S::splat(0.0); C]; R];
-        for i in (0..whole).step_by(LANES) {
-            let x = load_columns::<S, C>(x.add(i), stride);
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let w = W::load::<S>(w.add((r * k + i) * bytes));
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = S::fma(w, x, *sum);
-                }
+        let mut sums = [[[L::splat(0.0); V]; C]; R];
+        for i in (0..whole).step_by(FLOAT_LANES) {
+            for v in 0..V {
+                let i = i + v * L::ROWS;
+                let x = load_columns::<L, C>(x.add(i), stride);
+                unroll!(R, |r| {
+                    let w = W::load::<L>(w.add((r * k + i) * bytes));
+                    unroll!(C, |c| {
+                        sums[r][c][v] = L::fma(w, x[c], sums[r][c][v]);
+                    });
+                });
             }
         }
         if whole < k {
-            let x = load_columns::<S, C>(x.add(whole), stride);
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for r in 0..R {
                 let rest = w.add((r * k + whole) * bytes);
-                let mut padded = [0f32; LANES];
+                let mut padded = [0f32; FLOAT_LANES];
                 let rest = std::slice::from_raw_parts(rest, (k - whole) * bytes);
                 dequantize(W::TYPE, rest, &mut padded[..k - whole]);
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = S::fma(S::load(padded.as_ptr()), x, *sum);
+                for v in 0..V {
+                    let w = L::load(padded.as_ptr().add(v * L::ROWS));
+                    let x = load_columns::<L, C>(x.add(whole + v * L::ROWS), stride);
+                    for c in 0..C {
+                        sums[r][c][v] = L::fma(w, x[c], sums[r][c][v]);
+                    }
                 }
             }
         }
         let mut totals = [[0.0; C]; R];
-        for (totals, sums) in totals.iter_mut().zip(sums) {
-            for (total, sum) in totals.iter_mut().zip(sums) {
-                *total = S::sum(sum);
+        for r in 0..R {
+            for c in 0..C {
+                totals[r][c] = total::<L, V>(sums[r][c]);
             }
         }
         totals
     }
 }
 
-/// Eight values of each column.
+/// `L::ROWS` values of each column.
 #[inline(always)]
-unsafe fn load_columns<S: Simd, const C: usize>(x: *const f32, stride: usize) -> [S::F; C] {
+unsafe fn load_columns<L: Lanes, const C: usize>(x: *const f32, stride: usize) -> [L::F; C] {
     // SAFETY: passed on.
     unsafe {
-        let mut values = [S::splat(0.0); C];
-        for (c, value) in values.iter_mut().enumerate() {
-            *value = S::load(x.add(c * stride));
-        }
+        let mut values = [L::splat(0.0); C];
+        unroll!(C, |c| {
+            values[c] = L::load(x.add(c * stride));
+        });
         values
     }
+}
+
+/// Sixteen lanes to one number, halves first.
+#[inline(always)]
+unsafe fn total<L: Lanes, const V: usize>(sum: [L::F; V]) -> f32 {
+    let mut l = [0f32; FLOAT_LANES];
+    for (v, sum) in sum.into_iter().enumerate() {
+        // SAFETY: the array holds `V` vectors; the rest is passed on.
+        unsafe { L::store(l.as_mut_ptr().add(v * L::ROWS), sum) };
+    }
+    let mut n = FLOAT_LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            l[i] += l[i + n];
+        }
+    }
+    l[0]
 }

@@ -1,4 +1,4 @@
-//! Lanes: the vocabulary of the panel kernels, in which a lane is an output row.
+//! Lanes: the vocabulary of matrix multiplication. In panels a lane is an output row.
 //!
 //! A vector of codes holds four consecutive weights of each of its rows, so that one integer dot
 //! instruction advances every row by four weights, and no sum ever crosses lanes. Each instruction
@@ -48,6 +48,8 @@ pub unsafe trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     /// f16 values from `p`, widened exactly.
     unsafe fn load_f16(p: *const u8) -> Self::F;
+    /// bf16 values from `p`, widened exactly.
+    unsafe fn load_bf16(p: *const u8) -> Self::F;
     /// Signed bytes from `p`.
     unsafe fn load_i8(p: *const u8) -> Self::F;
     /// Unsigned bytes from `p`, `(p[i] >> shift) & mask`.
@@ -74,6 +76,21 @@ pub unsafe trait Lanes: Copy {
     /// `neg_sum` is minus the sum of `a`.
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
 }
+
+/// Does `$body` for each number below `$n`, at most 16, written out: a loop of a large body is left
+/// rolled by the compiler, and the sums it adds to would live in memory.
+macro_rules! unroll {
+    ($n:expr, |$i:ident| $body:block) => {
+        unroll!($n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($n:expr, $i:ident, $body:block, $($at:literal)*) => {
+        $(if $at < $n {
+            let $i: usize = $at;
+            $body
+        })*
+    };
+}
+pub(super) use unroll;
 
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
 // instruction set of the function around it, and the intrinsic would become a call.
@@ -103,6 +120,12 @@ unsafe impl Lanes for ScalarLanes {
         // SAFETY: as above.
         let bits = unsafe { p.cast::<[[u8; 2]; 16]>().read_unaligned() };
         bits.map(|b| f16_to_f32(u16::from_le_bytes(b)))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self::F {
+        // SAFETY: as above.
+        let bits = unsafe { p.cast::<[[u8; 2]; 16]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> Self::F {
@@ -210,6 +233,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u8) -> __m256 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> __m256 {
+            unsafe {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const u8) -> __m256 {
@@ -321,6 +351,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u8) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> __m512 {
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
         }
         #[inline(always)]
         unsafe fn load_i8(p: *const u8) -> __m512 {

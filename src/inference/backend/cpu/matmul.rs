@@ -12,7 +12,7 @@
 //! both.
 
 use super::acts::{ActChunk, CHUNK_LEN, Rows};
-use super::float_rows::{self, Bf16, F16, F32, Float};
+use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2Lanes, Avx512Lanes};
@@ -21,9 +21,6 @@ use super::panel::{Format, Layout, PANEL_ROWS, with_format};
 use super::panel_kernel;
 use super::pool::Pool;
 use super::shared::SharedMut;
-#[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
-use super::simd::{LANES, Scalar, Simd};
 use crate::inference::quant::{Codes, TensorType};
 
 /// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
@@ -73,7 +70,7 @@ pub fn matmul(
     out_stride: usize,
 ) {
     assert!(x.n == 0 || out.len() >= (x.n - 1) * out_stride + w.n_rows);
-    assert!(x.data.len() >= x.n * x.stride && x.stride >= w.n_cols.next_multiple_of(LANES));
+    assert!(x.data.len() >= x.n * x.stride && x.stride >= w.n_cols.next_multiple_of(FLOAT_LANES));
     assert!(bias.is_none_or(|b| b.len() >= w.n_rows));
     let (n_unit, unit_bytes, task_fn) = if needs_acts(w.ty) {
         assert!(acts.len() >= w.n_cols.div_ceil(CHUNK_LEN) * x.n);
@@ -178,17 +175,21 @@ impl Job<'_> {
     }
 }
 
-/// Rows `start..end` of a float matrix.
+/// Rows `start..end` of a float matrix, in sums of `V` registers and tiles of up to `R` rows.
 #[inline(always)]
-unsafe fn floats<S: Simd, W: Float>(job: &Job<'_>, start: usize, end: usize) {
+unsafe fn floats<L: Lanes, W: Float, const R: usize, const V: usize>(
+    job: &Job<'_>,
+    start: usize,
+    end: usize,
+) {
     let mut col = 0;
     while col < job.x.n {
-        // SAFETY: passed on.
+        // SAFETY: passed on. One column reads its rows from memory, which likes few streams.
         let done = unsafe {
             match job.x.n - col {
-                6.. if S::FLOAT_COLS >= 6 => float_columns::<S, W, 6>(job, start, end, col),
-                3.. => float_columns::<S, W, 3>(job, start, end, col),
-                _ => float_columns::<S, W, 1>(job, start, end, col),
+                6.. if V == 1 => float_columns::<L, W, R, 6, V>(job, start, end, col),
+                3.. => float_columns::<L, W, R, 3, V>(job, start, end, col),
+                _ => float_columns::<L, W, 2, 1, V>(job, start, end, col),
             }
         };
         col += done;
@@ -197,7 +198,7 @@ unsafe fn floats<S: Simd, W: Float>(job: &Job<'_>, start: usize, end: usize) {
 
 /// Rows `start..end` of a float matrix times `C` columns; returns `C`.
 #[inline(always)]
-unsafe fn float_columns<S: Simd, W: Float, const C: usize>(
+unsafe fn float_columns<L: Lanes, W: Float, const R: usize, const C: usize, const V: usize>(
     job: &Job<'_>,
     start: usize,
     end: usize,
@@ -211,14 +212,14 @@ unsafe fn float_columns<S: Simd, W: Float, const C: usize>(
         unsafe {
             let w = job.w.data.as_ptr().add(row * k * W::TYPE.block_bytes());
             let x = job.x.data.as_ptr().add(col * stride);
-            if end - row >= 4 {
-                let sums = float_rows::tile::<S, W, 4, C>(w, k, x, stride);
+            if end - row >= R {
+                let sums = float_rows::tile::<L, W, R, C, V>(w, k, x, stride);
                 for (r, sums) in sums.iter().enumerate() {
                     job.write(row + r, col, sums);
                 }
-                row += 4;
+                row += R;
             } else {
-                let [sums] = float_rows::tile::<S, W, 1, C>(w, k, x, stride);
+                let [sums] = float_rows::tile::<L, W, 1, C, V>(w, k, x, stride);
                 job.write(row, col, &sums);
                 row += 1;
             }
@@ -264,7 +265,7 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
             Isa::Avx512 => floats_avx512::<W>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => floats_avx2::<W>,
-            _ => floats::<Scalar, W>,
+            _ => floats::<ScalarLanes, W, 2, 1>,
         }
     }
     match ty {
@@ -292,12 +293,12 @@ unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
 unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { floats::<Avx512, W>(job, start, end) }
+    unsafe { floats::<Avx512Lanes, W, 4, 1>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn floats_avx2<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { floats::<Avx2, W>(job, start, end) }
+    unsafe { floats::<Avx2Lanes, W, 2, 2>(job, start, end) }
 }

@@ -8,14 +8,14 @@
 //!     sum -= min * (act scale * sum of acts)         where the type has minima
 //! ```
 //!
-//! Nothing is prefetched: a panel is one stream, and asking for its lines ahead of the hardware made
-//! decode 10 % slower on one thread (Zen 4, huge pages).
+//! Nothing is prefetched: a panel is one stream, and asking for its lines ahead of the hardware
+//! made decode 10 % slower on one thread (Zen 4, huge pages).
 //!
 //! A lane is a row, so the order of a row's sum is that of its blocks: the same for one column and
 //! for sixteen, on every instruction set.
 
 use super::acts::{ActChunk, BLOCK_LEN};
-use super::lanes::Lanes;
+use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
@@ -60,20 +60,6 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
     }
 }
 
-/// Does `$body` for each column below `$n`, written out sixteen times: a loop of this size is left
-/// rolled by the compiler, and the sums would live in memory.
-macro_rules! each_column {
-    ($n:expr, |$c:ident| $body:block) => {
-        each_column!($n, $c, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    ($n:expr, $c:ident, $body:block, $($at:literal)*) => {
-        $(if $at < $n {
-            let $c: usize = $at;
-            $body
-        })*
-    };
-}
-
 /// Adds the products of a block to the sums of each column.
 #[inline(always)]
 unsafe fn add_block<L: Lanes, const C: usize>(
@@ -87,7 +73,7 @@ unsafe fn add_block<L: Lanes, const C: usize>(
 ) {
     // SAFETY: the caller vouches for the chunks and keeps the rule of `Lanes`.
     unsafe {
-        each_column!(C, |c| {
+        unroll!(C, |c| {
             let a = acts.add(c);
             sums[c] = if matches!(layout.scales, Scales::Two | Scales::TwoMin) {
                 add_halves::<L>(layout, w, scale, min, a, block, sums[c])

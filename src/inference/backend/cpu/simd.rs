@@ -1,4 +1,4 @@
-//! Eight lanes of f32: the vocabulary of attention and of float matrices.
+//! Eight lanes of f32: the vocabulary of attention.
 //!
 //! A kernel is generic over [`Simd`]; [`Scalar`] is its plain twin and the oracle of the others.
 //! Every implementation does the same float operations in the same order, lane by lane, and every
@@ -18,8 +18,6 @@ pub const LANES: usize = 8;
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
-    /// Columns of a float tile of four rows: as many as leave its sums in registers.
-    const FLOAT_COLS: usize;
     /// Rows that a tile sums at once: as many as leave its sums in registers.
     const TILE_ROWS: usize;
 
@@ -29,23 +27,12 @@ pub unsafe trait Simd: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     /// Eight f16 values from `p`, widened exactly.
     unsafe fn load_f16(p: *const u16) -> Self::F;
-    /// Eight bf16 values from `p`, widened exactly.
-    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Eight values to `p`.
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a * b`
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-
-    /// `((l0+l4) + (l2+l6)) + ((l1+l5) + (l3+l7))`
-    #[inline(always)]
-    unsafe fn sum(x: Self::F) -> f32 {
-        let mut l = [0f32; LANES];
-        // SAFETY: the array holds eight values; the caller keeps the trait's rule.
-        unsafe { Self::store(l.as_mut_ptr(), x) };
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-    }
 }
 
 /// The plain twin: an array and loops.
@@ -55,7 +42,6 @@ pub struct Scalar;
 // SAFETY: no instruction set is needed; each function touches the lanes that the trait names.
 unsafe impl Simd for Scalar {
     type F = [f32; LANES];
-    const FLOAT_COLS: usize = 3;
     const TILE_ROWS: usize = 2;
 
     #[inline(always)]
@@ -71,12 +57,6 @@ unsafe impl Simd for Scalar {
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: the caller vouches for eight readable values.
         unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller vouches for eight readable values.
-        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
-        bits.map(|b| f32::from_bits(u32::from(b) << 16))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
@@ -130,14 +110,6 @@ mod x86 {
                 unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
             }
             #[inline(always)]
-            unsafe fn load_bf16(p: *const u16) -> __m256 {
-                // SAFETY: as above.
-                unsafe {
-                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                }
-            }
-            #[inline(always)]
             unsafe fn store(p: *mut f32, x: __m256) {
                 // SAFETY: as above.
                 unsafe { _mm256_storeu_ps(p, x) }
@@ -158,14 +130,12 @@ mod x86 {
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
-        const FLOAT_COLS: usize = 3;
         const TILE_ROWS: usize = 2;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
-        const FLOAT_COLS: usize = 6;
         const TILE_ROWS: usize = 4;
     }
 }

@@ -96,7 +96,7 @@ impl Operands {
                 let expected = terms.sum::<f64>() + bias;
                 let magnitude = row.magnitudes.iter().zip(&x);
                 let magnitude = magnitude.map(|(m, x)| m * f64::from(x.abs())).sum::<f64>();
-                // Three roundings a block of 16 at worst; a float lane adds an eighth of the row.
+                // Three roundings a block of 16 at worst; a float lane adds a sixteenth of the row.
                 let n_roundings = 3.0 * (self.n_cols as f64 / 16.0) + 16.0;
                 let tolerance = 2f64.powi(-24) * n_roundings * (magnitude + bias.abs());
                 let got = f64::from(got[col * self.case.n_rows + r]);
