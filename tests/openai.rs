@@ -388,8 +388,8 @@ fn families() -> Vec<(&'static str, &'static str, &'static str)> {
         (
             MISTRAL,
             "mistral",
-            "[TOOL_CALLS][{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\", \
-             \"days\": 3}}]",
+            "[TOOL_CALLS][{\"name\": \"weather\", \
+             \"arguments\": {\"city\": \"Rome\", \"days\": 3}}]",
         ),
         (
             MISTRAL_NAMED,
@@ -411,8 +411,8 @@ fn families() -> Vec<(&'static str, &'static str, &'static str)> {
         (
             "chatml",
             "generic",
-            "{\"tool_calls\": [{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\", \
-             \"days\": 3}}]}",
+            "{\"tool_calls\": [{\"name\": \"weather\", \
+             \"arguments\": {\"city\": \"Rome\", \"days\": 3}}]}",
         ),
     ]
 }
@@ -476,8 +476,8 @@ async fn a_call_can_be_forced_or_forbidden() {
 #[tokio::test]
 async fn several_calls_and_their_answers() {
     let text = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>\n\
-                <tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\", \
-                \"days\": 1}}</tool_call>";
+                <tool_call>{\"name\": \"weather\", \
+                \"arguments\": {\"city\": \"Oslo\", \"days\": 1}}</tool_call>";
     let api = saying(HERMES, text);
     let answer = api.chat(json!({"tools": tools()})).await;
     let message = answer["choices"][0]["message"].clone();
@@ -661,7 +661,7 @@ async fn a_wrong_field_is_named() {
 }
 
 #[tokio::test]
-async fn a_completion_names_its_wrong_field_and_unknown_ones_are_taken() {
+async fn a_wrong_field_of_a_completion_is_named_and_a_strange_one_passed_over() {
     let api = real();
     for (body, param) in [
         (json!({}), "prompt"),

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::json;
 
@@ -14,6 +15,8 @@ use crate::support::http::{Wire, get, post, request, send, until};
 struct Process {
     child: Child,
     address: SocketAddr,
+    /// Reads stderr as it comes, so that the service never waits for its reader.
+    said: Option<JoinHandle<String>>,
 }
 
 impl Process {
@@ -22,13 +25,18 @@ impl Process {
         let mut command: Command = jetforge(home);
         command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let said = std::thread::spawn(move || {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).unwrap();
+            said
+        });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
         let Some(address) = address else {
-            let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("it does not listen: {line:?} {said}");
+            let _ = child.wait();
+            panic!("it does not listen: {line:?} {}", said.join().unwrap());
         };
         let address = address.parse().unwrap();
         until("the model is loaded", || {
@@ -42,7 +50,7 @@ impl Process {
             }
             answer.status == 200
         });
-        Process { child, address }
+        Process { child, address, said: Some(said) }
     }
 
     /// Asks it to end.
@@ -53,8 +61,7 @@ impl Process {
 
     /// Its exit code and what it said on stderr.
     fn end(mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let said = self.said.take().unwrap().join().unwrap();
         (self.child.wait().unwrap().code(), said)
     }
 }
@@ -213,12 +220,12 @@ fn beyond_this_machine_a_key_is_needed() {
 #[test]
 fn a_context_that_does_not_fit_is_reduced_or_refused() {
     let home = tempfile::tempdir().unwrap();
-    let service = Process::start(home.path(), &["--memory-max", "150M", "-np", "4"]);
+    let service = Process::start(home.path(), &["--memory-max", "115M", "-np", "4"]);
     service.terminate();
     let (code, said) = service.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("each sequence gets a context of"), "{said}");
-    let asked = ["serve", "--port", "0", "--memory-max", "150M", "-c", "64000"];
+    let asked = ["serve", "--port", "0", "--memory-max", "115M", "-c", "64000"];
     let (code, _, said) = run(home.path(), &asked);
     assert_eq!(code, 4, "{said}");
 }

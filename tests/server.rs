@@ -208,9 +208,7 @@ fn broken_requests_cost_nobody_else_anything() {
             wire
         });
     }
-    for nonsense in
-        ["\u{16}\u{3}\u{1}\u{2}", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\r\n \r\n\r\n"]
-    {
+    for nonsense in ["\u{16}\u{3}\u{1}\u{2}", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
         let mut wire = Wire::open(house.address);
         wire.write(nonsense);
         if let Some(answer) = wire.read() {

@@ -102,7 +102,8 @@ impl Drop for Account {
         let ms = self.started.elapsed().as_millis() as u64;
         let (id, tenant) = (&self.request_id, &self.tenant);
         let (n_bytes, cut) = (self.n_bytes, !self.is_complete);
-        if REGULAR.contains(&route.as_str()) && *status < 500 {
+        // 503 is what these say again and again while the model loads.
+        if REGULAR.contains(&route.as_str()) && (*status < 500 || *status == 503) {
             tracing::debug!(method, route, status, ms, n_bytes, cut, id, tenant, "request");
         } else {
             tracing::info!(method, route, status, ms, n_bytes, cut, id, tenant, "request");

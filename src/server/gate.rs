@@ -250,7 +250,7 @@ pub(super) async fn pass_gate(State(gate): State<Gate>, request: Request, next: 
     let mut response = match gate.admit(&parts, route, &mut account) {
         Ok(caller) => gate.pass(caller, &id, Request::from_parts(parts, body), next).await,
         Err(error) => {
-            drain(body).await;
+            drain(&parts.headers, body).await;
             error.into_response()
         }
     };

@@ -42,7 +42,7 @@ impl Intake {
         let length = headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|n| n.to_str().ok()).and_then(|n| n.parse::<usize>().ok());
         if length.is_some_and(|n| n > self.bytes_max) {
-            drain(body).await;
+            drain(headers, body).await;
             return Err(self.too_large());
         }
         let read = tokio::time::timeout(self.time_max, self.collect(&mut body));
@@ -56,7 +56,7 @@ impl Intake {
             }
         };
         if result.is_err() {
-            drain(body).await;
+            drain(headers, body).await;
         }
         result
     }
@@ -90,8 +90,11 @@ impl Intake {
     }
 }
 
-/// Reads the rest of a body and throws it away.
-pub(super) async fn drain(mut body: Body) {
+/// Reads the rest of a body and throws it away, unless its sender waits to be told to send it.
+pub(super) async fn drain(headers: &HeaderMap, mut body: Body) {
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
     let read = async {
         let mut n_bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {

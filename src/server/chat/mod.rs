@@ -41,8 +41,6 @@ use crate::inference::{ChatTemplate, GrammarRequest, ModelInfo, TokenId};
 
 /// A conversation, ready to be answered.
 pub(super) struct Prepared {
-    /// The prompt as the template wrote it.
-    pub text: String,
     /// The prompt.
     pub prompt: Vec<TokenId>,
     /// What the answer must look like, for tools or a schema.
@@ -108,10 +106,27 @@ pub(super) fn prepare(
             splits_reasoning: splits_reasoning(fields, options)?,
             begins_in_reasoning: is_opened,
         },
-        text,
         prompt,
         n_dropped,
     })
+}
+
+/// The text of a chat's prompt, however long it is.
+///
+/// # Errors
+/// A wrong field by its path, messages that the template refuses.
+pub(super) fn prompt_text(
+    fields: &Fields,
+    info: &ModelInfo,
+    options: &ServeOptions,
+) -> Result<String, ApiError> {
+    let tools = Tools::read(fields)?;
+    let own = own_template(info, options)?;
+    let template = template(own.as_ref(), info)?;
+    let has_schema = schema(fields)?.is_some();
+    let conversation = conversation(fields, info, template, &tools, has_schema)?;
+    let room = Room { n_ctx: usize::MAX, n_predict: None, trim: None };
+    Ok(conversation.render(room)?.text)
 }
 
 fn conversation<'a>(

@@ -6,10 +6,9 @@ use serde_json::{Value, json};
 
 use super::fields::LlamaFields;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
-use crate::server::chat::{Room, prepare};
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease};
-use crate::server::{ApiError, Server, prompts};
+use crate::server::{ApiError, Server, chat, prompts};
 
 /// `POST /tokenize`: `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
 pub async fn tokenize(
@@ -71,13 +70,11 @@ pub async fn apply_template(
 ) -> Result<Json<Value>, ApiError> {
     let lease = lease(&server, fields.str("model")?).await?;
     blocking(move || {
-        if !fields.has("messages") {
+        if LlamaFields::new(&fields.0).array("messages")?.is_none() {
             return Err(ApiError::field("messages", "'messages' is required"));
         }
-        // Nothing runs, so it may have any length.
-        let room = Room { n_ctx: usize::MAX, n_predict: None, trim: None };
-        let prepared = prepare(&fields, lease.info(), &server.0.options, room)?;
-        Ok(Json(json!({ "prompt": prepared.text })))
+        let prompt = chat::prompt_text(&fields, lease.info(), &server.0.options)?;
+        Ok(Json(json!({ "prompt": prompt })))
     })
     .await
 }
