@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use jetforge::hosting::{Host, ModelEntry};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    Engine, EngineOptions, LoadOptions, Model, ModelSource, SamplerOptions, Script, TokenId,
+    Engine, EngineOptions, Finish, LoadOptions, Model, ModelSource, SamplerOptions, Script, TokenId,
 };
 use jetforge::server::{ListenOptions, Listener, ServeOptions, Server, router};
 use serde_json::{Value, json};
@@ -35,6 +35,7 @@ const DEEPSEEK_R1: &str =
 
 struct Api {
     router: Router,
+    host: Host,
 }
 
 fn source(gguf: Option<Vec<u8>>) -> (ModelSource, Option<tempfile::TempDir>) {
@@ -80,7 +81,8 @@ fn start_with(
         keep_alive: None,
     };
     let engine = Engine::start(model, engine, Box::new(|reason| panic!("{reason}"))).unwrap();
-    Api { router: router(Server::new(Host::single(entry, engine), options)) }
+    let host = Host::single(entry, engine);
+    Api { router: router(Server::new(host.clone(), options)), host }
 }
 
 /// The default model.
@@ -112,13 +114,17 @@ fn says(text: &str) -> Script {
 }
 
 impl Api {
-    async fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    async fn respond(&self, method: &str, path: &str, body: &str) -> Response<Body> {
         let request = Request::builder().method(method).uri(path);
         let request =
             request.header("host", "localhost").header("content-type", "application/json");
         let request = request.body(Body::from(body.to_owned())).unwrap();
         let service = TowerToHyperService::new(self.router.clone());
-        let response = service.call(request).await.unwrap();
+        service.call(request).await.unwrap()
+    }
+
+    async fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let response = self.respond(method, path, body).await;
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.to_vec()).unwrap())
@@ -694,6 +700,43 @@ async fn progress_and_timings_stream_where_asked_for() {
     assert_eq!(last["processed"], last["total"]);
     let grown = |f: &&Value| f["choices"][0]["delta"]["content"].is_string();
     assert!(frames.iter().filter(grown).all(|frame| frame["timings"]["predicted_n"].is_u64()));
+}
+
+/// After a few tokens the model waits until the reader has left, so nothing depends on time.
+#[tokio::test]
+async fn a_reader_who_leaves_ends_the_request_unless_it_is_detached() {
+    for (mode, finish) in [("cancel", Finish::Canceled), ("detach", Finish::Length)] {
+        let (reader_is_here, gate) = std::sync::mpsc::channel::<()>();
+        let n_calls = std::sync::atomic::AtomicUsize::new(0);
+        let counts: Script = Box::new(move |history: &[TokenId]| {
+            if n_calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 4 {
+                let _ = gate.recv();
+            }
+            300 + (history.len() % 90) as TokenId
+        });
+        let api = start(None, ServeOptions::default(), Some(counts));
+        let body = json!({"stream": true, "max_tokens": 40, "on_disconnect": mode});
+        let body = with_defaults(body).to_string();
+        let mut answer = api.respond("POST", "/v1/chat/completions", &body).await.into_body();
+        assert!(answer.frame().await.is_some());
+        drop(answer);
+        drop(reader_is_here);
+        let engine = api.host.engines().remove(0).1;
+        let timeline = loop {
+            // The engine answers between two steps.
+            engine.slots().await.unwrap();
+            if let Some(timeline) = engine.timelines().pop() {
+                break timeline;
+            }
+        };
+        assert_eq!(timeline.finish, finish, "{mode}");
+        if mode == "detach" {
+            assert_eq!(timeline.timings.n_generated, 40);
+        }
+        while api.host.models()[0].n_lease > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[tokio::test]

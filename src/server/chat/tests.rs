@@ -223,6 +223,8 @@ const SHARDS: [&str; 26] = [
 ];
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
     #[test]
     fn any_text_at_any_cuts_is_read_the_same(
         family in 0..FAMILIES.len(),

@@ -109,6 +109,10 @@ fn tool(idx: usize, entry: &Value) -> Result<Tool, ApiError> {
     };
     let mut json = entry.clone();
     json["function"]["parameters"] = parameters.clone();
+    // Templates put it between other texts.
+    if !function.get("description").is_some_and(Value::is_string) {
+        json["function"]["description"] = "".into();
+    }
     Ok(Tool { name: name.to_owned(), parameters, json })
 }
 
