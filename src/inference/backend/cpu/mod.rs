@@ -123,8 +123,8 @@ impl CpuBackend {
     /// Bytes of buffers for batches as in `config`.
     pub fn scratch_bytes(plan: &Plan, config: &CpuConfig) -> usize {
         let rows = |rows| n_rows_max(config, rows);
-        let stride = |width: usize| width.next_multiple_of(STRIDE_LEN);
-        let bufs = plan.bufs.iter().map(|&(width, r)| stride(width) * rows(r) * 4).sum::<usize>();
+        let bufs =
+            plan.bufs.iter().map(|&(width, r)| stride_of(width) * rows(r) * 4).sum::<usize>();
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
@@ -382,7 +382,14 @@ fn n_rows_max(config: &CpuConfig, rows: Rows) -> usize {
     }
 }
 
-fn new_buf(config: &CpuConfig, width: usize, rows: Rows) -> Buf {
+/// Values from one row of a buffer to the next. Rows that begin at the same place of a page share
+/// the few cache lines that such places map to, and a tile of columns would push itself out.
+fn stride_of(width: usize) -> usize {
     let stride = width.next_multiple_of(STRIDE_LEN);
+    if stride.is_multiple_of(1024) { stride + STRIDE_LEN } else { stride }
+}
+
+fn new_buf(config: &CpuConfig, width: usize, rows: Rows) -> Buf {
+    let stride = stride_of(width);
     Buf { data: vec![0.0; stride * n_rows_max(config, rows)], width, stride, rows }
 }
