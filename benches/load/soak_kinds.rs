@@ -59,9 +59,9 @@ const WORDS: [&str; 16] = [
     "\"text\"",
 ];
 
-/// A text of about `n` tokens.
+/// A text of about `n` tokens, never none.
 fn text(dice: &mut Dice, n: usize) -> String {
-    (0..n / 2).map(|_| *dice.pick(&WORDS)).collect()
+    (0..n / 2 + 1).map(|_| *dice.pick(&WORDS)).collect()
 }
 
 fn post(name: &'static str, path: &'static str, body: &Value) -> Shot {
