@@ -162,7 +162,7 @@ fn context_shift(dice: &mut Dice) -> Shot {
 
 fn grammar(dice: &mut Dice) -> Shot {
     let grammar = r#"root ::= "[" (item ("," item)*)? "]"
-item ::= [0-9]+ | "\"" [a-z]* "\"" "#;
+item ::= "0" | [1-9] [0-9]* | "\"" [a-z]* "\"" "#;
     let body = json!({"prompt": "items = ", "max_tokens": 40, "grammar": grammar});
     Shot { check: Check::Json, ..post("grammar", "/v1/completions", &sampled(dice, body)) }
 }
