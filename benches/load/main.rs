@@ -73,7 +73,7 @@ struct Args {
     /// Clients of the closed loop, one run for each number
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64")]
     clients: Vec<usize>,
-    /// Requests of each client
+    /// Requests of each client; of a few clients more, eight in all
     #[arg(long, default_value_t = 4)]
     requests: usize,
     /// Open loop: requests a second, one run for each number
@@ -207,7 +207,8 @@ async fn measure_all(args: &Args, name: &str, host: Host, round: u64) -> anyhow:
     let mut first_idx = 0;
     let clients: &[usize] = if args.rate.is_empty() { &args.clients } else { &[] };
     for &n_client in clients {
-        let outcome = load.closed(&host, n_client, args.requests, first_idx).await;
+        let n_each = args.requests.max(8usize.div_ceil(n_client.max(1)));
+        let outcome = load.closed(&host, n_client, n_each, first_idx).await;
         first_idx += 1 << 20;
         rows.push(Row::of(name, format!("{n_client} clients"), &outcome));
     }
