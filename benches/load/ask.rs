@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::wire::Client;

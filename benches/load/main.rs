@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use host::{Host, ServerOptions};
 use measure::Load;
@@ -150,7 +151,7 @@ impl Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.map_err(anyhow::Error::from).and_then(|r| r.block_on(run(&args)));
+    let result = runtime.map_err(anyhow::Error::from).and_then(|r| r.block_on(until_told(&args)));
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -158,6 +159,16 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs; a signal ends it and, with it, the server that it started.
+async fn until_told(args: &Args) -> anyhow::Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = run(args) => result,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("terminated"),
     }
 }
 
