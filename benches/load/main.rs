@@ -193,7 +193,6 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
             let host = args.host(program, args.prompt + args.max_tokens + 64).await?;
             rows.extend(measure_all(args, name, host, round as u64).await?);
         }
-        eprint!("{}", report::table(&rows));
         rounds.push(rows);
     }
     let (rows, ratios) = report::medians(&rounds);
@@ -228,6 +227,7 @@ async fn measure_all(args: &Args, name: &str, host: Host, round: u64) -> anyhow:
         first_idx += 1 << 20;
         rows.push(Row::of(name, format!("{rate} a second"), &outcome));
     }
+    eprint!("{}", report::table(&rows));
     if let Ok(host) = Arc::try_unwrap(host) {
         host.stop().await?;
     }
