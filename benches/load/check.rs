@@ -16,7 +16,10 @@ use super::prompt::PromptShape;
 use super::report::{Row, median, percentile, unfairness};
 
 /// Positions that the longest check needs.
-pub const N_CTX_EACH: usize = 4608;
+const N_CTX_LONG: usize = 4608;
+/// Positions for the look at memory: before the first thousand short requests are over, the prefix
+/// cache has used every page once, which is when the system backs it with memory.
+const N_CTX_SHORT: usize = 1024;
 /// Longest gap between tokens that prefill beside them may cause (`ITL_BUDGET` of the engine).
 const ITL_BUDGET_S: f64 = 0.150;
 /// Requests over which memory has to stay, and after which it is looked at first.
@@ -27,7 +30,7 @@ const GROWTH_MAX: f64 = 1.02;
 
 /// A promise and what was measured.
 #[derive(Debug)]
-struct Finding {
+pub struct Finding {
     name: &'static str,
     /// `None` where it cannot be measured here.
     is_kept: Option<bool>,
@@ -42,37 +45,43 @@ fn load(n_prompt: usize, n_shared: usize, n_predict: usize, seed: u64) -> Load {
     Load { prompt: PromptShape { n_prompt, n_shared }, n_predict, seed }
 }
 
-/// Measures everything, or what `only` names; whether all was kept.
-pub async fn run(host: Host, seed: u64, only: &[String], as_json: bool) -> anyhow::Result<bool> {
+/// The groups of checks that share a server, with the context of each of its sequences.
+pub const GROUPS: [(usize, &[&str]); 2] =
+    [(N_CTX_LONG, &[BATCH, ERRORS, FAIR, HEALTH, PREFIX, GAP]), (N_CTX_SHORT, &[MEMORY])];
+
+/// Whether `only`, if it has any words, asks for this check.
+pub fn is_asked(name: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()))
+}
+
+/// Measures what `names` names.
+pub async fn run(host: Host, seed: u64, names: &[&'static str]) -> anyhow::Result<Vec<Finding>> {
     let host = Arc::new(host);
     load(64, 0, 16, seed).warm_up(&host).await;
     let mut findings = Vec::new();
-    for name in NAMES {
-        if !only.is_empty() && !only.iter().any(|word| name.starts_with(word.as_str())) {
-            continue;
-        }
+    for name in names {
         let found = measure(name, &host, seed).await?;
-        if !as_json {
-            let verdict = match found.is_kept {
-                Some(true) => "pass",
-                Some(false) => "FAIL",
-                None => "not measured",
-            };
-            println!("{verdict:4}  {name}: {}", found.figure);
-        }
+        let verdict = match found.is_kept {
+            Some(true) => "pass",
+            Some(false) => "FAIL",
+            None => "not measured",
+        };
+        eprintln!("{verdict:4}  {name}: {}", found.figure);
         findings.push(found);
-    }
-    if as_json {
-        let rows: Vec<_> = findings
-            .iter()
-            .map(|f| json!({"name": f.name, "pass": f.is_kept, "figure": f.figure}))
-            .collect();
-        println!("{:#}", json!({ "checks": rows }));
     }
     if let Ok(host) = Arc::try_unwrap(host) {
         host.stop().await?;
     }
-    Ok(findings.iter().all(|finding| finding.is_kept != Some(false)))
+    Ok(findings)
+}
+
+/// Prints the findings as JSON; whether all was kept.
+pub fn verdict(findings: &[Finding], as_json: bool) -> bool {
+    if as_json {
+        let row = |f: &Finding| json!({"name": f.name, "pass": f.is_kept, "figure": f.figure});
+        println!("{:#}", json!({"checks": findings.iter().map(row).collect::<Vec<_>>()}));
+    }
+    findings.iter().all(|finding| finding.is_kept != Some(false))
 }
 
 const BATCH: &str = "8 clients, 1.8 times the tokens of one";
@@ -82,7 +91,6 @@ const HEALTH: &str = "health and models while decoding, p95 at most 50 ms";
 const PREFIX: &str = "warm prefix of 1,000 tokens and 32 new ones, p95 at most 2 s";
 const GAP: &str = "gap beside a prompt of 4,000 tokens, p99 at most 150 ms";
 const MEMORY: &str = "memory flat over 10,000 requests";
-const NAMES: [&str; 7] = [BATCH, ERRORS, FAIR, HEALTH, PREFIX, GAP, MEMORY];
 
 async fn measure(name: &'static str, host: &Arc<Host>, seed: u64) -> anyhow::Result<Finding> {
     Ok(match name {
@@ -222,14 +230,23 @@ async fn memory(host: &Arc<Host>, seed: u64) -> Finding {
         return Finding { name: MEMORY, is_kept: None, figure };
     }
     let load = load(8, 0, 2, seed);
-    let mut resident = Vec::new();
+    let (mut resident, mut resident_all) = (Vec::new(), Vec::new());
     let mut n_error = 0;
     for n in (0..N_FLAT).step_by(N_WARM) {
         let outcome = load.closed(host, 8, N_WARM / 8, (70 << 20) + n as u64).await;
         n_error += outcome.samples.iter().filter(|s| s.error.is_some()).count();
-        resident.push(host.resident_bytes().unwrap_or(0) as f64 / 1e6);
+        let (own, all) = host.resident_bytes().unwrap_or_default();
+        resident.push(own as f64 / 1e6);
+        resident_all.push(all as f64 / 1e6);
     }
     let (first, last) = (resident[0], resident[resident.len() - 1]);
+    // The last answer is there before the engine has put its pages away.
+    for _ in 0..100 {
+        if host.metric("jetforge_kv_pages_used").await.is_none_or(|used| used == 0.0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let mut pages = Vec::new();
     for name in ["jetforge_kv_pages_used", "jetforge_kv_pages_cached", "jetforge_kv_pages"] {
         pages.push(host.metric(name).await.unwrap_or(f64::NAN).to_string());
@@ -237,9 +254,12 @@ async fn memory(host: &Arc<Host>, seed: u64) -> Finding {
     let pages = pages.join(" / ");
     let each: Vec<String> = resident.iter().map(|mb| format!("{mb:.0}")).collect();
     let figure = format!(
-        "{first:.1} MB after {N_WARM}, {last:.1} MB after {N_FLAT} (every {N_WARM}: {}); {n_error} \
-         errors; pages used / cached / all: {pages}",
-        each.join(" ")
+        "{first:.1} MB of its own after {N_WARM}, {last:.1} MB after {N_FLAT} (every {N_WARM}: {}); \
+         with the model's file {:.0} and {:.0} MB; {n_error} errors; pages used / cached / all: \
+         {pages}",
+        each.join(" "),
+        resident_all[0],
+        resident_all[resident_all.len() - 1]
     );
     finding(MEMORY, last <= first * GROWTH_MAX && n_error == 0, figure)
 }

@@ -113,12 +113,18 @@ impl Host {
         self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Bytes of it in memory; `None` where its process is not known.
-    pub fn resident_bytes(&self) -> Option<u64> {
+    /// Bytes in memory that are its own, and all; `None` where its process is not known.
+    ///
+    /// All counts pages of the model's file, which the system takes back when it likes: rows of the
+    /// token embedding come in as tokens first occur.
+    pub fn resident_bytes(&self) -> Option<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid?)).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-        Some(kib << 10)
+        let bytes = |name| -> Option<u64> {
+            let line = status.lines().find(|line| line.starts_with(name))?;
+            let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            Some(kib << 10)
+        };
+        Some((bytes("RssAnon:")?, bytes("VmRSS:")?))
     }
 
     /// A number of `/metrics`, over all its labels; `None` where the server has no such name.

@@ -179,8 +179,16 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
         return soak::run(&options, args.log.as_deref(), seconds, args.seed).await;
     }
     if args.check {
-        let host = args.host(&args.jetforge, check::N_CTX_EACH).await?;
-        return check::run(host, args.seed, &args.only, args.json).await;
+        let mut findings = Vec::new();
+        for (n_ctx_each, names) in check::GROUPS {
+            let names = names.iter().copied().filter(|name| check::is_asked(name, &args.only));
+            let names: Vec<&str> = names.collect();
+            if !names.is_empty() {
+                let host = args.host(&args.jetforge, n_ctx_each).await?;
+                findings.extend(check::run(host, args.seed, &names).await?);
+            }
+        }
+        return Ok(check::verdict(&findings, args.json));
     }
     let mut programs = vec![("jetforge", args.jetforge.as_path())];
     programs.extend(args.llama_server.as_deref().map(|program| ("llama-server", program)));

@@ -65,7 +65,7 @@ struct Book {
     statuses: BTreeMap<u16, u64>,
     n_complaint: usize,
     complaints: Vec<String>,
-    /// Seconds and bytes.
+    /// Seconds, and bytes of memory that is the server's own.
     resident: Vec<(f64, u64)>,
 }
 
@@ -304,7 +304,7 @@ async fn watch(soak: &Soak, host: &mut Host, seconds: u64) -> anyhow::Result<()>
         if !host.is_alive() {
             bail!("the server ended after {} s", soak.started.elapsed().as_secs());
         }
-        let resident = host.resident_bytes().unwrap_or(0);
+        let resident = host.resident_bytes().map_or(0, |(own, _)| own);
         let at_s = soak.started.elapsed().as_secs_f64();
         soak.book().resident.push((at_s, resident));
         if Instant::now() >= next_word {
@@ -379,7 +379,7 @@ fn growth(resident: &[(f64, u64)], seconds: f64) -> Option<String> {
     };
     let tenths: Vec<f64> = (0..10).map(|n| tenth(f64::from(n))).collect();
     let mb: Vec<String> = tenths.iter().map(|bytes| format!("{:.1}", bytes / 1e6)).collect();
-    println!("resident MB, median of each tenth: {}", mb.join(" "));
+    println!("MB of its own, median of each tenth: {}", mb.join(" "));
     let (first, last) = (tenths[1], tenths[9]);
     (last > first * GROWTH_MAX + GROWTH_BYTES)
         .then(|| format!("memory grew from {:.1} to {:.1} MB", first / 1e6, last / 1e6))
