@@ -267,6 +267,7 @@ impl App {
             n_ctx: model.n_ctx,
             n_parallel: None,
             adapters: Vec::new(),
+            draft: None,
             n_batch: model.n_batch,
             n_threads: model.n_threads,
             isa: model.isa.clone(),
