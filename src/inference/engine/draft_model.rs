@@ -217,5 +217,4 @@ fn likeliest(logits: &[f32]) -> (TokenId, f32) {
 }
 
 #[cfg(test)]
-#[path = "draft_model_tests.rs"]
 mod tests;

@@ -93,12 +93,12 @@ fn it_reads_what_the_prefix_cache_had_and_what_a_chunk_left() {
     let model = model.with_script(Box::new(wander)).with_draft_script(Box::new(wander), 1);
     let engine = start(model, 1);
     let (first, other) = (wish(300, 60), wish(200, 60));
-    for (request, n_cached) in [(&first, 0), (&other, 0), (&first, 299)] {
+    for (request, is_cached) in [(&first, false), (&other, false), (&first, true)] {
         let heard = &run(&engine, std::slice::from_ref(request))[0];
         assert_eq!(heard.tokens[0], answer(request));
         let timings = heard.timings[0];
         assert_eq!(timings.n_accepted, timings.n_draft);
-        assert!(timings.n_cached.abs_diff(n_cached) <= 1, "{timings:?}");
+        assert_eq!(timings.n_cached > 200, is_cached, "{timings:?}");
         assert!(timings.n_draft > 30, "{timings:?}");
     }
 }
