@@ -152,7 +152,8 @@ impl Sequence {
         request.speculation.n_draft_max.min(n_left).min(n_room)
     }
 
-    fn is_decoding(&self) -> bool {
+    /// Whether only its next token is lacking.
+    pub fn is_decoding(&self) -> bool {
         self.tokens.len() - self.n_kv == 1
     }
 

@@ -33,16 +33,17 @@ impl Core {
         self.sequences.iter_mut().for_each(|sequence| sequence.guess(n_ctx));
         let Some(draft) = &mut self.draft else { return Duration::ZERO };
         let started = Instant::now();
-        let n_running = self.sequences.iter().filter(|s| s.slot_idx.is_some()).count();
+        let running = || self.sequences.iter().filter(|s| s.slot_idx.is_some());
+        let (n_running, is_anyone_kept) = (running().count(), running().any(Sequence::is_decoding));
         let n_looked_up: usize = self.sequences.iter().map(|s| s.draft.len()).sum();
         let n_row = self.info.n_outputs.saturating_sub(n_running + n_looked_up);
         let sequences = self.sequences.iter_mut();
         let mut asks: Vec<Ask<'_>> = sequences.filter_map(|s| s.ask(n_ctx)).collect();
         // A guess that finds no room in the step would be made in vain.
-        let n_decode = asks.iter().filter(|ask| ask.n_max > 0).count();
-        let n_each = n_row.checked_div(n_decode).unwrap_or_default();
+        let n_ask = asks.iter().filter(|ask| ask.n_max > 0).count();
+        let n_each = n_row.checked_div(n_ask).unwrap_or_default();
         asks.iter_mut().for_each(|ask| ask.n_max = ask.n_max.min(n_each));
-        let n_read = if n_decode > 0 { self.draft_pace.n_chunk() } else { self.info.n_batch };
+        let n_read = if is_anyone_kept { self.draft_pace.n_chunk() } else { self.info.n_batch };
         match draft.draft(&mut asks, n_read) {
             Ok(n_read) => self.draft_pace.learn(n_read, 0, started.elapsed()),
             Err(_) => {

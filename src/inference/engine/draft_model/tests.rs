@@ -9,8 +9,9 @@ use crate::inference::gguf::Gguf;
 const N_VOCAB: usize = 20;
 const EOG: TokenId = 19;
 
-/// Spans of each pass: first page, position, tokens.
-type Passes = Arc<Mutex<Vec<Vec<(PageIdx, usize, Vec<TokenId>)>>>>;
+/// A pass's spans: first page, position, tokens.
+type Pass = Vec<(PageIdx, usize, Vec<TokenId>)>;
+type Passes = Arc<Mutex<Vec<Pass>>>;
 
 /// Says the next number; how sure it is falls with the number.
 struct Counter {
@@ -78,7 +79,7 @@ fn drafts(
     (draft, passes): &mut (DraftModel, Passes),
     wishes: &[Wish],
     set: impl Fn(&mut Ask<'_>),
-) -> (Vec<Vec<TokenId>>, Vec<Vec<(PageIdx, usize, Vec<TokenId>)>>) {
+) -> (Vec<Vec<TokenId>>, Vec<Pass>) {
     let mut drafts = vec![Vec::new(); wishes.len()];
     let ask = |(wish, draft)| {
         let Wish(slot_idx, tokens, n_max): &Wish = wish;
