@@ -16,6 +16,7 @@ mod pull;
 mod sampler;
 mod serve;
 mod server;
+mod speculation;
 mod support;
 mod terminal;
 mod tidy;
