@@ -1,6 +1,7 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod batch_invariance;
+mod browser;
 mod cli;
 mod generation;
 mod grammar;
