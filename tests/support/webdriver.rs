@@ -32,7 +32,7 @@ impl Browser {
         let named = std::env::var_os("JETFORGE_CHROMEDRIVER");
         let program = named.unwrap_or_else(|| OsString::from("chromedriver"));
         let mut driver = Command::new(&program)
-            .args(["--port=0", "--log-level=OFF"])
+            .arg("--port=0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
