@@ -4,13 +4,18 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::http::{PATIENCE, request, send};
+use super::http::{request, send};
 
 /// Under this key an element's name travels.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// Longest wait for the end of a session.
+const END: Duration = Duration::from_secs(10);
 
 /// A browser with an empty profile that talks to nobody by itself; ends when it is dropped.
 pub struct Browser {
@@ -19,6 +24,8 @@ pub struct Browser {
     _said: BufReader<ChildStdout>,
     address: SocketAddr,
     session: String,
+    /// Chromium's process.
+    pid: Option<Pid>,
     _profile: tempfile::TempDir,
 }
 
@@ -31,8 +38,10 @@ impl Browser {
     pub fn start() -> Result<Browser, String> {
         let named = std::env::var_os("JETFORGE_CHROMEDRIVER");
         let program = named.unwrap_or_else(|| OsString::from("chromedriver"));
+        let profile = tempfile::tempdir().unwrap();
         let mut driver = Command::new(&program)
             .arg("--port=0")
+            .env("HOME", profile.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -40,17 +49,21 @@ impl Browser {
             .map_err(|e| format!("{}: {e} (JETFORGE_CHROMEDRIVER names it)", program.display()))?;
         let mut said = BufReader::new(driver.stdout.take().unwrap());
         let port = port(&mut said).expect("chromedriver names its port");
-        let profile = tempfile::tempdir().unwrap();
         let mut browser = Browser {
             driver,
             _said: said,
             address: SocketAddr::from(([127, 0, 0, 1], port)),
             session: String::new(),
+            pid: None,
             _profile: profile,
         };
         let profile = browser._profile.path().display().to_string();
         match browser.ask("POST", "/session", &capabilities(&profile)) {
-            Ok(answer) => browser.session = answer["sessionId"].as_str().unwrap().to_owned(),
+            Ok(answer) => {
+                browser.session = answer["sessionId"].as_str().unwrap().to_owned();
+                let pid = answer["capabilities"]["goog:processID"].as_i64();
+                browser.pid = pid.and_then(|pid| Pid::from_raw(pid as i32));
+            }
             Err(e) if e.contains("cannot find Chrome binary") => return Err(e),
             Err(e) => panic!("no session: {e}"),
         }
@@ -117,14 +130,17 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The end of the session ends Chromium. Nothing here may panic.
+        // The end of the session ends Chromium, unless its page is too busy. Nothing may panic here.
         if !self.session.is_empty()
             && let Ok(mut wire) = TcpStream::connect(self.address)
         {
             let path = format!("/session/{}", self.session);
             let end = request("DELETE", &path, &[("connection", "close")], "");
-            let _ = wire.set_read_timeout(Some(PATIENCE));
-            let _ = wire.write_all(end.as_bytes()).and_then(|()| wire.read(&mut [0; 64]));
+            let _ = wire.set_read_timeout(Some(END));
+            let ended = wire.write_all(end.as_bytes()).and_then(|()| wire.read(&mut [0; 64]));
+            if let (Err(_), Some(pid)) = (ended, self.pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();
