@@ -90,8 +90,11 @@ impl CpuBackend {
     /// Binds `plan` to the tensors of `gguf` and allocates everything that a batch needs.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape, or memory or threads cannot be had.
+    /// If a tensor is missing or has another shape, or memory, threads or the instruction set
+    /// cannot be had.
     pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
+        // Kernels rely on it.
+        Isa::choose(Some(config.isa.name()))?;
         let mut pool = Pool::new(config.n_threads).map_err(BackendError::Threads)?;
         let weights = Weights::new(&plan, gguf, config.isa, &mut pool)?;
         let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));

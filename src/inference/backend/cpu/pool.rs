@@ -1,15 +1,17 @@
 //! The worker threads: one job at a time, split into tasks that the threads take in turn.
 //!
-//! A token passes a few hundred barriers, so workers spin briefly for the next job before they
-//! sleep, and a job is handed over without allocation. Which thread runs a task never shows in a
-//! result: tasks write disjoint places and read only what was finished before the job.
+//! A token passes a few hundred jobs, so workers spin briefly for the next one before they sleep,
+//! and a job is handed over without allocation. The caller works as well and waits only for tasks
+//! that others have begun: where the system gives a worker no core, the rest goes on without it.
+//! Which thread runs a task never shows in a result: tasks write disjoint places and read only what
+//! was finished before the job.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
-/// Polls before a waiting worker gives its time slice away, and before it sleeps.
+/// Polls before a waiting thread gives its time slice away, and before a worker sleeps.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
 const SPINS_BEFORE_SLEEP: u32 = 2_200;
 
@@ -23,14 +25,11 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// Counts the jobs; a change is the signal that one is there.
-    epoch: AtomicU64,
+    /// `n_tasks << 32 | next`: the job's tasks and the first that nobody has taken.
+    tasks: AtomicU64,
     /// Points at the caller's `&Task` while a job runs.
     job: AtomicPtr<()>,
-    n_tasks: AtomicUsize,
-    next: AtomicUsize,
-    /// Workers that have not finished the job yet.
-    n_busy: AtomicUsize,
+    n_done: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
@@ -42,11 +41,9 @@ impl Pool {
     /// If the system refuses a thread.
     pub fn new(n_threads: usize) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
+            tasks: AtomicU64::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
-            n_tasks: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-            n_busy: AtomicUsize::new(0),
+            n_done: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -78,17 +75,16 @@ impl Pool {
             return;
         }
         let shared = &*self.shared;
+        let n = u32::try_from(n_tasks).expect("a job has fewer tasks than a batch has values");
         let job: *const &Task<'_> = &task;
         shared.job.store(job as *mut (), Ordering::Relaxed);
-        shared.n_tasks.store(n_tasks, Ordering::Relaxed);
-        shared.next.store(0, Ordering::Relaxed);
-        shared.n_busy.store(self.threads.len(), Ordering::Relaxed);
-        // Release: whoever sees the new epoch sees the job.
-        shared.epoch.fetch_add(1, Ordering::Release);
+        shared.n_done.store(0, Ordering::Relaxed);
+        // Release: whoever takes a task sees the job.
+        shared.tasks.store(u64::from(n) << 32, Ordering::Release);
         self.handles.iter().for_each(Thread::unpark);
-        shared.take_tasks(task, 0);
+        while shared.take_task(0) {}
         let mut spins = 0u32;
-        while shared.n_busy.load(Ordering::Acquire) != 0 {
+        while shared.n_done.load(Ordering::Acquire) != n_tasks {
             spins = spins.saturating_add(1);
             if spins < SPINS_BEFORE_YIELD {
                 std::hint::spin_loop();
@@ -106,46 +102,50 @@ impl Pool {
 impl Shared {
     /// A worker's life.
     fn work(&self, worker_idx: usize) {
-        let mut seen = 0;
-        loop {
-            let mut spins = 0;
-            while self.epoch.load(Ordering::Acquire) == seen {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                spins += 1;
-                match spins {
-                    ..SPINS_BEFORE_YIELD => std::hint::spin_loop(),
-                    SPINS_BEFORE_YIELD..SPINS_BEFORE_SLEEP => std::thread::yield_now(),
-                    // A wake-up that came before is remembered by park, so none is lost.
-                    _ => std::thread::park(),
-                }
+        let mut spins = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.take_task(worker_idx) {
+                spins = 0;
+                continue;
             }
-            seen += 1;
-            let job = self.job.load(Ordering::Relaxed) as *const &Task<'_>;
-            // SAFETY: `run` stored a pointer to a reference on its stack before it raised the
-            // epoch, and does not return before `n_busy` is zero.
-            let task = unsafe { *job };
-            self.take_tasks(task, worker_idx);
-            self.n_busy.fetch_sub(1, Ordering::Release);
+            spins += 1;
+            match spins {
+                ..SPINS_BEFORE_YIELD => std::hint::spin_loop(),
+                SPINS_BEFORE_YIELD..SPINS_BEFORE_SLEEP => std::thread::yield_now(),
+                // A wake-up that came before is remembered by park, so none is lost.
+                _ => std::thread::park(),
+            }
         }
     }
 
-    /// Runs tasks until none is left; a panic is kept for the caller of `run`.
-    fn take_tasks(&self, task: &Task<'_>, worker_idx: usize) {
-        let n_tasks = self.n_tasks.load(Ordering::Relaxed);
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task_idx = self.next.fetch_add(1, Ordering::Relaxed);
-                if task_idx >= n_tasks {
-                    break;
-                }
-                task(task_idx, worker_idx);
+    /// Takes a task and runs it; false if none is left. A panic is kept for the caller of `run`.
+    fn take_task(&self, worker_idx: usize) -> bool {
+        let mut tasks = self.tasks.load(Ordering::Relaxed);
+        loop {
+            if tasks as u32 >= (tasks >> 32) as u32 {
+                return false;
             }
-        }));
-        if let Err(panic) = done {
+            let take = self.tasks.compare_exchange_weak(
+                tasks,
+                tasks + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            );
+            match take {
+                Ok(_) => break,
+                Err(now) => tasks = now,
+            }
+        }
+        let job = self.job.load(Ordering::Relaxed) as *const &Task<'_>;
+        // SAFETY: `run` stored a pointer to a reference on its stack before it offered the tasks,
+        // and does not return, nor store another, before the task taken above is done.
+        let task = unsafe { *job };
+        let task_idx = tasks as u32 as usize;
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(task_idx, worker_idx))) {
             *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
         }
+        self.n_done.fetch_add(1, Ordering::Release);
+        true
     }
 }
 
