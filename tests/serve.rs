@@ -14,16 +14,16 @@ use crate::support::http::{Wire, get, post, request, send, until};
 use crate::support::recipe::Recipe;
 
 /// A service in a process of its own, killed when it is dropped.
-struct Process {
+pub struct Process {
     child: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
     /// Reads stderr as it comes, so that the service never waits for its reader.
     said: Option<JoinHandle<String>>,
 }
 
 impl Process {
     /// Starts the service and waits until its model is there.
-    fn start(home: &Path, options: &[&str]) -> Process {
+    pub fn start(home: &Path, options: &[&str]) -> Process {
         let mut command: Command = jetforge(home);
         command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -2,6 +2,7 @@
 
 mod batch_invariance;
 mod bench;
+mod browser;
 mod cli;
 mod generation;
 mod grammar;
