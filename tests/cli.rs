@@ -9,6 +9,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::support::skip::skip;
+
 /// The binary with `home` as its home directory and an environment of its own.
 pub fn jetforge(home: &Path) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("jetforge"));
@@ -120,7 +122,7 @@ fn output_holds_just_the_code() {
     let code = std::fs::read_to_string(&file).unwrap();
     assert!(code.starts_with("def quicksort(") && !code.contains("```"), "{code}");
     let Ok(python) = Command::new("python3").arg(&file).output() else {
-        eprintln!("skipped: python3 is not installed");
+        skip("python", "python3 is not installed");
         return;
     };
     assert_eq!(String::from_utf8_lossy(&python.stdout).trim(), "[1, 2, 5, 5, 6, 9]");

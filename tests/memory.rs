@@ -11,6 +11,7 @@ use jetforge::inference::quant::TensorType;
 use serde_json::Value;
 
 use crate::cli::jetforge;
+use crate::support::skip::skip;
 
 /// What the process may take beyond weights and KV cache.
 const OVERHEAD_KIB_MAX: u64 = 150 << 10;
@@ -143,7 +144,7 @@ fn the_process_takes_little_beyond_weights_and_kv_cache() {
     drop(stdin);
     assert!(child.wait().unwrap().success());
     let Some(anonymous) = anonymous else {
-        eprintln!("skipped: this kernel does not tell RssAnon");
+        skip("memory", "this kernel does not tell RssAnon");
         return;
     };
     assert!(anonymous <= weights_kib + kv_kib + OVERHEAD_KIB_MAX, "{anonymous} KiB");

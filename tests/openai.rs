@@ -19,6 +19,7 @@ use jetforge::server::{ListenOptions, Listener, ServeOptions, Server, router};
 use serde_json::{Value, json};
 
 use crate::support::recipe::Recipe;
+use crate::support::skip::skip;
 
 /// Templates that speak of tools, each in its family's way; the parts that decide the family.
 const HERMES: &str = "\
@@ -794,7 +795,8 @@ async fn the_openai_sdk_is_content() {
     let python = std::env::var("JETFORGE_SDK_PYTHON").unwrap_or_else(|_| "python3".into());
     let has_sdk = Command::new(&python).args(["-c", "import openai"]).output();
     if !has_sdk.is_ok_and(|output| output.status.success()) {
-        println!("skipped: {python} has no openai (set JETFORGE_SDK_PYTHON to one that has)");
+        let reason = format!("{python} has no openai (set JETFORGE_SDK_PYTHON to one that has)");
+        skip("openai-sdk", &reason);
         return;
     }
     let gguf = Recipe::read("bert-mean").build(TensorType::F32);
@@ -816,7 +818,7 @@ async fn the_openai_sdk_is_content() {
 #[tokio::test]
 async fn templates_of_real_models_take_calls_and_their_answers() {
     let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        println!("skipped: JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
+        skip("peer-templates", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
         return;
     };
     let call = json!({"id": "call_1", "type": "function", "function": {

@@ -16,6 +16,8 @@ use jetforge::inference::tokenizer::{
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::support::skip::skip;
+
 const SPECIAL: EncodeOptions = EncodeOptions { add_special: true, parse_special: true };
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
 
@@ -232,7 +234,7 @@ fn tiny_vocabularies_have_the_tokens_of_llama_cpp() {
 #[test]
 fn peer_vocabularies_have_the_tokens_of_llama_cpp() {
     let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        println!("skipped: JETFORGE_PEER_VOCABS names no folder with llama.cpp's vocabularies");
+        skip("peer-vocabs", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's vocabularies");
         return;
     };
     let goldens: BTreeMap<String, Golden> = read("peer_vocabs.json");
@@ -312,7 +314,7 @@ fn chats() -> Vec<(Vec<Message>, Option<serde_json::Value>)> {
 #[test]
 fn peer_templates_render_as_pythons_jinja_does() {
     let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        println!("skipped: JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
+        skip("peer-templates", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
         return;
     };
     let goldens: BTreeMap<String, Vec<Option<String>>> = read("templates.json");

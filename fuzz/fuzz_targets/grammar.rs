@@ -55,6 +55,9 @@ fuzz_target!(|input: (u8, u8, &str)| {
         let was_waiting = matcher.is_waiting();
         let accepted = matcher.accept(token as TokenId);
         assert!(accepted.is_ok() || was_waiting, "token {token} of {spec:?}: {accepted:?}");
+        if cfg!(feature = "canary") {
+            assert!(!matcher.is_finished() || seed % 2 == 0, "canary");
+        }
         if accepted.is_err() || matcher.is_finished() {
             return;
         }

@@ -14,6 +14,7 @@ fn main() -> std::io::Result<()> {
         ("model", model()),
         ("template", template()),
         ("utf8", utf8()),
+        ("grammar", grammar()),
         ("json_body", json_body()),
         ("sse", sse()),
     ] {
@@ -100,6 +101,30 @@ fn utf8() -> Vec<Vec<u8>> {
         b"\x0b\xf4\x90\x80\x80\x80",
     ];
     texts.iter().map(|text| text.to_vec()).collect()
+}
+
+/// Every notation at once and lazily; the second byte, which picks the tokens, stays even.
+fn grammar() -> Vec<Vec<u8>> {
+    let schema = r##"{"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days":
+        {"type": "integer", "minimum": 1, "maximum": 9}, "tags": {"type": "array", "items":
+        {"type": "string", "pattern": "^[a-z]+$", "maxLength": 4}, "minItems": 1}, "or":
+        {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/d"}]}}, "required": ["city"],
+        "additionalProperties": false, "$defs": {"d": {"type": "string", "format": "date"}}}"##;
+    let texts = [
+        (0, schema),
+        (0, r#"{"type": "boolean"}"#),
+        (1, r"(ab|c)+[^x-z]{2,4}\d?"),
+        (2, "start: (WORD | num)+\nnum: /[0-9]+/\nWORD: \"a\"i | \"b\"\n%ignore /[ ]+/"),
+        (3, "root ::= item+ [^\\n]*\nitem ::= \"- \" ([a-z] | \"\\x41\"){1,3} \"\\n\" # no more"),
+        (3, "root ::= \"(\" root \")\" | expr?\nexpr ::= [0-9]+ (\"+\" expr)*"),
+    ];
+    let kinds = texts.iter().flat_map(|&(kind, text)| [(kind, text), (0x80 | kind, text)]);
+    // 0x80 is 3 more than a multiple of 5.
+    let seed = |(kind, text): (u8, &str)| {
+        let kind = if kind & 0x80 == 0 { kind } else { 0x80 | (kind + 2) % 5 };
+        [&[kind, 4][..], text.as_bytes()].concat()
+    };
+    kinds.map(seed).collect()
 }
 
 /// Bodies that llama-server was asked with, and one for each of OpenAI's paths.

@@ -53,7 +53,7 @@ fuzz_target!(|input: &[u8]| {
         n_stop += usize::from(chunk["stop"] == true);
     }
     if cfg!(feature = "canary") {
-        assert!(!content.contains("import"), "canary");
+        assert!(!content.contains('@'), "canary");
     }
     assert_eq!(n_stop, 1, "one chunk is the last");
     assert_eq!(Some(content.as_str()), whole["content"].as_str());

@@ -2,4 +2,6 @@
 
 pub mod http;
 pub mod recipe;
+pub mod skip;
 pub mod source;
+pub mod webdriver;
