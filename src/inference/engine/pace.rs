@@ -2,8 +2,8 @@
 //! wait no longer than the budget.
 //!
 //! The budget is for the slow steps, not for the mean: what a token of prefill takes is estimated
-//! together with how far single steps stray from it, and a chunk is as long as fits even when a step
-//! strays three times as far. Where steps are steady that costs nothing.
+//! together with how far single steps stray from it, and a chunk is as long as fits even when a
+//! step strays three times as far. Where steps are steady that costs nothing.
 
 use std::time::Duration;
 
