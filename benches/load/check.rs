@@ -254,7 +254,7 @@ async fn memory(host: &Arc<Host>, seed: u64) -> Finding {
     let pages = pages.join(" / ");
     let each: Vec<String> = resident.iter().map(|mb| format!("{mb:.0}")).collect();
     let figure = format!(
-        "{first:.1} MB of its own after {N_WARM}, {last:.1} MB after {N_FLAT} (every {N_WARM}: {}); \
+        "{first:.1} MB of its own after {N_WARM}, {last:.1} MB after {N_FLAT} (each {N_WARM}: {}); \
          with the model's file {:.0} and {:.0} MB; {n_error} errors; pages used / cached / all: \
          {pages}",
         each.join(" "),

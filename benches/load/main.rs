@@ -8,9 +8,9 @@
 //! cargo bench --bench load -- --soak 3600 --seed 1                    anything, for an hour
 //! ```
 //!
-//! Prompts are tokens, so that they are as long as they say. Every answer is held to its counts; one
-//! that is short, or has no end, is an error. The client is one thread and parses only what it must:
-//! it runs on the machine that it measures.
+//! Prompts are tokens, so that they are as long as they say. Every answer is held to its counts;
+//! one that is short, or has no end, is an error. The client is one thread and parses only what it
+//! must: it runs on the machine that it measures.
 
 mod ask;
 mod check;

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! reference   each twin is asked while nothing else runs; its text is kept
-//! soak        workers draw requests; one in four leaves before the answer, in it, or within its own
-//!             request; some read slowly; some open a new connection for each request
+//! soak        workers draw requests; one in four leaves before the answer, in it, or within its
+//!             own request; some read slowly; some open a new connection for each request
 //! end         wait until idle; look at metrics, slots and memory; ask the twins again; stop
 //! ```
 
