@@ -110,8 +110,9 @@ pub fn unfairness(outcome: &Outcome) -> f64 {
 /// The rows as a table in Markdown.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| server | load | requests | tok/s | TTFT ms p50/p95/p99 | gaps ms \
-         p50/p95/p99 | wait s p50/p95/p99 | slowest client | errors |\n|---|---|---|---|---|---|---|---|---|\n",
+        "| server | load | requests | tok/s | TTFT ms p50/p95/p99 | between tokens ms p50/p95/p99 \
+         | wait s p50/p95/p99 | slowest client | errors |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
     );
     let ms = |p: [f64; 3]| p.map(|s| format!("{:.0}", s * 1e3)).join(" / ");
     let s = |p: [f64; 3]| p.map(|s| format!("{s:.2}")).join(" / ");
