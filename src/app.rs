@@ -217,13 +217,22 @@ impl App {
     /// # Errors
     /// When there is none of this name; the error says how to get it where that is known.
     pub fn model_source(&self) -> Result<ModelSource, AppError> {
-        match self.config().model.name.as_deref() {
-            None | Some(EMBEDDED_NAME) => Ok(ModelSource::Embedded),
-            Some(name) => self.find_model(name),
-        }
+        self.find_model(self.config().model.name.as_deref().unwrap_or(EMBEDDED_NAME))
+    }
+
+    /// The model that guesses for the configured one, if there is to be one.
+    ///
+    /// # Errors
+    /// As [`App::model_source`].
+    pub fn draft_source(&self) -> Result<Option<ModelSource>, AppError> {
+        let name = self.config().server.model_draft.as_deref();
+        name.map(|name| self.find_model(name)).transpose()
     }
 
     fn find_model(&self, name: &str) -> Result<ModelSource, AppError> {
+        if name == EMBEDDED_NAME {
+            return Ok(ModelSource::Embedded);
+        }
         let path = Path::new(name);
         if path.is_file() {
             return Ok(ModelSource::File(path.to_owned()));
@@ -267,6 +276,7 @@ impl App {
             n_ctx: model.n_ctx,
             n_parallel: None,
             adapters: Vec::new(),
+            draft: None,
             n_batch: model.n_batch,
             n_threads: model.n_threads,
             isa: model.isa.clone(),

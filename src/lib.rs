@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod base;
+pub mod bench;
 pub mod cli;
 pub mod hosting;
 pub mod inference;

@@ -6,10 +6,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
+use jetforge::inference::quant::TensorType;
 use serde_json::json;
 
 use crate::cli::jetforge;
 use crate::support::http::{Wire, get, post, request, send, until};
+use crate::support::recipe::Recipe;
 
 /// A service in a process of its own, killed when it is dropped.
 pub struct Process {
@@ -98,6 +100,48 @@ fn a_script_for_llama_server_runs() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("-ngl has no counterpart") && said.contains("-fa has no"), "{said}");
     assert!(!said.contains("--jinja"), "{said}");
+}
+
+#[test]
+fn a_draft_model_saves_steps_and_changes_no_answer() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |case: &str| {
+        let path = home.path().join(format!("{case}.gguf"));
+        std::fs::write(&path, Recipe::read(case).build(TensorType::F32)).unwrap();
+        path.display().to_string()
+    };
+    let (model, draft, other) = (file("qwen2"), file("qwen3"), file("llama"));
+    let body = json!({"prompt": "fn main() {", "n_predict": 30, "seed": 5, "ignore_eos": true});
+    let answers =
+        [&["-m", &model][..], &["-m", &model, "-md", &draft, "--draft", "4"]].map(|own| {
+            let options =
+                [own, &["--metrics", "--draft-n-min", "0", "--draft-p-min", "0.0"]].concat();
+            let service = Process::start(home.path(), &options);
+            let answer = post(service.address, "/completion", &body).json();
+            let props = get(service.address, "/props").json();
+            let types = &props["default_generation_settings"]["params"]["speculative.types"];
+            let metrics = get(service.address, "/metrics").text();
+            service.terminate();
+            assert_eq!(service.end().0, Some(0));
+            assert!(
+                metrics.contains("jetforge_draft_failures_total{model=\"qwen2\"} 0"),
+                "{metrics}"
+            );
+            let n_draft = answer["timings"]["draft_n"].as_u64().unwrap_or_default();
+            (answer["content"].clone(), types.clone(), n_draft, metrics)
+        });
+    let [(plain, types, n_plain, _), (drafted, both, n_draft, metrics)] = answers;
+    assert_eq!(plain, drafted);
+    assert_eq!((types, both), (json!("ngram-simple"), json!("ngram-simple,draft-simple")));
+    assert!(n_draft > n_plain, "{n_draft} guesses, {n_plain} by lookup alone");
+    let total = format!("llamacpp:spec_decode_num_draft_tokens_total {n_draft}");
+    assert!(metrics.contains(&total), "{metrics}");
+    let wrong = ["serve", "--port", "0", "-m", &model, "--model-draft", &other];
+    let (code, _, said) = run(home.path(), &wrong);
+    assert!(said.contains("has another vocabulary"), "{said}");
+    assert_eq!(code, 3, "{said}");
+    let (code, _, said) = run(home.path(), &["serve", "--draft-p-min", "1.5"]);
+    assert_eq!(code, 2, "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod batch_invariance;
+mod bench;
 mod browser;
 mod cli;
 mod generation;
@@ -16,6 +17,7 @@ mod pull;
 mod sampler;
 mod serve;
 mod server;
+mod speculation;
 mod support;
 mod terminal;
 mod tidy;

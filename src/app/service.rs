@@ -65,7 +65,8 @@ impl App {
     /// The first model.
     fn entry(&self, source: &ModelSource, notes: &mut Vec<String>) -> Result<ModelEntry, AppError> {
         let server = &self.config().server;
-        let load = LoadOptions { adapters: server.lora.clone(), ..self.shared_load_options() };
+        let (adapters, draft) = (server.lora.clone(), self.draft_source()?);
+        let load = LoadOptions { adapters, draft, ..self.shared_load_options() };
         let load = fitting(source, load, notes).map_err(|error| App::inference(source, error))?;
         let (stem, file) = match source {
             ModelSource::Embedded => (EMBEDDED_NAME.to_owned(), None),

@@ -72,6 +72,11 @@ pub fn resident_bytes() -> u64 {
     meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
 }
 
+/// The most memory of this process that was in RAM at once; 0 where the kernel does not tell.
+pub fn peak_resident_bytes() -> u64 {
+    meminfo_bytes(&read("/proc/self/status"), "VmHWM:").unwrap_or(0)
+}
+
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }

@@ -72,6 +72,9 @@ pub enum Verb {
     Pull(verbs::pull::PullArgs),
     /// Show what this machine can do, and test the model at hand
     Doctor(verbs::doctor::DoctorArgs),
+    /// Measure what this machine does with a model
+    #[command(visible_alias = "benchmark")]
+    Bench(Box<verbs::bench::BenchArgs>),
     /// Serve models over HTTP, as OpenAI and llama.cpp do
     Serve(Box<verbs::serve::ServeArgs>),
     /// Make, list and revoke API keys of the service

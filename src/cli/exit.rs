@@ -140,7 +140,9 @@ fn of_library(error: &LibraryError) -> u8 {
 fn of_inference(error: &InferenceError) -> u8 {
     match error {
         InferenceError::Memory { .. } => NO_ROOM,
-        InferenceError::Gguf(_)
+        InferenceError::Draft { source, .. } => of_inference(source),
+        InferenceError::DraftVocab { .. }
+        | InferenceError::Gguf(_)
         | InferenceError::Model(_)
         | InferenceError::Tokenizer(_)
         | InferenceError::Template(_)

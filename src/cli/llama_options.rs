@@ -15,7 +15,7 @@
 use std::ffi::OsString;
 
 /// Other spellings of ours.
-const RENAMED: [(&str, &str); 24] = [
+const RENAMED: [(&str, &str); 29] = [
     ("-np", "--parallel"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
@@ -29,6 +29,11 @@ const RENAMED: [(&str, &str); 24] = [
     ("--draft", "--draft-max"),
     ("--draft-n", "--draft-max"),
     ("--spec-draft-n-max", "--draft-max"),
+    ("--draft-n-min", "--draft-min"),
+    ("--spec-draft-n-min", "--draft-min"),
+    ("--spec-draft-p-min", "--draft-p-min"),
+    ("-md", "--model-draft"),
+    ("--spec-draft-model", "--model-draft"),
     ("--temperature", "--temp"),
     ("--typical-p", "--typical"),
     ("--top-n-sigma", "--top-nsigma"),
@@ -121,14 +126,14 @@ const VALUED: &str = "-tb --threads-batch -C --cpu-mask -Cr --cpu-range --cpu-st
     --spec-draft-cpu-strict-batch --cpu-strict-batch-draft --spec-draft-prio-batch \
     --prio-batch-draft --spec-draft-poll-batch --poll-batch-draft --spec-draft-override-tensor \
     -otd --override-tensor-draft --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed \
-    --n-cpu-moe-draft --spec-draft-n-min --spec-synth-len --spec-synth-rates \
-    --spec-draft-p-split --draft-p-split --spec-draft-p-min --draft-p-min --spec-draft-device \
+    --n-cpu-moe-draft --spec-synth-len --spec-synth-rates \
+    --spec-draft-p-split --draft-p-split --spec-draft-device \
     -devd --device-draft --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft \
-    --spec-draft-model -md --model-draft --spec-type --spec-ngram-mod-n-min \
+    --spec-type --spec-ngram-mod-n-min \
     --spec-ngram-mod-n-max --spec-ngram-mod-n-match --spec-ngram-simple-size-n \
     --spec-ngram-simple-size-m --spec-ngram-simple-min-hits --spec-ngram-map-k-size-n \
     --spec-ngram-map-k-size-m --spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n \
-    --spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --draft-min --draft-n-min \
+    --spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits \
     --spec-ngram-size-n --spec-ngram-size-m --spec-ngram-min-hits";
 
 /// What has no counterpart and takes one of these words, or nothing in older versions.

@@ -75,6 +75,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Models(args) => verbs::models::run(context, &args),
         Verb::Pull(args) => verbs::pull::run(context, &args),
         Verb::Doctor(args) => verbs::doctor::run(context, &args),
+        Verb::Bench(args) => verbs::bench::run(context, &args),
         Verb::Serve(args) => verbs::serve::run(context, &args),
         Verb::Key(args) => verbs::key::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),

@@ -176,7 +176,7 @@ impl SamplingArgs {
 }
 
 /// Through text, so that 0.8 is 0.8 in `config show` and not the nearest single.
-fn float(x: f32) -> Value {
+pub fn float(x: f32) -> Value {
     Value::Float(x.to_string().parse().unwrap_or(f64::from(x)))
 }
 

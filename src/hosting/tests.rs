@@ -84,3 +84,22 @@ async fn a_stopped_host_gives_no_leases() {
     host.stop(Duration::ZERO);
     assert!(matches!(host.lease(None).await.map(|_| ()), Err(HostError::Stopping)));
 }
+
+#[tokio::test]
+async fn a_draft_model_comes_and_goes_with_its_model() {
+    let mut drafted = entry("a");
+    drafted.load.draft = Some(ModelSource::Embedded);
+    let find: Finder = Box::new(|_| None);
+    let host = Host::new(vec![drafted, entry("b")], u64::MAX, find, Arc::new(|_| {}));
+    let bytes = |name: &str| {
+        let models = host.models();
+        models.iter().find(|model| model.entry.name == name).unwrap().memory_bytes
+    };
+    let lease = host.lease(Some("a")).await.unwrap();
+    assert_eq!(lease.info().draft(), Some(&ModelSource::Embedded));
+    drop(host.lease(Some("b")).await.unwrap());
+    assert_eq!(bytes("a"), bytes("b") + lease.info().memory_plan().draft_bytes);
+    drop(lease);
+    host.keep_alive("a", Duration::ZERO);
+    assert_eq!(loaded(&host), ["b"]);
+}

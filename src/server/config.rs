@@ -26,8 +26,15 @@ pub struct ServerConfig {
     pub alias: Vec<String>,
     /// Most tokens of an answer where a request names no number.
     pub n_predict: Option<usize>,
+    /// A small model of the same vocabulary that guesses for the first one: a name in the store or
+    /// a path.
+    pub model_draft: Option<String>,
     /// Most tokens guessed at once; 0 guesses none.
     pub n_draft_max: usize,
+    /// Fewer guesses of a draft model than this are none.
+    pub n_draft_min: usize,
+    /// A draft model stops at a guess that is less likely than this.
+    pub draft_p_min: f32,
     /// Whether embeddings are answered.
     pub embeddings: bool,
     /// How an encoder's rows become one vector; unset takes the model's own way.
@@ -90,7 +97,10 @@ impl Default for ServerConfig {
             n_parallel: 4,
             alias: Vec::new(),
             n_predict: None,
+            model_draft: None,
             n_draft_max: SpeculationOptions::default().n_draft_max,
+            n_draft_min: SpeculationOptions::default().n_draft_min,
+            draft_p_min: SpeculationOptions::default().p_min,
             embeddings: false,
             pooling: None,
             reranking: false,
@@ -140,6 +150,9 @@ impl ServerConfig {
         }
         if self.header_read_ms == 0 || self.body_read_ms == 0 || self.write_stall_ms == 0 {
             return wrong("server.header_read_ms", "this and other times must be at least 1");
+        }
+        if !(0.0..=1.0).contains(&self.draft_p_min) {
+            return wrong("server.draft_p_min", "must be 0 to 1");
         }
         if self.log_level().is_none() {
             return wrong("server.log_level", "use error, warn, info, debug or trace");
@@ -196,6 +209,8 @@ impl ServerConfig {
             chat_template,
             reasoning_format: self.reasoning_format.clone(),
             n_draft_max: self.n_draft_max,
+            n_draft_min: self.n_draft_min,
+            draft_p_min: self.draft_p_min,
         }
     }
 

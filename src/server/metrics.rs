@@ -128,7 +128,7 @@ fn llama_metrics(page: &mut Page, models: &[Reading]) {
 type Row = (&'static str, &'static str, &'static str, fn(&EngineStats) -> f64);
 
 /// Ours that are one number for each engine: name, kind, help, value.
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     ("sequences_running", "gauge", "Sequences that run", |s| s.n_running as f64),
     ("sequences_waiting", "gauge", "Sequences that wait for a place", |s| s.n_waiting as f64),
     ("kv_pages", "gauge", "Pages of the KV cache", |s| s.n_page as f64),
@@ -157,6 +157,9 @@ const ROWS: [Row; 16] = [
     ("tokens_drafted_total", "counter", "Tokens guessed", |s| s.draft_tokens_total as f64),
     ("tokens_accepted_total", "counter", "Guessed tokens that were right", |s| {
         s.accepted_tokens_total as f64
+    }),
+    ("draft_failures_total", "counter", "Draft models that failed and were set aside", |s| {
+        s.draft_failures_total as f64
     }),
     ("steps_total", "counter", "Steps of the model", |s| s.steps_total as f64),
 ];

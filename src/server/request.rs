@@ -11,7 +11,7 @@ use super::sampling::sampler_options;
 use super::state::{Caller, ServeOptions};
 use crate::base::limits::{ADAPTERS_MAX, REQUEST_ID_BYTES_MAX, STOPS_MAX, TOP_PROBS_MAX};
 use crate::hosting::Lease;
-use crate::inference::{GrammarRequest, GrammarSpec, Priority, Request};
+use crate::inference::{GrammarRequest, GrammarSpec, Priority, Request, SpeculationOptions};
 
 /// What a request wants besides its tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,9 +90,22 @@ pub(super) fn request(
         n_indent: fields.count("n_indent", i32::MAX as usize)?.unwrap_or(0),
         ..Request::default()
     };
-    let n_draft_max = fields.count("speculative.n_max", usize::MAX)?.unwrap_or(usize::MAX);
-    request.speculation.n_draft_max = options.n_draft_max.min(n_draft_max);
+    request.speculation = speculation(fields, options)?;
     Ok(request)
+}
+
+/// A request may be guessed for less than the service would, not more.
+fn speculation(fields: &Fields, options: &ServeOptions) -> Result<SpeculationOptions, ApiError> {
+    let serve = options.speculation();
+    let n_max = fields.count("speculative.n_max", usize::MAX)?.unwrap_or(usize::MAX);
+    let n_min = fields.count("speculative.n_min", usize::MAX)?;
+    let p_min = fields.float("speculative.p_min")?;
+    Ok(SpeculationOptions {
+        n_draft_max: serve.n_draft_max.min(n_max),
+        n_draft_min: n_min.unwrap_or(serve.n_draft_min),
+        p_min: p_min.unwrap_or(serve.p_min),
+        ..serve
+    })
 }
 
 /// The number of likeliest tokens in the field `name`, up to a bound.

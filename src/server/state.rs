@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::hosting::Host;
-use crate::inference::{Pooling, Priority, TenantId};
+use crate::inference::{Pooling, Priority, SpeculationOptions, TenantId};
 
 /// How the service behaves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +33,22 @@ pub struct ServeOptions {
     pub reasoning_format: String,
     /// Most tokens guessed at once.
     pub n_draft_max: usize,
+    /// Fewer guesses of a draft model than this are none.
+    pub n_draft_min: usize,
+    /// Probability below which a draft model stops.
+    pub draft_p_min: f32,
+}
+
+impl ServeOptions {
+    /// How a request is guessed for that says nothing, and the most that it can ask for.
+    pub fn speculation(&self) -> SpeculationOptions {
+        SpeculationOptions {
+            n_draft_max: self.n_draft_max,
+            n_draft_min: self.n_draft_min,
+            p_min: self.draft_p_min,
+            prediction: Vec::new(),
+        }
+    }
 }
 
 /// The service's state. Clones share it.

@@ -1,5 +1,6 @@
 //! The verbs: each its options and what it does with them.
 
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod config;

@@ -21,7 +21,7 @@ use crate::base::config::Setting;
 use crate::cli::args::ModelArgs;
 use crate::cli::crash;
 use crate::cli::exit::CliError;
-use crate::cli::sampling_args::SamplingArgs;
+use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
 use crate::hosting::{Host, HostError};
@@ -92,9 +92,18 @@ pub struct ServeArgs {
     /// How reasoning is told apart from the answer: none, auto or deepseek
     #[arg(long, value_name = "FORMAT")]
     reasoning_format: Option<String>,
+    /// Small model of the same vocabulary that guesses for the model
+    #[arg(long, value_name = "FILE|NAME")]
+    model_draft: Option<String>,
     /// Most tokens guessed at once; 0 guesses none
     #[arg(long, value_name = "N")]
     draft_max: Option<usize>,
+    /// Fewer guesses of the draft model than this are none
+    #[arg(long, value_name = "N")]
+    draft_min: Option<usize>,
+    /// The draft model stops at a guess that is less likely than this
+    #[arg(long, value_name = "P")]
+    draft_p_min: Option<f32>,
     /// LoRA adapter; several with commas
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     lora: Vec<PathBuf>,
@@ -164,6 +173,7 @@ impl ServeArgs {
         for (key, option, value) in self.texts() {
             add(key, option, value.map(Value::from));
         }
+        add("draft_p_min", "--draft-p-min", self.draft_p_min.map(float));
         for (key, option, is_given, value) in self.switches() {
             add(key, option, is_given.then_some(value.into()));
         }
@@ -173,13 +183,14 @@ impl ServeArgs {
         Ok(settings)
     }
 
-    fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 8] {
+    fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 9] {
         let of = |n: Option<usize>| n.map(|n| n as u64);
         [
             ("port", "--port", self.port.map(u64::from)),
             ("n_parallel", "--parallel", of(self.parallel)),
             ("n_predict", "--n-predict", self.n_predict.and_then(|n| u64::try_from(n).ok())),
             ("n_draft_max", "--draft-max", of(self.draft_max)),
+            ("n_draft_min", "--draft-min", of(self.draft_min)),
             ("body_read_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
             ("write_stall_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
             ("keep_alive_s", "--keep-alive", self.keep_alive),
@@ -187,13 +198,14 @@ impl ServeArgs {
         ]
     }
 
-    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 9] {
+    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 10] {
         let of = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let json = self.log_json.then(|| "json".to_owned());
         let debug = self.verbose.then(|| "debug".to_owned());
         [
             ("host", "--host", self.host.clone()),
             ("pooling", "--pooling", self.pooling.clone()),
+            ("model_draft", "--model-draft", self.model_draft.clone()),
             ("slot_save_dir", "--slot-save-path", of(&self.slot_save_path)),
             ("chat_template_file", "--chat-template-file", of(&self.chat_template_file)),
             ("chat_template", "--chat-template", self.chat_template.clone()),
@@ -326,6 +338,7 @@ async fn load(host: Host) -> Result<(), HostError> {
         n_parallel = lease.options().n_parallel,
         memory_mib = info.memory_plan().needed_bytes() >> 20,
         backend = info.backend_name(),
+        draft = info.draft().map(tracing::field::display),
         ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );

@@ -1,4 +1,5 @@
-//! One table of shapes for each operation, and data to fill them: what parity tests run over.
+//! One table of shapes for each operation, and data to fill them: what parity tests run over and
+//! probes measure.
 
 use crate::inference::quant::TensorType;
 
@@ -44,7 +45,7 @@ impl Numbers {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         // Xorshift by Marsaglia; a multiplication hides its linear low bits.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -54,7 +55,7 @@ impl Numbers {
 
     /// The next one, evenly in -1 to 1.
     pub fn float(&mut self) -> f32 {
-        (self.next() & 0xFF_FFFF) as f32 / 8_388_608.0 - 1.0
+        (self.draw() & 0xFF_FFFF) as f32 / 8_388_608.0 - 1.0
     }
 }
 
@@ -73,10 +74,10 @@ pub fn weights(ty: TensorType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u
         }
         _ => {
             let n_bytes = n / ty.block_len() * ty.block_bytes();
-            let mut bytes: Vec<u8> = (0..n_bytes).map(|_| numbers.next() as u8).collect();
+            let mut bytes: Vec<u8> = (0..n_bytes).map(|_| numbers.draw() as u8).collect();
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 for &at in f16_places(ty) {
-                    let bits = numbers.next() as u16;
+                    let bits = numbers.draw() as u16;
                     // Exponents 7 to 9 of 15, any mantissa and sign.
                     let bits = bits & 0x83FF | (7 + bits % 3) << 10;
                     block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
@@ -104,7 +105,7 @@ pub fn activations(n: usize, n_cols: usize, stride: usize, seed: u64) -> Vec<f32
     let mut x = vec![0.0; n * stride];
     for row in x.chunks_exact_mut(stride) {
         for x in &mut row[..n_cols] {
-            let large = if numbers.next().is_multiple_of(97) { 30.0 } else { 1.0 };
+            let large = if numbers.draw().is_multiple_of(97) { 30.0 } else { 1.0 };
             *x = numbers.float() * large;
         }
     }

@@ -7,8 +7,7 @@
 
 mod adapter;
 mod batch;
-#[cfg(test)]
-mod cases;
+pub mod cases;
 pub mod cpu;
 mod plan;
 

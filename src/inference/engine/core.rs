@@ -11,22 +11,30 @@
 //! Pages never run short: a place may hold as many as its context needs, there are that many for
 //! every place, and what only the prefix cache holds can be had back at any time.
 
-use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+mod commands;
+mod ending;
+mod guess;
 
-use super::event::{Event, Finish};
-use super::handle::{Command, SlotView, Submitted};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use self::guess::{Pick, pick_rows};
+use super::draft_model::DraftModel;
+use super::handle::{Command, Submitted};
 use super::pace::Pace;
 use super::pages::PagePool;
 use super::prefix_cache::{PrefixCache, Scope};
 use super::runner::Runner;
 use super::scheduler::{SequenceId, StepLimits, Work, schedule};
-use super::sequence::{Group, Sequence, Since};
-use super::stats::{RequestTimeline, StatsCell};
+use super::sequence::{Group, Sequence};
+use super::stats::StatsCell;
 use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
-use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
+
+/// The part of the budget between two tokens that a draft model may read for is one in so many.
+const DRAFT_SHARE: u32 = 4;
 
 /// What a slot's last sequence left behind.
 #[derive(Clone, Default)]
@@ -35,18 +43,11 @@ pub(super) struct SlotState {
     pub scope: Scope,
 }
 
-/// What a step came to for a sequence that had output rows.
-struct Pick {
-    /// Its place among the sequences.
-    i: usize,
-    end: Result<Option<Finish>, EngineError>,
-    n_accepted: usize,
-}
-
 /// Everything that the engine thread owns.
 pub(super) struct Core {
     pub info: Arc<ModelInfo>,
     pub runner: Box<dyn Runner>,
+    pub draft: Option<DraftModel>,
     options: EngineOptions,
     stats: Arc<StatsCell>,
     pub pool: PagePool,
@@ -56,6 +57,8 @@ pub(super) struct Core {
     deferred: Vec<Command>,
     pub slots: Vec<SlotState>,
     pace: Pace,
+    /// How much of a prompt the draft model reads while others decode.
+    draft_pace: Pace,
     started: Instant,
     next_id: SequenceId,
     /// A row of logits, to be changed by its sequence.
@@ -94,7 +97,7 @@ pub(super) fn check(
 
 impl Core {
     pub fn new(model: Model, options: EngineOptions, stats: Arc<StatsCell>) -> Core {
-        let (info, runner) = model.into_parts();
+        let (info, runner, draft) = model.into_parts();
         stats.update(|stats| stats.n_page = info.n_page);
         Core {
             pool: PagePool::new(info.n_page),
@@ -103,11 +106,13 @@ impl Core {
             deferred: Vec::new(),
             slots: vec![SlotState::default(); options.n_parallel],
             pace: Pace::new(options.itl_budget, info.n_batch),
+            draft_pace: Pace::new(options.itl_budget / DRAFT_SHARE, info.n_batch),
             started: Instant::now(),
             next_id: 0,
             row: vec![0.0; info.hparams.n_vocab],
             info,
             runner,
+            draft,
             options,
             stats,
         }
@@ -163,24 +168,14 @@ impl Core {
     pub fn step(&mut self) {
         self.end_those_who_should();
         std::mem::take(&mut self.deferred).into_iter().for_each(|command| self.obey(command));
-        let n_ctx = self.info.n_ctx;
-        self.sequences.iter_mut().for_each(|sequence| sequence.guess(n_ctx));
+        let guessed = self.guess();
         let views: Vec<_> = self.sequences.iter().map(Sequence::view).collect();
         let step = schedule(&views, &self.limits());
         step.preempt.iter().for_each(|&id| self.preempt(id));
         step.admit.iter().for_each(|&id| self.admit(id));
         let work: Vec<Work> = step.work.iter().map(|&work| self.fit(work)).collect();
         if !work.is_empty() {
-            self.run(&work);
-        }
-        self.gauge();
-    }
-
-    /// Ends everything that still runs or waits.
-    pub fn abandon(&mut self) {
-        for sequence in std::mem::take(&mut self.sequences) {
-            sequence.group.sender.push(Event::Failed(Arc::new(EngineError::Stopping)));
-            self.release(sequence);
+            self.run(&work, guessed);
         }
         self.gauge();
     }
@@ -199,20 +194,6 @@ impl Core {
     fn index(&self, id: SequenceId) -> usize {
         let found = self.sequences.iter().position(|sequence| sequence.id == id);
         found.expect("the scheduler names sequences that it was shown")
-    }
-
-    fn end_those_who_should(&mut self) {
-        let mut i = 0;
-        while i < self.sequences.len() {
-            let sequence = &self.sequences[i];
-            if sequence.group.sender.is_canceled() {
-                self.finish(i, Finish::Canceled);
-            } else if sequence.is_late() {
-                self.finish(i, Finish::TimeUp);
-            } else {
-                i += 1;
-            }
-        }
     }
 
     /// Gives a sequence a place and what the prefix cache has of its tokens.
@@ -305,8 +286,8 @@ impl Core {
         Work { n_tokens, ..work }
     }
 
-    /// Runs one batch and hands each sequence its rows.
-    fn run(&mut self, work: &[Work]) {
+    /// Runs one batch and hands each sequence its rows; the guesses in it took `guessed`.
+    fn run(&mut self, work: &[Work], guessed: Duration) {
         let started = Instant::now();
         let indices: Vec<usize> = work.iter().map(|work| self.index(work.id)).collect();
         let (mut tokens, mut outputs, mut owners) = (Vec::new(), Vec::new(), Vec::new());
@@ -352,7 +333,7 @@ impl Core {
             picks.push(Pick { i, end, n_accepted });
             row_idx += n_rows;
         }
-        self.account(work, &indices, started);
+        self.account(work, &indices, guessed + started.elapsed());
         self.advance(work, &indices, &picks);
         self.close(picks);
     }
@@ -379,36 +360,6 @@ impl Core {
         }
     }
 
-    /// Ends the sequences whose last token was picked, and shifts those that are full.
-    fn close(&mut self, picks: Vec<Pick>) {
-        let mut ended: Vec<(usize, Result<Finish, EngineError>)> = Vec::new();
-        for Pick { i, end, .. } in picks {
-            match end {
-                Ok(Some(finish)) => ended.push((i, Ok(finish))),
-                Err(error) => ended.push((i, Err(error))),
-                Ok(None) if self.sequences[i].tokens.len() >= self.info.n_ctx => self.shift(i),
-                Ok(None) => {}
-            }
-        }
-        let is_empty_wish = |s: &Sequence| s.group.request.n_predict == Some(0);
-        for (i, sequence) in self.sequences.iter().enumerate() {
-            if is_empty_wish(sequence) && sequence.n_kv == sequence.tokens.len() {
-                ended.push((i, Ok(Finish::Length)));
-            }
-        }
-        ended.sort_by_key(|(i, _)| std::cmp::Reverse(*i));
-        for (i, end) in ended {
-            match end {
-                Ok(finish) => self.finish(i, finish),
-                Err(error) => {
-                    let sequence = self.sequences.remove(i);
-                    self.fail(&sequence.group, error);
-                    self.release(sequence);
-                }
-            }
-        }
-    }
-
     /// Makes room in a full context: what follows the first `n_keep` tokens loses its older half.
     /// The rest is computed again at its new positions, in pages of its own.
     fn shift(&mut self, i: usize) {
@@ -426,57 +377,8 @@ impl Core {
         sequence.n_kv = sequence.pages.len() * PAGE_LEN;
     }
 
-    /// Ends a sequence.
-    fn finish(&mut self, i: usize, finish: Finish) {
-        self.keep(i);
-        let mut sequence = self.sequences.remove(i);
-        let finish = sequence.end(finish);
-        self.stats.update(|stats| {
-            stats.canceled_total += u64::from(finish == Finish::Canceled);
-        });
-        self.stats.finished(RequestTimeline {
-            id: sequence.group.request.id.clone(),
-            answer_idx: sequence.answer_idx,
-            arrived_unix_ms: sequence.group.arrived_unix_ms,
-            timings: sequence.timings,
-            finish,
-        });
-        self.release(sequence);
-    }
-
-    fn release(&mut self, sequence: Sequence) {
-        if let Some(slot_idx) = sequence.slot_idx {
-            let mut tokens = sequence.tokens;
-            tokens.truncate(sequence.n_kv);
-            let scope = sequence.group.scope.clone();
-            self.slots[slot_idx] = SlotState { tokens, scope };
-        }
-        sequence.pages.iter().for_each(|&page| self.pool.release(page));
-        // Those who waited for its prefill go on alone.
-        for other in &mut self.sequences {
-            other.leader = other.leader.filter(|&leader| leader != sequence.id);
-        }
-    }
-
-    fn fail(&mut self, group: &Group, error: EngineError) {
-        group.sender.push(Event::Failed(Arc::new(error)));
-        group.sender.cancel();
-        self.stats.update(|stats| stats.failed_total += 1);
-    }
-
-    /// A step that could not run: whoever was in the engine hears why.
-    fn fail_all(&mut self, error: &BackendError) {
-        let reason = error.to_string();
-        for sequence in std::mem::take(&mut self.sequences) {
-            let error = EngineError::Step { reason: reason.clone() };
-            self.fail(&sequence.group, error);
-            self.release(sequence);
-        }
-    }
-
     /// Counts what a step did and took.
-    fn account(&mut self, work: &[Work], indices: &[usize], started: Instant) {
-        let took = started.elapsed();
+    fn account(&mut self, work: &[Work], indices: &[usize], took: Duration) {
         let (mut n_prefill, mut n_decode) = (0, 0);
         for (work, &i) in work.iter().zip(indices) {
             if work.n_tokens > 1 || !self.sequences[i].is_prefilled() {
@@ -522,78 +424,4 @@ impl Core {
         }
         held
     }
-
-    /// Does what a caller asked for between two steps.
-    pub fn obey(&mut self, command: Command) {
-        match command {
-            Command::Embed { tokens, pooling, reply } => match self.embed(&tokens, pooling) {
-                Some(result) => reply.send(result),
-                None => self.deferred.push(Command::Embed { tokens, pooling, reply }),
-            },
-            Command::Rerank { tokens, reply } => match self.rerank(&tokens) {
-                Some(result) => reply.send(result),
-                None => self.deferred.push(Command::Rerank { tokens, reply }),
-            },
-            Command::Slots { reply } => {
-                reply.send(Ok((0..self.slots.len()).map(|slot| self.slot_view(slot)).collect()));
-            }
-            Command::SaveSlot { slot_idx, path, reply } => {
-                reply.send(self.save_slot(slot_idx, &path));
-            }
-            Command::RestoreSlot { slot_idx, path, reply } => {
-                reply.send(self.restore_slot(slot_idx, &path));
-            }
-            Command::EraseSlot { slot_idx, reply } => reply.send(self.erase_slot(slot_idx)),
-        }
-    }
-
-    fn slot_view(&self, slot_idx: usize) -> SlotView {
-        let running = self.sequences.iter().find(|s| s.slot_idx == Some(slot_idx));
-        let idle =
-            SlotView { slot_idx, n_past: self.slots[slot_idx].tokens.len(), ..SlotView::default() };
-        running.map_or(idle, |sequence| SlotView {
-            slot_idx,
-            request_id: Some(sequence.group.request.id.clone()),
-            n_prompt: sequence.n_prompt,
-            n_past: sequence.n_kv,
-            n_generated: sequence.timings.n_generated,
-            n_predict: sequence.group.request.n_predict,
-            sampler: sequence.group.request.sampler.clone(),
-        })
-    }
-}
-
-/// Picks tokens from a sequence's rows for as long as its guesses hold; the end, if it came, and
-/// how many guesses were right.
-fn pick_rows(
-    sequence: &mut Sequence,
-    info: &ModelInfo,
-    stats: &StatsCell,
-    rows: &[&[f32]],
-    scratch: &mut [f32],
-) -> Result<(Option<Finish>, usize), EngineError> {
-    let draft = std::mem::take(&mut sequence.draft);
-    let n_draft = rows.len() - 1;
-    let mut n_accepted = 0;
-    let mut end = None;
-    for (row_idx, row) in rows.iter().enumerate() {
-        scratch.copy_from_slice(row);
-        let picked = sequence.pick(info, scratch)?;
-        match picked.since {
-            Since::Arrival(time) => stats.first_token(time.as_secs_f64()),
-            Since::LastToken(time) => stats.next_token(time.as_secs_f64()),
-        }
-        let is_guessed = row_idx < n_draft && draft[row_idx] == picked.token();
-        n_accepted += usize::from(is_guessed);
-        end = sequence.show(info, picked, info.n_ctx);
-        if !is_guessed || end.is_some() {
-            break;
-        }
-    }
-    sequence.learn(n_draft, n_accepted);
-    stats.update(|stats| {
-        stats.accepted_tokens_total += n_accepted as u64;
-        stats.generated_tokens_total += n_accepted as u64 + 1;
-    });
-    Ok((end, n_accepted))
 }

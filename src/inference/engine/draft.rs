@@ -1,7 +1,8 @@
 //! Speculation: guesses at the next tokens, checked by the model in one step.
 //!
 //! A guess costs a little time when it is wrong and saves a step for each token that is right. It
-//! never changes an answer: a token counts only if the sequence's own sampler picks it.
+//! never changes an answer: a token counts only if the sequence's own sampler picks it. Two guess:
+//! prompt lookup here, and where it finds nothing a draft model, `draft_model.rs`.
 
 use std::collections::HashMap;
 
@@ -11,13 +12,53 @@ use crate::inference::tokenizer::TokenId;
 const NGRAM_LEN: usize = 3;
 /// Tokens guessed at once before anything is known of their luck.
 const N_DRAFT_START: usize = 4;
+/// Tokens guessed at once with the best of luck.
+const N_DRAFT_MAX: usize = 64;
 
-/// Something that guesses.
-pub trait Drafter: Send {
-    /// At most `n_max` tokens that may follow `tokens`.
-    fn draft(&mut self, tokens: &[TokenId], n_max: usize) -> Vec<TokenId>;
+/// What a sequence wants of a draft model in a step.
+pub struct Ask<'a> {
+    /// Its place.
+    pub slot_idx: usize,
+    /// The tenant of a private prefix, which is not read for another's request.
+    pub tenant: Option<u64>,
+    /// Its tokens so far.
+    pub tokens: &'a [TokenId],
+    /// Most tokens guessed; 0 only lets the draft model read along.
+    pub n_max: usize,
+    /// Fewer guesses than this are none.
+    pub n_min: usize,
+    /// A guess less likely than this ends the draft.
+    pub p_min: f32,
+    /// Takes the guesses; empty.
+    pub draft: &'a mut Vec<TokenId>,
+}
+
+/// How many tokens to guess at once, by the luck so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Luck {
+    n_draft: usize,
+}
+
+impl Default for Luck {
+    fn default() -> Luck {
+        Luck { n_draft: N_DRAFT_START }
+    }
+}
+
+impl Luck {
+    /// Tokens to guess at once.
+    pub fn n_draft(&self) -> usize {
+        self.n_draft
+    }
+
     /// Hears how many of `n_draft` guesses were right.
-    fn learn(&mut self, n_draft: usize, n_accepted: usize);
+    pub fn learn(&mut self, n_draft: usize, n_accepted: usize) {
+        self.n_draft = match n_accepted {
+            0 => (self.n_draft / 2).max(1),
+            n if n == n_draft => (self.n_draft * 2).min(N_DRAFT_MAX),
+            n => (n + 1).max(2),
+        };
+    }
 }
 
 /// Prompt lookup: what followed the last three tokens the last time they stood together, in the
@@ -30,8 +71,7 @@ pub struct PromptLookup {
     n_prediction: usize,
     /// After an n-gram: where the next token stood, the last time.
     after: HashMap<[TokenId; NGRAM_LEN], usize>,
-    /// Tokens guessed at once, by luck so far.
-    n_draft: usize,
+    luck: Luck,
 }
 
 impl PromptLookup {
@@ -41,7 +81,7 @@ impl PromptLookup {
             corpus: Vec::new(),
             n_prediction: prediction.len(),
             after: HashMap::new(),
-            n_draft: N_DRAFT_START,
+            luck: Luck::default(),
         };
         prediction.iter().for_each(|&token| lookup.push(token));
         lookup
@@ -59,20 +99,19 @@ impl PromptLookup {
             self.after.insert(ngram, n - 1);
         }
     }
-}
 
-impl Drafter for PromptLookup {
-    fn draft(&mut self, tokens: &[TokenId], n_max: usize) -> Vec<TokenId> {
+    /// At most `n_max` tokens that may follow `tokens`.
+    pub fn draft(&mut self, tokens: &[TokenId], n_max: usize) -> Vec<TokenId> {
         let n_seen = self.corpus.len() - self.n_prediction;
         if n_seen > tokens.len() {
             // A shift took tokens away; what is known of the text starts again.
             let prediction: Vec<TokenId> = self.corpus[..self.n_prediction].to_vec();
-            let n_draft = self.n_draft;
-            *self = PromptLookup { n_draft, ..PromptLookup::new(&prediction) };
+            let luck = self.luck;
+            *self = PromptLookup { luck, ..PromptLookup::new(&prediction) };
             return self.draft(tokens, n_max);
         }
         tokens[n_seen..].iter().for_each(|&token| self.push(token));
-        let n_max = n_max.min(self.n_draft);
+        let n_max = n_max.min(self.luck.n_draft());
         if n_max == 0 || tokens.len() < NGRAM_LEN {
             return Vec::new();
         }
@@ -82,12 +121,9 @@ impl Drafter for PromptLookup {
         self.corpus[at..end.min(at + n_max)].to_vec()
     }
 
-    fn learn(&mut self, n_draft: usize, n_accepted: usize) {
-        self.n_draft = match n_accepted {
-            0 => (self.n_draft / 2).max(1),
-            n if n == n_draft => (self.n_draft * 2).min(64),
-            n => (n + 1).max(2),
-        };
+    /// Hears how many of `n_draft` guesses were right.
+    pub fn learn(&mut self, n_draft: usize, n_accepted: usize) {
+        self.luck.learn(n_draft, n_accepted);
     }
 }
 
@@ -112,14 +148,14 @@ mod tests {
 
     #[test]
     fn luck_sets_the_length() {
-        let mut lookup = PromptLookup::new(&[]);
-        lookup.learn(4, 4);
-        assert_eq!(lookup.n_draft, 8);
-        lookup.learn(8, 0);
-        lookup.learn(4, 0);
-        assert_eq!(lookup.n_draft, 2);
-        lookup.learn(2, 1);
-        assert_eq!(lookup.n_draft, 2);
+        let mut luck = Luck::default();
+        luck.learn(4, 4);
+        assert_eq!(luck.n_draft(), 8);
+        luck.learn(8, 0);
+        luck.learn(4, 0);
+        assert_eq!(luck.n_draft(), 2);
+        luck.learn(2, 1);
+        assert_eq!(luck.n_draft(), 2);
     }
 
     #[test]

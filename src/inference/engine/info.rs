@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::MemoryPlan;
+use super::{MemoryPlan, ModelSource};
 use crate::inference::gguf::Gguf;
 use crate::inference::model::Hparams;
 use crate::inference::tokenizer::{ChatTemplate, Tokenizer};
@@ -22,6 +22,7 @@ pub struct ModelInfo {
     pub(super) n_page: usize,
     pub(super) backend_name: String,
     pub(super) adapters: Vec<PathBuf>,
+    pub(super) draft: Option<ModelSource>,
 }
 
 impl ModelInfo {
@@ -68,5 +69,10 @@ impl ModelInfo {
     /// Files of the LoRA adapters that were loaded, by index.
     pub fn adapters(&self) -> &[PathBuf] {
         &self.adapters
+    }
+
+    /// The draft model that guesses for it, if one was loaded.
+    pub fn draft(&self) -> Option<&ModelSource> {
+        self.draft.as_ref()
     }
 }

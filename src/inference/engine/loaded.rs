@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::draft_model::DraftModel;
 use super::memory::prepare;
 use super::runner::Runner;
 use super::{InferenceError, LoadOptions, ModelInfo};
@@ -24,12 +25,33 @@ pub enum ModelSource {
     Embedded,
 }
 
+impl ModelSource {
+    /// Opens the file.
+    pub(super) fn open(&self) -> Result<Arc<Gguf>, InferenceError> {
+        Ok(Arc::new(match self {
+            ModelSource::File(path) => Gguf::open(path)?,
+            ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL)?,
+        }))
+    }
+}
+
+impl std::fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ModelSource::File(path) => path.display().fmt(f),
+            ModelSource::Embedded => f.write_str("default"),
+        }
+    }
+}
+
 /// A model that is ready to run: what is known of it, and what computes.
 ///
 /// It can run one sequence by itself; an engine takes it apart to run many.
 pub struct Model {
     pub(super) info: Arc<ModelInfo>,
     pub(super) runner: Box<dyn Runner>,
+    /// Guesses for an engine.
+    pub(super) draft: Option<DraftModel>,
     /// Every page of the cache, in order: this is the only sequence.
     pub(super) pages: Vec<PageIdx>,
     /// LoRA adapters in effect.
@@ -51,16 +73,16 @@ impl Model {
     /// # Errors
     /// If the file is broken or not supported, or the memory plan does not fit.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Model, InferenceError> {
-        let gguf = Arc::new(match source {
-            ModelSource::File(path) => Gguf::open(path)?,
-            ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL)?,
-        });
-        let prepared = prepare(&gguf, options)?;
+        let gguf = source.open()?;
+        let mut prepared = prepare(&gguf, options)?;
         let available = options.memory_max_bytes.unwrap_or(u64::MAX);
         let memory = prepared.fit(&gguf, available)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let template = ChatTemplate::from_gguf(gguf.metadata())?;
         let config = prepared.config;
+        let (ours, n_vocab) = ((gguf.metadata(), &tokenizer), prepared.hparams.n_vocab);
+        let draft = prepared.draft.take();
+        let draft = draft.map(|draft| DraftModel::load(*draft, ours, n_vocab)).transpose()?;
         let named = gguf.metadata().str("general.name")?;
         let name = match (source, named) {
             (_, Some(name)) if !name.is_empty() => name.to_owned(),
@@ -85,15 +107,21 @@ impl Model {
             n_page: config.n_page,
             backend_name: backend.describe(),
             adapters: options.adapters.clone(),
+            draft: options.draft.clone(),
             gguf,
         };
-        Ok(Model::from_parts(Arc::new(info), Box::new(backend)))
+        Ok(Model::from_parts(Arc::new(info), Box::new(backend)).with_draft(draft))
     }
 
     /// A model of its parts.
     pub(super) fn from_parts(info: Arc<ModelInfo>, runner: Box<dyn Runner>) -> Model {
         let pages = (0..info.n_page as PageIdx).collect();
-        Model { info, runner, pages, adapters: Vec::new(), cached: Vec::new() }
+        Model { info, runner, draft: None, pages, adapters: Vec::new(), cached: Vec::new() }
+    }
+
+    /// The same model with this or no draft model.
+    pub(super) fn with_draft(self, draft: Option<DraftModel>) -> Model {
+        Model { draft, ..self }
     }
 
     /// What is known of it.
@@ -101,9 +129,9 @@ impl Model {
         &self.info
     }
 
-    /// What is known of it, and what computes.
-    pub(super) fn into_parts(self) -> (Arc<ModelInfo>, Box<dyn Runner>) {
-        (self.info, self.runner)
+    /// What is known of it, what computes, and what guesses.
+    pub(super) fn into_parts(self) -> (Arc<ModelInfo>, Box<dyn Runner>, Option<DraftModel>) {
+        (self.info, self.runner, self.draft)
     }
 
     /// Loads a LoRA adapter; [`Model::set_adapters`] puts it into effect.

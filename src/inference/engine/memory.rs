@@ -4,12 +4,14 @@
 //! weights    what the backend packs, and the rest of the file, mapped
 //! kv         pages of 32 positions for the whole context
 //! scratch    buffers for the largest batch
+//! draft      the same three of a draft model, whose places hold as many positions as the model's
 //! reserve    the program itself, the vocabulary, and room to breathe
 //! ```
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::InferenceError;
+use super::{InferenceError, ModelSource};
 use crate::base::limits::PARALLEL_MAX;
 use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
 use crate::inference::backend::{BackendError, PAGE_LEN, Plan};
@@ -42,6 +44,8 @@ pub struct LoadOptions {
     pub kv_type: Option<String>,
     /// Files of LoRA adapters that requests may use.
     pub adapters: Vec<PathBuf>,
+    /// A small model of the same vocabulary that guesses for this one.
+    pub draft: Option<ModelSource>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
 }
@@ -55,6 +59,8 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Buffers.
     pub scratch_bytes: u64,
+    /// Weights, KV cache and buffers of the draft model; 0 without one.
+    pub draft_bytes: u64,
     /// Kept free.
     pub reserve_bytes: u64,
     /// What there is.
@@ -66,9 +72,8 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The sum of what is needed.
     pub fn needed_bytes(&self) -> u64 {
-        [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let own = [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes];
+        own.into_iter().fold(self.draft_bytes, u64::saturating_add)
     }
 }
 
@@ -77,15 +82,16 @@ impl std::fmt::Display for MemoryPlan {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         write!(
             f,
-            "weights {} MiB + KV cache {} MiB for {} positions + buffers {} MiB + reserve {} MiB \
-             = {} MiB",
+            "weights {} MiB + KV cache {} MiB for {} positions + buffers {} MiB",
             mib(self.weights_bytes),
             mib(self.kv_bytes),
             self.n_ctx,
             mib(self.scratch_bytes),
-            mib(self.reserve_bytes),
-            mib(self.needed_bytes()),
-        )
+        )?;
+        if self.draft_bytes > 0 {
+            write!(f, " + draft model {} MiB", mib(self.draft_bytes))?;
+        }
+        write!(f, " + reserve {} MiB = {} MiB", mib(self.reserve_bytes), mib(self.needed_bytes()))
     }
 }
 
@@ -96,6 +102,14 @@ pub(super) struct Prepared {
     pub config: CpuConfig,
     pub n_ctx: usize,
     pub n_parallel: usize,
+    pub draft: Option<Box<PreparedDraft>>,
+}
+
+/// A draft model's file and what follows from it.
+pub(super) struct PreparedDraft {
+    pub name: String,
+    pub gguf: Arc<Gguf>,
+    pub prepared: Prepared,
 }
 
 /// Pages for `n_parallel` contexts, and one for the copy of a page that is shared in part.
@@ -138,7 +152,49 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    Ok(Prepared { hparams, plan, config, n_ctx, n_parallel })
+    let mut prepared = Prepared { hparams, plan, config, n_ctx, n_parallel, draft: None };
+    if let Some(source) = &options.draft {
+        let name = source.to_string();
+        let draft = prepare_draft(source, &prepared, options);
+        let draft = draft.map_err(|error| {
+            let source = Box::new(error);
+            InferenceError::Draft { name: name.clone(), source }
+        });
+        let (gguf, draft) = draft?;
+        prepared.draft = Some(Box::new(PreparedDraft { name, gguf, prepared: draft }));
+    }
+    Ok(prepared)
+}
+
+/// Sizes a draft model: as many places as its model has, each with pages of its own for the context
+/// as far as the draft model was trained on it.
+fn prepare_draft(
+    source: &ModelSource,
+    model: &Prepared,
+    options: &LoadOptions,
+) -> Result<(Arc<Gguf>, Prepared), InferenceError> {
+    let gguf = source.open()?;
+    let n_ctx_train = Hparams::from_gguf(&gguf)?.n_ctx_train;
+    let n_ctx = model.n_ctx.min(n_ctx_train);
+    let options = LoadOptions {
+        n_ctx: Some(n_ctx as u32),
+        adapters: Vec::new(),
+        draft: None,
+        ..options.clone()
+    };
+    let mut draft = prepare(&gguf, &options)?;
+    if !draft.hparams.arch.causal {
+        return Err(InferenceError::NotGenerative);
+    }
+    draft.config.n_page = draft_n_page(model.n_parallel, n_ctx);
+    draft.config.n_outputs = model.n_parallel;
+    // A sequence brings two tokens when all of its guesses were right.
+    draft.config.n_batch = draft.config.n_batch.max(2 * model.n_parallel);
+    Ok((gguf, draft))
+}
+
+fn draft_n_page(n_parallel: usize, n_ctx: usize) -> usize {
+    n_parallel * n_ctx.div_ceil(PAGE_LEN)
 }
 
 /// Output rows of a step: enough for logits of a stretch of text, few enough for large
@@ -157,6 +213,7 @@ impl Prepared {
             kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
                 * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
+            draft_bytes: self.draft.as_ref().map_or(0, |draft| draft.needed_bytes(n_ctx)),
             reserve_bytes: RESERVE_BYTES,
             available_bytes,
             n_ctx: n_ctx as u32,
@@ -182,6 +239,17 @@ impl Prepared {
             n_ctx_fits: (largest >= N_CTX_MIN).then_some(largest as u32),
             plan: Box::new(memory),
         })
+    }
+}
+
+impl PreparedDraft {
+    /// Weights, KV cache and buffers beside a model with this context.
+    fn needed_bytes(&self, n_ctx: usize) -> u64 {
+        let Prepared { plan, config, n_parallel, .. } = &self.prepared;
+        let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
+        let page_bytes = CpuBackend::page_bytes_of(plan, config.kv_type) as u64;
+        let scratch_bytes = CpuBackend::scratch_bytes(plan, config) as u64;
+        CpuBackend::weight_bytes(plan, &self.gguf) + page_bytes * n_page as u64 + scratch_bytes
     }
 }
 

@@ -12,6 +12,7 @@
 mod answer;
 mod core;
 mod draft;
+mod draft_model;
 mod embed;
 mod event;
 mod generate;
@@ -56,7 +57,7 @@ use super::backend::BackendError;
 use super::gguf::GgufError;
 use super::grammar::GrammarError;
 use super::model::ModelError;
-use super::tokenizer::{TemplateError, TokenizerError};
+use super::tokenizer::{TemplateError, TokenizerError, VocabMismatch};
 
 /// Why a model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,22 @@ pub enum InferenceError {
         missing_bytes: u64,
         /// The largest context that fits, if any does.
         n_ctx_fits: Option<u32>,
+    },
+    /// The draft model cannot be used.
+    #[error("draft model {name}: {source}")]
+    Draft {
+        /// Its file.
+        name: String,
+        /// Why.
+        source: Box<InferenceError>,
+    },
+    /// The draft model has another vocabulary than the model.
+    #[error("draft model {name} has another vocabulary: {mismatch}")]
+    DraftVocab {
+        /// Its file.
+        name: String,
+        /// What differs.
+        mismatch: VocabMismatch,
     },
     /// More context than learned positions.
     #[error("a context of {asked} positions, but the model knows {trained}; ask for fewer")]

@@ -30,17 +30,21 @@ pub struct GrammarRequest {
 }
 
 /// Speculation: tokens that are guessed and checked in one step. Never changes an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SpeculationOptions {
     /// Most tokens guessed at once; 0 turns speculation off.
     pub n_draft_max: usize,
+    /// Fewer guesses of a draft model than this are none.
+    pub n_draft_min: usize,
+    /// A draft model stops at a guess that is less likely than this, among its ten likeliest.
+    pub p_min: f32,
     /// Text that the answer may repeat in long runs, such as the file that is being edited.
     pub prediction: Vec<TokenId>,
 }
 
 impl Default for SpeculationOptions {
     fn default() -> Self {
-        SpeculationOptions { n_draft_max: 8, prediction: Vec::new() }
+        SpeculationOptions { n_draft_max: 8, n_draft_min: 0, p_min: 0.0, prediction: Vec::new() }
     }
 }
 

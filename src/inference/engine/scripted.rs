@@ -3,8 +3,9 @@
 //! It keeps the tokens that were written to each page, and its next token is a function of what it
 //! finds there. So a page that was shared, copied or freed wrongly changes the text.
 
-use super::Model;
+use super::draft_model::DraftModel;
 use super::runner::Runner;
+use super::{Model, ModelInfo};
 use crate::inference::backend::{AdapterIdx, BackendError, Batch, PAGE_LEN, PageIdx};
 use crate::inference::gguf::Gguf;
 use crate::inference::tokenizer::TokenId;
@@ -98,17 +99,34 @@ impl Scripted {
     }
 }
 
-impl Model {
-    /// The same vocabulary and limits, with a script in the place of weights.
-    pub fn with_script(self, script: Script) -> Model {
-        let (info, _) = self.into_parts();
-        let runner = Scripted {
+impl Scripted {
+    fn new(script: Script, info: &ModelInfo, n_page: usize) -> Scripted {
+        Scripted {
             script,
-            pages: vec![[None; PAGE_LEN]; info.n_page],
+            pages: vec![[None; PAGE_LEN]; n_page],
             n_batch: info.n_batch,
             n_vocab: info.hparams.n_vocab,
             rows: Vec::new(),
-        };
-        Model::from_parts(info, Box::new(runner))
+        }
+    }
+}
+
+impl Model {
+    /// The same vocabulary and limits, with a script in the place of weights.
+    pub fn with_script(self, script: Script) -> Model {
+        let (info, _, draft) = self.into_parts();
+        let runner = Scripted::new(script, &info, info.n_page);
+        Model::from_parts(info, Box::new(runner)).with_draft(draft)
+    }
+
+    /// The same model with a script in the place of a draft model, for `n_parallel` sequences.
+    pub fn with_draft_script(self, script: Script, n_parallel: usize) -> Model {
+        let info = &self.info;
+        let n_page = n_parallel * info.n_ctx.div_ceil(PAGE_LEN);
+        let runner = Box::new(Scripted::new(script, info, n_page));
+        let eog = info.tokenizer.special().eog.clone();
+        let (n_ctx, n_batch, n_vocab) = (info.n_ctx, info.n_batch, info.hparams.n_vocab);
+        let draft = DraftModel::new(runner, n_parallel, n_ctx, n_batch, n_vocab, eog);
+        self.with_draft(Some(draft))
     }
 }

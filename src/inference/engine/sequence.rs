@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::EngineError;
 use super::answer::Answer;
-use super::draft::{Drafter, PromptLookup};
+use super::draft::{Ask, Luck, PromptLookup};
 use super::event::{Event, EventSender, Finish, Timings, TokenEvent};
 use super::info::ModelInfo;
 use super::prefix_cache::Scope;
@@ -48,7 +48,11 @@ pub(super) struct Sequence {
     sampler: Sampler,
     matcher: Option<Matcher>,
     answer: Answer,
-    drafter: PromptLookup,
+    lookup: PromptLookup,
+    /// How well a draft model guesses.
+    luck: Luck,
+    /// Whether `draft` is a draft model's.
+    is_drafted: bool,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
     pub last_token: Option<Instant>,
@@ -83,7 +87,9 @@ impl Sequence {
             sampler,
             matcher,
             answer: Answer::new(&request.stop, request.n_indent),
-            drafter: PromptLookup::new(&request.speculation.prediction),
+            lookup: PromptLookup::new(&request.speculation.prediction),
+            luck: Luck::default(),
+            is_drafted: false,
             admitted: None,
             first_token: None,
             last_token: None,
@@ -105,20 +111,50 @@ impl Sequence {
         }
     }
 
-    /// Guesses ahead, if it decodes and may: at most to the end of its answer and context.
+    /// Guesses ahead by lookup, if it decodes and may.
     pub fn guess(&mut self, n_ctx: usize) {
         self.draft.clear();
+        self.is_drafted = false;
+        let n_max = self.n_guess_max(n_ctx);
+        if n_max > 0 && self.slot_idx.is_some() && self.is_decoding() {
+            self.draft = self.lookup.draft(&self.tokens, n_max);
+        }
+    }
+
+    /// What it wants of a draft model, if it may guess and has not yet.
+    pub fn ask(&mut self, n_ctx: usize) -> Option<Ask<'_>> {
+        let (n_max, slot_idx) = (self.n_guess_max(n_ctx), self.slot_idx?);
+        if n_max == 0 || !self.draft.is_empty() {
+            return None;
+        }
+        self.is_drafted = self.is_decoding();
         let speculation = &self.group.request.speculation;
-        let n_left = match self.group.request.n_predict {
+        let n_luck = self.luck.n_draft().max(speculation.n_draft_min);
+        Some(Ask {
+            slot_idx,
+            tenant: self.group.scope.tenant,
+            n_max: if self.is_drafted { n_max.min(n_luck) } else { 0 },
+            n_min: speculation.n_draft_min,
+            p_min: speculation.p_min,
+            tokens: &self.tokens,
+            draft: &mut self.draft,
+        })
+    }
+
+    /// Most tokens that may be guessed: at most to the end of its answer and context.
+    fn n_guess_max(&self, n_ctx: usize) -> usize {
+        let request = &self.group.request;
+        let n_left = match request.n_predict {
             Some(n) => n.saturating_sub(self.timings.n_generated + 1),
             None => usize::MAX,
         };
         let n_room = n_ctx.saturating_sub(self.tokens.len());
-        let n_max = speculation.n_draft_max.min(n_left).min(n_room);
-        if n_max == 0 || self.slot_idx.is_none() || self.tokens.len() - self.n_kv != 1 {
-            return;
-        }
-        self.draft = self.drafter.draft(&self.tokens, n_max);
+        request.speculation.n_draft_max.min(n_left).min(n_room)
+    }
+
+    /// Whether only its next token is lacking.
+    pub fn is_decoding(&self) -> bool {
+        self.tokens.len() - self.n_kv == 1
     }
 
     /// Hears that it has a place.
@@ -248,7 +284,10 @@ impl Sequence {
         if n_draft > 0 {
             self.timings.n_draft += n_draft;
             self.timings.n_accepted += n_accepted;
-            self.drafter.learn(n_draft, n_accepted);
+            match self.is_drafted {
+                true => self.luck.learn(n_draft, n_accepted),
+                false => self.lookup.learn(n_draft, n_accepted),
+            }
         }
     }
 

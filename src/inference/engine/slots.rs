@@ -152,6 +152,9 @@ impl Core {
     pub fn erase_slot(&mut self, slot_idx: usize) -> Result<usize, EngineError> {
         let state = std::mem::take(self.slot(slot_idx)?);
         self.cache.forget(&mut self.pool, &state.scope, &state.tokens);
+        if let Some(draft) = &mut self.draft {
+            draft.forget(slot_idx);
+        }
         Ok(state.tokens.len())
     }
 

@@ -66,6 +66,8 @@ pub struct EngineStats {
     pub draft_tokens_total: u64,
     /// Tokens guessed right.
     pub accepted_tokens_total: u64,
+    /// Draft models that failed and were set aside; answers went on without them.
+    pub draft_failures_total: u64,
     /// Steps.
     pub steps_total: u64,
     /// Sequences in those steps.

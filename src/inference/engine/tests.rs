@@ -1,5 +1,7 @@
 //! The engine as callers meet it, on a scripted model and on the real one.
 
+mod speculation;
+
 use std::time::Duration;
 
 use super::*;
@@ -252,7 +254,7 @@ fn the_same_seed_gives_the_same_text_in_any_company() {
     assert_eq!(alone.text, beside.text);
     let prediction = alone.tokens[0].clone();
     let guessed = Request {
-        speculation: SpeculationOptions { n_draft_max: 8, prediction },
+        speculation: SpeculationOptions { prediction, ..Default::default() },
         ..request.clone()
     };
     let guessed = listen(engine.submit(guessed).unwrap(), 1).unwrap();
@@ -297,6 +299,10 @@ fn no_page_is_lost_or_freed_twice_whatever_comes() {
         };
         let n_parallel = 1 + below(4) as usize;
         let model = load(96 + 32 * below(4) as u32, n_parallel).with_script(Box::new(count));
+        let model = match seed % 2 {
+            0 => model,
+            _ => model.with_draft_script(Box::new(count), n_parallel),
+        };
         let options = EngineOptions { n_parallel, ..EngineOptions::default() };
         let mut core = core::Core::new(model, options, std::sync::Arc::default());
         let mut streams = Vec::new();

@@ -17,6 +17,7 @@ mod byte_level;
 mod error;
 mod partition;
 mod pretokenize;
+mod same_vocab;
 mod special;
 mod spm;
 mod strftime;
@@ -30,6 +31,7 @@ mod vocab;
 mod wordpiece;
 
 pub use error::{TemplateError, TokenizerError};
+pub use same_vocab::{VocabMismatch, same_vocab};
 pub use special::SpecialTokens;
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use utf8::Utf8Stream;

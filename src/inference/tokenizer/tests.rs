@@ -335,3 +335,47 @@ fn a_long_chat_is_within_the_bound_on_steps() {
     let template = ChatTemplate::builtin("llama2").unwrap();
     assert!(template.render(&chat, &RenderOptions::default()).is_ok());
 }
+
+/// What differs between two vocabularies, told of the second.
+fn mismatch(ours: &Metadata, theirs: &Metadata) -> Option<VocabMismatch> {
+    let tokenizer = |meta| Tokenizer::from_gguf(meta).unwrap();
+    same_vocab((ours, &tokenizer(ours)), (theirs, &tokenizer(theirs))).err()
+}
+
+#[test]
+fn vocabularies_are_one_or_differ_in_something_that_is_named() {
+    let padded = |n: usize| -> Vec<(String, i32)> {
+        (0..n).map(|i| (format!("[PAD{i}]"), USER_DEFINED)).collect()
+    };
+    let meta = |extra: &[(String, i32)]| {
+        let extra: Vec<(&str, i32)> = extra.iter().map(|(text, ty)| (&**text, *ty)).collect();
+        bpe_meta(&extra)
+    };
+    let ours = meta(&padded(9));
+    assert_eq!(mismatch(&ours, &ours), None);
+    assert_eq!(mismatch(&ours, &meta(&padded(9 + 128))), None, "sizes are padded differently");
+    assert_eq!(mismatch(&meta(&padded(9 + 128)), &ours), None);
+    let size = mismatch(&ours, &meta(&padded(9 + 129)));
+    assert_eq!(size, Some(VocabMismatch::Size { ours: 268, theirs: 397, max: 128 }));
+    let mut other = padded(9);
+    other[3].0 = "[OTHER]".to_owned();
+    let token = mismatch(&ours, &meta(&other)).unwrap();
+    assert_eq!(token.to_string(), r#"its token 262 is "[OTHER]", the model's is "[PAD3]""#);
+    let bos = |meta: &Metadata, id: u32| {
+        let meta = with(meta.clone(), "tokenizer.ggml.add_bos_token", true);
+        with(meta, "tokenizer.ggml.bos_token_id", id)
+    };
+    let text = mismatch(&ours, &bos(&ours, 7)).unwrap().to_string();
+    assert_eq!(text, "its texts start with token 7, the model's with no token of their own");
+    assert_eq!(mismatch(&bos(&ours, 7), &bos(&ours, 7)), None);
+    assert!(matches!(
+        mismatch(&bos(&ours, 7), &bos(&ours, 8)),
+        Some(VocabMismatch::Bos { ours: Some(7), theirs: Some(8) })
+    ));
+    let eos = |meta: &Metadata| {
+        let meta = with(meta.clone(), "tokenizer.ggml.add_eos_token", true);
+        with(meta, "tokenizer.ggml.eos_token_id", 6u32)
+    };
+    let text = mismatch(&eos(&ours), &ours).unwrap().to_string();
+    assert_eq!(text, "its texts end with no token of their own, the model's with token 6");
+}

@@ -13,7 +13,7 @@ use super::{TokenId, byte_level};
 use crate::base::limits::{TOKEN_BYTES_MAX, VOCAB_MAX};
 use crate::inference::gguf::Metadata;
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 

@@ -35,7 +35,7 @@ impl Wire {
         info: std::sync::Arc<ModelInfo>,
         prompts: Vec<Vec<TokenId>>,
     ) -> Wire {
-        let settings = settings::all(&params, serve, &info.tokenizer().special().eog);
+        let settings = settings::all(&params, serve, &info);
         Wire { params, settings, model: model.to_owned(), info, prompts, n_dropped: 0 }
     }
 

@@ -65,6 +65,8 @@ pub struct Params {
     pub lora: Option<Vec<(usize, f32)>>,
     /// The slot that should run it.
     pub id_slot: Option<usize>,
+    /// Guessing ahead, at most as the service allows.
+    pub speculation: SpeculationOptions,
     /// Fields that the answer is cut down to; empty for all.
     pub response_fields: Vec<String>,
 }
@@ -108,6 +110,7 @@ impl Params {
             preserved_tokens,
             lora: lora(fields)?,
             id_slot: usize::try_from(slot).ok(),
+            speculation: speculation(fields, serve)?,
             response_fields: fields.strings("response_fields")?.unwrap_or_default(),
         })
     }
@@ -136,10 +139,7 @@ impl Params {
             post_sampling_probs: self.post_sampling_probs,
             ignore_eos: self.ignore_eos,
             grammar: self.grammar.clone(),
-            speculation: SpeculationOptions {
-                n_draft_max: serve.n_draft_max,
-                ..Default::default()
-            },
+            speculation: self.speculation.clone(),
             adapters: adapters.collect(),
             uses_cache: self.cache_prompt,
             slot_idx: self.id_slot,
@@ -335,6 +335,23 @@ fn trigger(item: &Value, preserved: &[TokenId], info: &ModelInfo) -> Result<Trig
 fn special_tokens(text: &str, info: &ModelInfo, name: &str) -> Result<Vec<TokenId>, ApiError> {
     let options = EncodeOptions { add_special: false, parse_special: true };
     info.tokenizer().encode(text, options).map_err(|error| field_error(name, error))
+}
+
+fn speculation(
+    fields: LlamaFields<'_>,
+    serve: &ServeOptions,
+) -> Result<SpeculationOptions, ApiError> {
+    let serve = serve.speculation();
+    let count = |name, default: usize| {
+        let default = i32::try_from(default).unwrap_or(I32_MAX);
+        fields.i32(&[name], default, (0, I32_MAX)).map(|n| n as usize)
+    };
+    Ok(SpeculationOptions {
+        n_draft_max: count("speculative.n_max", serve.n_draft_max)?.min(serve.n_draft_max),
+        n_draft_min: count("speculative.n_min", serve.n_draft_min)?,
+        p_min: fields.f32("speculative.p_min", serve.p_min, (0.0, 1.0))?,
+        ..serve
+    })
 }
 
 /// `[{"id": 0, "scale": 0.5}, ..]`.

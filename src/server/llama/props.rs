@@ -34,7 +34,7 @@ pub async fn get(
     let special = info.tokenizer().special();
     Ok(Json(json!({
         "default_generation_settings": {
-            "params": settings::brief(&params, serve),
+            "params": settings::brief(&params, serve, info),
             "n_ctx": info.n_ctx(),
         },
         "total_slots": lease.options().n_parallel,

@@ -3,13 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use super::params::Params;
-use crate::inference::{GrammarRequest, GrammarSpec, SamplerKind, TokenId, Trigger};
+use crate::inference::{GrammarRequest, GrammarSpec, ModelInfo, SamplerKind, Trigger};
 use crate::server::ServeOptions;
 
-/// Every setting of a request; `eog` are the tokens that `ignore_eos` forbids.
-pub fn all(params: &Params, serve: &ServeOptions, eog: &[TokenId]) -> Value {
+/// Every setting of a request to this model.
+pub fn all(params: &Params, serve: &ServeOptions, info: &ModelInfo) -> Value {
     let o = &params.sampler;
-    let mut settings = numbers(params, serve);
+    let eog = &info.tokenizer().special().eog;
+    let mut settings = numbers(params, serve, info);
     let mut bias: Vec<Value> =
         o.logit_bias.iter().map(|(token, bias)| json!({"bias": bias, "token": token})).collect();
     if params.ignore_eos {
@@ -32,11 +33,11 @@ pub fn all(params: &Params, serve: &ServeOptions, eog: &[TokenId]) -> Value {
 }
 
 /// The settings without texts, for `/props` and `/slots`.
-pub fn brief(params: &Params, serve: &ServeOptions) -> Value {
-    Value::Object(numbers(params, serve))
+pub fn brief(params: &Params, serve: &ServeOptions, info: &ModelInfo) -> Value {
+    Value::Object(numbers(params, serve, info))
 }
 
-fn numbers(params: &Params, serve: &ServeOptions) -> Map<String, Value> {
+fn numbers(params: &Params, serve: &ServeOptions, info: &ModelInfo) -> Map<String, Value> {
     let o = &params.sampler;
     let names: Vec<&str> = o.samplers.iter().copied().map(SamplerKind::name).collect();
     let lora: Vec<Value> =
@@ -84,13 +85,21 @@ fn numbers(params: &Params, serve: &ServeOptions) -> Map<String, Value> {
     set("reasoning_in_content", json!(false));
     set("generation_prompt", json!(""));
     set("samplers", json!(names));
-    let speculation = if serve.n_draft_max > 0 { "ngram-simple" } else { "none" };
-    set("speculative.types", json!(speculation));
+    set("speculative.types", json!(speculation(serve, info)));
     set("timings_per_token", json!(params.timings_per_token));
     set("post_sampling_probs", json!(params.post_sampling_probs));
     set("backend_sampling", json!(false));
     set("lora", json!(lora));
     settings
+}
+
+/// llama.cpp's names for those who guess, in the order in which they are asked.
+fn speculation(serve: &ServeOptions, info: &ModelInfo) -> &'static str {
+    match info.draft() {
+        _ if serve.n_draft_max == 0 => "none",
+        None => "ngram-simple",
+        Some(_) => "ngram-simple,draft-simple",
+    }
 }
 
 fn text(grammar: &GrammarRequest) -> &str {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::fields::LlamaFields;
 use super::params::Params;
 use super::settings;
-use crate::inference::SlotView;
+use crate::inference::{ModelInfo, SlotView};
 use crate::server::fields::Fields;
 use crate::server::generate::lease;
 use crate::server::{ApiError, ServeOptions, Server};
@@ -36,14 +36,14 @@ pub async fn list(
     if is_full && query.get("fail_on_no_slot").is_some_and(|value| !value.is_empty()) {
         return Err(ApiError::unavailable("no slot available", std::time::Duration::from_secs(1)));
     }
-    let n_ctx = lease.info().n_ctx();
-    Ok(Json(slots.iter().map(|slot| view(slot, n_ctx, serve)).collect()))
+    let info = lease.info();
+    Ok(Json(slots.iter().map(|slot| view(slot, info, serve)).collect()))
 }
 
-fn view(slot: &SlotView, n_ctx: usize, serve: &ServeOptions) -> Value {
+fn view(slot: &SlotView, info: &ModelInfo, serve: &ServeOptions) -> Value {
     let mut view = json!({
         "id": slot.slot_idx,
-        "n_ctx": n_ctx,
+        "n_ctx": info.n_ctx(),
         "speculative": serve.n_draft_max > 0,
         "is_processing": slot.request_id.is_some(),
     });
@@ -55,7 +55,7 @@ fn view(slot: &SlotView, n_ctx: usize, serve: &ServeOptions) -> Value {
     view["n_prompt_tokens"] = json!(slot.n_prompt);
     view["n_prompt_tokens_processed"] = json!(slot.n_past.min(slot.n_prompt));
     view["n_prompt_tokens_cache"] = json!(0);
-    view["params"] = settings::brief(&params, serve);
+    view["params"] = settings::brief(&params, serve, info);
     view["next_token"] = json!([{
         "has_next_token": true,
         "has_new_line": false,

@@ -17,6 +17,7 @@ mod pages;
 mod panel;
 mod panel_kernel;
 mod pool;
+pub mod probe;
 mod rowwise;
 mod shared;
 mod simd;

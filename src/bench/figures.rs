@@ -1,0 +1,127 @@
+//! A figure: what was measured, in rounds, and which part of a limit it reaches.
+
+use serde::{Deserialize, Serialize};
+
+/// What the values of a figure are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Tokens a second.
+    #[serde(rename = "tok/s")]
+    TokensPerSecond,
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Mebibytes.
+    #[serde(rename = "MiB")]
+    Mebibytes,
+    /// 10^9 bytes a second.
+    #[serde(rename = "GB/s")]
+    GigabytesPerSecond,
+    /// 10^9 multiply-adds a second.
+    #[serde(rename = "GMAC/s")]
+    GigaMacs,
+}
+
+impl Unit {
+    /// The unit's sign.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Unit::TokensPerSecond => "tok/s",
+            Unit::Milliseconds => "ms",
+            Unit::Mebibytes => "MiB",
+            Unit::GigabytesPerSecond => "GB/s",
+            Unit::GigaMacs => "GMAC/s",
+        }
+    }
+
+    /// Whether more is better.
+    pub fn is_rate(self) -> bool {
+        !matches!(self, Unit::Milliseconds | Unit::Mebibytes)
+    }
+}
+
+/// What a figure comes to in terms of a limit of the machine, and that limit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// Bytes or multiply-adds that the figure's median stands for.
+    pub rate: f64,
+    /// What the machine can do by itself.
+    pub limit: f64,
+    /// Of both.
+    pub unit: Unit,
+}
+
+/// A figure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// What was done, `pp512` for example; docs/bench.md explains the names.
+    pub test: String,
+    /// What the values are.
+    pub unit: Unit,
+    /// One for each round.
+    pub values: Vec<f64>,
+    /// Against the machine's limit, where there is one.
+    #[serde(default)]
+    pub share: Option<Share>,
+}
+
+impl Figure {
+    /// A figure without a limit.
+    pub fn new(test: impl Into<String>, unit: Unit, values: Vec<f64>) -> Figure {
+        Figure { test: test.into(), unit, values, share: None }
+    }
+
+    /// The same, held against `limit`: one of its units stands for `per_unit` of `unit`.
+    pub fn against(mut self, limit: Option<f64>, per_unit: f64, unit: Unit) -> Figure {
+        let rate = self.median() * per_unit;
+        self.share = limit.map(|limit| Share { rate, limit, unit });
+        self
+    }
+
+    /// The middle value; the mean of the middle two.
+    pub fn median(&self) -> f64 {
+        percentile(&self.values, 50.0)
+    }
+
+    /// The lowest value.
+    pub fn low(&self) -> f64 {
+        percentile(&self.values, 0.0)
+    }
+
+    /// The highest value.
+    pub fn high(&self) -> f64 {
+        percentile(&self.values, 100.0)
+    }
+}
+
+/// The `p`-th percentile of values in any order, interpolated; 0 of none.
+pub fn percentile(values: &[f64], p: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let at = p / 100.0 * last as f64;
+    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    below + (above - below) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_of_few_values() {
+        let values = [4.0, 1.0, 3.0, 2.0];
+        assert_eq!(percentile(&values, 50.0), 2.5);
+        assert_eq!(percentile(&values, 0.0), 1.0);
+        assert_eq!(percentile(&values, 100.0), 4.0);
+        assert_eq!(percentile(&[7.0], 95.0), 7.0);
+        assert_eq!(percentile(&[], 95.0), 0.0);
+    }
+
+    #[test]
+    fn a_share_is_of_the_median() {
+        let figure = Figure::new("tg", Unit::TokensPerSecond, vec![10.0, 20.0, 30.0]);
+        let share = figure.against(Some(40.0), 1.5, Unit::GigabytesPerSecond).share.unwrap();
+        assert_eq!((share.rate, share.limit), (30.0, 40.0));
+    }
+}

@@ -1,0 +1,238 @@
+//! What this machine's memory and kernels can do by themselves: the limits that a model's figures
+//! are held against.
+//!
+//! Each figure is a list of rounds, for the caller to take a median of; a round lasts long enough
+//! for the clock to be exact.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::acts::{Rows, quantize_rows};
+use super::isa::{Isa, with_isa};
+#[cfg(target_arch = "x86_64")]
+use super::lanes::unroll;
+use super::matmul::{Matrix, matmul, needs_acts, panel_bytes};
+use super::panel::{self, PANEL_ROWS};
+use super::pool::Pool;
+use super::simd::Scalar;
+use crate::inference::backend::BackendError;
+use crate::inference::backend::cases::{MatMulCase, activations, weights};
+use crate::inference::quant::TensorType;
+
+/// A round of a probe lasts at least as long.
+const ROUND: Duration = Duration::from_millis(60);
+/// Words that one task reads: long enough for the prefetcher, short enough to share out.
+const TASK_WORDS: usize = (2 << 20) / size_of::<u64>();
+/// Steps of a task of the peak probe.
+const PEAK_STEPS: usize = 20_000;
+
+/// Bytes that `n_threads` threads read from memory, per second, for each of `n_rounds` rounds.
+/// `n_bytes` is the size of what they read over and over; it should be far larger than the caches.
+///
+/// # Errors
+/// If the threads cannot be had.
+pub fn read_bandwidth(
+    n_threads: usize,
+    n_bytes: usize,
+    n_rounds: usize,
+) -> Result<Vec<f64>, BackendError> {
+    let isa = Isa::choose(None)?;
+    let mut pool = Pool::new(n_threads).map_err(BackendError::Threads)?;
+    // Written once, or every page would be the same page of zeros.
+    let words: Vec<u64> = (0..(n_bytes / size_of::<u64>()).max(1) as u64).collect();
+    let n_tasks = words.len().div_ceil(TASK_WORDS);
+    let mut pass = || {
+        pool.run(n_tasks, &|i, _| {
+            let end = words.len().min((i + 1) * TASK_WORDS);
+            let mut all = 0;
+            // SAFETY: the instruction set is of this machine.
+            unsafe { fold(isa, &words[i * TASK_WORDS..end], &mut all) };
+            black_box(all);
+        });
+        size_of_val(words.as_slice()) as f64
+    };
+    Ok(rounds(n_rounds, &mut pass))
+}
+
+/// Multiply-adds per second of one multiplication of random data, for each of `n_rounds` rounds.
+/// The activations are rounded once, before.
+///
+/// # Errors
+/// If the threads cannot be had.
+pub fn matmul_rate(
+    ty: TensorType,
+    case: MatMulCase,
+    isa: Isa,
+    n_rounds: usize,
+) -> Result<Vec<f64>, BackendError> {
+    Isa::choose(Some(isa.name()))?;
+    let mut pool = Pool::new(case.n_threads).map_err(BackendError::Threads)?;
+    let (n_cols, n_rows) = (case.n_cols(ty), case.n_rows);
+    let stride = n_cols.next_multiple_of(32);
+    let data = packed(isa, ty, n_rows, n_cols);
+    let x = activations(case.n, n_cols, stride, 2);
+    let x = Rows { data: &x, stride, n: case.n };
+    let mut acts = Vec::new();
+    if needs_acts(ty) {
+        quantize_rows(&mut pool, isa, x, n_cols, &mut acts);
+    }
+    let w = Matrix { ty, data: &data, n_rows, n_cols };
+    let mut out = vec![0f32; case.n * n_rows];
+    let mut pass = || {
+        matmul(&mut pool, isa, w, x, &acts, None, &mut out, n_rows);
+        (n_rows * n_cols * case.n) as f64
+    };
+    Ok(rounds(n_rounds, &mut pass))
+}
+
+/// Multiply-adds of 8-bit integers per second that the processor could do if nothing but them were
+/// to be done, for each of `n_rounds` rounds; `None` where no such probe is known.
+///
+/// # Errors
+/// If the threads cannot be had.
+pub fn integer_peak(
+    isa: Isa,
+    n_threads: usize,
+    n_rounds: usize,
+) -> Result<Option<Vec<f64>>, BackendError> {
+    Isa::choose(Some(isa.name()))?;
+    let mut pool = Pool::new(n_threads).map_err(BackendError::Threads)?;
+    let n_tasks = 8 * n_threads;
+    let per_step = match isa {
+        Isa::Scalar => return Ok(None),
+        Isa::Avx2 => 8 * 32,
+        Isa::Avx512 => 16 * 64,
+    };
+    let mut pass = || {
+        pool.run(n_tasks, &|_, _| {
+            // SAFETY: the instruction set is of this machine.
+            unsafe { peak(isa) };
+        });
+        (n_tasks * PEAK_STEPS * per_step) as f64
+    };
+    Ok(Some(rounds(n_rounds, &mut pass)))
+}
+
+/// Runs `pass`, which returns its amount of work, for `n_rounds` rounds: amounts per second.
+fn rounds(n_rounds: usize, pass: &mut dyn FnMut() -> f64) -> Vec<f64> {
+    pass();
+    let round = |_| {
+        let started = Instant::now();
+        let mut done = 0.0;
+        while started.elapsed() < ROUND {
+            done += pass();
+        }
+        done / started.elapsed().as_secs_f64()
+    };
+    (0..n_rounds).map(round).collect()
+}
+
+/// Random rows in the form that kernels read.
+fn packed(isa: Isa, ty: TensorType, n_rows: usize, n_cols: usize) -> Vec<u8> {
+    let file = weights(ty, n_rows, n_cols, 1);
+    if !needs_acts(ty) {
+        return file;
+    }
+    let panel_bytes = panel_bytes(ty, n_cols);
+    let mut panels = vec![0; n_rows.div_ceil(PANEL_ROWS) * panel_bytes];
+    let rows = file.chunks(PANEL_ROWS * (file.len() / n_rows));
+    for (rows, panel) in rows.zip(panels.chunks_exact_mut(panel_bytes)) {
+        panel::pack(isa, ty, rows, n_cols / 32, panel);
+    }
+    panels
+}
+
+/// All words, folded into `out`.
+unsafe fn fold(isa: Isa, words: &[u64], out: &mut u64) {
+    #[inline(always)]
+    #[allow(clippy::extra_unused_type_parameters)] // `with_isa` names the set that it enables
+    unsafe fn fold<S>(words: &[u64], out: &mut u64) {
+        let mut lanes = [0u64; 32];
+        let (whole, rest) = words.as_chunks::<32>();
+        for chunk in whole {
+            for j in 0..32 {
+                lanes[j] ^= chunk[j];
+            }
+        }
+        *out = lanes.iter().chain(rest).fold(*out, |all, word| all ^ word);
+    }
+    // SAFETY: passed on.
+    unsafe { with_isa!(isa, fold(words: &[u64], out: &mut u64)) }
+}
+
+/// `PEAK_STEPS` steps of as many independent multiply-adds as hide their latency.
+unsafe fn peak(isa: Isa) {
+    // SAFETY: passed on.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        match isa {
+            Isa::Avx512 => peak_avx512(),
+            Isa::Avx2 => peak_avx2(),
+            Isa::Scalar => {}
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
+}
+
+/// `vpdpbusd`: 64 products a time, 16 times a step.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn peak_avx512() {
+    use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_set1_epi8, _mm512_setzero_si512};
+    let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+    let mut sums = [_mm512_setzero_si512(); 16];
+    for _ in 0..PEAK_STEPS {
+        unroll!(16, |i| {
+            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+        });
+    }
+    black_box(sums);
+}
+
+/// `vpmaddubsw` with one `vpaddw` each, as kernels that widen late do: 32 products a time, 8 times
+/// a step.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn peak_avx2() {
+    use std::arch::x86_64::{
+        _mm256_add_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_setzero_si256,
+    };
+    let mut sums = [_mm256_setzero_si256(); 8];
+    let (mut a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
+    for _ in 0..PEAK_STEPS {
+        // Or the product would be taken out of the loop.
+        a = _mm256_add_epi16(a, b);
+        unroll!(8, |i| {
+            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(a, b));
+        });
+    }
+    black_box(sums);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_probe_counts_its_work() {
+        assert!(read_bandwidth(2, 1 << 20, 2).unwrap().iter().all(|&rate| rate > 0.0));
+        let case = MatMulCase { n_rows: 20, n_cols_min: 64, n: 2, n_threads: 2 };
+        for isa in Isa::available() {
+            let rates = matmul_rate(TensorType::Q4_0, case, isa, 1).unwrap();
+            assert!(rates.len() == 1 && rates[0] > 0.0);
+            assert_eq!(integer_peak(isa, 1, 1).unwrap().is_none(), isa == Isa::Scalar);
+        }
+    }
+
+    #[test]
+    fn folding_reads_every_word() {
+        let words: Vec<u64> = (0..100).map(|i| 1 << (i % 64)).collect();
+        for isa in Isa::available() {
+            let mut got = 0;
+            // SAFETY: the instruction set is of this machine.
+            unsafe { fold(isa, &words, &mut got) };
+            assert_eq!(got, words.iter().fold(0, |a, b| a ^ b));
+        }
+    }
+}
