@@ -1,4 +1,4 @@
-//! `jetforge bench`: the real binary measures, writes, compares and advises. No test asserts a time.
+//! `jetforge bench`: the real binary measures, writes, compares and advises.
 
 use std::path::Path;
 

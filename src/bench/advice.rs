@@ -122,7 +122,8 @@ fn settings(profile: &Profile, verdict: &Verdict) -> Vec<String> {
     )];
     if let (Some(rate), Some(prefill)) = (profile.limits.integer_gmac_s, verdict.prefill) {
         lines.push(format!(
-            "prefill {rate:.0} GMAC/s ({how}) x {PREFILL_SHARE} / {:.2}e9 weights = {prefill:.0} tok/s",
+            "prefill {rate:.0} GMAC/s ({how}) x {PREFILL_SHARE} / {:.2}e9 weights = {prefill:.0} \
+             tok/s",
             candidate.n_params / 1e9
         ));
     }

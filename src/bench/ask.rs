@@ -130,11 +130,17 @@ fn follow(mut stream: EventStream, started: Instant) -> Result<Run, EngineError>
     Ok(run)
 }
 
-/// `n` tokens of the vocabulary that end nothing: evenly chosen, and for each `seed` always the same.
+/// `n` tokens of the vocabulary that end nothing: spread evenly, and the same for each `seed`.
 pub fn tokens(info: &ModelInfo, n: usize, seed: u64) -> Vec<TokenId> {
     let n_vocab = info.hparams().n_vocab as u64;
     let eog = &info.tokenizer().special().eog;
-    let mut numbers = crate::inference::backend::cases::Numbers::new(seed);
-    let mut next = || (numbers.draw() % n_vocab.max(1)) as TokenId;
-    std::iter::repeat_with(&mut next).filter(|token| !eog.contains(token)).take(n).collect()
+    // Splitmix64 by Steele, Lea and Flood.
+    let number = |i: u64| {
+        let mut z = (seed << 32 | i).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    };
+    let any = (1..).map(|i| (number(i) % n_vocab.max(1)) as TokenId);
+    any.filter(|token| !eog.contains(token)).take(n).collect()
 }

@@ -1,17 +1,14 @@
 //! The machine's own limits, which figures are held against: reading memory, and multiplying.
 
 use super::figures::{Figure, Unit};
-use crate::inference::backend::BackendError;
-use crate::inference::backend::cases::MatMulCase;
-use crate::inference::backend::cpu::{Isa, probe};
-use crate::inference::quant::TensorType;
+use crate::inference::{BackendError, Isa, MatMulCase, TensorType, probe};
 
 /// Bytes that the memory probe reads over and over: far more than any cache holds.
 const PROBE_BYTES: usize = 512 << 20;
 /// Weights of the kernel probe, in rows and columns: a matrix of a 1.1B model.
 const PROBE_ROWS: usize = 2048;
 const PROBE_COLS: usize = 2048;
-/// Columns that the kernel probe multiplies at once: decode, a batch or a check of guesses, prefill.
+/// Columns that the kernel probe multiplies at once: decode, a batch, a larger one, prefill.
 const PROBE_BATCHES: [usize; 4] = [1, 4, 16, 128];
 
 /// What the machine can do by itself, with so many threads.

@@ -30,8 +30,7 @@ pub use page::page;
 pub use report::{HEAD, Line, Machine, Report, markdown, read_lines, rows, title, to_lines};
 pub use tasks::{Task, find as find_tasks};
 
-use crate::inference::backend::BackendError;
-use crate::inference::{EngineError, InferenceError};
+use crate::inference::{BackendError, EngineError, InferenceError};
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]

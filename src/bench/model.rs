@@ -10,7 +10,10 @@ use super::figures::{Figure, Unit, percentile};
 use super::limits::Limits;
 use super::tasks::Task;
 use crate::base::host;
-use crate::inference::{Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource};
+use crate::inference::{
+    EMBEDDED_MODEL, Engine, EngineOptions, Gguf, InferenceError, LoadOptions, Model, ModelInfo,
+    ModelSource, plan_memory,
+};
 
 /// Tokens of a prompt whose time to the first token is measured, and those that come new.
 const TTFT_PROMPT: usize = 512;
@@ -124,14 +127,12 @@ fn room(
     let n_ctx = load.n_ctx.unwrap_or(tests.n_ctx() as u32);
     let mut load = LoadOptions { n_ctx: Some(n_ctx), n_parallel: Some(n_parallel), ..load.clone() };
     let gguf = match source {
-        ModelSource::File(path) => crate::inference::Gguf::open(path),
-        ModelSource::Embedded => {
-            crate::inference::Gguf::from_static(crate::inference::EMBEDDED_MODEL)
-        }
+        ModelSource::File(path) => Gguf::open(path),
+        ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
     };
-    let gguf = gguf.map_err(crate::inference::InferenceError::from)?;
+    let gguf = gguf.map_err(InferenceError::from)?;
     let available = load.memory_max_bytes.unwrap_or(u64::MAX);
-    if crate::inference::plan_memory(&gguf, &load, available).is_err() && n_parallel > 1 {
+    if plan_memory(&gguf, &load, available).is_err() && n_parallel > 1 {
         // One answer at a time is better than nothing.
         notes.push("answers at the same time were left out: they do not fit".to_owned());
         load.n_parallel = Some(1);

@@ -62,7 +62,8 @@ fn plot(figures: &[&Figure], unit: Unit) -> String {
         svg.push_str(&format!(
             "<text x=\"0\" y=\"{middle}\">{}</text>\
              <rect x=\"{BARS_AT}\" y=\"{}\" width=\"{:.1}\" height=\"14\" fill=\"#3d7ea6\"/>\
-             <line x1=\"{low:.1}\" x2=\"{high:.1}\" y1=\"{line}\" y2=\"{line}\" stroke=\"#d1603d\"/>\
+             <line x1=\"{low:.1}\" x2=\"{high:.1}\" y1=\"{line}\" y2=\"{line}\" \
+             stroke=\"#d1603d\"/>\
              <text x=\"{:.1}\" y=\"{middle}\">{:.1} {}</text>\n",
             escape(&figure.test),
             y + 4.0,

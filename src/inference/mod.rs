@@ -12,6 +12,9 @@ pub mod model;
 pub mod quant;
 pub mod tokenizer;
 
+pub use backend::BackendError;
+pub use backend::cases::MatMulCase;
+pub use backend::cpu::{Isa, probe};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
     EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EngineStats, Event, EventStream, Finish,
@@ -23,6 +26,7 @@ pub use engine::{
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
+pub use quant::TensorType;
 pub use tokenizer::{
     ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer, Utf8Stream,
 };

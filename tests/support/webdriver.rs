@@ -130,7 +130,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The end of the session ends Chromium, unless its page is too busy. Nothing may panic here.
+        // The end of the session ends Chromium, unless its page is too busy. No panics here.
         if !self.session.is_empty()
             && let Ok(mut wire) = TcpStream::connect(self.address)
         {

@@ -18,8 +18,7 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, FAINT, GOOD, STRONG, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::backend::cpu::Isa;
-use crate::inference::{Gguf, LoadOptions, ModelSource, plan_memory};
+use crate::inference::{Gguf, Isa, LoadOptions, ModelSource, plan_memory};
 use crate::library::Board;
 
 /// Options of `bench`.
@@ -44,7 +43,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// Rounds after one that warms up
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5,
+        value_parser = clap::value_parser!(u8).range(1..))]
     repetitions: u8,
     /// Leave out loading and times to the first token
     #[arg(long)]
@@ -56,7 +56,8 @@ pub struct BenchArgs {
     #[arg(long)]
     recommend: bool,
     /// Hold one report against another
-    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["probe", "task", "recommend"])]
+    #[arg(long, num_args = 2, value_names = ["A", "B"],
+        conflicts_with_all = ["probe", "task", "recommend"])]
     compare: Option<Vec<PathBuf>>,
     /// What is printed
     #[arg(short = 'o', long, value_name = "FORM", default_value = "table")]
