@@ -44,7 +44,9 @@ fn figures_come_with_rounds_machine_and_share() {
     }
     for line in &lines {
         let values: Vec<f64> = serde_json::from_value(line["values"].clone()).unwrap();
-        assert!(values.iter().all(|v| *v > 0.0), "{line}");
+        // A reader that is late sees two tokens at once.
+        let may_be_zero = line["test"].as_str().unwrap().ends_with("between tokens");
+        assert!(values.iter().all(|v| *v > 0.0 || may_be_zero), "{line}");
         assert_eq!(line["machine"]["n_threads"], 2);
         assert_eq!(values.len(), if line["test"] == "peak memory" { 1 } else { 2 }, "{line}");
     }
@@ -58,6 +60,7 @@ fn figures_come_with_rounds_machine_and_share() {
     std::fs::write(&file, &text).unwrap();
     let file = file.to_str().unwrap();
     let table = bench(home.path(), &["--compare", file, file]).unwrap();
+    let table = table.trim_end();
     assert_eq!(table.lines().count(), lines.len() + 1, "{table}");
     assert!(table.lines().skip(1).all(|line| line.contains(" 1.00 ")), "{table}");
 }

@@ -72,7 +72,13 @@ pub fn resident_bytes() -> u64 {
     meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
 }
 
-/// The most memory of this process that was in RAM at once; 0 where the kernel does not tell.
+/// Lets [`peak_resident_bytes`] begin anew, where the kernel can.
+pub fn reset_peak_resident() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory of this process that was in RAM at once since its start or the last
+/// [`reset_peak_resident`]; 0 where the kernel does not tell.
 pub fn peak_resident_bytes() -> u64 {
     meminfo_bytes(&read("/proc/self/status"), "VmHWM:").unwrap_or(0)
 }

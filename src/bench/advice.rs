@@ -182,7 +182,7 @@ mod tests {
         let advice = advise(&nano, vec![candidate("1.5b", 1.5e9, 5000)]);
         assert_eq!(
             advice.settings[0],
-            "decode  6.9 GB/s (assumed, not measured) x 0.75 / 0.90 GB = 5.7 tok/s"
+            "decode  6.9 GB/s (assumed, not measured) x 0.75 / 0.90 GB = 5.8 tok/s"
         );
         assert_eq!(advice.settings[2], "context 4096: 5000 positions fit beside the weights");
     }

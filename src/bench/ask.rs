@@ -26,9 +26,20 @@ impl Run {
         ms(self.started, self.last)
     }
 
+    /// When its tokens after the first one came, in milliseconds since submission.
+    fn times_ms(&self) -> Vec<f64> {
+        let sum = |at: &mut f64, gap: &f64| {
+            *at += gap;
+            Some(*at)
+        };
+        self.gaps_ms.iter().scan(self.ttft_ms, sum).collect()
+    }
+
     /// Tokens a second after the first one.
     pub fn decode_rate(&self) -> f64 {
-        self.gaps_ms.len() as f64 * 1e3 / self.gaps_ms.iter().sum::<f64>()
+        // The engine's clock: a reader that is late sees several tokens at once.
+        let n = self.timings.n_generated.saturating_sub(1);
+        n as f64 * 1e3 / self.timings.decode_ms.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -59,8 +70,9 @@ pub fn run(engine: &Engine, request: Request) -> Result<Run, EngineError> {
     follow(stream, started)
 }
 
-/// Runs requests at the same time; tokens a second of all together, between the moment when each
-/// has its first token and the moment when the first of them ends.
+/// Runs requests at the same time; tokens a second of all together, from the last one's first
+/// token to the first one's end. Where these cross (answers are short, a reader is late) all tokens
+/// count, over all the time.
 ///
 /// # Errors
 /// If the engine refuses one.
@@ -74,19 +86,15 @@ pub fn run_together(engine: &Engine, requests: Vec<Request>) -> Result<f64, Engi
         threads.into_iter().map(|t| t.join().expect("it only waits")).collect()
     });
     let runs = runs?;
-    // When tokens came, in milliseconds since the start.
-    let times = |run: &Run| {
-        let mut at = run.ttft_ms;
-        let rest = run.gaps_ms.iter().map(move |gap| {
-            at += gap;
-            at
-        });
-        rest.collect::<Vec<_>>()
-    };
+    let times: Vec<f64> = runs.iter().flat_map(Run::times_ms).collect();
     let begin = runs.iter().map(|run| run.ttft_ms).fold(0.0, f64::max);
     let end = runs.iter().map(Run::total_ms).fold(f64::INFINITY, f64::min);
-    let n = runs.iter().flat_map(times).filter(|at| (begin..=end).contains(at)).count();
-    Ok(n as f64 * 1e3 / (end - begin).max(f64::MIN_POSITIVE))
+    let n = times.iter().filter(|at| (begin..=end).contains(*at)).count();
+    if n > 0 && end > begin {
+        return Ok(n as f64 * 1e3 / (end - begin));
+    }
+    let longest = runs.iter().map(Run::total_ms).fold(f64::MIN_POSITIVE, f64::max);
+    Ok(times.len() as f64 * 1e3 / longest)
 }
 
 fn follow(mut stream: EventStream, started: Instant) -> Result<Run, EngineError> {

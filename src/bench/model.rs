@@ -93,6 +93,7 @@ pub fn measure(
     let mut notes = Vec::new();
     let load = room(source, load, tests, &mut notes)?;
     let mut figures = Vec::new();
+    host::reset_peak_resident();
     if tests.load {
         progress("load");
         figures.extend(load_times(source, &load, tests.n_rounds)?);

@@ -281,7 +281,7 @@ fn print_advice(advice: &Advice, profile: &Profile) -> anyhow::Result<u8> {
             word,
         ]);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     let kind = if profile.is_measured { "measured limits" } else { "a prediction from a profile" };
     writeln!(out, "{}\n{}", styled(STRONG, format!("{}: {kind}", profile.name)), table(&rows))?;
     match advice.choice.map(|i| &advice.verdicts[i].candidate) {
@@ -295,7 +295,7 @@ fn print_advice(advice: &Advice, profile: &Profile) -> anyhow::Result<u8> {
 }
 
 fn print(reports: &[Report], form: Form) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     match form {
         Form::Json => {
             for report in reports {
@@ -341,7 +341,7 @@ fn compare_files(first: &PathBuf, second: &PathBuf) -> anyhow::Result<u8> {
             if row.is_clear() { String::new() } else { styled(FAINT, "within the spread") },
         ]);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     writeln!(out, "{}", table(&rows))?;
     if n_alone > 0 {
         terminal::note(format!("{n_alone} figures stand in one of the files alone"));
