@@ -9,7 +9,6 @@
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{App, AppError, EMBEDDED_NAME};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX};
@@ -105,7 +104,7 @@ impl App {
         let load = self.shared_load_options();
         // What does not fit is told when it is loaded.
         let load = fitting(&source, load.clone(), &mut Vec::new()).unwrap_or(load);
-        let keep_alive = Some(Duration::from_secs(self.config().server.keep_alive_s));
+        let keep_alive = Some(self.config().server.keep_alive());
         Some(ModelEntry { name, keep_alive, ..self.base_entry(&source, load) })
     }
 
