@@ -17,6 +17,7 @@ use crate::inference::{
     EncodeOptions, GrammarRequest, GrammarSpec, ModelInfo, Request, SamplerKind, SamplerOptions,
     SpeculationOptions, TokenId, Trigger,
 };
+use crate::server::constraint::own_spec;
 use crate::server::{ApiError, ServeOptions};
 
 const I32_MAX: i32 = i32::MAX;
@@ -115,8 +116,14 @@ impl Params {
         })
     }
 
-    /// The request for one prompt.
-    pub fn request(&self, prompt: Vec<TokenId>, lease: &Lease, serve: &ServeOptions) -> Request {
+    /// The request for one prompt; `own` has the fields that no dialect differs in.
+    pub fn request(
+        &self,
+        prompt: Vec<TokenId>,
+        lease: &Lease,
+        serve: &ServeOptions,
+        own: Request,
+    ) -> Request {
         let info = lease.info();
         // Adapters that are not loaded are ignored, as llama.cpp does.
         let n_adapter = info.adapters().len();
@@ -143,10 +150,9 @@ impl Params {
             adapters: adapters.collect(),
             uses_cache: self.cache_prompt,
             slot_idx: self.id_slot,
-            context_shift: serve.context_shift,
             predict_time_max: self.t_max_predict,
             n_indent: self.n_indent,
-            ..Request::default()
+            ..own
         }
     }
 }
@@ -302,7 +308,8 @@ fn grammar(
         schema => GrammarSpec::JsonSchema(schema.to_string()),
     });
     let gbnf = fields.str("grammar")?.filter(|text| !text.is_empty());
-    let spec = gbnf.map(|text| GrammarSpec::Gbnf(text.to_owned())).or(schema);
+    let theirs = gbnf.map(|text| GrammarSpec::Gbnf(text.to_owned())).or(schema);
+    let spec = own_spec(fields.object())?.or(theirs);
     Ok((spec.map(|spec| GrammarRequest { spec, triggers }), preserved))
 }
 
