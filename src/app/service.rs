@@ -115,7 +115,12 @@ impl App {
             aliases: Vec::new(),
             source: source.clone(),
             load,
-            engine: EngineOptions { n_parallel, ..EngineOptions::default() },
+            // While others wait, one key has half of the places at most.
+            engine: EngineOptions {
+                n_parallel,
+                n_tenant_max: n_parallel.div_ceil(2),
+                ..EngineOptions::default()
+            },
             sampler: self.sampling(source),
             keep_alive: None,
         }

@@ -41,9 +41,9 @@ pub struct ServeArgs {
     /// Port; 0 takes a free one
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Sequences that run at once; they share --ctx-size
-    #[arg(long, value_name = "N")]
-    parallel: Option<usize>,
+    /// Sequences that run at once; they share --ctx-size; -1 for the usual number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    parallel: Option<i64>,
     /// Name of the model for clients; several with commas
     #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
     alias: Vec<String>,
@@ -140,9 +140,6 @@ pub struct ServeArgs {
     /// More events; the same as --log-level debug
     #[arg(short, long)]
     verbose: bool,
-    /// Options of llama-server that have no counterpart
-    #[arg(long, hide = true, value_name = "NAME")]
-    ignored_option: Vec<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -188,7 +185,7 @@ impl ServeArgs {
         let of = |n: Option<usize>| n.map(|n| n as u64);
         [
             ("port", "--port", self.port.map(u64::from)),
-            ("n_parallel", "--parallel", of(self.parallel)),
+            ("n_parallel", "--parallel", self.parallel.and_then(|n| u64::try_from(n).ok())),
             ("n_predict", "--n-predict", self.n_predict.and_then(|n| u64::try_from(n).ok())),
             ("n_draft_max", "--draft-max", of(self.draft_max)),
             ("n_draft_min", "--draft-min", of(self.draft_min)),
@@ -242,9 +239,6 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let app = context.app(args.settings()?)?;
-    for name in &args.ignored_option {
-        terminal::warn(format!("{name} has no counterpart here and changes nothing"));
-    }
     let config = app.config().server.clone();
     let level = config.log_level().unwrap_or(tracing::Level::INFO);
     let events = subscriber(config.log_format, level, std::io::stderr);
