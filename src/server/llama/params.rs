@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fields::{LlamaFields, Outside, as_int, field_error};
-use crate::base::limits::{LLAMA_PROBS_MAX, SAMPLER_LAST_N_MAX};
+use crate::base::limits::{LLAMA_PROBS_MAX, SAMPLER_LAST_N_MAX, STOPS_MAX};
 use crate::hosting::Lease;
 use crate::inference::{
     EncodeOptions, GrammarRequest, GrammarSpec, ModelInfo, Request, SamplerKind, SamplerOptions,
@@ -274,6 +274,10 @@ fn stop(fields: LlamaFields<'_>) -> Result<Vec<String>, ApiError> {
     let Some(Value::String(word)) = fields.get("stop") else {
         let mut words = fields.strings("stop")?.unwrap_or_default();
         words.retain(|word| !word.is_empty());
+        if words.len() > STOPS_MAX {
+            let message = format!("{} texts, and at most {STOPS_MAX} are taken", words.len());
+            return Err(field_error("stop", &message));
+        }
         return Ok(words);
     };
     Ok(vec![word.clone()])
@@ -433,6 +437,8 @@ mod tests {
         assert_eq!(time, Some(Duration::from_millis(250)));
         assert_eq!(parse(json!({"seed": -1})).unwrap().sampler.seed, u32::MAX);
         assert_eq!(parse(json!({"dry_base": 0.5})).unwrap().sampler.dry_base, 1.75);
+        assert_eq!(parse(json!({"stop": vec!["a"; 64]})).unwrap().stop.len(), 64);
+        assert!(parse(json!({"stop": vec!["a"; 65]})).unwrap_err().contains("at most 64"));
     }
 
     #[test]
