@@ -180,7 +180,7 @@ impl App {
             files: config_files.clone(),
             env: start.env,
             prefix: ENV_PREFIX,
-            reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST"],
+            reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST", "JETFORGE_MUST_RUN"],
             options: start.settings,
         })?;
         let models = settings.config.library.dir.clone().unwrap_or_else(|| dirs.models.clone());
