@@ -74,6 +74,9 @@ fn the_same_tokens_give_the_same_bits_however_they_are_run() {
     for (case, types) in [
         ("llama", &["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS"][..]),
         ("qwen2", &["Q5_1", "Q3_K"][..]),
+        ("qwen3", &["Q5_0"][..]),
+        ("phi2", &["IQ4_NL"][..]),
+        ("starcoder2", &["Q4_K"][..]),
         ("stablelm", &["Q5_K"][..]),
         ("gemma3", &["Q4_1"][..]),
     ] {
@@ -100,6 +103,23 @@ fn the_same_tokens_give_the_same_bits_however_they_are_run() {
                 let got = Runner::new(&file, isa, 2, KvType::F16).in_steps(&tokens, 50);
                 assert!(got == expected, "{case} {ty}: {}", isa.name());
             }
+        }
+    }
+}
+
+/// The same with keys and values in every form.
+#[test]
+fn the_form_of_the_cache_changes_nothing_about_that() {
+    let recipe = Recipe::read("llama");
+    let (tokens, file) = (tokens(&recipe), recipe.build(recipe.goldens()[0].ty));
+    for kv_type in [KvType::F16, KvType::Q8_0, KvType::F32] {
+        let expected = Runner::new(&file, Isa::Scalar, 1, kv_type).in_steps(&tokens, tokens.len());
+        for isa in Isa::available() {
+            let mut runner = Runner::new(&file, isa, 2, kv_type);
+            for n in [32, 13, 1] {
+                assert!(runner.in_steps(&tokens, n) == expected, "{kv_type:?} {}", isa.name());
+            }
+            assert!(runner.beside_others(&tokens) == expected, "{kv_type:?} {}", isa.name());
         }
     }
 }

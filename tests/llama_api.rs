@@ -466,6 +466,14 @@ async fn a_wrong_field_is_named() {
         ("logit_bias", json!({"0": 1e30})),
         ("grammar", json!(5)),
         ("grammar", json!("root ::= (")),
+        ("regex", json!("(a")),
+        ("lark", json!("start: (")),
+        ("priority", json!("first")),
+        ("deadline_ms", json!("soon")),
+        ("on_disconnect", json!("shrug")),
+        ("truncate_prompt", json!("end")),
+        ("cache_private", json!(1)),
+        ("context_shift", json!("yes")),
         ("n_probs", json!(5000)),
         ("response_fields", json!("content")),
         ("prompt", json!({"text": "a"})),
@@ -481,6 +489,68 @@ async fn a_wrong_field_is_named() {
             // The engine checks the numbers of samplers, and names them in its message.
             assert!(*param == field || error["error"]["message"].to_string().contains(field));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_of_our_own_rules_completions_and_infill() {
+    let api = api(256, serve_options(None), Some(says("a story")));
+    let hole = json!({"input_prefix": "a = ", "input_suffix": "\n", "n_predict": 20});
+    let prompt = json!({"prompt": "# ", "n_predict": 20});
+    for (field, text) in [("regex", "(yes|no)7"), ("lark", "start: (\"yes\" | \"no\") \"7\"")] {
+        for (path, mut body) in [("/completion", prompt.clone()), ("/infill", hole.clone())] {
+            body[field] = json!(text);
+            let answer = api.post(path, body.clone()).await;
+            let content = answer["content"].as_str().unwrap();
+            assert!(["yes7", "no7"].contains(&content), "{path} {field}: {content}");
+            body["grammar"] = json!("root ::= \"a\"");
+            let (status, error) = api.json("POST", path, body).await;
+            assert_eq!((status, &error["error"]["param"]), (400, &json!(field)));
+            let message = error["error"]["message"].as_str().unwrap();
+            assert!(message.contains(field) && message.contains("grammar"), "{message}");
+        }
+    }
+}
+
+/// Only a line end that comes after the time, or the deadline, can end these answers.
+#[tokio::test]
+async fn time_ends_an_answer_that_nothing_else_would() {
+    let model = Model::load(&ModelSource::Embedded, &LoadOptions::default()).unwrap();
+    let lines = model.tokenizer().encode("a\n", Default::default()).unwrap();
+    let script: Script = Box::new(move |history| lines[history.len() % lines.len()]);
+    let api = api(64, serve_options(None), Some(script));
+    for field in ["t_max_predict_ms", "deadline_ms"] {
+        let body = json!({"prompt": "# ", "n_predict": i32::MAX, "ignore_eos": true,
+            "context_shift": true, field: 20});
+        let answer = api.post("/completion", body).await;
+        assert_eq!((&answer["stop"], &answer["stop_type"]), (&json!(true), &json!("limit")));
+    }
+}
+
+#[tokio::test]
+async fn a_context_is_shifted_and_a_prompt_cut_where_a_request_asks_for_it() {
+    let script: Script = Box::new(|history: &[u32]| 300 + history.len() as u32 % 50);
+    let api = api(64, serve_options(None), Some(script));
+    let ask = |context_shift: bool| {
+        api.post(
+            "/completion",
+            json!({"prompt": "# ", "n_predict": 100, "ignore_eos": true,
+            "context_shift": context_shift}),
+        )
+    };
+    let shifted = ask(true).await;
+    assert_eq!((&shifted["tokens_predicted"], &shifted["truncated"]), (&json!(100), &json!(true)));
+    assert!(ask(false).await["tokens_predicted"].as_u64().unwrap() < 64);
+    for side in ["start", "middle"] {
+        let answer = api
+            .post(
+                "/completion",
+                json!({"prompt": "a b c d e f g h ".repeat(40), "n_predict": 4,
+                "truncate_prompt": side}),
+            )
+            .await;
+        assert!(answer["tokens_dropped"].as_u64().unwrap() > 0, "{side}");
+        assert!(answer["tokens_evaluated"].as_u64().unwrap() <= 60, "{side}");
     }
 }
 

@@ -2,7 +2,6 @@
 //! the model says, the default model where it does not.
 
 use std::process::Command;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,14 +9,16 @@ use axum::http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use jetforge::base::limits::GRAMMAR_BYTES_MAX;
 use jetforge::hosting::{Host, ModelEntry};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
     Engine, EngineOptions, Finish, LoadOptions, Model, ModelSource, SamplerOptions, Script, TokenId,
 };
-use jetforge::server::{ListenOptions, Listener, ServeOptions, Server, router};
+use jetforge::server::{ServeOptions, Server, router};
 use serde_json::{Value, json};
 
+use crate::serve::Process;
 use crate::support::recipe::Recipe;
 use crate::support::skip::skip;
 
@@ -576,6 +577,34 @@ async fn stops_lengths_and_continuations() {
 }
 
 #[tokio::test]
+async fn an_answer_fits_its_regular_expression_or_lark_grammar() {
+    let api = saying("chatml", "I would rather tell you a story.");
+    let fits = |text: &str| ["yes7", "no7"].contains(&text);
+    for (field, text) in [("regex", "(yes|no)7"), ("lark", "start: (\"yes\" | \"no\") \"7\"")] {
+        let answer = api.chat(json!({field: text, "max_tokens": 20})).await;
+        let choice = &answer["choices"][0];
+        assert!(fits(choice["message"]["content"].as_str().unwrap()), "{field} {choice}");
+        assert_eq!(choice["finish_reason"], "stop");
+        let body = json!({"prompt": "x", field: text, "max_tokens": 20});
+        let answer = api.post("/v1/completions", body).await;
+        assert!(fits(answer["choices"][0]["text"].as_str().unwrap()), "{field} {answer}");
+        for (other, value) in [
+            ("grammar", json!("root ::= \"a\"")),
+            ("json_schema", json!({"type": "object"})),
+            ("response_format", json!({"type": "json_object"})),
+            ("tools", tools()),
+        ] {
+            let body = with_defaults(json!({field: text, other: value}));
+            let (param, message) = api.wrong("/v1/chat/completions", body).await;
+            assert!(param == field && message.contains(other), "{field} {other}: {message}");
+        }
+        let long = with_defaults(json!({field: "a".repeat(GRAMMAR_BYTES_MAX + 1)}));
+        let (param, message) = api.wrong("/v1/chat/completions", long).await;
+        assert!(param == field && message.contains("bytes"), "{field}: {message}");
+    }
+}
+
+#[tokio::test]
 async fn a_conversation_that_is_too_long_is_refused_or_cut() {
     let api = saying(HERMES, "fine");
     let mut messages = vec![json!({"role": "system", "content": "Be brief."})];
@@ -643,6 +672,8 @@ async fn a_wrong_field_is_named() {
             "response_format",
         ),
         ("grammar", json!("root ::= ("), "grammar"),
+        ("regex", json!("(a"), "regex"),
+        ("lark", json!("start: ("), "lark"),
         ("functions", json!([{"name": "f"}]), "functions"),
         ("audio", json!({"voice": "x"}), "audio"),
         ("modalities", json!(["audio"]), "modalities"),
@@ -776,22 +807,9 @@ async fn embeddings_have_length_one_in_both_encodings() {
     assert_eq!(status, 501, "a model that writes makes no embeddings");
 }
 
-/// Serves a router on a free port; its address, and what ends it.
-async fn listen(api: Api) -> (String, tokio::sync::oneshot::Sender<()>) {
-    let address = "127.0.0.1:0".parse().unwrap();
-    let listener = Listener::bind(address, ListenOptions::default()).unwrap();
-    let url = format!("http://{}/v1", listener.address());
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let until = async {
-        let _ = stopped.await;
-    };
-    tokio::spawn(listener.serve(api.router, until, Duration::from_secs(5)));
-    (url, stop)
-}
-
-/// The SDK's own opinion; `JETFORGE_SDK_PYTHON` names a Python that has it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_openai_sdk_is_content() {
+/// The SDK's own opinion of the real binary; `JETFORGE_SDK_PYTHON` names a Python that has it.
+#[test]
+fn the_openai_sdk_is_content() {
     let python = std::env::var("JETFORGE_SDK_PYTHON").unwrap_or_else(|_| "python3".into());
     let has_sdk = Command::new(&python).args(["-c", "import openai"]).output();
     if !has_sdk.is_ok_and(|output| output.status.success()) {
@@ -799,16 +817,17 @@ async fn the_openai_sdk_is_content() {
         skip("openai-sdk", &reason);
         return;
     }
-    let gguf = Recipe::read("bert-mean").build(TensorType::F32);
-    let (url, stop) = listen(real()).await;
-    let (embeddings, stop_embeddings) =
-        listen(start(Some(gguf), ServeOptions::default(), None)).await;
-    let run = move || {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/openai_sdk.py");
-        Command::new(python).args([script, &url, "--embeddings", &embeddings]).output().unwrap()
-    };
-    let output = tokio::task::spawn_blocking(run).await.unwrap();
-    drop((stop, stop_embeddings));
+    let home = tempfile::tempdir().unwrap();
+    let encoder = home.path().join("encoder.gguf");
+    std::fs::write(&encoder, Recipe::read("bert-mean").build(TensorType::F32)).unwrap();
+    let writer = Process::start(home.path(), &["-c", "1024", "-np", "2", "-n", "48"]);
+    let embedder = Process::start(home.path(), &["-m", encoder.to_str().unwrap()]);
+    let url = |service: &Process| format!("http://{}/v1", service.address);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/openai_sdk.py");
+    let output = Command::new(python)
+        .args([script, &url(&writer), "--embeddings", &url(&embedder)])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -221,6 +221,71 @@ fn a_signal_without_grace_cuts_a_stream_off() {
 }
 
 #[test]
+fn raw_bytes_cuts_and_a_crowd_leave_the_service_whole() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["-c", "1024", "-np", "2"]);
+    let at = service.address;
+    for body in ["{", "{\"prompt\": }", "\u{0}", "[]"] {
+        let answer = send(at, "POST", "/completion", &[], body);
+        assert_eq!((answer.status, &*answer.error_type()), (400, "invalid_request_error"));
+    }
+    let endless = json!({"prompt": "x", "n_predict": -1, "ignore_eos": true, "stream": true,
+        "context_shift": true});
+    let bytes = request("POST", "/completion", &[], &endless.to_string());
+    for n in [1, 20, bytes.len() - 1] {
+        let mut half = Wire::open(at);
+        half.write(&bytes[..n]);
+        drop(half);
+    }
+    let n_busy = || {
+        let slots = get(at, "/slots").json();
+        slots.as_array().unwrap().iter().filter(|slot| slot["is_processing"] == true).count()
+    };
+    let mut caller = Wire::open(at);
+    caller.write(&bytes);
+    assert!(caller.read_chunk_after_head());
+    assert_eq!(n_busy(), 1);
+    drop(caller);
+    until("the slot is free", || n_busy() == 0);
+    let call = move |_| {
+        std::thread::spawn(move || {
+            let answer = post(at, "/completion", &json!({"prompt": "x", "n_predict": 2}));
+            let comes_back = answer.status == 503 && answer.header("retry-after").is_some();
+            assert!(answer.status == 200 || comes_back, "{}", answer.text());
+        })
+    };
+    let callers: Vec<JoinHandle<()>> = (0..200).map(call).collect();
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!((get(at, "/health").status, n_busy()), (200, 0));
+    service.terminate();
+    assert_eq!(service.end().0, Some(0));
+}
+
+#[test]
+fn a_request_says_how_long_its_model_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let options = ["-c", "512", "-np", "1", "--keep-alive", "1h30m"];
+    let service = Process::start(home.path(), &options);
+    let at = service.address;
+    let is_loaded =
+        || get(at, "/v1/models").json()["data"][0]["status"]["value"] == json!("loaded");
+    let ask = |keep: serde_json::Value| {
+        post(at, "/completion", &json!({"prompt": "x", "n_predict": 2, "keep_alive": keep}))
+    };
+    assert_eq!(ask(json!("5m")).status, 200);
+    assert!(is_loaded());
+    assert_eq!(ask(json!(0)).status, 200);
+    until("the model is unloaded", || !is_loaded());
+    assert_eq!(ask(json!(-1)).status, 200, "it is loaded again");
+    assert!(is_loaded());
+    for wrong in [json!("soon"), json!([5])] {
+        let answer = ask(wrong);
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("keep_alive")));
+    }
+    assert_eq!(run(home.path(), &["serve", "--keep-alive", "soon"]).0, 2);
+}
+
+#[test]
 fn options_are_understood_refused_or_nearly_guessed() {
     let home = tempfile::tempdir().unwrap();
     let (code, _, said) = run(home.path(), &["serve", "--ctx-siez", "512"]);

@@ -341,6 +341,24 @@ fn a_caller_who_leaves_frees_the_engine() {
 }
 
 #[test]
+fn a_request_that_is_detached_goes_on_without_its_caller() {
+    let (pause, script) = Pause::at(20);
+    let house = Plan { script: Some(script), n_ctx: 4096, ..plan() }.start();
+    let mut body = streamed(40);
+    body["on_disconnect"] = json!("detach");
+    let mut caller = Wire::open(house.address);
+    caller.write(request("POST", "/completion", &[], &body.to_string()));
+    assert!(caller.read_chunk_after_head());
+    drop(caller);
+    until("the caller is gone", || house.metric("jetforge_http_requests_open") == 1.0);
+    pause.release();
+    house.rest();
+    let answer = get(house.address, "/timeline").json();
+    assert_eq!(answer["requests"][0]["finish"], "length", "{answer}");
+    assert_eq!(house.metric("jetforge_tokens_generated_total"), 40.0);
+}
+
+#[test]
 fn two_hundred_callers_at_once_are_all_served() {
     let house = Plan { script: Some(Box::new(counted)), ..plan() }.start();
     let address = house.address;

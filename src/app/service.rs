@@ -9,7 +9,6 @@
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{App, AppError, EMBEDDED_NAME};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX};
@@ -105,7 +104,7 @@ impl App {
         let load = self.shared_load_options();
         // What does not fit is told when it is loaded.
         let load = fitting(&source, load.clone(), &mut Vec::new()).unwrap_or(load);
-        let keep_alive = Some(Duration::from_secs(self.config().server.keep_alive_s));
+        let keep_alive = Some(self.config().server.keep_alive());
         Some(ModelEntry { name, keep_alive, ..self.base_entry(&source, load) })
     }
 
@@ -116,7 +115,12 @@ impl App {
             aliases: Vec::new(),
             source: source.clone(),
             load,
-            engine: EngineOptions { n_parallel, ..EngineOptions::default() },
+            // While others wait, one key has half of the places at most.
+            engine: EngineOptions {
+                n_parallel,
+                n_tenant_max: n_parallel.div_ceil(2),
+                ..EngineOptions::default()
+            },
             sampler: self.sampling(source),
             keep_alive: None,
         }

@@ -92,6 +92,8 @@ pub const QUEUE_MAX: usize = 256;
 pub const ANSWERS_MAX: usize = 128;
 /// Sequences of one engine that run at once.
 pub const PARALLEL_MAX: usize = 256;
+/// Seconds that an idle model may be asked to stay, unless for ever.
+pub const KEEP_ALIVE_S_MAX: u64 = 1_000_000_000;
 /// Bytes of server-sent events in one chunk of a body; a single event may be longer.
 pub const SSE_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Stop strings of a request.

@@ -14,9 +14,9 @@ use crate::base::config::Setting;
 
 /// Writes code with a model that runs on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "jetforge", version, arg_required_else_help = true)]
+#[command(name = "jetforge", version, arg_required_else_help = true, args_override_self = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
-    4 does not fit, 5 network, 6 integrity, 130 interrupted.")]
+    4 does not fit, 5 network, 6 integrity, 70 the engine broke, 130 interrupted.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -36,6 +36,9 @@ pub struct GlobalArgs {
     /// Set any configuration key, as in `--set model.n_ctx=2048`
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Options of llama.cpp that have no counterpart
+    #[arg(long, hide = true, global = true, value_name = "NAME")]
+    pub ignored_option: Vec<String>,
     /// Colour on the terminal
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: Color,
@@ -98,9 +101,9 @@ pub struct ModelArgs {
     /// Most tokens of one step
     #[arg(short, long, value_name = "N")]
     pub batch_size: Option<u32>,
-    /// Threads
-    #[arg(short, long, value_name = "N")]
-    pub threads: Option<usize>,
+    /// Threads; -1 for as many as there are cores
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    pub threads: Option<i64>,
     /// Instruction set of the kernels
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
@@ -139,7 +142,7 @@ impl ModelArgs {
         // `-c 0` is llama.cpp's "what the model has", which is our default.
         add("n_ctx", "--ctx-size", self.ctx_size.filter(|n| *n > 0).map(Into::into));
         add("n_batch", "--batch-size", self.batch_size.map(Into::into));
-        add("n_threads", "--threads", self.threads.map(|n| size(n as u64).into()));
+        add("n_threads", "--threads", self.threads.filter(|n| *n >= 0).map(Into::into));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));
@@ -174,21 +177,41 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// Arguments as llama.cpp's users write them, as clap wants them: those of `serve` by
-/// llama-server's table, others by that of its command line.
+/// Arguments as llama.cpp's users write them, as clap wants them: those of verbs that it has
+/// as well by the table of its options.
 ///
 /// # Errors
-/// An option of llama-server that is refused, and why.
+/// An option of llama.cpp that is refused, and why.
 pub fn normalize(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, String> {
     let args: Vec<OsString> = args.into_iter().collect();
-    match verb_idx(&args) {
-        Some(idx) if args[idx] == "serve" => {
-            let mut ours = normalize_plain(args[..=idx].iter().cloned());
-            ours.extend(llama_options::translate(args[idx + 1..].iter().cloned())?);
-            Ok(ours)
-        }
-        _ => Ok(normalize_plain(args)),
+    let verb = verb_idx(&args).and_then(|idx| Some((idx, args[idx].to_str()?)));
+    let Some((idx, verb)) = verb.filter(|(_, verb)| LIKE_LLAMA.contains(verb)) else {
+        return Ok(normalize_plain(args));
+    };
+    let mut ours = normalize_plain(args[..=idx].iter().cloned());
+    let rest = normalize_short(args[idx + 1..].iter().cloned());
+    ours.extend(llama_options::translate(rest, &options_of(verb))?);
+    Ok(ours)
+}
+
+/// Verbs that llama.cpp has as programs.
+const LIKE_LLAMA: [&str; 4] = ["serve", "generate", "run", "chat"];
+
+/// Every option of a verb, and those of all verbs.
+fn options_of(verb: &str) -> llama_options::Options {
+    let mut command = <Cli as clap::CommandFactory>::command();
+    command.build();
+    let mut options = llama_options::Options::new();
+    let Some(verb) = command.find_subcommand(verb) else { return options };
+    for arg in verb.get_arguments() {
+        let has_value = arg.get_action().takes_values();
+        let longs = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
+        let names = longs.map(|long| format!("--{long}"));
+        let shorts =
+            arg.get_short().into_iter().chain(arg.get_all_short_aliases().unwrap_or_default());
+        options.extend(names.chain(shorts.map(|c| format!("-{c}"))).map(|name| (name, has_value)));
     }
+    options
 }
 
 /// Where the verb stands: the first argument that is neither an option nor an option's value.
@@ -206,16 +229,17 @@ fn verb_idx(args: &[OsString]) -> Option<usize> {
     None
 }
 
-/// `--n_predict` becomes `--n-predict`, `-sys` becomes `--system-prompt`.
+/// `-sys` becomes `--system-prompt`: short options of more than one letter.
+fn normalize_short(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    const SHORT: [(&str, &str); 2] =
+        [("-sys", "--system-prompt"), ("-sysf", "--system-prompt-file")];
+    let long = |arg: &OsString| SHORT.iter().find(|(short, _)| arg == short).map(|(_, long)| *long);
+    let args = args.into_iter().map(|arg| long(&arg).map_or(arg, OsString::from));
+    args.collect()
+}
+
+/// `--n_predict` becomes `--n-predict`.
 fn normalize_plain(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    const SHORT: [(&str, &str); 6] = [
-        ("-sys", "--system-prompt"),
-        ("-sysf", "--system-prompt-file"),
-        ("-fim", "--fim-prefix"),
-        ("-np", "--n-probs"),
-        ("-tb", "--threads"),
-        ("-n-predict", "--n-predict"),
-    ];
     let mut is_plain = false;
     args.into_iter()
         .map(|arg| {
@@ -225,9 +249,6 @@ fn normalize_plain(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             if text == "--" {
                 is_plain = true;
                 return arg;
-            }
-            if let Some((_, long)) = SHORT.iter().find(|(short, _)| *short == text) {
-                return (*long).into();
             }
             match text.strip_prefix("--") {
                 Some(rest) => {
@@ -277,8 +298,12 @@ mod tests {
 
     #[test]
     fn llama_spellings_are_understood() {
-        let args = ["x", "--top_k=4", "-sys", "a_b", "--", "--n_predict"].map(Into::into);
-        let plain = normalize(args).unwrap();
-        assert_eq!(plain, ["x", "--top-k=4", "--system-prompt", "a_b", "--", "--n_predict"]);
+        let args = ["x", "generate", "--top_k=4", "-sys", "a_b", "-tb", "4", "--", "--n_predict"];
+        let plain = normalize(args.map(Into::into)).unwrap();
+        let ours = ["x", "generate", "--top-k=4", "--system-prompt", "a_b", "--ignored-option=-tb"];
+        assert_eq!(plain[..6], ours);
+        assert_eq!(plain[6..], ["--", "--n_predict"]);
+        let args = ["x", "inspect", "--ctx_size", "4"].map(Into::into);
+        assert_eq!(normalize(args).unwrap(), ["x", "inspect", "--ctx-size", "4"]);
     }
 }

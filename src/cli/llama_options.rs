@@ -1,5 +1,5 @@
-//! llama-server's options as `serve` takes them: under their own names, renamed, left out with a
-//! warning, or refused.
+//! llama.cpp's options as `serve`, `generate` and `chat` take them: under their own names, renamed,
+//! left out with a warning, or refused.
 //!
 //! ```text
 //! same as here         passed on                            --ctx-size 4096
@@ -7,12 +7,16 @@
 //! always so here       left out                             --jinja
 //! no counterpart       left out with its values, warned of  --flash-attn on
 //! would be missed      refused                              --ssl-key-file, -hf
+//! nearly one of these  refused with the nearest             --n-gpu-layer
 //! ```
 //!
-//! The lists follow llama-server's own help. What stands in none of them goes to the parser of
-//! arguments, which knows ours and names the nearest.
+//! The lists follow llama.cpp's own help. A name that the verb has itself is its own, whatever the
+//! lists say. What stands in none of them goes to the parser of arguments, which knows ours.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+
+use crate::base::format::nearest;
 
 /// Other spellings of ours.
 const RENAMED: [(&str, &str); 29] = [
@@ -79,7 +83,10 @@ const REFUSED: [(&str, &str); 11] = [
 ];
 
 /// What has no counterpart and takes no value.
-const SWITCHES: &str = "-cl --cache-list --completion-bash --swa-full --perf -e --escape \
+const SWITCHES: &str = "-cnv --conversation -no-cnv --no-conversation -st --single-turn -mli \
+    --multiline-input -i --interactive -if --interactive-first --simple-io --display-prompt \
+    --no-display-prompt --show-timings --no-show-timings -cl --cache-list --completion-bash \
+    --swa-full --perf -e --escape \
     --no-escape -kvo --kv-offload -nkvo --no-kv-offload --repack -nr --no-repack --no-host -cmoe \
     --cpu-moe --check-tensors --op-offload --no-op-offload --log-disable --no-log-jsonl --offline \
     --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps -bs --backend-sampling \
@@ -98,7 +105,8 @@ const SWITCHES: &str = "-cl --cache-list --completion-bash --swa-full --perf -e 
     --direct-io -dio --no-direct-io -ndio";
 
 /// What has no counterpart and takes a value.
-const VALUED: &str = "-tb --threads-batch -C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll \
+const VALUED: &str = "-np --parallel -ub --ubatch-size --prompt-cache -tb --threads-batch \
+    -C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll \
     -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch \
     --keep --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx \
     --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast -dt --defrag-thold \
@@ -138,9 +146,10 @@ const VALUED: &str = "-tb --threads-batch -C --cpu-mask -Cr --cpu-range --cpu-st
 
 /// What has no counterpart and takes one of these words, or nothing in older versions.
 const SOMETIMES: [&str; 2] = ["-fa", "--flash-attn"];
-const WORDS: [&str; 6] = ["on", "off", "auto", "true", "false", "enabled"];
+const WORDS: [&str; 10] =
+    ["on", "off", "auto", "true", "false", "enabled", "disabled", "0", "1", "-1"];
 
-/// The option, hidden in `serve`, that carries a name to warn of.
+/// The hidden option that carries a name to warn of.
 pub const IGNORED: &str = "--ignored-option";
 
 /// What becomes of an option.
@@ -157,10 +166,17 @@ enum Fate {
     Refuse(&'static str),
 }
 
-fn fate(name: &str) -> Fate {
+/// Names of the options that a verb has, each with whether a value follows.
+pub type Options = BTreeMap<String, bool>;
+
+fn fate(name: &str, ours: &Options) -> Fate {
     let is_in = |list: &str| list.split_whitespace().any(|known| known == name);
-    if let Some((_, ours)) = RENAMED.iter().find(|(theirs, _)| *theirs == name) {
-        return Fate::Rename(ours);
+    if ours.contains_key(name) {
+        return Fate::Pass;
+    }
+    let renamed = RENAMED.iter().find(|(theirs, _)| *theirs == name);
+    if let Some((_, here)) = renamed.filter(|(_, here)| ours.contains_key(*here)) {
+        return Fate::Rename(here);
     }
     if let Some((_, reason)) = REFUSED.iter().find(|(theirs, _)| *theirs == name) {
         return Fate::Refuse(reason);
@@ -175,37 +191,77 @@ fn fate(name: &str) -> Fate {
     }
 }
 
-/// The arguments of `serve` as the parser wants them.
+/// llama.cpp's name that was probably meant, where it is nearer than any of ours.
+fn nearly(name: &str, ours: &Options) -> Option<&'static str> {
+    let lists = [SWITCHES, VALUED].into_iter().flat_map(str::split_whitespace);
+    let pairs = RENAMED.iter().chain(&REFUSED).map(|(theirs, _)| *theirs);
+    let theirs: Vec<&str> = lists.chain(pairs).chain(SAME).chain(SOMETIMES).collect();
+    let all = theirs.iter().copied().chain(ours.keys().map(String::as_str));
+    let found = nearest(name, all.filter(|known| known.starts_with("--")))?;
+    theirs.into_iter().find(|known| *known == found && !ours.contains_key(found))
+}
+
+/// An option's name as ours are spelled, `--n_predict` as `--n-predict`; `None` for what is no
+/// name, such as a prompt that begins with a dash.
+fn spelled(name: &str) -> Option<String> {
+    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let long = name.strip_prefix("--").map(|long| format!("--{}", long.replace('_', "-")));
+    is_name.then(|| long.unwrap_or_else(|| name.to_owned()))
+}
+
+/// The arguments of a verb that has the options `ours`, as the parser wants them.
 ///
 /// # Errors
 /// The option that is refused, and why.
-pub fn translate(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, String> {
+pub fn translate(
+    args: impl IntoIterator<Item = OsString>,
+    ours: &Options,
+) -> Result<Vec<OsString>, String> {
     let mut args = args.into_iter().peekable();
     let mut out = Vec::new();
     while let Some(arg) = args.next() {
-        let Some(text) = arg.to_str().filter(|text| text.starts_with('-')) else {
+        let text = arg.to_str().filter(|text| text.len() > 1 && text.starts_with('-'));
+        if text == Some("--") {
+            out.push(arg);
+            out.extend(args);
+            break;
+        }
+        let (name, value) = match text.map(|text| text.split_once('=').unwrap_or((text, ""))) {
+            Some((name, value)) => (spelled(name), value),
+            None => (None, ""),
+        };
+        let Some(name) = name else {
             out.push(arg);
             continue;
         };
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (text, None),
+        let has_value = text.is_some_and(|text| text.contains('='));
+        let with_value = |name: &str| match has_value {
+            true => OsString::from(format!("{name}={value}")),
+            false => OsString::from(name),
         };
-        let name = match name.strip_prefix("--") {
-            Some(long) => format!("--{}", long.replace('_', "-")),
-            None => name.to_owned(),
-        };
-        let with_value = |name: &str| match value {
-            Some(value) => OsString::from(format!("{name}={value}")),
-            None => OsString::from(name),
-        };
-        match fate(&name) {
-            Fate::Pass => out.push(with_value(&name)),
-            Fate::Rename(ours) => out.push(with_value(ours)),
+        match fate(&name, ours) {
+            Fate::Pass => {
+                out.push(with_value(&name));
+                match ours.get(&name) {
+                    Some(true) if !has_value => out.extend(args.next()),
+                    None if name.starts_with("--") => {
+                        if let Some(theirs) = nearly(&name, ours) {
+                            return Err(format!("{name} is not known; did you mean {theirs}?"));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            Fate::Rename(here) => {
+                out.push(with_value(here));
+                if !has_value && ours.get(here) == Some(&true) {
+                    out.extend(args.next());
+                }
+            }
             Fate::Drop => {}
             Fate::Refuse(reason) => return Err(format!("{name}: {reason}")),
             Fate::Ignore(n) => {
-                let n_follow = if value.is_some() { 0 } else { n };
+                let n_follow = if has_value { 0 } else { n };
                 args.by_ref().take(n_follow).for_each(drop);
                 out.push(format!("{IGNORED}={name}").into());
             }
@@ -224,7 +280,10 @@ mod tests {
     use super::*;
 
     fn translated(line: &str) -> Result<String, String> {
-        let words = translate(line.split_whitespace().map(OsString::from))?;
+        let ours =
+            ["-m", "-c", "--n-predict", "--parallel", "--port"].map(|o| (o.to_owned(), true));
+        let ours = ours.into_iter().chain([("--metrics".to_owned(), false)]).collect();
+        let words = translate(line.split_whitespace().map(OsString::from), &ours)?;
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap().to_owned()).collect();
         Ok(words.join(" "))
     }
@@ -239,6 +298,7 @@ mod tests {
         assert_eq!(translated(line).unwrap(), ours);
         assert_eq!(translated("-fa -m x").unwrap(), "--ignored-option=-fa -m x");
         assert_eq!(translated("--keep=4 --port=1").unwrap(), "--ignored-option=--keep --port=1");
+        assert_eq!(translated("-fa 1 -m x").unwrap(), "--ignored-option=-fa -m x");
         let two = "--control-vector-layer-range 1 2 --metrics";
         assert_eq!(
             translated(two).unwrap(),
@@ -250,5 +310,25 @@ mod tests {
     fn what_would_be_missed_is_refused_with_what_to_do() {
         assert!(translated("-hf a/b").unwrap_err().contains("jetforge pull"));
         assert!(translated("--ssl-key-file k").unwrap_err().contains("proxy"));
+    }
+
+    #[test]
+    fn a_value_is_never_taken_for_an_option() {
+        assert_eq!(translated("-m --mlock -c -fa").unwrap(), "-m --mlock -c -fa");
+        assert_eq!(translated("-- --mlock -np").unwrap(), "-- --mlock -np");
+        assert_eq!(translated("--- a/file -").unwrap(), "--- a/file -");
+    }
+
+    #[test]
+    fn a_slip_of_the_keys_is_answered_with_the_nearest() {
+        for (slip, meant) in [
+            ("--n-gpu-layer", "--n-gpu-layers"),
+            ("--flash-atn", "--flash-attn"),
+            ("--mlok", "--mlock"),
+        ] {
+            assert!(translated(slip).unwrap_err().ends_with(&format!("{meant}?")), "{slip}");
+        }
+        // Ours are the parser's business.
+        assert_eq!(translated("--metric").unwrap(), "--metric");
     }
 }

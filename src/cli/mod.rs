@@ -119,6 +119,9 @@ impl Context {
         let named = self.env.get("JETFORGE_CONFIG").map(PathBuf::from);
         let config_file = self.global.config.clone().or(named);
         let app = App::start(Start { env: &self.env, config_file, settings })?;
+        for name in &self.global.ignored_option {
+            terminal::warn(format!("{name} has no counterpart here and changes nothing"));
+        }
         for variable in &app.settings.unknown_variables {
             terminal::warn(format!("the environment variable {variable} sets nothing"));
         }

@@ -9,12 +9,16 @@
 //!
 //! A lease keeps its model: while one is out, the model is busy and stays.
 
+mod keep_alive;
+
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+
+pub use keep_alive::{FOREVER, KeepAliveError, parse_keep_alive};
 
 use crate::inference::{
     Engine, EngineOptions, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
@@ -105,6 +109,8 @@ struct Shared {
     /// Held by whoever loads: tokio's mutex serves first come, first served.
     loader: tokio::sync::Mutex<()>,
     released: Notify,
+    /// A model is idle that is not to stay at all.
+    due: Notify,
     default_name: String,
     memory_max_bytes: u64,
     find: Finder,
@@ -134,6 +140,7 @@ impl Host {
             state: Mutex::new(state),
             loader: tokio::sync::Mutex::new(()),
             released: Notify::new(),
+            due: Notify::new(),
             default_name,
             memory_max_bytes,
             find,
@@ -216,6 +223,11 @@ impl Host {
         if let Some(place) = self.lock().places.get_mut(name) {
             place.adapters = Some(adapters);
         }
+    }
+
+    /// Waits for a model that is idle and not to stay at all, which a sweep unloads.
+    pub async fn due(&self) {
+        self.0.due.notified().await;
     }
 
     /// Unloads models that were idle for longer than they are kept.
@@ -340,6 +352,10 @@ impl Host {
         if let Some(place) = self.lock().places.get_mut(name) {
             place.n_lease -= 1;
             place.idle_since = Instant::now();
+            let keep = place.keep_alive.or(place.entry.keep_alive);
+            if place.n_lease == 0 && keep == Some(Duration::ZERO) {
+                self.0.due.notify_one();
+            }
         }
         self.0.released.notify_waiters();
     }
@@ -372,6 +388,13 @@ impl Lease {
     /// The name under which the model is listed.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Sets how long the model stays from the end of its use, until it is used again.
+    pub fn keep_alive(&self, keep: Duration) {
+        if let Some(place) = self.host.lock().places.get_mut(&self.name) {
+            place.keep_alive = Some(keep);
+        }
     }
 
     /// Adapters in effect where a request says nothing, and their scales.

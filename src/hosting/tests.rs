@@ -78,6 +78,24 @@ async fn an_idle_model_is_unloaded_after_its_time() {
 }
 
 #[tokio::test]
+async fn a_lease_decides_how_long_its_model_stays() {
+    let host = host(&["a", "b"], room_for_one().await);
+    let lease = host.lease(Some("a")).await.unwrap();
+    lease.keep_alive(Duration::ZERO);
+    drop(lease);
+    host.due().await;
+    host.sweep();
+    assert!(loaded(&host).is_empty());
+    let lease = host.lease(Some("a")).await.unwrap();
+    lease.keep_alive(FOREVER);
+    drop(lease);
+    host.sweep();
+    assert_eq!(loaded(&host), ["a"]);
+    drop(host.lease(Some("b")).await.unwrap());
+    assert_eq!(loaded(&host), ["b"], "even then it makes room");
+}
+
+#[tokio::test]
 async fn a_stopped_host_gives_no_leases() {
     let host = host(&["a"], u64::MAX);
     drop(host.lease(None).await.unwrap());

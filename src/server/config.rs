@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::{CacheOptions, GateOptions, ListenOptions, LogFormat, ServeOptions};
 use crate::base::limits::{
     HTTP_BODIES_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_CONNECTIONS_MAX,
-    HTTP_HEADER_READ_MS, HTTP_WRITE_STALL_MS, PARALLEL_MAX, RESULT_CACHE_ENTRIES, RESULT_CACHE_S,
+    HTTP_HEADER_READ_MS, HTTP_WRITE_STALL_MS, KEEP_ALIVE_S_MAX, PARALLEL_MAX, RESULT_CACHE_ENTRIES,
+    RESULT_CACHE_S,
 };
+use crate::hosting::FOREVER;
 use crate::inference::{Pooling, SpeculationOptions};
 
 /// The section `server`.
@@ -79,8 +81,8 @@ pub struct ServerConfig {
     pub cache_entries: usize,
     /// Seconds that it keeps them.
     pub cache_s: u64,
-    /// Seconds that a model beside the first stays when nobody uses it.
-    pub keep_alive_s: u64,
+    /// Seconds that a model beside the first stays when nobody uses it; -1 for ever.
+    pub keep_alive_s: i64,
     /// Seconds that requests in flight get when the service stops.
     pub stop_grace_s: u64,
     /// Events as `text` or `json`.
@@ -154,6 +156,10 @@ impl ServerConfig {
         if !(0.0..=1.0).contains(&self.draft_p_min) {
             return wrong("server.draft_p_min", "must be 0 to 1");
         }
+        if !(-1..=KEEP_ALIVE_S_MAX as i64).contains(&self.keep_alive_s) {
+            let message = format!("must be -1 to {KEEP_ALIVE_S_MAX}");
+            return Err(("server.keep_alive_s", message));
+        }
         if self.log_level().is_none() {
             return wrong("server.log_level", "use error, warn, info, debug or trace");
         }
@@ -169,6 +175,11 @@ impl ServerConfig {
     /// How events are chosen.
     pub fn log_level(&self) -> Option<tracing::Level> {
         self.log_level.parse().ok()
+    }
+
+    /// How long a model beside the first stays.
+    pub fn keep_alive(&self) -> Duration {
+        u64::try_from(self.keep_alive_s).map_or(FOREVER, Duration::from_secs)
     }
 
     /// How connections are treated.

@@ -8,10 +8,14 @@
 //! ends its requests; a detached one goes on without its reader.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde_json::Value;
 
 use super::error::ApiError;
+use super::fields::Fields;
 use super::state::Server;
-use crate::hosting::{HostError, Lease};
+use crate::hosting::{HostError, Lease, parse_keep_alive};
 use crate::inference::{
     Event, EventStream, Finish, InferenceError, Request, Timings, TokenEvent, TokenId,
 };
@@ -26,6 +30,34 @@ pub(super) async fn lease(server: &Server, name: Option<&str>) -> Result<Lease, 
         Err(HostError::Unknown { .. }) if host.models().len() == 1 => Ok(host.lease(None).await?),
         result => Ok(result?),
     }
+}
+
+/// The model of a body, which stays afterwards as long as its `keep_alive` says.
+///
+/// # Errors
+/// As [`lease`], and a `keep_alive` that is no time.
+pub(super) async fn lease_of(server: &Server, fields: &Fields) -> Result<Lease, ApiError> {
+    let keep = keep_alive(fields)?;
+    let lease = lease(server, fields.str("model")?).await?;
+    if let Some(keep) = keep {
+        lease.keep_alive(keep);
+    }
+    Ok(lease)
+}
+
+/// Seconds, or a text such as `5m`.
+fn keep_alive(fields: &Fields) -> Result<Option<Duration>, ApiError> {
+    let text = match fields.get("keep_alive") {
+        None => return Ok(None),
+        Some(Value::Number(seconds)) => seconds.to_string(),
+        Some(Value::String(text)) => text.clone(),
+        Some(_) => {
+            let message = "keep_alive must be seconds or a text such as \"5m\"";
+            return Err(ApiError::field("keep_alive", message));
+        }
+    };
+    let keep = parse_keep_alive(&text);
+    keep.map(Some).map_err(|error| ApiError::field("keep_alive", format!("keep_alive: {error}")))
 }
 
 /// Runs work that takes the processor for a while (templates, tokens, grammars) elsewhere than on

@@ -13,6 +13,7 @@ mod account;
 mod cache;
 mod chat;
 mod config;
+mod constraint;
 mod error;
 mod fields;
 mod gate;

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::constraint::{exclusive, own_spec};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Trim;
@@ -40,20 +41,55 @@ impl Wishes {
         let stream_options = fields.object("stream_options")?.cloned().unwrap_or_default();
         let usage = Fields(stream_options).bool("include_usage");
         let usage = usage.map_err(|error| error.at("stream_options.include_usage"))?;
-        let trim = fields.choice("truncate_prompt", &["none", "middle", "start"])?;
         Ok(Wishes {
             streams: is_set("stream")?,
             include_usage: usage == Some(true),
             timings_per_token: is_set("timings_per_token")?,
             return_progress: is_set("return_progress")?,
-            trim: match trim {
-                Some(1) => Some(Trim::Middle),
-                Some(2) => Some(Trim::Start),
-                _ => None,
-            },
-            is_detached: fields.choice("on_disconnect", &["cancel", "detach"])? == Some(1),
+            trim: trim(fields)?,
+            is_detached: is_detached(fields)?,
         })
     }
+}
+
+/// How a prompt that is too long is cut; `None` where it is not.
+///
+/// # Errors
+/// A word that is none of the three.
+pub(super) fn trim(fields: &Fields) -> Result<Option<Trim>, ApiError> {
+    Ok(match fields.choice("truncate_prompt", &["none", "middle", "start"])? {
+        Some(1) => Some(Trim::Middle),
+        Some(2) => Some(Trim::Start),
+        _ => None,
+    })
+}
+
+/// Whether the request goes on when its reader leaves.
+///
+/// # Errors
+/// A word that is none of the two.
+pub(super) fn is_detached(fields: &Fields) -> Result<bool, ApiError> {
+    Ok(fields.choice("on_disconnect", &["cancel", "detach"])? == Some(1))
+}
+
+/// A request of nothing but who asks and the fields of our own, the same in every dialect.
+///
+/// # Errors
+/// A field of the wrong type or out of its range.
+pub(super) fn own(
+    fields: &Fields,
+    caller: &Caller,
+    options: &ServeOptions,
+) -> Result<Request, ApiError> {
+    Ok(Request {
+        id: id(fields, caller)?,
+        tenant: caller.tenant,
+        priority: priority(fields, caller)?,
+        deadline: millis(fields, "deadline_ms")?,
+        is_cache_private: fields.bool("cache_private")?.unwrap_or(false),
+        context_shift: fields.bool("context_shift")?.unwrap_or(options.context_shift),
+        ..Request::default()
+    })
 }
 
 /// Everything but the prompt. `max_names` are the dialect's names for the most tokens of an
@@ -71,24 +107,18 @@ pub(super) fn request(
     let is_set = |name, default: bool| fields.bool(name).map(|value| value.unwrap_or(default));
     let n_keep = fields.int("n_keep", -1..=i64::from(i32::MAX))?.unwrap_or(0);
     let mut request = Request {
-        id: id(fields, caller)?,
         n_predict: n_predict(fields, max_names, options)?,
         stop: stop(fields)?,
         sampler: sampler_options(fields, lease.sampler(), lease.info().tokenizer())?,
         ignore_eos: is_set("ignore_eos", false)?,
         grammar: grammar(fields)?,
         adapters: adapters(fields, lease)?,
-        priority: priority(fields, caller)?,
-        tenant: caller.tenant,
-        is_cache_private: is_set("cache_private", false)?,
         uses_cache: is_set("cache_prompt", true)?,
         slot_idx: slot_idx(fields)?,
-        context_shift: is_set("context_shift", options.context_shift)?,
         n_keep: usize::try_from(n_keep).unwrap_or(usize::MAX),
-        deadline: millis(fields, "deadline_ms")?,
         predict_time_max: millis(fields, "t_max_predict_ms")?,
         n_indent: fields.count("n_indent", i32::MAX as usize)?.unwrap_or(0),
-        ..Request::default()
+        ..own(fields, caller, options)?
     };
     request.speculation = speculation(fields, options)?;
     Ok(request)
@@ -152,15 +182,15 @@ fn stop(fields: &Fields) -> Result<Vec<String>, ApiError> {
     Ok(stop)
 }
 
-/// `json_schema` or `grammar`. As in llama.cpp, an empty schema means any object.
+/// `json_schema`, `grammar`, `regex` or `lark`. As in llama.cpp, an empty schema means any object.
 fn grammar(fields: &Fields) -> Result<Option<GrammarRequest>, ApiError> {
+    if let Some(spec) = own_spec(&fields.0)? {
+        return Ok(Some(GrammarRequest { spec, triggers: Vec::new() }));
+    }
     let gbnf = fields.str("grammar")?.filter(|text| !text.is_empty());
     let schema = fields.get("json_schema");
     let spec = match (schema, gbnf) {
-        (Some(_), Some(_)) => {
-            let message = "json_schema and grammar cannot both be given";
-            return Err(ApiError::field("grammar", message));
-        }
+        (Some(_), Some(_)) => return Err(exclusive("grammar", "json_schema")),
         (Some(schema), None) => schema_spec(schema, "json_schema")?,
         (None, Some(gbnf)) => GrammarSpec::Gbnf(gbnf.to_owned()),
         (None, None) => return Ok(None),
@@ -229,4 +259,31 @@ fn slot_idx(fields: &Fields) -> Result<Option<usize>, ApiError> {
 fn millis(fields: &Fields, name: &str) -> Result<Option<Duration>, ApiError> {
     let ms = fields.int(name, -1..=i64::MAX)?.filter(|ms| *ms > 0);
     Ok(ms.map(|ms| Duration::from_millis(ms as u64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::TenantId;
+    use serde_json::json;
+
+    #[test]
+    fn our_own_fields_are_read_once_for_every_dialect() {
+        let read = |body: serde_json::Value, class: Priority| {
+            let fields = Fields::parse(body.to_string().as_bytes()).unwrap();
+            let caller =
+                Caller { tenant: TenantId(7), priority: class, request_id: "req-1".into() };
+            own(&fields, &caller, &ServeOptions { context_shift: true, ..Default::default() })
+        };
+        let plain = read(json!({}), Priority::Interactive).unwrap();
+        assert_eq!((plain.id.as_str(), plain.tenant, plain.deadline), ("req-1", TenantId(7), None));
+        assert_eq!((plain.is_cache_private, plain.context_shift), (false, true));
+        let body = json!({"priority": "interactive", "deadline_ms": 1500, "cache_private": true,
+            "context_shift": false, "request_id": "mine"});
+        let asked = read(body, Priority::Agent).unwrap();
+        assert_eq!(asked.priority, Priority::Agent, "never above what the key allows");
+        assert_eq!(asked.deadline, Some(Duration::from_millis(1500)));
+        assert_eq!((asked.is_cache_private, asked.context_shift), (true, false));
+        assert_eq!(asked.id, "mine");
+    }
 }

@@ -21,7 +21,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens};
 use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
 use crate::cli::{Context, describe, exit};
-use crate::inference::{GenerateRequest, Model, ModelSource, SamplerOptions};
+use crate::inference::{GenerateRequest, Isa, LoadOptions, Model, ModelSource, SamplerOptions};
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
@@ -40,9 +40,12 @@ pub struct DoctorArgs {
 const PROMPT: &str = "write a quick sort example and print the sorted result";
 /// Tokens that are compared.
 const N_TOKENS: usize = 24;
-/// What llama.cpp answers with the embedded model's own file, greedily, in as many tokens.
-const KNOWN_ANSWER: &str = "```python\n\
-    def quicksort(values: list[int]) -> list[int]:\n    \"\"\"Return a sorted copy";
+/// What llama.cpp answers with the embedded model's own file, greedily, in as many tokens. The file
+/// comes and goes with the model's.
+const KNOWN_ANSWER: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.answer.txt"));
+/// Tokens whose logits are computed again with plain arithmetic: few, since that is slow.
+const N_PLAIN: usize = 2;
 
 /// Free disk below which pulling a small model would fail.
 const DISK_WARN_BYTES: u64 = 2 << 30;
@@ -185,9 +188,12 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
         fact("runs on", model.backend_name()),
         fact("memory plan", model.memory_plan().to_string()),
     ];
-    let ask = if model.hparams().arch.causal { answer } else { embedding };
+    let is_causal = model.hparams().arch.causal;
+    let ask = if is_causal { answer } else { embedding };
     let first = ask(&mut model, &source)?;
     let second = ask(&mut model, &source)?;
+    let fast = if is_causal { Some(logits(&mut model, &source)?) } else { None };
+    drop(model);
     let known = (source == ModelSource::Embedded).then_some(KNOWN_ANSWER);
     let test = |verdict, text: &str| Finding { key: "self-test", verdict, text: text.to_owned() };
     findings.push(match known {
@@ -198,7 +204,31 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
         Some(known) => test(Verdict::Bad, &format!("the answer is {first:?}, expected {known:?}")),
         None => test(Verdict::Good, "the same answer twice; no known answer to compare with"),
     });
+    if let Some(fast) = fast {
+        findings.push(plain_test(app, &source, &fast)?);
+    }
     Ok(findings)
+}
+
+/// Loads the model once more for plain arithmetic, which must come to the same bits.
+fn plain_test(app: &App, source: &ModelSource, fast: &[u32]) -> anyhow::Result<Finding> {
+    let plain = Some(Isa::Scalar.name().to_owned());
+    let options = LoadOptions { isa: plain, n_ctx: Some(64), ..app.load_options() };
+    let wrong = |error| App::inference(source, error);
+    let mut model = Model::load(source, &options).map_err(wrong)?;
+    let same = logits(&mut model, source)? == fast;
+    let (verdict, text) = match same {
+        true => (Verdict::Good, "the kernels and plain arithmetic agree in every bit"),
+        false => (Verdict::Bad, "the kernels and plain arithmetic differ: do not trust answers"),
+    };
+    Ok(Finding { key: "kernels", verdict, text: text.to_owned() })
+}
+
+/// The logits of a few tokens, every bit of them.
+fn logits(model: &mut Model, source: &ModelSource) -> anyhow::Result<Vec<u32>> {
+    let tokens: Vec<_> = raw_tokens(model, PROMPT)?.into_iter().take(N_PLAIN).collect();
+    let logits = model.logits(&tokens).map_err(|error| App::inference(source, error))?;
+    Ok(logits.iter().map(|x| x.to_bits()).collect())
 }
 
 /// An encoder's answer, every bit of it.

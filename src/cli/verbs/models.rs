@@ -41,6 +41,9 @@ enum What {
         /// Replace a model of the same name
         #[arg(long)]
         force: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Read every byte of models and compare it with the records
     Verify {
@@ -56,6 +59,9 @@ enum What {
         /// Models
         #[arg(required = true)]
         names: Vec<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -66,17 +72,25 @@ pub fn run(context: &Context, args: &ModelsArgs) -> anyhow::Result<u8> {
         None => list(&app, false)?,
         Some(What::List { available: false, json }) => list(&app, *json)?,
         Some(What::List { available: true, json }) => available(&app, *json)?,
-        Some(What::Import { path, force }) => import(&app, path, *force)?,
+        Some(What::Import { path, force, json }) => import(&app, path, *force, *json)?,
         Some(What::Verify { names, json }) => return verify(&app, names, *json),
-        Some(What::Remove { names }) => {
+        Some(What::Remove { names, json }) => {
             let models = names.iter().map(|n| app.store.find(n)).collect::<Result<Vec<_>, _>>()?;
-            for model in models {
-                app.store.remove(&model)?;
+            for model in &models {
+                app.store.remove(model)?;
                 terminal::note(format!("removed {} ({})", model.name, bytes(model.size_bytes)));
+            }
+            if *json {
+                print_json(&json!({ "removed": models.iter().map(brief).collect::<Vec<_>>() }))?;
             }
         }
     }
     Ok(exit::OK)
+}
+
+/// A model of the store in a few words.
+fn brief(model: &StoredModel) -> serde_json::Value {
+    json!({ "name": model.name, "size_bytes": model.size_bytes, "files": model.files })
 }
 
 fn list(app: &App, as_json: bool) -> anyhow::Result<()> {
@@ -142,7 +156,7 @@ fn available(app: &App, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn import(app: &App, path: &std::path::Path, force: bool) -> anyhow::Result<()> {
+fn import(app: &App, path: &std::path::Path, force: bool, as_json: bool) -> anyhow::Result<()> {
     let bar = bytes_bar("copying");
     let result = app.store.import(path, force, &mut |done, total| {
         bar.set_length(total);
@@ -151,6 +165,9 @@ fn import(app: &App, path: &std::path::Path, force: bool) -> anyhow::Result<()> 
     bar.finish_and_clear();
     let model = result?;
     terminal::note(format!("imported {} ({})", model.name, bytes(model.size_bytes)));
+    if as_json {
+        print_json(&json!({ "imported": brief(&model) }))?;
+    }
     Ok(())
 }
 
@@ -176,7 +193,7 @@ fn verify(app: &App, names: &[String], as_json: bool) -> anyhow::Result<u8> {
         rows.push(json!({
             "name": model.name,
             "ok": result.is_ok(),
-            "recorded": matches!(result, Ok(Verified::Recorded)),
+            "recorded_now": matches!(result, Ok(Verified::Recorded)),
             "error": result.err().map(|error| error.to_string()),
         }));
     }

@@ -24,7 +24,7 @@ use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
-use crate::hosting::{Host, HostError};
+use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, parse_keep_alive};
 use crate::server::{Listener, ServerError, router, subscriber};
 
 /// How often idle models are looked for.
@@ -41,9 +41,9 @@ pub struct ServeArgs {
     /// Port; 0 takes a free one
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Sequences that run at once; they share --ctx-size
-    #[arg(long, value_name = "N")]
-    parallel: Option<usize>,
+    /// Sequences that run at once; they share --ctx-size; -1 for the usual number
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    parallel: Option<i64>,
     /// Name of the model for clients; several with commas
     #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
     alias: Vec<String>,
@@ -122,9 +122,9 @@ pub struct ServeArgs {
     /// Seconds that a body may take, and that a reader may take nothing
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
-    /// Seconds that a model beside the first stays when nobody uses it
-    #[arg(long, value_name = "S")]
-    keep_alive: Option<u64>,
+    /// How long a model beside the first stays when nobody uses it: seconds, 5m, 1h30m; -1 for ever
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = keep_alive_s)]
+    keep_alive: Option<i64>,
     /// Seconds that requests in flight get when the service stops
     #[arg(long, value_name = "S")]
     stop_grace: Option<u64>,
@@ -140,9 +140,6 @@ pub struct ServeArgs {
     /// More events; the same as --log-level debug
     #[arg(short, long)]
     verbose: bool,
-    /// Options of llama-server that have no counterpart
-    #[arg(long, hide = true, value_name = "NAME")]
-    ignored_option: Vec<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -173,6 +170,7 @@ impl ServeArgs {
         for (key, option, value) in self.texts() {
             add(key, option, value.map(Value::from));
         }
+        add("keep_alive_s", "--keep-alive", self.keep_alive.map(Value::from));
         add("draft_p_min", "--draft-p-min", self.draft_p_min.map(float));
         for (key, option, is_given, value) in self.switches() {
             add(key, option, is_given.then_some(value.into()));
@@ -183,17 +181,16 @@ impl ServeArgs {
         Ok(settings)
     }
 
-    fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 9] {
+    fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 8] {
         let of = |n: Option<usize>| n.map(|n| n as u64);
         [
             ("port", "--port", self.port.map(u64::from)),
-            ("n_parallel", "--parallel", of(self.parallel)),
+            ("n_parallel", "--parallel", self.parallel.and_then(|n| u64::try_from(n).ok())),
             ("n_predict", "--n-predict", self.n_predict.and_then(|n| u64::try_from(n).ok())),
             ("n_draft_max", "--draft-max", of(self.draft_max)),
             ("n_draft_min", "--draft-min", of(self.draft_min)),
             ("body_read_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
             ("write_stall_ms", "--timeout", self.timeout.map(|s| s.saturating_mul(1000))),
-            ("keep_alive_s", "--keep-alive", self.keep_alive),
             ("stop_grace_s", "--stop-grace", self.stop_grace),
         ]
     }
@@ -242,9 +239,6 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let app = context.app(args.settings()?)?;
-    for name in &args.ignored_option {
-        terminal::warn(format!("{name} has no counterpart here and changes nothing"));
-    }
     let config = app.config().server.clone();
     let level = config.log_level().unwrap_or(tracing::Level::INFO);
     let events = subscriber(config.log_format, level, std::io::stderr);
@@ -345,11 +339,21 @@ async fn load(host: Host) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Unloads idle models, again and again.
+/// Whole seconds of a time, -1 for ever. What is less than a second is one: 0 has a meaning.
+fn keep_alive_s(text: &str) -> Result<i64, KeepAliveError> {
+    let keep = parse_keep_alive(text)?;
+    let s = keep.as_secs().saturating_add(u64::from(keep.subsec_nanos() > 0));
+    Ok(if keep == FOREVER { -1 } else { i64::try_from(s).unwrap_or(-1) })
+}
+
+/// Unloads idle models, again and again: at once those that are not to stay at all.
 async fn sweep(host: Host) {
     let mut every = tokio::time::interval(SWEEP_EVERY);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => {}
+            () = host.due() => {}
+        }
         let host = host.clone();
         // An engine's thread is waited for, which is no work for a thread that speaks HTTP.
         let _ = tokio::task::spawn_blocking(move || host.sweep()).await;
@@ -376,4 +380,31 @@ fn address_of(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
         .map_err(|error| CliError::usage(format!("--host {host}: {error}")))?;
     let missing = || CliError::usage(format!("--host {host}: no address has this name"));
     Ok(found.next().ok_or_else(missing)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    #[test]
+    fn a_keep_alive_is_a_time_as_people_write_it() {
+        let read = |text: &str| {
+            let line = Line::try_parse_from(["serve", "--keep-alive", text]).ok()?;
+            let settings = line.serve.settings().unwrap();
+            let setting = settings.into_iter().find(|s| s.key == "server.keep_alive_s");
+            setting.and_then(|setting| setting.value.as_integer())
+        };
+        for (text, s) in [("300", 300), ("1h30m", 5400), ("0", 0), ("-1", -1), ("20ms", 1)] {
+            assert_eq!(read(text), Some(s), "{text}");
+        }
+        assert_eq!(read("soon"), None);
+    }
 }

@@ -99,8 +99,19 @@ struct Sim {
     admitted_ms: Option<u64>,
 }
 
-/// Plays one arrival pattern to its end: who waited longest for a place, in milliseconds, beyond
-/// what was in front of it.
+fn arrival(rng: &mut Rng, id: SequenceId, now_ms: u64) -> SequenceView {
+    SequenceView {
+        priority: [Priority::Interactive, Priority::Agent, Priority::Background]
+            [rng.below(3) as usize],
+        tenant: TenantId(rng.below(3)),
+        arrived_ms: now_ms,
+        n_draft: rng.below(5) as usize,
+        ..view(id, 1 + rng.below(300) as usize)
+    }
+}
+
+/// Plays one arrival pattern to its end. Nobody waits for a place longer than all the work takes,
+/// one token after another, that came before it or within the longest head start after it.
 fn play(seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let limits = StepLimits {
@@ -115,18 +126,14 @@ fn play(seed: u64) {
     let mut live: HashMap<SequenceId, Sim> = HashMap::new();
     let (mut now_ms, mut next_id, mut n_done) = (0u64, 0, 0);
     let mut work_ms = 0u64;
+    // When each came, and how long it takes alone.
+    let mut arrivals: Vec<(u64, u64)> = Vec::new();
     while n_done < n_arrival {
         while next_id < n_arrival && (live.is_empty() || rng.below(4) == 0) {
-            let view = SequenceView {
-                priority: [Priority::Interactive, Priority::Agent, Priority::Background]
-                    [rng.below(3) as usize],
-                tenant: TenantId(rng.below(3)),
-                arrived_ms: now_ms,
-                n_draft: rng.below(5) as usize,
-                ..view(next_id, 1 + rng.below(300) as usize)
-            };
+            let view = arrival(&mut rng, next_id, now_ms);
             let n_left = 1 + rng.below(30) as usize;
-            work_ms += (view.n_todo + n_left) as u64 * 10;
+            arrivals.push((now_ms, (view.n_todo + n_left) as u64 * 10));
+            work_ms += arrivals.last().map_or(0, |(_, ms)| *ms);
             live.insert(next_id, Sim { view, n_left, admitted_ms: None });
             next_id += 1;
         }
@@ -141,7 +148,11 @@ fn play(seed: u64) {
         for id in &step.admit {
             let sim = live.get_mut(id).unwrap();
             sim.view.is_running = true;
-            sim.admitted_ms.get_or_insert(now_ms);
+            if sim.admitted_ms.replace(now_ms).is_none() {
+                let waited = now_ms - sim.view.arrived_ms;
+                let bound = longest_wait(&limits, &arrivals, sim.view.arrived_ms);
+                assert!(waited <= bound, "seed {seed}: {id} waited {waited} ms of {bound}");
+            }
         }
         for work in &step.work {
             let sim = live.get_mut(&work.id).unwrap();
@@ -168,6 +179,14 @@ fn play(seed: u64) {
             "seed {seed}: every step does some of the work that there is"
         );
     }
+}
+
+/// The longest wait for a place of one that came at `arrived_ms`; where a tenant's cap keeps places
+/// free, all the work there is.
+fn longest_wait(limits: &StepLimits, arrivals: &[(u64, u64)], arrived_ms: u64) -> u64 {
+    let is_capped = limits.n_tenant_max < limits.n_parallel;
+    let latest = if is_capped { u64::MAX } else { arrived_ms + BACKGROUND_DELAY_MS };
+    arrivals.iter().filter(|(came, _)| *came <= latest).map(|(_, ms)| ms).sum()
 }
 
 /// What every step keeps to.

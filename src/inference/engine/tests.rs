@@ -291,7 +291,7 @@ fn a_saved_slot_is_a_cached_prefix_after_a_restart() {
 /// held exactly by those who say so, and at the end nobody holds any.
 #[test]
 fn no_page_is_lost_or_freed_twice_whatever_comes() {
-    for seed in 1..=30u64 {
+    for seed in 1..=100u64 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut below = |n: u64| {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x14057b7ef767814f);

@@ -33,6 +33,7 @@ use self::grammar::Thinking;
 use self::reasoning::{THINK_CLOSE, THINK_OPEN};
 use self::render::{Conversation, Rendered};
 use self::tools::Tools;
+use super::constraint;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Trim;
@@ -78,8 +79,13 @@ pub(super) fn prepare(
 ) -> Result<Prepared, ApiError> {
     let tools = Tools::read(fields)?;
     let schema = schema(fields)?;
-    if tools.are_on() && fields.str("grammar")?.is_some_and(|text| !text.is_empty()) {
-        return Err(ApiError::field("grammar", "grammar cannot be combined with tools"));
+    let constraint = constraint::of_answer(fields)?;
+    if let Some(name) = constraint.filter(|_| tools.are_on()) {
+        return Err(ApiError::field(name, format!("{name} cannot be combined with tools")));
+    }
+    if let Some(name) = constraint.filter(|_| schema.is_some()) {
+        let other = if fields.has("json_schema") { "json_schema" } else { "response_format" };
+        return Err(constraint::exclusive(name, other));
     }
     let own = own_template(info, options)?;
     let template = template(own.as_ref(), info)?;

@@ -22,7 +22,7 @@ pub struct Wire {
     info: std::sync::Arc<ModelInfo>,
     /// Tokens of each prompt.
     prompts: Vec<Vec<TokenId>>,
-    /// Tokens of `/infill`'s parts that found no room.
+    /// Tokens of the prompts that were cut off: as asked for, and parts of `/infill`.
     pub n_dropped: usize,
 }
 
@@ -80,7 +80,7 @@ impl Wire {
             whole["grammar_incomplete"] = json!(true);
         }
         if self.n_dropped > 0 {
-            // Ours: /infill cuts its parts to the context, and says so.
+            // Ours: what was cut to fit the context is never cut silently.
             whole["tokens_dropped"] = json!(self.n_dropped);
         }
         let shown = self.without_stop(answer);

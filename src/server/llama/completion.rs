@@ -14,9 +14,12 @@ use super::params::Params;
 use super::stream::Stream;
 use crate::hosting::Lease;
 use crate::inference::{Event, Finish, Request, Timings, TokenId};
+use crate::server::constraint::blame;
 use crate::server::fields::Fields;
-use crate::server::generate::{Answer, Generation, blocking, collect, lease, submit};
-use crate::server::{ApiError, Caller, Server, prompts, sse};
+use crate::server::generate::{
+    Answer, Generation, blocking, collect, fit_prompt, lease_of, submit,
+};
+use crate::server::{ApiError, Caller, Server, prompts, request, sse};
 
 /// `POST /completion`, `POST /completions`.
 pub async fn completion(
@@ -25,7 +28,7 @@ pub async fn completion(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let caller = caller.map(|caller| caller.0).unwrap_or_default();
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || {
         let missing = "[json.exception.out_of_range.403] key 'prompt' not found";
         let value = fields.0.get("prompt").ok_or_else(|| ApiError::field("prompt", missing))?;
@@ -54,21 +57,23 @@ pub fn start(
     caller: &Caller,
     lease: Lease,
     fields: &Fields,
-    prompts: Vec<Vec<TokenId>>,
-    n_dropped: usize,
+    mut prompts: Vec<Vec<TokenId>>,
+    mut n_dropped: usize,
 ) -> Result<Started, ApiError> {
     let serve = &server.0.options;
     let info = std::sync::Arc::clone(lease.info());
-    let fields = LlamaFields::new(&fields.0);
-    let params = Params::parse(fields, lease.sampler(), &info, serve)?;
+    let params = Params::parse(LlamaFields::new(&fields.0), lease.sampler(), &info, serve)?;
+    let own = request::own(fields, caller, serve)?;
+    if let Some(trim) = request::trim(fields)? {
+        let n_predict = usize::try_from(params.n_predict).ok().or(serve.n_predict);
+        for prompt in &mut prompts {
+            n_dropped += fit_prompt(prompt, Some(trim), info.n_ctx(), n_predict)?;
+        }
+    }
+    let is_detached = request::is_detached(fields)?;
     let mut requests: Vec<Request> = prompts
         .iter()
-        .map(|prompt| Request {
-            id: caller.request_id.clone(),
-            tenant: caller.tenant,
-            priority: caller.priority,
-            ..params.request(prompt.clone(), &lease, serve)
-        })
+        .map(|prompt| params.request(prompt.clone(), &lease, serve, own.clone()))
         .collect();
     let n = prompts.len() * params.n_cmpl;
     let mut wire = Wire::new(params, serve, lease.name(), info, prompts);
@@ -81,7 +86,11 @@ pub fn start(
         requests.clear();
         early.push_back((0, nothing()));
     }
-    let generation = submit(lease, requests).map_err(in_llama_words)?;
+    let generation = submit(lease, requests);
+    let mut generation = generation.map_err(|error| in_llama_words(blame(&fields.0, error)))?;
+    if is_detached {
+        generation.detach();
+    }
     Ok(Started { wire, generation, n, early })
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::fields::{LlamaFields, Outside, field_error};
 use crate::inference::Pooling;
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease};
+use crate::server::generate::{blocking, lease_of};
 use crate::server::{ApiError, Server, prompts};
 
 /// `POST /embedding`, `POST /embeddings`.
@@ -18,7 +18,7 @@ pub async fn embedding(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let info = std::sync::Arc::clone(lease.info());
     // An encoder does nothing else, so it needs no option.
     if !server.0.options.serves_embeddings && info.hparams().arch.causal {

@@ -28,6 +28,11 @@ impl<'a> LlamaFields<'a> {
         LlamaFields(object)
     }
 
+    /// The object itself.
+    pub fn object(&self) -> &'a Map<String, Value> {
+        self.0
+    }
+
     /// The first of these names that has a value.
     pub fn find<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &'a Value)> {
         names.iter().find_map(|&name| Some((name, self.get(name)?)))

@@ -25,7 +25,7 @@ use super::fields::LlamaFields;
 use crate::base::limits::INFILL_TOKENS_MAX;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease};
+use crate::server::generate::{blocking, lease_of};
 use crate::server::prompts::mixed;
 use crate::server::{ApiError, Caller, Server};
 
@@ -42,7 +42,7 @@ pub async fn infill(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let caller = caller.map(|caller| caller.0).unwrap_or_default();
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || {
         let tokenizer = lease.info().tokenizer();
         require_fim(tokenizer)?;

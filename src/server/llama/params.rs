@@ -11,12 +11,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fields::{LlamaFields, Outside, as_int, field_error};
-use crate::base::limits::{LLAMA_PROBS_MAX, SAMPLER_LAST_N_MAX};
+use crate::base::limits::{LLAMA_PROBS_MAX, SAMPLER_LAST_N_MAX, STOPS_MAX};
 use crate::hosting::Lease;
 use crate::inference::{
     EncodeOptions, GrammarRequest, GrammarSpec, ModelInfo, Request, SamplerKind, SamplerOptions,
     SpeculationOptions, TokenId, Trigger,
 };
+use crate::server::constraint::own_spec;
 use crate::server::{ApiError, ServeOptions};
 
 const I32_MAX: i32 = i32::MAX;
@@ -115,8 +116,14 @@ impl Params {
         })
     }
 
-    /// The request for one prompt.
-    pub fn request(&self, prompt: Vec<TokenId>, lease: &Lease, serve: &ServeOptions) -> Request {
+    /// The request for one prompt; `own` has the fields that no dialect differs in.
+    pub fn request(
+        &self,
+        prompt: Vec<TokenId>,
+        lease: &Lease,
+        serve: &ServeOptions,
+        own: Request,
+    ) -> Request {
         let info = lease.info();
         // Adapters that are not loaded are ignored, as llama.cpp does.
         let n_adapter = info.adapters().len();
@@ -143,10 +150,9 @@ impl Params {
             adapters: adapters.collect(),
             uses_cache: self.cache_prompt,
             slot_idx: self.id_slot,
-            context_shift: serve.context_shift,
             predict_time_max: self.t_max_predict,
             n_indent: self.n_indent,
-            ..Request::default()
+            ..own
         }
     }
 }
@@ -268,6 +274,10 @@ fn stop(fields: LlamaFields<'_>) -> Result<Vec<String>, ApiError> {
     let Some(Value::String(word)) = fields.get("stop") else {
         let mut words = fields.strings("stop")?.unwrap_or_default();
         words.retain(|word| !word.is_empty());
+        if words.len() > STOPS_MAX {
+            let message = format!("{} texts, and at most {STOPS_MAX} are taken", words.len());
+            return Err(field_error("stop", &message));
+        }
         return Ok(words);
     };
     Ok(vec![word.clone()])
@@ -302,7 +312,8 @@ fn grammar(
         schema => GrammarSpec::JsonSchema(schema.to_string()),
     });
     let gbnf = fields.str("grammar")?.filter(|text| !text.is_empty());
-    let spec = gbnf.map(|text| GrammarSpec::Gbnf(text.to_owned())).or(schema);
+    let theirs = gbnf.map(|text| GrammarSpec::Gbnf(text.to_owned())).or(schema);
+    let spec = own_spec(fields.object())?.or(theirs);
     Ok((spec.map(|spec| GrammarRequest { spec, triggers }), preserved))
 }
 
@@ -426,6 +437,8 @@ mod tests {
         assert_eq!(time, Some(Duration::from_millis(250)));
         assert_eq!(parse(json!({"seed": -1})).unwrap().sampler.seed, u32::MAX);
         assert_eq!(parse(json!({"dry_base": 0.5})).unwrap().sampler.dry_base, 1.75);
+        assert_eq!(parse(json!({"stop": vec!["a"; 64]})).unwrap().stop.len(), 64);
+        assert!(parse(json!({"stop": vec!["a"; 65]})).unwrap_err().contains("at most 64"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::fields::{LlamaFields, Outside};
 use crate::inference::TokenId;
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease};
+use crate::server::generate::{blocking, lease_of};
 use crate::server::{ApiError, Server};
 
 /// What is asked.
@@ -27,7 +27,7 @@ struct Query {
 
 /// `POST /rerank`, `/reranking`, `/v1/rerank`, `/v1/reranking`.
 pub async fn rerank(State(server): State<Server>, fields: Fields) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let info = std::sync::Arc::clone(lease.info());
     // A model with a head for scores does nothing else, so it needs no option.
     if !info.is_reranker() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::fields::LlamaFields;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease};
+use crate::server::generate::{blocking, lease_of};
 use crate::server::{ApiError, Server, chat, prompts};
 
 /// `POST /tokenize`: `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
@@ -15,7 +15,7 @@ pub async fn tokenize(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     blocking(move || {
         let llama = LlamaFields::new(&fields.0);
         let options = EncodeOptions {
@@ -51,7 +51,7 @@ pub async fn detokenize(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     blocking(move || {
         let tokenizer = lease.info().tokenizer();
         let tokens = LlamaFields::new(&fields.0).array("tokens")?.unwrap_or_default();
@@ -68,7 +68,7 @@ pub async fn apply_template(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     blocking(move || {
         if LlamaFields::new(&fields.0).array("messages")?.is_none() {
             return Err(ApiError::field("messages", "'messages' is required"));

@@ -13,9 +13,10 @@ use super::{Head, MAX_NAMES, Tally, finish_reason, n_answers, refuse, with_wishe
 use crate::hosting::Lease;
 use crate::inference::{EncodeOptions, Finish, ModelInfo, TokenEvent};
 use crate::server::chat::{Delta, Parser, ParserSpec, Room, prepare};
+use crate::server::constraint::blame;
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::{Generation, blocking, collect, lease, submit};
+use crate::server::generate::{Generation, blocking, collect, lease_of, submit};
 use crate::server::report::token_json;
 use crate::server::request::{Wishes, n_probs, request};
 use crate::server::sse;
@@ -47,7 +48,7 @@ pub(super) async fn handle(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, parser, info } = started;
     if wishes.streams {
@@ -86,7 +87,7 @@ fn start(
         (Tally::new(1, request.n, prepared.n_dropped), Head::new("chatcmpl", lease.name()));
     let generation = submit(lease, vec![request]).map_err(|error| {
         let is_ours = has_grammar && error.param.as_deref() == Some("grammar");
-        if is_ours { error.at(prepared.grammar_param) } else { error }
+        if is_ours { error.at(prepared.grammar_param) } else { blame(&fields.0, error) }
     })?;
     let generation = with_wishes(generation, wishes);
     Ok(Started { generation, head, wishes, tally, parser: prepared.parser, info })

@@ -11,9 +11,10 @@ use super::answer::{Choices, Chunks};
 use super::{Head, MAX_NAMES, Tally, finish_reason, n_answers, refuse, with_wishes};
 use crate::hosting::Lease;
 use crate::inference::{Finish, ModelInfo, TokenEvent, TokenId};
+use crate::server::constraint::blame;
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::{Generation, blocking, collect, fit_prompt, lease, submit};
+use crate::server::generate::{Generation, blocking, collect, fit_prompt, lease_of, submit};
 use crate::server::prompts::prompts;
 use crate::server::report::{finite, token_json};
 use crate::server::request::{Wishes, n_probs, request};
@@ -44,7 +45,7 @@ pub(super) async fn handle(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, echoes, info } = started;
     if wishes.streams {
@@ -96,7 +97,8 @@ fn start(
         request.prompt = prompt;
         request
     });
-    let generation = with_wishes(submit(lease, requests.collect())?, wishes);
+    let generation = submit(lease, requests.collect()).map_err(|error| blame(&fields.0, error))?;
+    let generation = with_wishes(generation, wishes);
     Ok(Started { generation, head, wishes, tally, echoes, info })
 }
 

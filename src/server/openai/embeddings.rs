@@ -8,7 +8,7 @@ use crate::hosting::Lease;
 use crate::inference::{InferenceError, Pooling, TokenId};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease};
+use crate::server::generate::{blocking, lease_of};
 use crate::server::prompts::prompts;
 use crate::server::state::Server;
 
@@ -24,7 +24,7 @@ pub(super) async fn handle(
     State(server): State<Server>,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease(&server, fields.str("model")?).await?;
+    let lease = lease_of(&server, &fields).await?;
     let options = &server.0.options;
     // An encoder does nothing else, so it needs no option.
     if !options.serves_embeddings && lease.info().hparams().arch.causal {
