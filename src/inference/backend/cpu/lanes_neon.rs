@@ -7,8 +7,8 @@
 //!         low: 8 products in 16 bits  | high: 8 products in 16 bits
 //! ```
 //!
-//! `smlal` multiplies eight pairs and adds them to 16 bits, one a cycle on this core: products of as
-//! many chunks as fit are added there before anything is widened. For codes of 4 bits that is a
+//! `smlal` multiplies eight pairs and adds them to 16 bits, one a cycle on this core: products of
+//! as many chunks as fit are added there before anything is widened. For codes of 4 bits that is a
 //! whole block of 32 weights, with two additions across its lanes at the end. Nothing crosses the
 //! four lanes of a row before, and sums are exact, so rows come out with the bits of plain Rust.
 //!
@@ -38,8 +38,8 @@ unsafe fn four_bytes(p: *const u8) -> uint8x8_t {
 /// The four activation codes of chunk `j`, of which `acts` holds every four, for every row.
 #[inline(always)]
 unsafe fn four_acts(acts: int8x16_t, j: usize) -> int8x16_t {
-    // One load of sixteen and four copies of a lane pass this core's decoders in less time than four
-    // loads that copy, which are two operations each and need an address each.
+    // One load of sixteen and four copies of a lane are fewer operations than four loads that copy,
+    // which are two operations each and need an address each.
     unsafe {
         let acts = vreinterpretq_s32_s8(acts);
         vreinterpretq_s8_s32(match j % 4 {
