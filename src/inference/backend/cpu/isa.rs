@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI.
     Avx512,
+    /// NEON as of ARMv8.0.
+    Neon,
 }
 
 impl Isa {
@@ -20,6 +22,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         }
     }
 
@@ -42,6 +45,9 @@ impl Isa {
                 isas.push(Isa::Avx512);
             }
         }
+        // Every processor of this architecture has it.
+        #[cfg(target_arch = "aarch64")]
+        isas.push(Isa::Neon);
         isas
     }
 
@@ -90,10 +96,17 @@ macro_rules! with_isa {
                     }
                     run($($arg),*)
                 }
-                Isa::Scalar => $f::<Scalar $($(, $g)*)?>($($arg),*),
+                _ => $f::<Scalar $($(, $g)*)?>($($arg),*),
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        match $isa {
+            Isa::Neon => {
+                $f::<$crate::inference::backend::cpu::simd::Neon $($(, $g)*)?>($($arg),*)
+            }
+            _ => $f::<Scalar $($(, $g)*)?>($($arg),*),
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         match $isa {
             _ => $f::<Scalar $($(, $g)*)?>($($arg),*),
         }

@@ -8,7 +8,7 @@
 use crate::inference::quant::{STEPS, f16_to_f32};
 
 /// Steps of the IQ4 types, shifted up by 128 to be unsigned.
-const STEPS_UP: [u8; 16] = {
+pub(super) const STEPS_UP: [u8; 16] = {
     let mut up = [0; 16];
     let mut i = 0;
     while i < 16 {

@@ -17,6 +17,8 @@ use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2Lanes, Avx512Lanes};
 use super::lanes::{Lanes, ScalarLanes};
+#[cfg(target_arch = "aarch64")]
+use super::lanes_neon::NeonLanes;
 use super::panel::{Format, Layout, PANEL_ROWS, with_format};
 use super::panel_kernel;
 use super::pool::Pool;
@@ -250,6 +252,8 @@ fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
                 Isa::Avx512 => panels_avx512::<$format>,
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => panels_avx2::<$format>,
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => panels::<NeonLanes, $format>,
                 _ => panels::<ScalarLanes, $format>,
             }
         };
@@ -265,6 +269,8 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
             Isa::Avx512 => floats_avx512::<W>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => floats_avx2::<W>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => floats::<NeonLanes, W, 2, 4>,
             _ => floats::<ScalarLanes, W, 2, 1>,
         }
     }

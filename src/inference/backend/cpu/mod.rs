@@ -10,6 +10,8 @@ mod float_rows;
 mod isa;
 mod kv_cache;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod lanes_neon;
 mod lora;
 mod math;
 mod matmul;

@@ -140,6 +140,60 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    // As of the pointers, the rule of the trait is the reason of each block below; the instructions
+    // are there on every AArch64 processor.
+    #![allow(clippy::undocumented_unsafe_blocks)]
+
+    use super::Simd;
+    use std::arch::aarch64::*;
+
+    /// NEON as of ARMv8.0.
+    #[derive(Clone, Copy)]
+    pub struct Neon;
+
+    // SAFETY: each function touches the lanes that the trait names.
+    unsafe impl Simd for Neon {
+        type F = float32x4x2_t;
+        const TILE_ROWS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vdupq_n_f32(x), vdupq_n_f32(x)) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vld1q_f32(p), vld1q_f32(p.add(4))) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> float32x4x2_t {
+            unsafe {
+                let bits = vreinterpretq_f16_u16(vld1q_u16(p));
+                float32x4x2_t(vcvt_f32_f16(vget_low_f16(bits)), vcvt_high_f32_f16(bits))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, x: float32x4x2_t) {
+            unsafe {
+                vst1q_f32(p, x.0);
+                vst1q_f32(p.add(4), x.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vmulq_f32(a.0, b.0), vmulq_f32(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: float32x4x2_t, b: float32x4x2_t, c: float32x4x2_t) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::inference::quant::f16_to_f32;

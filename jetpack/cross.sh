@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Builds the program for the board on a PC with Debian 12 and rustup: aarch64, Cortex-A57, glibc 2.27.
+#
+#   jetpack/cross.sh [--quick] [--run]
+#
+#   --quick   without link-time optimisation: what it computes is the same, it builds in half the time
+#   --run     then starts the result on an emulated Cortex-A57, and compares what the default model
+#             writes there with what it writes on this machine, and NEON with plain Rust
+#
+# Installs what is missing. The cross compiler is Debian's rustc-web, whose standard library for arm64
+# lies in the same archive, so nothing is asked of rustup's servers; zig links, because it brings the
+# symbols of glibc 2.27 for Rust and C alike, and Debian's own cross linker those of 2.36. Everything
+# but Debian's packages and a rustup toolchain by the name of `debian-web` stays in .cross/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=aarch64-unknown-linux-gnu
+glibc=2.27
+prompt="write a quick sort example and print the sorted result"
+cross=$PWD/.cross
+binary=$cross/target/$target/release/jetforge
+
+is_quick=no is_run=no
+for option in "$@"; do
+    case $option in
+    --quick) is_quick=yes ;;
+    --run) is_run=yes ;;
+    *)
+        sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+        exit 2
+        ;;
+    esac
+done
+
+fail() {
+    echo "jetpack/cross.sh: $1" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Debian's compiler, the linker's tools, and the emulator.
+install_packages() {
+    local package missing=()
+    for package in rustc-web cargo-web libc6-dev-arm64-cross binutils-aarch64-linux-gnu \
+        qemu-user-static python3-venv; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${missing[@]}"
+}
+
+# The standard library for arm64, of the very version of the compiler.
+unpack_std() {
+    local package=libstd-rust-web-dev version
+    version=$(dpkg-query -W -f '${Version}' rustc-web)
+    [ "$(cat "$cross/std.version" 2>/dev/null)" != "$version" ] || return 0
+    if ! dpkg --print-foreign-architectures | grep -qx arm64; then
+        as_root dpkg --add-architecture arm64
+        as_root apt-get update -qq
+    fi
+    rm -rf "$cross/std" "$cross/$package"_*.deb
+    (cd "$cross" && apt-get download -qq "$package:arm64=$version")
+    dpkg -x "$cross/$package"_*.deb "$cross/std"
+    rm "$cross/$package"_*.deb
+    echo "$version" >"$cross/std.version"
+}
+
+install_zig() {
+    [ -x "$cross/py/bin/cargo-zigbuild" ] && return
+    /usr/bin/python3 -m venv "$cross/py"
+    "$cross/py/bin/pip" install -q ziglang==0.17.1 cargo-zigbuild==0.24.0
+}
+
+# Runs cargo for the board; the name of its first argument is a verb of cargo-zigbuild.
+board_cargo() {
+    PATH="$cross/py/bin:$PATH" CARGO_TARGET_DIR="$cross/target" \
+        RUSTFLAGS="--sysroot $cross/std/usr -C target-cpu=cortex-a57" \
+        cargo +debian-web "$@" --locked --release --target "$target.$glibc"
+}
+
+# Fails if the program asks for a symbol of a glibc that the board does not have.
+check_symbols() {
+    local versions newest
+    versions=$(aarch64-linux-gnu-objdump -T "$binary" | grep -o 'GLIBC_[0-9.]*' | sort -Vu)
+    newest=$(tail -n 1 <<<"$versions")
+    [ -n "$newest" ] || fail "objdump names no version of glibc"
+    [ "$(printf '%s\nGLIBC_%s\n' "$newest" "$glibc" | sort -V | tail -n 1)" = "GLIBC_$glibc" ] ||
+        fail "$binary needs $newest, and the board has glibc $glibc"
+    echo "newest symbol version: $newest, at most GLIBC_$glibc as the board has"
+    aarch64-linux-gnu-objdump -p "$binary" | awk '/NEEDED/ { printf "needs %s\n", $2 }'
+}
+
+# The program on an emulated Cortex-A57. With Debian's own arm64 C library installed, the cross
+# library beside it must not be named: two builds of glibc would mix, and threads never start.
+emulated() {
+    local library=(-L /usr/aarch64-linux-gnu)
+    [ ! -e /lib/ld-linux-aarch64.so.1 ] || library=()
+    qemu-aarch64-static -cpu cortex-a57 "${library[@]}" "$@"
+}
+
+# The default model writes the same text here and there, with each instruction set.
+check_text() {
+    local host=${CARGO_TARGET_DIR:-target}/debug/jetforge isa
+    cargo build --locked --quiet # the text does not depend on the profile
+    "$host" generate "$prompt" >"$cross/text.x86_64" 2>"$cross/text.log"
+    for isa in neon scalar; do
+        emulated "$binary" generate "$prompt" --isa "$isa" >"$cross/text.$isa" 2>>"$cross/text.log"
+        cmp "$cross/text.x86_64" "$cross/text.$isa" || fail "the text of $isa differs"
+        echo "$isa on the emulated Cortex-A57 writes the text that $(uname -m) does"
+    done
+    cat "$cross/text.neon"
+}
+
+mkdir -p "$cross"
+install_packages
+unpack_std
+install_zig
+rustup toolchain list | grep -q '^debian-web' || rustup toolchain link debian-web /usr
+if [ "$is_quick" = yes ]; then
+    export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+fi
+board_cargo zigbuild
+check_symbols
+ls -l "$binary"
+if [ "$is_run" = yes ]; then
+    check_text
+    emulated "$binary" doctor
+fi

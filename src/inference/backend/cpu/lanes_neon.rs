@@ -1,0 +1,181 @@
+//! Lanes of ARMv8.0's NEON: four rows, as a Cortex-A57 has them, without dot product instructions
+//! and without arithmetic on f16.
+//!
+//! ```text
+//! codes   k0 k1 k2 k3 | k0 k1 k2 k3 | k0 k1 k2 k3 | k0 k1 k2 k3      a chunk of four rows
+//! acts    a0 a1 a2 a3 | a0 a1 a2 a3 | a0 a1 a2 a3 | a0 a1 a2 a3      the same four for every row
+//!         low: 8 products in 16 bits  | high: 8 products in 16 bits
+//! ```
+//!
+//! `smlal` multiplies eight pairs and adds them to 16 bits, one a cycle on this core: products of
+//! as many chunks as fit are added there before anything is widened. For codes of 4 bits that is a
+//! whole block of 32 weights, with two additions across its lanes at the end. Nothing crosses the
+//! four lanes of a row before, and sums are exact, so rows come out with the bits of plain Rust.
+//!
+//! Four rows a vector, not sixteen, leave registers for the sums of eight columns, so that codes
+//! are unpacked once for eight.
+
+// Every AArch64 processor has these instructions, so what is left to vouch for is the pointers: the
+// rule of the trait, and the reason of each block below.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+use super::lanes::{Dot, Lanes, STEPS_UP, unroll};
+use std::arch::aarch64::*;
+
+/// NEON: four rows.
+#[derive(Clone, Copy)]
+pub struct NeonLanes;
+
+/// Four bytes from `p`, in the lower half.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn four_bytes(p: *const u8) -> uint8x8_t {
+    unsafe { vcreate_u8(u64::from(p.cast::<u32>().read_unaligned())) }
+}
+
+/// The four activation codes of chunk `j`, of which `acts` holds every four, for every row.
+#[inline(always)]
+unsafe fn four_acts(acts: int8x16_t, j: usize) -> int8x16_t {
+    // One load of sixteen and four copies of a lane are fewer operations than four loads that copy,
+    // which are two operations each and need an address each.
+    unsafe {
+        let acts = vreinterpretq_s32_s8(acts);
+        vreinterpretq_s8_s32(match j % 4 {
+            0 => vdupq_laneq_s32::<0>(acts),
+            1 => vdupq_laneq_s32::<1>(acts),
+            2 => vdupq_laneq_s32::<2>(acts),
+            _ => vdupq_laneq_s32::<3>(acts),
+        })
+    }
+}
+
+// SAFETY: each function touches the lanes that the trait names; every AArch64 processor has NEON.
+unsafe impl Lanes for NeonLanes {
+    const ROWS: usize = 4;
+    const COLS: usize = 8;
+    type F = float32x4_t;
+    type I = uint8x16_t;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> float32x4_t {
+        unsafe { vdupq_n_f32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> float32x4_t {
+        unsafe { vld1q_f32(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> float32x4_t {
+        unsafe {
+            let bits = p.cast::<uint16x4_t>().read_unaligned();
+            vcvt_f32_f16(vreinterpret_f16_u16(bits))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> float32x4_t {
+        unsafe {
+            let bits = p.cast::<uint16x4_t>().read_unaligned();
+            vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(bits)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> float32x4_t {
+        unsafe {
+            let bytes = vreinterpret_s8_u8(four_bytes(p));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8, shift: u32, mask: u8) -> float32x4_t {
+        unsafe {
+            let bytes = vshl_u8(four_bytes(p), vdup_n_s8(-(shift as i8)));
+            let bytes = vand_u8(bytes, vdup_n_u8(mask));
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: float32x4_t) {
+        unsafe { vst1q_f32(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vmulq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fnma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        unsafe { vfmsq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn load_codes(p: *const u8) -> uint8x16_t {
+        unsafe { vld1q_u8(p) }
+    }
+    #[inline(always)]
+    unsafe fn bits(x: uint8x16_t, n: u32, from: u32, to: u32) -> uint8x16_t {
+        unsafe {
+            // Shifts are byte by byte, so what leaves at an end needs no mask.
+            let moved = vshlq_u8(x, vdupq_n_s8(to as i8 - from as i8));
+            if (from + n == 8 && to == 0) || (from == 0 && to + n == 8) {
+                return moved;
+            }
+            vandq_u8(moved, vdupq_n_u8((((1u32 << n) - 1) << to) as u8))
+        }
+    }
+    #[inline(always)]
+    unsafe fn or(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        unsafe { vorrq_u8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn steps(x: uint8x16_t) -> uint8x16_t {
+        unsafe { vqtbl1q_u8(vld1q_u8(STEPS_UP.as_ptr()), x) }
+    }
+    #[inline(always)]
+    unsafe fn dot(w: &[uint8x16_t], a: *const i8, _neg_sum: i32, dot: Dot) -> float32x4_t {
+        // Codes become signed once for all columns, so nothing is left to add for each of them, and
+        // more products fit 16 bits: as many as 127 times the largest code goes into them.
+        let (zero, code_max) = match dot.zero_log2 {
+            Some(z) => (1u8 << z, 1 << z),
+            None => (0, (1 << dot.bits) - 1),
+        };
+        // 2 for codes of 8 bits; 8 or more, a whole block, for the others.
+        let n_fit = 32_767 / (127 * code_max);
+        unsafe {
+            let first = vld1q_s8(a);
+            let second = if w.len() > 4 { vld1q_s8(a.add(16)) } else { first };
+            let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
+            let mut sums = [vdupq_n_s32(0); 2];
+            unroll!(8, |j| {
+                if j < w.len() {
+                    let a = four_acts(if j < 4 { first } else { second }, j);
+                    let w = vreinterpretq_s8_u8(vsubq_u8(w[j], vdupq_n_u8(zero)));
+                    if j % n_fit == 0 {
+                        (low, high) =
+                            (vmull_s8(vget_low_s8(w), vget_low_s8(a)), vmull_high_s8(w, a));
+                    } else {
+                        low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
+                        high = vmlal_high_s8(high, w, a);
+                    }
+                    if n_fit < 8 && (j + 1) % n_fit == 0 {
+                        sums = [vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)];
+                    }
+                }
+            });
+            vcvtq_f32_s32(if 2 * w.len() <= n_fit {
+                vpaddlq_s16(vpaddq_s16(low, high))
+            } else if n_fit < 8 {
+                vpaddq_s32(sums[0], sums[1])
+            } else {
+                vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
+            })
+        }
+    }
+}
