@@ -66,6 +66,16 @@ fn figures_come_with_rounds_machine_and_share() {
 }
 
 #[test]
+fn a_single_test_has_room_for_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["-p", "8", "-n", "4", "-d", "0", "--streams", "1", "--quick", "-r", "1"];
+    let table = bench(home.path(), &args).unwrap();
+    for test in ["pp8 ", "tg4 ", "tg4 x 1 "] {
+        assert!(table.lines().any(|line| line.starts_with(test)), "{test}: {table}");
+    }
+}
+
+#[test]
 fn whole_tasks_are_measured_and_those_that_do_not_fit_are_named() {
     let home = tempfile::tempdir().unwrap();
     let args = ["--task", "code_generation", "-r", "1", "-c", "600", "--quick", "-o", "markdown"];

@@ -62,7 +62,8 @@ impl Tests {
         let decode = longest(&self.n_depth) + longest(&self.n_generate) + 2;
         let ttft = if self.ttft { TTFT_PROMPT + TTFT_NEW + 2 } else { 0 };
         let tasks = self.tasks.iter().map(|task| task.n_prompt + task.n_predict + 1).max();
-        (longest(&self.n_prompt) + 2).max(decode).max(ttft).max(tasks.unwrap_or(0))
+        // One position more than any of them takes: a full context ends an answer.
+        (longest(&self.n_prompt) + 2).max(decode).max(ttft).max(tasks.unwrap_or(0)) + 1
     }
 }
 
