@@ -180,7 +180,7 @@ impl App {
             files: config_files.clone(),
             env: start.env,
             prefix: ENV_PREFIX,
-            reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST", "JETFORGE_MUST_RUN"],
+            reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST"],
             options: start.settings,
         })?;
         let models = settings.config.library.dir.clone().unwrap_or_else(|| dirs.models.clone());
@@ -260,14 +260,6 @@ impl App {
         Err(LibraryError::UnknownModel { name: name.to_owned(), hint }.into())
     }
 
-    /// The model's name for people.
-    pub fn source_name(source: &ModelSource) -> String {
-        match source {
-            ModelSource::Embedded => EMBEDDED_NAME.to_owned(),
-            ModelSource::File(path) => path.display().to_string(),
-        }
-    }
-
     /// What the configuration says about loading.
     pub fn load_options(&self) -> LoadOptions {
         let model = &self.config().model;
@@ -301,7 +293,7 @@ impl App {
 
     /// An inference error with the model that it is about.
     pub fn inference(source: &ModelSource, error: InferenceError) -> AppError {
-        AppError::Inference { model: App::source_name(source), source: error }
+        AppError::Inference { model: source.to_string(), source: error }
     }
 
     /// How tokens are chosen. The embedded model learned programs by heart, so it is asked for the

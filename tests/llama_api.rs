@@ -12,14 +12,12 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::service::TowerToHyperService;
-use jetforge::hosting::{Host, ModelEntry};
 use jetforge::inference::quant::TensorType;
-use jetforge::inference::{
-    Engine, EngineOptions, LoadOptions, Model, ModelSource, SamplerOptions, Script,
-};
+use jetforge::inference::{LoadOptions, Model, ModelSource, Script};
 use jetforge::server::{ServeOptions, Server, router};
 use serde_json::{Value, json};
 
+use crate::support::hosted::Hosted;
 use crate::support::recipe::Recipe;
 
 const GOLDEN: &str = include_str!("golden/llama_api.json");
@@ -80,29 +78,9 @@ fn api(n_ctx: u32, options: ServeOptions, script: Option<Script>) -> Api {
 }
 
 fn api_of(source: ModelSource, n_ctx: u32, options: ServeOptions, script: Option<Script>) -> Api {
-    let load = LoadOptions {
-        n_ctx: Some(n_ctx),
-        n_parallel: Some(2),
-        n_threads: Some(1),
-        ..LoadOptions::default()
-    };
-    let model = Model::load(&source, &load).unwrap();
-    let model = match script {
-        Some(script) => model.with_script(script),
-        None => model,
-    };
-    let engine = EngineOptions { n_parallel: 2, ..EngineOptions::default() };
-    let entry = ModelEntry {
-        name: "models/default.gguf".into(),
-        aliases: Vec::new(),
-        source,
-        load,
-        engine: engine.clone(),
-        sampler: SamplerOptions::default(),
-        keep_alive: None,
-    };
-    let engine = Engine::start(model, engine, Box::new(|reason| panic!("{reason}"))).unwrap();
-    Api { router: router(Server::new(Host::single(entry, engine), options)) }
+    let (name, n_ctx) = ("models/default.gguf", Some(n_ctx));
+    let host = Hosted { name, aliases: &[], source, n_ctx, n_parallel: 2, script }.start();
+    Api { router: router(Server::new(host, options)) }
 }
 
 /// A service over a small model of random weights.

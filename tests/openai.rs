@@ -10,15 +10,14 @@ use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use jetforge::base::limits::GRAMMAR_BYTES_MAX;
-use jetforge::hosting::{Host, ModelEntry};
+use jetforge::hosting::Host;
 use jetforge::inference::quant::TensorType;
-use jetforge::inference::{
-    Engine, EngineOptions, Finish, LoadOptions, Model, ModelSource, SamplerOptions, Script, TokenId,
-};
+use jetforge::inference::{Finish, LoadOptions, Model, ModelSource, Script, TokenId};
 use jetforge::server::{ServeOptions, Server, router};
 use serde_json::{Value, json};
 
 use crate::serve::Process;
+use crate::support::hosted::Hosted;
 use crate::support::recipe::Recipe;
 use crate::support::skip::skip;
 
@@ -59,31 +58,11 @@ fn start_with(
     script: Option<Script>,
     n_ctx: u32,
 ) -> Api {
-    let load = LoadOptions {
-        // The small encoder knows as many positions as it was made with.
-        n_ctx: gguf.is_none().then_some(n_ctx),
-        n_parallel: Some(2),
-        n_threads: Some(1),
-        ..LoadOptions::default()
-    };
     let (source, _dir) = source(gguf);
-    let model = Model::load(&source, &load).unwrap();
-    let model = match script {
-        Some(script) => model.with_script(script),
-        None => model,
-    };
-    let engine = EngineOptions { n_parallel: 2, ..EngineOptions::default() };
-    let entry = ModelEntry {
-        name: "test-model".into(),
-        aliases: vec!["other-name".into()],
-        source,
-        load,
-        engine: engine.clone(),
-        sampler: SamplerOptions::default(),
-        keep_alive: None,
-    };
-    let engine = Engine::start(model, engine, Box::new(|reason| panic!("{reason}"))).unwrap();
-    let host = Host::single(entry, engine);
+    // The small encoder knows as many positions as it was made with.
+    let n_ctx = (source == ModelSource::Embedded).then_some(n_ctx);
+    let (name, aliases) = ("test-model", &["other-name"]);
+    let host = Hosted { name, aliases, source, n_ctx, n_parallel: 2, script }.start();
     Api { router: router(Server::new(host.clone(), options)), host }
 }
 
@@ -807,13 +786,14 @@ async fn embeddings_have_length_one_in_both_encodings() {
     assert_eq!(status, 501, "a model that writes makes no embeddings");
 }
 
-/// The SDK's own opinion of the real binary; `JETFORGE_SDK_PYTHON` names a Python that has it.
+/// The SDK's own opinion of the real binary; `JETFORGE_TEST_SDK_PYTHON` names a Python that has it.
 #[test]
 fn the_openai_sdk_is_content() {
-    let python = std::env::var("JETFORGE_SDK_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("JETFORGE_TEST_SDK_PYTHON").unwrap_or_else(|_| "python3".into());
     let has_sdk = Command::new(&python).args(["-c", "import openai"]).output();
     if !has_sdk.is_ok_and(|output| output.status.success()) {
-        let reason = format!("{python} has no openai (set JETFORGE_SDK_PYTHON to one that has)");
+        let reason =
+            format!("{python} has no openai (set JETFORGE_TEST_SDK_PYTHON to one that has)");
         skip("openai-sdk", &reason);
         return;
     }
@@ -836,8 +816,11 @@ fn the_openai_sdk_is_content() {
 /// call in the form that its family has.
 #[tokio::test]
 async fn templates_of_real_models_take_calls_and_their_answers() {
-    let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        skip("peer-templates", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
+    let Some(folder) = std::env::var_os("JETFORGE_TEST_PEER_VOCABS") else {
+        skip(
+            "peer-templates",
+            "JETFORGE_TEST_PEER_VOCABS names no folder with llama.cpp's templates",
+        );
         return;
     };
     let call = json!({"id": "call_1", "type": "function", "function": {

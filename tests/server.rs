@@ -8,16 +8,15 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use jetforge::hosting::{Host, ModelEntry};
-use jetforge::inference::{
-    Engine, EngineOptions, LoadOptions, Model, ModelSource, SamplerOptions, Script,
-};
+use jetforge::hosting::Host;
+use jetforge::inference::{Engine, ModelSource, Script};
 use jetforge::server::{
     Class, Gate, GateOptions, Grant, KeyFile, ListenOptions, Listener, Scope, ServeOptions, Server,
     router,
 };
 use serde_json::{Value, json};
 
+use crate::support::hosted::Hosted;
 use crate::support::http::{Wire, get, post, request, send, until};
 
 /// Grace of a stop; nothing here needs as much.
@@ -45,29 +44,10 @@ fn plan() -> Plan {
 
 impl Plan {
     fn start(self) -> House {
-        let load = LoadOptions {
-            n_ctx: Some(self.n_ctx),
-            n_parallel: Some(4),
-            n_threads: Some(1),
-            ..LoadOptions::default()
-        };
-        let model = Model::load(&ModelSource::Embedded, &load).unwrap();
-        let model = match self.script {
-            Some(script) => model.with_script(script),
-            None => model,
-        };
-        let engine = EngineOptions { n_parallel: 4, ..EngineOptions::default() };
-        let entry = ModelEntry {
-            name: "default".into(),
-            aliases: Vec::new(),
-            source: ModelSource::Embedded,
-            load,
-            engine: engine.clone(),
-            sampler: SamplerOptions::default(),
-            keep_alive: None,
-        };
-        let engine = Engine::start(model, engine, Box::new(|reason| panic!("{reason}"))).unwrap();
-        let host = Host::single(entry, engine);
+        let (n_ctx, script) = (Some(self.n_ctx), self.script);
+        let source = ModelSource::Embedded;
+        let host =
+            Hosted { name: "default", aliases: &[], source, n_ctx, n_parallel: 4, script }.start();
         let options = ServeOptions {
             shows_metrics: true,
             shows_slots: true,

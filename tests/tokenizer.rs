@@ -3,7 +3,7 @@
 //! The golden files were written by tests/tools/golden_tokenizer.py, whose head says how. Vectors
 //! of the default model and of tiny vocabularies are always compared; the vocabularies that
 //! llama.cpp's source carries are too large to commit, and are compared where
-//! `JETFORGE_PEER_VOCABS` names their folder.
+//! `JETFORGE_TEST_PEER_VOCABS` names their folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -233,8 +233,11 @@ fn tiny_vocabularies_have_the_tokens_of_llama_cpp() {
 
 #[test]
 fn peer_vocabularies_have_the_tokens_of_llama_cpp() {
-    let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        skip("peer-vocabs", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's vocabularies");
+    let Some(folder) = std::env::var_os("JETFORGE_TEST_PEER_VOCABS") else {
+        skip(
+            "peer-vocabs",
+            "JETFORGE_TEST_PEER_VOCABS names no folder with llama.cpp's vocabularies",
+        );
         return;
     };
     let goldens: BTreeMap<String, Golden> = read("peer_vocabs.json");
@@ -313,8 +316,11 @@ fn chats() -> Vec<(Vec<Message>, Option<serde_json::Value>)> {
 
 #[test]
 fn peer_templates_render_as_pythons_jinja_does() {
-    let Some(folder) = std::env::var_os("JETFORGE_PEER_VOCABS") else {
-        skip("peer-templates", "JETFORGE_PEER_VOCABS names no folder with llama.cpp's templates");
+    let Some(folder) = std::env::var_os("JETFORGE_TEST_PEER_VOCABS") else {
+        skip(
+            "peer-templates",
+            "JETFORGE_TEST_PEER_VOCABS names no folder with llama.cpp's templates",
+        );
         return;
     };
     let goldens: BTreeMap<String, Vec<Option<String>>> = read("templates.json");

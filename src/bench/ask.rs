@@ -131,7 +131,7 @@ fn follow(mut stream: EventStream, started: Instant) -> Result<Run, EngineError>
             Event::Done { timings, .. } => run.timings = timings,
             Event::Progress { .. } => {}
             Event::Failed(error) => {
-                return Err(std::sync::Arc::into_inner(error).unwrap_or(EngineError::Stopping));
+                return Err(EngineError::Step { reason: error.to_string() });
             }
         }
     }

@@ -11,8 +11,7 @@ use super::limits::Limits;
 use super::tasks::Task;
 use crate::base::host;
 use crate::inference::{
-    EMBEDDED_MODEL, Engine, EngineOptions, Gguf, InferenceError, LoadOptions, Model, ModelInfo,
-    ModelSource, plan_memory,
+    Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource, plan_memory,
 };
 
 /// Tokens of a prompt whose time to the first token is measured, and those that come new.
@@ -56,14 +55,14 @@ impl Default for Tests {
 }
 
 impl Tests {
-    /// Positions that the longest of them takes.
+    /// Positions for the longest of them, and one more: a full context ends an answer.
     fn n_ctx(&self) -> usize {
         let longest = |lens: &[usize]| lens.iter().copied().max().unwrap_or(0);
-        let decode = longest(&self.n_depth) + longest(&self.n_generate) + 2;
-        let ttft = if self.ttft { TTFT_PROMPT + TTFT_NEW + 2 } else { 0 };
-        let tasks = self.tasks.iter().map(|task| task.n_prompt + task.n_predict + 1).max();
-        // One position more than any of them takes: a full context ends an answer.
-        (longest(&self.n_prompt) + 2).max(decode).max(ttft).max(tasks.unwrap_or(0)) + 1
+        let prefill = longest(&self.n_prompt) + 1;
+        let decode = longest(&self.n_depth).max(1) + longest(&self.n_generate) + 1;
+        let ttft = if self.ttft { TTFT_PROMPT + TTFT_NEW + 1 } else { 0 };
+        let tasks = self.tasks.iter().map(|task| task.n_prompt + task.n_predict);
+        1 + tasks.chain([prefill, decode, ttft]).max().unwrap_or(0)
     }
 }
 
@@ -128,11 +127,7 @@ fn room(
     let n_parallel = tests.n_streams.iter().copied().max().unwrap_or(1).max(1);
     let n_ctx = load.n_ctx.unwrap_or(tests.n_ctx() as u32);
     let mut load = LoadOptions { n_ctx: Some(n_ctx), n_parallel: Some(n_parallel), ..load.clone() };
-    let gguf = match source {
-        ModelSource::File(path) => Gguf::open(path),
-        ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
-    };
-    let gguf = gguf.map_err(InferenceError::from)?;
+    let gguf = source.open()?;
     let available = load.memory_max_bytes.unwrap_or(u64::MAX);
     if plan_memory(&gguf, &load, available).is_err() && n_parallel > 1 {
         // One answer at a time is better than nothing.

@@ -36,7 +36,7 @@ impl Browser {
     ///
     /// If what is there does not work.
     pub fn start() -> Result<Browser, String> {
-        let named = std::env::var_os("JETFORGE_CHROMEDRIVER");
+        let named = std::env::var_os("JETFORGE_TEST_CHROMEDRIVER");
         let program = named.unwrap_or_else(|| OsString::from("chromedriver"));
         let profile = tempfile::tempdir().unwrap();
         let mut driver = Command::new(&program)
@@ -46,7 +46,9 @@ impl Browser {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|e| format!("{}: {e} (JETFORGE_CHROMEDRIVER names it)", program.display()))?;
+            .map_err(|e| {
+                format!("{}: {e} (JETFORGE_TEST_CHROMEDRIVER names it)", program.display())
+            })?;
         let mut said = BufReader::new(driver.stdout.take().unwrap());
         let port = port(&mut said).expect("chromedriver names its port");
         let mut browser = Browser {

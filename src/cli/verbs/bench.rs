@@ -118,8 +118,6 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     };
     let device = args.device.as_deref().map(board).transpose()?;
     if let Some((board, profile)) = device {
-        let limits = profile.limits;
-        let profile = Profile { limits, ..profile };
         return print_advice(
             &advise(&profile, candidates(&app, board.available_bytes())?),
             &profile,
@@ -147,8 +145,8 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         let mut reports = Vec::new();
         for source in sources {
             let measured = bench::measure(&source, &load, &tests, &limits, &mut progress);
-            let (model, figures, notes) = measured
-                .with_context(|| format!("cannot measure {}", App::source_name(&source)))?;
+            let (model, figures, notes) =
+                measured.with_context(|| format!("cannot measure {source}"))?;
             let machine = machine.clone();
             reports.push(Report { machine, model: Some(model), figures, notes });
         }

@@ -80,8 +80,7 @@ fn open(source: &ModelSource) -> anyhow::Result<Gguf> {
         ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
         ModelSource::File(path) => Gguf::survey(path),
     };
-    let name = App::source_name(source);
-    gguf.map_err(|error| CliError::model(format!("{name}: {error}")).into())
+    gguf.map_err(|error| CliError::model(format!("{source}: {error}")).into())
 }
 
 fn fits(app: &App, gguf: &Gguf, board: Option<&str>) -> Vec<Fit> {
@@ -121,7 +120,7 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
     };
     let fim = tokenizer.as_ref().is_ok_and(|t| t.special().fim_prefix.is_some());
     vec![
-        ("file", json!(App::source_name(source))),
+        ("file", json!(source.to_string())),
         ("name", json!(text("general.name"))),
         ("licence", json!(text("general.license"))),
         ("architecture", json!(arch)),

@@ -112,7 +112,7 @@ fn open_tokenizer(app: &App) -> anyhow::Result<Tokenizer> {
         ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL),
         ModelSource::File(path) => Gguf::survey(path),
     };
-    let wrong = |error: String| CliError::model(format!("{}: {error}", App::source_name(&source)));
+    let wrong = |error: String| CliError::model(format!("{source}: {error}"));
     let gguf = gguf.map_err(|error| wrong(error.to_string()))?;
     Ok(Tokenizer::from_gguf(gguf.metadata()).map_err(|error| wrong(error.to_string()))?)
 }

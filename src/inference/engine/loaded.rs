@@ -27,7 +27,10 @@ pub enum ModelSource {
 
 impl ModelSource {
     /// Opens the file.
-    pub(super) fn open(&self) -> Result<Arc<Gguf>, InferenceError> {
+    ///
+    /// # Errors
+    /// If it cannot be read or breaks a rule of the format.
+    pub fn open(&self) -> Result<Arc<Gguf>, InferenceError> {
         Ok(Arc::new(match self {
             ModelSource::File(path) => Gguf::open(path)?,
             ModelSource::Embedded => Gguf::from_static(EMBEDDED_MODEL)?,

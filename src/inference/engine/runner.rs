@@ -75,3 +75,53 @@ impl Runner for CpuBackend {
         CpuBackend::write_page(self, page, bytes)
     }
 }
+
+/// A runner whose passes a test writes: `forward` gives the rows of a batch. It keeps no pages.
+#[cfg(test)]
+pub struct FnRunner<F> {
+    forward: F,
+    rows: Vec<Vec<f32>>,
+}
+
+#[cfg(test)]
+impl<F> FnRunner<F>
+where
+    F: FnMut(&Batch<'_>) -> Result<Vec<Vec<f32>>, BackendError> + Send + 'static,
+{
+    /// A runner that passes are asked of.
+    pub fn boxed(forward: F) -> Box<dyn Runner> {
+        Box::new(FnRunner { forward, rows: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+impl<F: FnMut(&Batch<'_>) -> Result<Vec<Vec<f32>>, BackendError> + Send> Runner for FnRunner<F> {
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.rows = (self.forward)(batch)?;
+        Ok(self.rows.iter().map(Vec::as_slice).collect())
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.forward(batch)
+    }
+
+    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
+        Ok(0)
+    }
+
+    fn copy_page(&mut self, _from: PageIdx, _to: PageIdx) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn page_bytes(&self) -> usize {
+        0
+    }
+
+    fn read_page(&self, _page: PageIdx, _out: &mut [u8]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn write_page(&mut self, _page: PageIdx, _bytes: &[u8]) -> Result<(), BackendError> {
+        Ok(())
+    }
+}

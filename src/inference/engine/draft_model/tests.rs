@@ -3,8 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::inference::backend::AdapterIdx;
-use crate::inference::gguf::Gguf;
+use crate::inference::engine::runner::FnRunner;
 
 const N_VOCAB: usize = 20;
 const EOG: TokenId = 19;
@@ -13,14 +12,12 @@ const EOG: TokenId = 19;
 type Pass = Vec<(PageIdx, usize, Vec<TokenId>)>;
 type Passes = Arc<Mutex<Vec<Pass>>>;
 
-/// Says the next number; how sure it is falls with the number.
-struct Counter {
-    passes: Passes,
-    rows: Vec<Vec<f32>>,
-}
-
-impl Runner for Counter {
-    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+/// A model that says the next number; how sure it is falls with the number. It has three places of
+/// two pages, contexts of 40 positions, passes of 16 tokens.
+fn counter() -> (DraftModel, Passes) {
+    let passes = Passes::default();
+    let noted = Arc::clone(&passes);
+    let runner = FnRunner::boxed(move |batch| {
         batch.check(16, N_VOCAB, 6)?;
         let mut start = 0;
         let mut pass = Vec::new();
@@ -29,47 +26,16 @@ impl Runner for Counter {
             pass.push((span.pages[0], span.pos, tokens));
             start += span.n_tokens;
         }
-        self.passes.lock().unwrap().push(pass);
+        noted.lock().unwrap().push(pass);
         let row = |&i: &u32| {
             let next = batch.tokens[i as usize] as usize + 1;
             let mut row = vec![0.0; N_VOCAB];
             row[next.min(N_VOCAB - 1)] = (N_VOCAB - next) as f32 / 2.0;
             row
         };
-        self.rows = batch.outputs.iter().map(row).collect();
-        Ok(self.rows.iter().map(Vec::as_slice).collect())
-    }
-
-    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
-        self.forward(batch)
-    }
-
-    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
-        Ok(0)
-    }
-
-    fn copy_page(&mut self, _from: PageIdx, _to: PageIdx) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn page_bytes(&self) -> usize {
-        0
-    }
-
-    fn read_page(&self, _page: PageIdx, _out: &mut [u8]) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn write_page(&mut self, _page: PageIdx, _bytes: &[u8]) -> Result<(), BackendError> {
-        Ok(())
-    }
-}
-
-/// Three places of two pages, contexts of 40 positions, passes of 16 tokens.
-fn counter() -> (DraftModel, Passes) {
-    let passes = Passes::default();
-    let runner = Counter { passes: Arc::clone(&passes), rows: Vec::new() };
-    (DraftModel::new(Box::new(runner), 3, 40, 16, N_VOCAB, vec![EOG]), passes)
+        Ok(batch.outputs.iter().map(row).collect())
+    });
+    (DraftModel::new(runner, 3, 40, 16, N_VOCAB, vec![EOG]), passes)
 }
 
 struct Wish(usize, Vec<TokenId>, usize);

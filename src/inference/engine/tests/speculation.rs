@@ -1,9 +1,9 @@
 //! Draft models: they change how many steps an answer takes, and nothing else.
 
 use super::*;
-use crate::inference::backend::{AdapterIdx, BackendError, Batch, PageIdx};
+use crate::inference::backend::BackendError;
 use crate::inference::engine::draft_model::DraftModel;
-use crate::inference::engine::runner::Runner;
+use crate::inference::engine::runner::FnRunner;
 use crate::inference::gguf::Gguf;
 
 /// Hardly ever says the same three tokens twice, so that lookup finds nothing.
@@ -140,43 +140,6 @@ fn a_request_sets_its_own_bounds() {
     assert!(timings(SpeculationOptions { p_min: 0.99, ..default() }).n_draft > 40);
 }
 
-/// Fails from the `n_pass`th pass on.
-struct Failing {
-    n_pass: usize,
-    row: Vec<f32>,
-}
-
-impl Runner for Failing {
-    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
-        self.n_pass = self.n_pass.checked_sub(1).ok_or(BackendError::TooManyAdapters)?;
-        Ok(batch.outputs.iter().map(|_| self.row.as_slice()).collect())
-    }
-
-    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
-        self.forward(batch)
-    }
-
-    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
-        Ok(0)
-    }
-
-    fn copy_page(&mut self, _from: PageIdx, _to: PageIdx) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn page_bytes(&self) -> usize {
-        0
-    }
-
-    fn read_page(&self, _page: PageIdx, _out: &mut [u8]) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn write_page(&mut self, _page: PageIdx, _bytes: &[u8]) -> Result<(), BackendError> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_draft_model_that_fails_is_set_aside_and_no_answer_hears_of_it() {
     for n_pass in [0, 1, 7, 20] {
@@ -184,7 +147,11 @@ fn a_draft_model_that_fails_is_set_aside_and_no_answer_hears_of_it() {
         let n_vocab = model.hparams().n_vocab;
         let mut row = vec![0.0; n_vocab];
         row[310] = 1.0;
-        let runner = Box::new(Failing { n_pass, row });
+        let mut n_left = n_pass;
+        let runner = FnRunner::boxed(move |batch| {
+            n_left = usize::checked_sub(n_left, 1).ok_or(BackendError::TooManyAdapters)?;
+            Ok(vec![row.clone(); batch.outputs.len()])
+        });
         let draft = DraftModel::new(runner, 2, 512, 512, n_vocab, Vec::new());
         let engine = start(model.with_draft(Some(draft)), 2);
         let requests: Vec<Request> = (0..4).map(|i| wish(30 + i * 50, 40)).collect();
