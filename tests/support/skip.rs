@@ -1,6 +1,7 @@
 //! Tests that need more than Rust and a C compiler: counted and named where they cannot run.
 //!
-//! Where all that they need was installed, `JETFORGE_TEST_MUST_RUN` names them and a skip is a failure.
+//! Where all that they need was installed, `JETFORGE_TEST_MUST_RUN` names them and a skip is a
+//! failure.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
