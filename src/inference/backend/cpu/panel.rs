@@ -21,6 +21,7 @@
 //! rows past the end of a matrix are zeros. Every type lands in one of these shapes, so kernels
 //! know bits and scales, not types; the packing is plain code over `quant::part`.
 
+use super::acts::ActScale;
 use super::isa::Isa;
 use super::lanes::Dot;
 use crate::inference::quant::{Codes, Part, TensorType, part};
@@ -90,6 +91,19 @@ impl Layout {
         let bits = if steps { 8 } else { low + high };
         let n_super = ty.block_len() / BLOCK_LEN;
         Layout { low, high, steps, scales, n_super, dot: Dot { bits, zero_log2 } }
+    }
+
+    /// How the activations are rounded that it meets.
+    pub const fn act_scale(self) -> ActScale {
+        match self.scales {
+            Scales::Float => ActScale::Block,
+            _ => ActScale::Chunk,
+        }
+    }
+
+    /// Whether 16 weights share a scale, and not 32.
+    pub const fn has_halves(self) -> bool {
+        matches!(self.scales, Scales::Two | Scales::TwoMin)
     }
 
     /// Bytes of a block's codes.
