@@ -9,6 +9,7 @@ mod attention;
 mod float_rows;
 mod isa;
 mod kv_cache;
+mod kv_rotated;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;
