@@ -14,6 +14,8 @@ pub struct Run {
     pub ttft_ms: f64,
     /// Between two tokens, in milliseconds.
     pub gaps_ms: Vec<f64>,
+    /// The answer.
+    pub tokens: Vec<TokenId>,
     /// The engine's own account.
     pub timings: Timings,
     started: Instant,
@@ -102,6 +104,7 @@ fn follow(mut stream: EventStream, started: Instant) -> Result<Run, EngineError>
     let mut run = Run {
         ttft_ms: 0.0,
         gaps_ms: Vec::new(),
+        tokens: Vec::new(),
         timings: Timings::default(),
         started,
         last: started,
@@ -110,6 +113,7 @@ fn follow(mut stream: EventStream, started: Instant) -> Result<Run, EngineError>
         match event {
             Event::Text { tokens, timings, .. } => {
                 run.timings = timings;
+                run.tokens.extend(tokens.iter().map(|token| token.token));
                 let now = Instant::now();
                 // Tokens that were read together came somewhere in between.
                 let n = tokens.len();

@@ -20,6 +20,9 @@ pub enum Unit {
     /// 10^9 multiply-adds a second.
     #[serde(rename = "GMAC/s")]
     GigaMacs,
+    /// One over another.
+    #[serde(rename = "x")]
+    Times,
 }
 
 impl Unit {
@@ -31,6 +34,7 @@ impl Unit {
             Unit::Mebibytes => "MiB",
             Unit::GigabytesPerSecond => "GB/s",
             Unit::GigaMacs => "GMAC/s",
+            Unit::Times => "x",
         }
     }
 

@@ -12,6 +12,7 @@
 mod advice;
 mod ask;
 mod compare;
+mod edit;
 mod figures;
 mod limits;
 mod model;
@@ -44,6 +45,11 @@ pub enum BenchError {
     /// A probe cannot run.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Guesses changed an answer.
+    #[error(
+        "the answer with guesses is not the one without; that is an error of jetforge: report it"
+    )]
+    Edit,
     /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     File {

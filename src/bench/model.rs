@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::BenchError;
 use super::ask::{self, request, run, run_together};
+use super::edit;
 use super::figures::{Figure, Unit, percentile};
 use super::limits::Limits;
 use super::tasks::Task;
@@ -33,6 +34,8 @@ pub struct Tests {
     pub ttft: bool,
     /// Whether loading is measured.
     pub load: bool,
+    /// Whether an edit is measured, with guesses and without.
+    pub edit: bool,
     /// Whole tasks.
     pub tasks: Vec<Task>,
     /// Rounds after one that warms up.
@@ -48,6 +51,7 @@ impl Default for Tests {
             n_streams: vec![2, 4],
             ttft: true,
             load: true,
+            edit: true,
             tasks: Vec::new(),
             n_rounds: 5,
         }
@@ -114,6 +118,11 @@ pub fn measure(
         n_params: cost.n_params as u64,
         backend: info.backend_name().to_owned(),
     };
+    drop(engine);
+    if tests.edit {
+        progress("edit");
+        figures.extend(edit::measure(source, &load, tests.n_rounds)?);
+    }
     Ok((facts, figures, notes))
 }
 

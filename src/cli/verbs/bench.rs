@@ -183,6 +183,7 @@ fn tests(args: &BenchArgs) -> anyhow::Result<Tests> {
     }
     tests.ttft &= !args.quick;
     tests.load &= !args.quick;
+    tests.edit &= !args.quick;
     Ok(tests)
 }
 

@@ -1,4 +1,5 @@
-//! A model that says what it is told: for tests of behaviour that no random weights show.
+//! A model that says what it is told: for tests of behaviour that no random weights show, and, over
+//! a real forward pass, for the time that such behaviour takes.
 //!
 //! It keeps the tokens that were written to each page, and its next token is a function of what it
 //! finds there. So a page that was shared, copied or freed wrongly changes the text.
@@ -18,6 +19,8 @@ const LOGIT_NAMED: f32 = 12.0;
 
 struct Scripted {
     script: Script,
+    /// Runs as well, for its time; only what it says is not heard.
+    real: Option<Box<dyn Runner>>,
     pages: Vec<[Option<TokenId>; PAGE_LEN]>,
     n_batch: usize,
     n_vocab: usize,
@@ -27,6 +30,9 @@ struct Scripted {
 impl Runner for Scripted {
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         batch.check(self.n_batch, self.n_vocab, self.pages.len())?;
+        if let Some(real) = &mut self.real {
+            real.forward(batch)?;
+        }
         self.rows.clear();
         let (mut start, mut outputs) = (0, batch.outputs.iter().peekable());
         for span in batch.spans {
@@ -53,6 +59,9 @@ impl Runner for Scripted {
     }
 
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {
+        if let Some(real) = &mut self.real {
+            real.copy_page(from, to)?;
+        }
         self.pages[to as usize] = self.pages[from as usize];
         Ok(())
     }
@@ -103,6 +112,7 @@ impl Scripted {
     fn new(script: Script, info: &ModelInfo, n_page: usize) -> Scripted {
         Scripted {
             script,
+            real: None,
             pages: vec![[None; PAGE_LEN]; n_page],
             n_batch: info.n_batch,
             n_vocab: info.hparams.n_vocab,
@@ -116,6 +126,13 @@ impl Model {
     pub fn with_script(self, script: Script) -> Model {
         let (info, _, draft) = self.into_parts();
         let runner = Scripted::new(script, &info, info.n_page);
+        Model::from_parts(info, Box::new(runner)).with_draft(draft)
+    }
+
+    /// The same model, whose passes run as they would, with a script in the place of what it says.
+    pub fn with_forced_tokens(self, script: Script) -> Model {
+        let (info, real, draft) = self.into_parts();
+        let runner = Scripted { real: Some(real), ..Scripted::new(script, &info, info.n_page) };
         Model::from_parts(info, Box::new(runner)).with_draft(draft)
     }
 
