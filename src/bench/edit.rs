@@ -1,7 +1,7 @@
 //! What guesses are worth: a file that is written again with changes, and a step of several tokens.
 //!
-//! Random weights copy nothing, so the tokens are forced: the model's passes run as they would, and a
-//! script says what they pick. The engine's lookup, its steps and their cost are the real ones.
+//! Random weights copy nothing, so the tokens are forced: the model's passes run as they would, and
+//! a script says what they pick. The engine's lookup, its steps and their cost are the real ones.
 
 use super::BenchError;
 use super::ask::{self, Run, request, run};

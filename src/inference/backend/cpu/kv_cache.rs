@@ -1,4 +1,4 @@
-//! The KV cache: keys and values of every layer in pages of 32 positions, as f16, q8_0, q4_0 or f32.
+//! The KV cache: keys and values of every layer in pages of 32 positions: f16, q8_0, q4_0 or f32.
 //!
 //! ```text
 //! map      [layer][kv head][page] of: plane of keys, plane of values

@@ -1,8 +1,8 @@
 //! 4-bit keys and values: rotated, then rounded to 16 steps under a scale for each 32.
 //!
 //! ```text
-//! rotation   x' = H x / sqrt(n)    H: Hadamard's matrix of n, the largest power of two in head_dim,
-//!                                  at most 256
+//! rotation   x' = H x / sqrt(n)    H: Hadamard's matrix of n, the largest power of two in the
+//!                                  head's length, at most 256
 //! block      32 values (the last of a head may be fewer): x' = scale * (code - 8)
 //! bytes      value j of a block low, value j + len / 2 high; 16 bytes of a block, then the next
 //! ```
@@ -10,7 +10,7 @@
 //! A few channels of a key are far larger than the rest; rounded as they are, they take all the
 //! steps. The rotation spreads them over every channel. It is its own inverse and keeps products,
 //! `q' . k' = q . k`, so queries are rotated to meet the keys, and what was summed of the values is
-//! rotated back. Chee et al., QuIP (2023), use rotations for weights, llama.cpp for its 4-bit cache.
+//! rotated back. QuIP (Chee et al., 2023) rotates weights so, llama.cpp its 4-bit cache.
 
 use half::f16;
 

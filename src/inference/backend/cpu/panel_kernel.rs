@@ -28,8 +28,9 @@ use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
 
 /// Bytes from what a narrow tile multiplies to what it asks memory for: its arithmetic takes about
-/// as long as reading does, and the hardware's own prefetching left one waiting for the other (eight
-/// columns became a third faster). One column has nothing to hide; asking made it 10 % slower.
+/// as long as reading does, and the hardware's own prefetching left one waiting for the other
+/// (eight columns became a third faster). One column has nothing to hide; asking made it 10 %
+/// slower.
 const AHEAD: usize = 2048;
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
