@@ -105,7 +105,7 @@ pub fn repack(
 ) {
     let layout = Layout::of(ty);
     assert!(panel.len() == layout.panel_bytes(n_block) && n_rows <= PANEL_ROWS);
-    let panels: Vec<&[u8]> = panels.chunks_exact(panel.len()).collect();
+    let panel_bytes = panel.len();
     for block_idx in 0..n_block {
         let (group_idx, b) = (block_idx / GROUP_BLOCKS, block_idx % GROUP_BLOCKS);
         let group = &mut panel[group_idx * layout.group_bytes(GROUP_BLOCKS)..];
@@ -114,7 +114,7 @@ pub fn repack(
         let codes = &mut codes[b * layout.code_bytes()..][..layout.code_bytes()];
         for row_idx in 0..n_rows {
             let row = first + row_idx;
-            let src = panels[row / PANEL_ROWS];
+            let src = &panels[row / PANEL_ROWS * panel_bytes..][..panel_bytes];
             let part = unpack(ty, src, n_block, row % PANEL_ROWS, block_idx);
             put_codes(layout, &part.codes, row_idx, codes);
             put_scales(layout, &part, row_idx, b, scales);
