@@ -216,8 +216,10 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
     if args.tensors {
         object["tensors"] = each_tensor(gguf)
             .map(|Listed { name, ty, form, shape, n_bytes }| {
-                let form = form.unwrap_or(Form::Rows.name());
-                json!({ "name": name, "type": ty, "layout": form, "shape": shape, "bytes": n_bytes })
+                let layout = form.unwrap_or(Form::Rows.name());
+                json!({
+                    "name": name, "type": ty, "layout": layout, "shape": shape, "bytes": n_bytes
+                })
             })
             .collect();
     }

@@ -244,8 +244,8 @@ impl Gguf {
         self.by_name.get(name).map(|&tensor_idx| &self.tensors[tensor_idx])
     }
 
-    /// The tensor's data in the form that `info` names, `info.n_bytes` long. No alignment in memory is promised: an embedded
-    /// model may start at any address.
+    /// The tensor's data in the form that `info` names, `info.n_bytes` long. No alignment in memory
+    /// is promised: an embedded model may start at any address.
     ///
     /// # Panics
     /// If `info` is of another model.

@@ -1,4 +1,4 @@
-//! The native extension: tensors that GGUF has no type or no form for, in a file that is valid GGUF.
+//! The native extension: tensors that GGUF has no type or form for, in a file that is valid GGUF.
 //!
 //! Such a tensor is listed as `I8`, one-dimensional, as long as its bytes, and the file's metadata
 //! says what it is. A reader that knows nothing of this sees bytes; this one translates when a file

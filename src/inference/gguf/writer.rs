@@ -2,8 +2,8 @@
 //!
 //! The builder writes what it is told, wrong or right, because tests need files that are wrong in
 //! one place. What it lays out by itself is right: keys as the format encodes them, tensors one
-//! behind the other at multiples of the alignment, the data section padded to its end. What GGUF has
-//! no type or no form for goes in as bytes, and the keys of `native` follow those that were given.
+//! behind the other at multiples of the alignment, the data section padded to its end. What GGUF
+//! has no type or form for goes in as bytes, and the keys of `native` follow those that were given.
 
 use std::borrow::Cow;
 use std::io::{self, Write};

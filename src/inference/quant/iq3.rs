@@ -1,8 +1,8 @@
 //! IQ3: four weights at a time, looked up in a grid of magnitudes; about 3 bits a weight.
 //!
 //! ```text
-//! IQ3_XXS   weight = d * scale / 4 * sign * magnitude     256-point grid, every eighth sign implied
-//! IQ3_S     weight = d * scale     * sign * magnitude     512-point grid
+//! IQ3_XXS   weight = d * scale / 4 * sign * magnitude     256 points, each eighth sign implied
+//! IQ3_S     weight = d * scale     * sign * magnitude     512 points
 //! ```
 //!
 //! A point of a grid is four magnitudes out of eight, those that weights of trained models take

@@ -1,8 +1,9 @@
 //! Block formats: how a GGUF file stores weights, each with a plain reference.
 //!
 //! A tensor's row is a whole number of blocks; a block holds `block_len` weights in `block_bytes`
-//! bytes. Only the native types may end a row in a shorter block. The layouts belong to the file format and are never reordered here: backends repack or
-//! expand, and this room stays plain, the reference that every faster path is measured by.
+//! bytes. Only the native types may end a row in a shorter block. The layouts belong to the file
+//! format and are never reordered here: backends repack or expand, and this room stays plain, the
+//! reference that every faster path is measured by.
 //!
 //! ```text
 //! plain.rs     F32 F16 BF16                 one weight, no block

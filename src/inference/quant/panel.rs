@@ -22,8 +22,8 @@
 //! know bits and scales, not types.
 //!
 //! The layout is one for every instruction set, and part of the native file format: a file may hold
-//! its matrices so (`docs/formats.md`). Backends pack; here is where everything lies, and how a part
-//! is taken out again.
+//! its matrices so (`docs/formats.md`). Backends pack; here is where everything lies, and how a
+//! part is taken out again.
 
 use super::{Codes, Part, Steps, TensorType, dequantize, u16_at};
 
