@@ -13,6 +13,7 @@
 //! additions for each block, so that kernels multiply unsigned codes as the file has them.
 
 use super::isa::{Isa, with_isa};
+use super::panel::{Layout, Scales};
 use super::pool::Pool;
 use super::shared::SharedMut;
 use super::simd::{LANES, Scalar, Simd};
@@ -31,6 +32,16 @@ pub enum ActScale {
     Block,
     /// 256.
     Chunk,
+}
+
+impl ActScale {
+    /// How activations are rounded that meet weights of this layout.
+    pub const fn of(layout: Layout) -> ActScale {
+        match layout.scales {
+            Scales::Float => ActScale::Block,
+            _ => ActScale::Chunk,
+        }
+    }
 }
 
 /// 256 activations: `x[k] = scale[k / 32] * codes[k]`, rounded to the nearest code.

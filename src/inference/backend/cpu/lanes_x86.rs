@@ -4,7 +4,7 @@
 // and vouches for the pointers: the rule of the trait, and the reason of each block below.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::lanes::{Dot, Lanes, STEPS_UP};
+use super::lanes::{Dot, Lanes};
 use std::arch::x86_64::*;
 
 /// AVX2 with FMA and F16C: eight rows.
@@ -108,9 +108,9 @@ unsafe impl Lanes for Avx2Lanes {
         unsafe { _mm256_or_si256(a, b) }
     }
     #[inline(always)]
-    unsafe fn steps(x: __m256i) -> __m256i {
+    unsafe fn steps(x: __m256i, table: &[u8; 16]) -> __m256i {
         unsafe {
-            let table = _mm_loadu_si128(STEPS_UP.as_ptr().cast());
+            let table = _mm_loadu_si128(table.as_ptr().cast());
             _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), x)
         }
     }
@@ -293,9 +293,9 @@ unsafe impl Lanes for Avx512Lanes {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
-    unsafe fn steps(x: __m512i) -> __m512i {
+    unsafe fn steps(x: __m512i, table: &[u8; 16]) -> __m512i {
         unsafe {
-            let table = _mm_loadu_si128(STEPS_UP.as_ptr().cast());
+            let table = _mm_loadu_si128(table.as_ptr().cast());
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), x)
         }
     }

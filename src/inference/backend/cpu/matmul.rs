@@ -100,7 +100,7 @@ pub fn needs_acts(ty: TensorType) -> bool {
 
 /// How activations are rounded that meet weights of this type; `None` where they are not.
 pub fn act_scale(ty: TensorType) -> Option<ActScale> {
-    needs_acts(ty).then(|| Layout::of(ty).act_scale())
+    needs_acts(ty).then(|| ActScale::of(Layout::of(ty)))
 }
 
 /// Bytes of a panel of 16 rows of `n_cols` weights.
@@ -113,7 +113,7 @@ pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
 unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let n = job.x.n;
     // Sums of integers stand beside those of floats.
-    let cols = match F::LAYOUT.act_scale() {
+    let cols = match ActScale::of(F::LAYOUT) {
         ActScale::Block => L::COLS,
         ActScale::Chunk => L::COLS.min(8),
     };

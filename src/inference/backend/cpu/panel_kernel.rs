@@ -35,7 +35,7 @@ const AHEAD: usize = 2048;
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
 /// side from `acts`, `stride` chunks from one 256 weights to the next. They were rounded as
-/// [`Layout::act_scale`] says.
+/// [`ActScale::of`] says.
 ///
 /// # Safety
 /// As [`Lanes`]; `panel` holds `n_block` blocks, and the chunks are there.
@@ -57,7 +57,7 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
             let acts = acts.add(group_idx * stride);
             let codes = group.add(layout.scales_bytes(n_block));
             let at = Group { scales: group, codes, n_block, row };
-            match layout.act_scale() {
+            match ActScale::of(layout) {
                 ActScale::Block => add_blocks::<L, C>(layout, at, acts, &mut sums),
                 ActScale::Chunk => add_chunk::<L, C>(layout, at, acts, &mut sums),
             }
@@ -98,6 +98,20 @@ impl Group {
     }
 }
 
+/// The factor of the scales, times that of the steps.
+#[inline(always)]
+unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
+    // SAFETY: the caller vouches for the bytes and keeps the rule of `Lanes`.
+    unsafe {
+        match layout.steps {
+            Some(steps) if steps.factor_log2 != 0 => {
+                L::mul(L::load_f16(p), L::splat(steps.factor()))
+            }
+            _ => L::load_f16(p),
+        }
+    }
+}
+
 /// Adds the products of a group whose scales are floats to the sums of each column.
 #[inline(always)]
 unsafe fn add_blocks<L: Lanes, const C: usize>(
@@ -112,7 +126,7 @@ unsafe fn add_blocks<L: Lanes, const C: usize>(
     unsafe {
         for b in 0..group.n_block {
             let head = group.scales.add(b * layout.super_bytes() + 2 * group.row);
-            let d = L::load_f16(head);
+            let d = load_d::<L>(layout, head);
             let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
             if (2..=8).contains(&C) {
                 group.prefetch::<L>(layout, b);
@@ -167,7 +181,7 @@ unsafe fn add_chunk<L: Lanes, const C: usize>(
             });
         }
         let rests = rests::<L>(layout, group);
-        let d = L::load_f16(group.scales.add(2 * group.row));
+        let d = load_d::<L>(layout, group.scales.add(2 * group.row));
         let dmin = match layout.dot.zero_log2 {
             None => L::load_f16(group.scales.add(2 * (PANEL_ROWS + group.row))),
             Some(_) => d,
@@ -277,6 +291,9 @@ unsafe fn unpack_chunk<L: Lanes>(layout: Layout, p: *const u8, j: usize) -> L::I
             let high = L::load_codes(p.add((n_low + j % 2) * VECTOR_BYTES));
             codes = L::or(codes, L::bits(high, 2, 2 * (j_bit / 2), layout.low));
         }
-        if layout.steps { L::steps(codes) } else { codes }
+        match layout.steps {
+            Some(steps) => L::steps(codes, &steps.up),
+            None => codes,
+        }
     }
 }
