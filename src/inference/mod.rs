@@ -5,6 +5,7 @@
 //! (generation). Other rooms use this face.
 
 pub mod backend;
+pub mod disk_cache;
 pub mod engine;
 pub mod gguf;
 pub mod grammar;
@@ -18,11 +19,12 @@ pub use backend::cpu::{Isa, probe};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
     EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EngineStats, Event, EventStream, Finish,
-    GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError,
+    GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError, N_DISK_MIN,
     LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, Perplexity, Priority, Reply, Request,
     RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions, TenantId, Timings, TokenEvent,
     plan_memory,
 };
+pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;

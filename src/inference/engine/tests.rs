@@ -304,7 +304,7 @@ fn no_page_is_lost_or_freed_twice_whatever_comes() {
             _ => model.with_draft_script(Box::new(count), n_parallel),
         };
         let options = EngineOptions { n_parallel, ..EngineOptions::default() };
-        let mut core = core::Core::new(model, options, std::sync::Arc::default());
+        let mut core = core::Core::new(model, options, std::sync::Arc::default(), &no_waker());
         let mut streams = Vec::new();
         for _ in 0..300 {
             if below(3) == 0 {

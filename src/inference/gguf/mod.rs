@@ -91,6 +91,14 @@ pub struct UnreadTensor {
     pub ty: String,
 }
 
+/// Where the bytes of a shard are.
+pub enum ShardBytes<'a> {
+    /// In this file, which is the one that is mapped, whatever has its name by now.
+    File(&'a std::fs::File),
+    /// In memory.
+    Memory(&'a [u8]),
+}
+
 /// A model file, or the files of a split model, checked and mapped.
 #[derive(Debug)]
 pub struct Gguf {
@@ -187,6 +195,14 @@ impl Gguf {
         }
         let (metadata, version, alignment, data_offset) = face.ok_or(GgufError::NoShards)?;
         Ok(Gguf { metadata, tensors, unread, by_name, shards, version, alignment, data_offset })
+    }
+
+    /// Where the bytes of each shard are.
+    pub fn shards(&self) -> impl Iterator<Item = ShardBytes<'_>> {
+        self.shards.iter().map(|shard| match &**shard {
+            Source::Map(_, file) => ShardBytes::File(file),
+            memory => ShardBytes::Memory(memory),
+        })
     }
 
     /// What the file says about the model; of a split model, what shard 0 says.
