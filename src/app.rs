@@ -19,7 +19,9 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
-use crate::inference::{DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions};
+use crate::inference::{
+    DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
+};
 use crate::library::{Catalog, LibraryError, PullOptions, Store};
 use crate::server::{ServerConfig, ServerError};
 pub use prefixes::PrefixCacheConfig;

@@ -13,6 +13,7 @@ mod model_parity;
 mod openai;
 mod pages;
 mod perplexity;
+mod prefixes;
 mod pull;
 mod sampler;
 mod serve;

@@ -16,15 +16,15 @@ pub mod tokenizer;
 pub use backend::BackendError;
 pub use backend::cases::MatMulCase;
 pub use backend::cpu::{Isa, probe};
+pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
     EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EngineStats, Event, EventStream, Finish,
-    GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError, N_DISK_MIN,
-    LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, Perplexity, Priority, Reply, Request,
-    RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions, TenantId, Timings, TokenEvent,
-    plan_memory,
+    GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError,
+    LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, N_DISK_MIN, Perplexity, Priority,
+    Reply, Request, RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions, TenantId,
+    Timings, TokenEvent, plan_memory,
 };
-pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;

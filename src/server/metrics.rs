@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::{ApiError, Gate};
-use crate::inference::{DiskCacheStats, EngineStats, Miss, HISTOGRAM_BOUNDS_S, Histogram};
+use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Gate> {

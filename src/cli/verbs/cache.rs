@@ -56,7 +56,12 @@ pub fn run(context: &Context, args: &CacheArgs) -> anyhow::Result<u8> {
             }
             let state = if config.enabled { "on" } else { "off" };
             writeln!(out, "directory  {} ({state})", options.dir.display())?;
-            writeln!(out, "pages      {n_page}, {} of {}", format::bytes(n_bytes), format::bytes(options.bytes_max))?;
+            writeln!(
+                out,
+                "pages      {n_page}, {} of {}",
+                format::bytes(n_bytes),
+                format::bytes(options.bytes_max)
+            )?;
             let per_day = format::bytes(options.write_bytes_per_day_max);
             writeln!(out, "written    {} of {per_day} today", format::bytes(written_today))?;
         }

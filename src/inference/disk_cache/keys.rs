@@ -94,9 +94,8 @@ impl Keys {
         }
         let mut bytes = Vec::with_capacity(KEY_LEN);
         file.take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-        let device: [u8; KEY_LEN] = bytes
-            .try_into()
-            .map_err(|_| DiskCacheError::KeyBroken { path: path.to_owned() })?;
+        let device: [u8; KEY_LEN] =
+            bytes.try_into().map_err(|_| DiskCacheError::KeyBroken { path: path.to_owned() })?;
         Ok(Keys::new(&device))
     }
 
@@ -193,7 +192,11 @@ mod tests {
         let names = [0, 1].map(|_| Keys::load_or_create(&path).unwrap().root(b"f", b"s"));
         assert_eq!(names[0], names[1]);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left over");
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing is left over"
+        );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let open = Keys::load_or_create(&path).err().unwrap();
         assert!(open.to_string().contains("chmod 600"), "{open}");

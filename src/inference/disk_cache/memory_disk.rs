@@ -105,7 +105,9 @@ impl Disk for MemoryDisk {
         }
         match state.entries.get(key) {
             None => Err(io::ErrorKind::NotFound.into()),
-            Some((bytes, _)) if bytes.len() > n_bytes_max => Err(io::ErrorKind::FileTooLarge.into()),
+            Some((bytes, _)) if bytes.len() > n_bytes_max => {
+                Err(io::ErrorKind::FileTooLarge.into())
+            }
             Some((bytes, _)) => Ok(bytes.clone()),
         }
     }

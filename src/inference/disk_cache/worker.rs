@@ -164,8 +164,7 @@ fn next_job(shared: &Shared) -> Option<Job> {
         if state.is_listing_wanted {
             return Some(Job::List);
         }
-        let is_due =
-            |f: &Fetch| !state.is_stopping && f.mailbox.has_room(f.page_bytes);
+        let is_due = |f: &Fetch| !state.is_stopping && f.mailbox.has_room(f.page_bytes);
         if let Some(i) = state.fetches.iter().position(is_due) {
             let mut fetch = state.fetches.remove(i)?;
             return Some(match fetch.keys.pop_front() {
@@ -229,7 +228,8 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
         fetch.ready_at += Duration::from_secs_f64(n_bytes as f64 / limit.max(1) as f64);
         std::thread::sleep(fetch.ready_at.saturating_duration_since(Instant::now()));
     }
-    if matches!(page, Err(Miss::Torn | Miss::Damaged)) {
+    if page.is_err() {
+        // What cannot be read is of no use, whatever the reason.
         disk.remove(&key);
     }
     let is_stale = {

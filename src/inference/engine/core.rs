@@ -103,12 +103,7 @@ pub(super) fn check(
 
 impl Core {
     /// `waker` is called when the disk has done something.
-    pub fn new(
-        model: Model,
-        options: EngineOptions,
-        stats: Arc<StatsCell>,
-        waker: &Waker,
-    ) -> Core {
+    pub fn new(model: Model, options: EngineOptions, stats: Arc<StatsCell>, waker: &Waker) -> Core {
         let (info, runner, draft) = model.into_parts();
         let disk = DiskLink::new(&options, &info, &*runner, waker);
         stats.update(|stats| stats.n_page = info.n_page);

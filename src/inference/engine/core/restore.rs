@@ -155,12 +155,7 @@ impl Core {
         if link.keeping.len() >= PREFIX_STORES_MAX {
             return link.cache.count_lost(tokens.len().div_ceil(PAGE_LEN) as u64);
         }
-        link.keeping.push_back(Keeping {
-            scope: group.scope.clone(),
-            tokens,
-            n_done: 0,
-            at: None,
-        });
+        link.keeping.push_back(Keeping { scope: group.scope.clone(), tokens, n_done: 0, at: None });
     }
 
     /// Hands pages to the disk's queue, as many as a step may.
