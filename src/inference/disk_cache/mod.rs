@@ -272,6 +272,13 @@ impl DiskCache {
         state.writes.is_empty() && state.writing.is_none() && state.fetches.is_empty()
     }
 
+    /// Waits until nothing is left to write, unless that takes too long.
+    pub fn flush(&self) {
+        let is_writing = |state: &mut State| !state.writes.is_empty() || state.writing.is_some();
+        let shared = &self.0.shared;
+        drop(shared.wake.wait_timeout_while(self.lock(), LAST_WRITES, is_writing));
+    }
+
     /// Counts pages that were looked for and not had.
     pub fn count_miss(&self, miss: Miss, n: u64) {
         self.lock().stats.miss(miss, n);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! list    at the start, and when somebody else changed the directory
-//! read    the next page of the fetch that waited longest and whose mailbox has room
+//! read    the next page of a fetch whose mailbox has room; fetches take turns
 //! write   the oldest page of the queue, if the day's budget and the disk have room for it
 //! settle  when nothing is left to write, names are brought to the disk
 //! ```
@@ -263,7 +263,7 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
         }
         if page.is_ok() {
             // Before the letter, so that whoever cancels on reading it finds it.
-            state.fetches.push_front(fetch);
+            state.fetches.push_back(fetch);
         }
     }
     mailbox.put(Letter { ticket, page: page.map_err(Some) });
@@ -292,6 +292,7 @@ fn write(shared: &Shared, ledger: &mut Ledger, key: Key, page: Vec<u8>) {
     let listeners: Vec<_> = state.listeners.iter().filter_map(Weak::upgrade).collect();
     state.listeners.retain(|listener| listener.strong_count() > 0);
     drop(state);
+    shared.wake.notify_all();
     listeners.iter().for_each(|mailbox| mailbox.wake());
 }
 

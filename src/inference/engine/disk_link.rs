@@ -168,7 +168,8 @@ impl DiskLink {
         keys.truncate(n_found);
         let mut lens: VecDeque<usize> = keys.iter().map(|_| PAGE_LEN).collect();
         let before = keys.last().copied().unwrap_or(root);
-        if let Some((key, n)) = self.tail(before, &prompt[n_found * PAGE_LEN..]) {
+        let tail = self.tail(before, &prompt[n_found * PAGE_LEN..]);
+        if let Some((key, n)) = tail.filter(|&(_, n)| self.is_faster(1, n, token_us)) {
             keys.push(key);
             lens.push_back(n);
         }

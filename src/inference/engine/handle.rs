@@ -247,6 +247,9 @@ impl Engine {
             // A panic was told to `on_panic`.
             let _ = thread.join();
         }
+        if let Some(disk) = &self.shared.options.disk_cache {
+            disk.flush();
+        }
     }
 
     /// Compiles the request's grammar, on the caller's thread.

@@ -164,7 +164,7 @@ impl Core {
         let Some(link) = &mut self.disk else { return };
         let mut n_left = PREFIX_STEP_BYTES;
         while n_left > 0 && link.has_keeping() && link.has_room() {
-            let next = link.next_page().filter(|_| link.is_faster(1, PAGE_LEN, token_us));
+            let next = link.next_page().filter(|&(_, n)| link.is_faster(1, n, token_us));
             let (Some((key, n)), Some(keeping)) = (next, link.keeping.front_mut()) else {
                 link.keeping.pop_front();
                 continue;
