@@ -183,7 +183,7 @@ fn what_would_be_slower_to_read_is_computed() {
 #[test]
 fn no_page_is_lost_whatever_the_disk_does() {
     let mut n_hit = 0;
-    for seed in 1..=40u64 {
+    for seed in 1..=16u64 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut below = |n: u64| {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x14057b7ef767814f);
@@ -198,7 +198,8 @@ fn no_page_is_lost_whatever_the_disk_does() {
             let disk_cache = Some(cache.clone());
             let options =
                 EngineOptions { n_parallel, disk_cache, n_disk_min: 33, ..Default::default() };
-            let waker: disk_link::Waker = Arc::new(|| ());
+            let (bell, rung) = std::sync::mpsc::channel();
+            let waker: disk_link::Waker = Arc::new(move || drop(bell.send(()).ok()));
             let mut core = core::Core::new(model, options, Arc::default(), &waker);
             let mut streams = Vec::new();
             for _ in 0..80 {
@@ -230,6 +231,9 @@ fn no_page_is_lost_whatever_the_disk_does() {
                 check_pages(&core, seed);
             }
             while core.has_work() {
+                if core.is_waiting() {
+                    let _ = rung.recv_timeout(Duration::from_millis(20));
+                }
                 core.step();
                 check_pages(&core, seed);
             }
@@ -243,5 +247,5 @@ fn no_page_is_lost_whatever_the_disk_does() {
         }
         n_hit += cache.stats().hits;
     }
-    assert!(n_hit > 100, "it must have been of use");
+    assert!(n_hit > 50, "it must have been of use");
 }
