@@ -112,7 +112,7 @@ fn the_same_tokens_give_the_same_bits_however_they_are_run() {
 fn the_form_of_the_cache_changes_nothing_about_that() {
     let recipe = Recipe::read("llama");
     let (tokens, file) = (tokens(&recipe), recipe.build(recipe.goldens()[0].ty));
-    for kv_type in [KvType::F16, KvType::Q8_0, KvType::F32] {
+    for kv_type in KvType::ALL {
         let expected = Runner::new(&file, Isa::Scalar, 1, kv_type).in_steps(&tokens, tokens.len());
         for isa in Isa::available() {
             let mut runner = Runner::new(&file, isa, 2, kv_type);

@@ -161,7 +161,7 @@ impl ModelArgs {
 }
 
 /// How keys and values can be stored.
-const KV_TYPES: [&str; 3] = ["f16", "q8_0", "f32"];
+const KV_TYPES: [&str; 4] = ["f16", "q8_0", "q4_0", "f32"];
 
 /// `900M`, `3G`, `1024`: bytes, with binary units.
 pub fn parse_size(text: &str) -> Result<u64, String> {

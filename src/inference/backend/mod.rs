@@ -57,7 +57,7 @@ pub enum BackendError {
         available: String,
     },
     /// A KV type that nobody knows.
-    #[error("KV type '{name}' is not known; choose f16, q8_0 or f32")]
+    #[error("KV type '{name}' is not known; choose f16, q8_0, q4_0 or f32")]
     KvType {
         /// What was asked for.
         name: String,

@@ -24,6 +24,7 @@ use self::page::{PageScratch, Sums, add_page};
 use super::acts::Rows;
 use super::isa::{Isa, with_isa};
 use super::kv_cache::{KvCache, Side};
+use super::kv_rotated::rotate;
 use super::math;
 use super::pool::Pool;
 use super::shared::{PerWorker, SharedMut};
@@ -197,7 +198,7 @@ unsafe fn run_task_with<S: Simd>(job: &Job<'_>, task: &Task, s: &mut Scratch) {
     let spec = &job.spec;
     let (head_dim, n_query) = (spec.head_dim, task.n_query(spec));
     let n_rep = spec.n_head / spec.n_kv_head;
-    s.page.queries(n_query, head_dim, |query| {
+    s.page.queries(n_query, head_dim, job.kv.is_rotated(), |query| {
         let row = task.row + task.start + query / n_rep;
         let head = task.kv_head * n_rep + query % n_rep;
         let q = &job.q.data[row * job.q.stride + head * head_dim..][..head_dim];
@@ -323,5 +324,8 @@ unsafe fn write(job: &Job<'_>, task: &Task, total: Sums<'_>) {
         let out = unsafe { job.out.slice(row * job.q.stride + head * head_dim, head_dim) };
         let weight = total.weight[query];
         out.iter_mut().zip(sums).for_each(|(o, s)| *o = s / weight);
+        if job.kv.is_rotated() {
+            rotate(out, head_dim);
+        }
     }
 }

@@ -1,13 +1,14 @@
-//! The KV cache: keys and values of every layer in pages of 32 positions, as f16, q8_0 or f32.
+//! The KV cache: keys and values of every layer in pages of 32 positions, as f16, q8_0, q4_0 or f32.
 //!
 //! ```text
 //! map      [layer][kv head][page] of: plane of keys, plane of values
 //! keys     [head_dim][32]      transposed: a score is a sum of whole vectors
 //! values   [32][head_dim]
 //! q8_0     codes in these orders, then f16 scales: keys [n_block][32], values [32][n_block]
+//! q4_0     as q8_0, with bytes of two codes for head_dim / 2; see `kv_rotated`
 //! ```
 //!
-//! A q8_0 block is 32 values of one position and head (the last block of a head may be shorter), so
+//! A block is 32 values of one position and head (the last block of a head may be shorter), so
 //! what is stored of a position depends on that position alone: writing it alone or in a chunk
 //! gives the same bits.
 //!
@@ -19,11 +20,12 @@ use half::slice::HalfFloatSliceExt;
 use memmap2::MmapMut;
 
 use super::acts::Rows;
+use super::kv_rotated::{self, ROTATION_MAX, rotate};
 use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::{BackendError, PAGE_LEN, PageIdx, Plan, Span};
 
-/// Values under one scale of q8_0.
+/// Values under one scale of q8_0 and q4_0.
 pub const BLOCK_LEN: usize = 32;
 
 /// How keys and values are stored.
@@ -34,19 +36,22 @@ pub enum KvType {
     F16,
     /// 8-bit codes with a scale for each 32 values: half the memory of f16.
     Q8_0,
+    /// 4-bit codes of rotated heads, with a scale for each 32 values: for long contexts.
+    Q4_0,
     /// Single precision, for exact comparison.
     F32,
 }
 
 impl KvType {
     /// Every type.
-    pub const ALL: [KvType; 3] = [KvType::F16, KvType::Q8_0, KvType::F32];
+    pub const ALL: [KvType; 4] = [KvType::F16, KvType::Q8_0, KvType::Q4_0, KvType::F32];
 
     /// The name that options and reports use.
     pub fn name(self) -> &'static str {
         match self {
             KvType::F16 => "f16",
             KvType::Q8_0 => "q8_0",
+            KvType::Q4_0 => "q4_0",
             KvType::F32 => "f32",
         }
     }
@@ -62,8 +67,14 @@ impl KvType {
         match self {
             KvType::F16 => 2 * n,
             KvType::Q8_0 => n + 2 * PAGE_LEN * head_dim.div_ceil(BLOCK_LEN),
+            KvType::Q4_0 => n / 2 + 2 * PAGE_LEN * head_dim.div_ceil(BLOCK_LEN),
             KvType::F32 => 4 * n,
         }
+    }
+
+    /// Whether heads are stored rotated, and queries have to be.
+    pub fn is_rotated(self) -> bool {
+        self == KvType::Q4_0
     }
 }
 
@@ -96,6 +107,8 @@ pub enum Plane<'a> {
     F16(&'a [u16]),
     /// Codes and the f16 bits of their scales.
     Q8_0(&'a [i8], &'a [u16]),
+    /// Bytes of two codes and the f16 bits of their scales.
+    Q4_0(&'a [u8], &'a [u16]),
     /// f32.
     F32(&'a [f32]),
 }
@@ -161,6 +174,11 @@ impl KvCache {
         self.shape.n_page
     }
 
+    /// Whether its heads are rotated.
+    pub fn is_rotated(&self) -> bool {
+        self.shape.ty.is_rotated()
+    }
+
     pub(super) fn shape(&self) -> Shape {
         self.shape
     }
@@ -185,6 +203,10 @@ impl KvCache {
             KvType::Q8_0 => {
                 let (codes, scales) = bytes.split_at(head_dim * PAGE_LEN);
                 Plane::Q8_0(cast(codes), cast(scales))
+            }
+            KvType::Q4_0 => {
+                let (codes, scales) = bytes.split_at(head_dim * PAGE_LEN / 2);
+                Plane::Q4_0(codes, cast(scales))
             }
         }
     }
@@ -288,6 +310,24 @@ pub(super) fn put(ty: KvType, plane: &mut [u8], side: Side, slot: usize, x: &[f3
                 codes.by_ref().zip(&rounded[..x.len()]).for_each(|(code, r)| *code = *r);
             }
         }
+        KvType::Q4_0 => {
+            let (codes, scales) = plane.split_at_mut(x.len() / 2 * PAGE_LEN);
+            let (at, step) = side.places(slot, x.len() / 2);
+            let mut codes = codes[at..].iter_mut().step_by(step);
+            let (at, step) = side.places(slot, x.len().div_ceil(BLOCK_LEN));
+            let mut scales = cast_mut::<u16>(scales)[at..].iter_mut().step_by(step);
+            for part in x.chunks(ROTATION_MAX) {
+                let mut turned = [0f32; ROTATION_MAX];
+                let turned = &mut turned[..part.len()];
+                turned.copy_from_slice(part);
+                rotate(turned, x.len());
+                for (x, scale) in turned.chunks(BLOCK_LEN).zip(scales.by_ref()) {
+                    let mut bytes = [0; BLOCK_LEN / 2];
+                    *scale = kv_rotated::pack(x, &mut bytes).to_bits();
+                    codes.by_ref().zip(&bytes[..x.len() / 2]).for_each(|(code, b)| *code = *b);
+                }
+            }
+        }
     }
 }
 
@@ -313,6 +353,21 @@ pub(super) fn get(ty: KvType, plane: &[u8], side: Side, slot: usize, out: &mut [
                 let codes = codes.by_ref();
                 out.iter_mut().zip(codes).for_each(|(x, &c)| *x = scale * f32::from(c));
             }
+        }
+        KvType::Q4_0 => {
+            let (codes, scales) = plane.split_at(out.len() / 2 * PAGE_LEN);
+            let (at, step) = side.places(slot, out.len() / 2);
+            let mut codes = codes[at..].iter().step_by(step);
+            let (at, step) = side.places(slot, out.len().div_ceil(BLOCK_LEN));
+            let scales = cast::<u16>(scales)[at..].iter().step_by(step);
+            for (out, &scale) in out.chunks_mut(BLOCK_LEN).zip(scales) {
+                let scale = f16::from_bits(scale).to_f32();
+                let (low, high) = out.split_at_mut(out.len() / 2);
+                for ((low, high), &byte) in low.iter_mut().zip(high).zip(codes.by_ref()) {
+                    (*low, *high) = kv_rotated::unpack(byte, scale);
+                }
+            }
+            rotate(out, out.len());
         }
     }
 }
@@ -386,6 +441,8 @@ mod tests {
                                 KvType::F16 => max / 2048.0,
                                 // Half a code, and the scale's own rounding.
                                 KvType::Q8_0 => max / 127.0 * 0.5 + max / 2048.0,
+                                // Half a step of the largest that a rotation can make.
+                                KvType::Q4_0 => (head_dim as f32).sqrt() * max / 8.0,
                             };
                             for (x, got) in block.iter().zip(got) {
                                 assert!((x - got).abs() <= step, "{} {side:?}", ty.name());

@@ -9,9 +9,12 @@ mod attention;
 mod float_rows;
 mod isa;
 mod kv_cache;
+mod kv_rotated;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;
+#[cfg(target_arch = "x86_64")]
+mod lanes_x86;
 mod lora;
 mod math;
 mod matmul;
@@ -32,11 +35,11 @@ use std::sync::Arc;
 pub use isa::Isa;
 pub use kv_cache::KvType;
 
-use self::acts::{ActChunk, quantize_rows};
+use self::acts::{ActChunk, ActScale, quantize_rows};
 use self::attention::Attention;
 use self::kv_cache::KvCache;
 use self::lora::Lora;
-use self::matmul::{matmul, needs_acts};
+use self::matmul::{act_scale, matmul};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::SharedMut;
@@ -80,9 +83,9 @@ pub struct CpuBackend {
     bufs: Vec<Buf>,
     kv: KvCache,
     pool: Pool,
-    /// Activations rounded to 8 bits, and the buffer that they are of.
+    /// Activations rounded to 8 bits, the buffer that they are of, and how they were rounded.
     acts: Vec<ActChunk>,
-    acts_of: Option<BufId>,
+    acts_of: Option<(BufId, ActScale)>,
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
     attention: Attention,
@@ -226,7 +229,7 @@ impl CpuBackend {
 
     /// Takes a buffer out, so that it can be written while others are read.
     fn take(&mut self, buf: BufId) -> Vec<f32> {
-        if self.acts_of == Some(buf) {
+        if self.acts_of.is_some_and(|(of, _)| of == buf) {
             self.acts_of = None;
         }
         std::mem::take(&mut self.bufs[buf.0].data)
@@ -318,9 +321,11 @@ impl CpuBackend {
         let n = self.n_rows(x, batch);
         let rows = acts::Rows { data: &buf.data, stride: buf.stride, n };
         let isa = self.config.isa;
-        if needs_acts(w.ty) && self.acts_of != Some(x) {
-            quantize_rows(&mut self.pool, isa, rows, buf.width, &mut self.acts);
-            self.acts_of = Some(x);
+        if let Some(per) = act_scale(w.ty)
+            && self.acts_of != Some((x, per))
+        {
+            quantize_rows(&mut self.pool, isa, rows, buf.width, per, &mut self.acts);
+            self.acts_of = Some((x, per));
         }
         let bias = bias.map(|b| self.weights.vector(b));
         let stride = self.bufs[out.0].stride;

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use crate::inference::backend::PAGE_LEN;
 use crate::inference::backend::cpu::kv_cache::{BLOCK_LEN, Plane};
+use crate::inference::backend::cpu::kv_rotated::{rotate, unpack};
 use crate::inference::backend::cpu::math;
 use crate::inference::backend::cpu::simd::{LANES, Simd};
 use crate::inference::quant::f16_to_f32;
@@ -87,17 +88,21 @@ impl<'a> Sums<'a> {
 }
 
 impl PageScratch {
-    /// Takes the queries of a task.
+    /// Takes the queries of a task, and rotates them where keys are.
     #[inline(always)]
     pub fn queries<I: Iterator<Item = f32>>(
         &mut self,
         n_query: usize,
         head_dim: usize,
+        is_rotated: bool,
         mut q: impl FnMut(usize) -> I,
     ) {
         let out = floats_mut(&mut self.q, n_query * head_dim);
         for (query, out) in out.chunks_exact_mut(head_dim).enumerate() {
             out.iter_mut().zip(q(query)).for_each(|(out, x)| *out = x);
+            if is_rotated {
+                rotate(out, head_dim);
+            }
         }
         floats_mut(&mut self.scores, n_query * PAGE_LEN);
         self.rescale.resize(n_query.max(self.rescale.len()), 0.0);
@@ -126,6 +131,10 @@ impl PageScratch {
             (Plane::Q8_0(keys, key_scales), Plane::Q8_0(values, value_scales)) => {
                 widen_keys(keys, key_scales, wide_keys);
                 widen_values(values, value_scales, wide_values);
+            }
+            (Plane::Q4_0(keys, key_scales), Plane::Q4_0(values, value_scales)) => {
+                widen_keys4(keys, key_scales, wide_keys);
+                widen_values4(values, value_scales, wide_values);
             }
             _ => self.is_wide = false,
         }
@@ -166,6 +175,40 @@ fn widen_values(codes: &[i8], scales: &[u16], out: &mut [f32]) {
         for ((codes, out), &scale) in blocks.zip(scales) {
             let scale = f16_to_f32(scale);
             out.iter_mut().zip(codes).for_each(|(out, &code)| *out = scale * f32::from(code));
+        }
+    }
+}
+
+/// `[head_dim / 2][32]` bytes of two codes under scales `[n_block][32]`.
+#[inline(always)]
+fn widen_keys4(bytes: &[u8], scales: &[u16], out: &mut [f32]) {
+    let blocks = bytes.chunks(BLOCK_LEN / 2 * PAGE_LEN).zip(out.chunks_mut(BLOCK_LEN * PAGE_LEN));
+    for ((bytes, out), halves) in blocks.zip(scales.as_chunks::<PAGE_LEN>().0) {
+        let scales = halves.map(f16_to_f32);
+        let (low, high) = out.split_at_mut(out.len() / 2);
+        let rows = low.as_chunks_mut::<PAGE_LEN>().0.iter_mut();
+        let rows = rows.zip(high.as_chunks_mut::<PAGE_LEN>().0);
+        for ((low, high), bytes) in rows.zip(bytes.as_chunks::<PAGE_LEN>().0) {
+            for slot in 0..PAGE_LEN {
+                (low[slot], high[slot]) = unpack(bytes[slot], scales[slot]);
+            }
+        }
+    }
+}
+
+/// `[32][head_dim / 2]` bytes of two codes under scales `[32][n_block]`.
+#[inline(always)]
+fn widen_values4(bytes: &[u8], scales: &[u16], out: &mut [f32]) {
+    let head_dim = out.len() / PAGE_LEN;
+    let rows = bytes.chunks_exact(head_dim / 2).zip(out.chunks_exact_mut(head_dim));
+    for ((bytes, out), scales) in rows.zip(scales.chunks_exact(head_dim.div_ceil(BLOCK_LEN))) {
+        let blocks = bytes.chunks(BLOCK_LEN / 2).zip(out.chunks_mut(BLOCK_LEN));
+        for ((bytes, out), &scale) in blocks.zip(scales) {
+            let scale = f16_to_f32(scale);
+            let (low, high) = out.split_at_mut(out.len() / 2);
+            for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+                (*low, *high) = unpack(*byte, scale);
+            }
         }
     }
 }
