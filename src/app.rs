@@ -7,6 +7,7 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod prefixes;
 mod service;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +19,12 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
-use crate::inference::{InferenceError, LoadOptions, Model, ModelSource, SamplerOptions};
+use crate::inference::{
+    DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
+};
 use crate::library::{Catalog, LibraryError, PullOptions, Store};
 use crate::server::{ServerConfig, ServerError};
+pub use prefixes::PrefixCacheConfig;
 pub use service::Service;
 
 /// Prefix of the environment variables that set configuration keys.
@@ -43,6 +47,8 @@ pub struct Config {
     pub pull: PullConfig,
     /// The service.
     pub server: ServerConfig,
+    /// Prefixes that outlive the service.
+    pub prefix_cache: PrefixCacheConfig,
 }
 
 /// The section `model`.
@@ -110,6 +116,7 @@ impl Shape for Config {
         if self.pull.stall_ms == 0 {
             return Err(("pull.stall_ms", at_least(1)));
         }
+        self.prefix_cache.check()?;
         self.server.check()
     }
 }
@@ -162,6 +169,8 @@ pub struct App {
     pub config_files: Vec<PathBuf>,
     /// The models of this machine.
     pub store: Store,
+    /// Where the service's engines keep prefixes; set when it is wired.
+    disk_cache: Option<DiskCache>,
 }
 
 impl App {
@@ -185,7 +194,7 @@ impl App {
         })?;
         let models = settings.config.library.dir.clone().unwrap_or_else(|| dirs.models.clone());
         let store = Store::new(models, dirs.models_shared.clone());
-        Ok(App { settings, role, dirs, config_files, store })
+        Ok(App { settings, role, dirs, config_files, store, disk_cache: None })
     }
 
     /// The configuration.

@@ -14,6 +14,7 @@ mod native;
 mod openai;
 mod pages;
 mod perplexity;
+mod prefixes;
 mod pull;
 mod sampler;
 mod serve;

@@ -35,7 +35,7 @@ impl App {
     /// # Errors
     /// When the model is not there, or a file of keys or of a template cannot be read.
     pub fn service(
-        self,
+        mut self,
         mut api_keys: Vec<String>,
         on_panic: Arc<dyn Fn(String) + Send + Sync>,
     ) -> Result<Service, AppError> {
@@ -51,6 +51,10 @@ impl App {
         let template = template.or_else(|| server.chat_template.clone());
         let source = self.model_source()?;
         let mut notes = Vec::new();
+        match self.open_disk_cache() {
+            Ok(disk_cache) => self.disk_cache = disk_cache,
+            Err(error) => notes.push(format!("{error}; prompts do not outlive the service")),
+        }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
@@ -119,6 +123,8 @@ impl App {
             engine: EngineOptions {
                 n_parallel,
                 n_tenant_max: n_parallel.div_ceil(2),
+                disk_cache: self.disk_cache.clone(),
+                n_disk_min: self.config().prefix_cache.n_tokens_min,
                 ..EngineOptions::default()
             },
             sampler: self.sampling(source),

@@ -199,3 +199,21 @@ pub const LLAMA_PROBS_MAX: usize = 1_024;
 pub const INFILL_TOKENS_MAX: usize = 2_048;
 /// Candidates that the infill step compares with each other.
 pub const INFILL_CANDIDATES_MAX: usize = 256;
+/// Entries of the disk cache; each takes some hundred bytes of memory.
+pub const PREFIX_ENTRIES_MAX: usize = 65_536;
+/// Bytes of pages that wait to be written to the disk cache; a single page may be larger.
+pub const PREFIX_WRITE_QUEUE_BYTES: usize = 16 << 20;
+/// Bytes of pages that were read from the disk cache and wait for the engine; a single page may be
+/// larger.
+pub const PREFIX_MAILBOX_BYTES: usize = 16 << 20;
+/// Model files whose digest is remembered.
+pub const PREFIX_DIGESTS_MAX: usize = 64;
+/// Prompts of one engine whose pages wait for room in the disk cache's queue.
+pub const PREFIX_STORES_MAX: usize = 64;
+/// Bytes of pages that a step of the engine copies from or to the disk cache; a single page may be
+/// larger.
+pub const PREFIX_STEP_BYTES: usize = 8 << 20;
+/// Pages whose coming again is noticed.
+pub const PREFIX_SEEN_MAX: usize = 16_384;
+/// Milliseconds without a page after which a prompt is computed instead of read.
+pub const PREFIX_STALL_MS: u64 = 2_000;

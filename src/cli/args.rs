@@ -80,6 +80,10 @@ pub enum Verb {
     Bench(Box<verbs::bench::BenchArgs>),
     /// Serve models over HTTP, as OpenAI and llama.cpp do
     Serve(Box<verbs::serve::ServeArgs>),
+    /// Compute system prompts and project context ahead, for the service to find on the disk
+    Warm(verbs::warm::WarmArgs),
+    /// Show or clear the prompts that outlive the service
+    Cache(verbs::cache::CacheArgs),
     /// Make, list and revoke API keys of the service
     Key(verbs::key::KeyArgs),
     /// Show the configuration and where each value comes from

@@ -77,6 +77,8 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Doctor(args) => verbs::doctor::run(context, &args),
         Verb::Bench(args) => verbs::bench::run(context, &args),
         Verb::Serve(args) => verbs::serve::run(context, &args),
+        Verb::Warm(args) => verbs::warm::run(context, &args),
+        Verb::Cache(args) => verbs::cache::run(context, &args),
         Verb::Key(args) => verbs::key::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),

@@ -5,6 +5,7 @@
 //! (generation). Other rooms use this face.
 
 pub mod backend;
+pub mod disk_cache;
 pub mod engine;
 pub mod gguf;
 pub mod grammar;
@@ -16,13 +17,14 @@ pub mod tokenizer;
 pub use backend::BackendError;
 pub use backend::cases::MatMulCase;
 pub use backend::cpu::{Isa, probe};
+pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
     EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EngineStats, Event, EventStream, Finish,
     GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError,
-    LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, Perplexity, Priority, Reply, Request,
-    RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions, TenantId, Timings, TokenEvent,
-    plan_memory,
+    LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, N_DISK_MIN, Perplexity, Priority,
+    Reply, Request, RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions, TenantId,
+    Timings, TokenEvent, plan_memory,
 };
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};

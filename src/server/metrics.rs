@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::{ApiError, Gate};
-use crate::inference::{EngineStats, HISTOGRAM_BOUNDS_S, Histogram};
+use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Gate> {
@@ -42,6 +42,9 @@ async fn metrics(State(gate): State<Gate>) -> Response {
         .collect();
     llama_metrics(&mut page, &models);
     engine_metrics(&mut page, &models);
+    if let Some(disk) = engines.iter().find_map(|(_, e)| e.options().disk_cache.as_ref()) {
+        disk_metrics(&mut page, &disk.stats());
+    }
     let hosted = host.models();
     page.head("jetforge_model_memory_bytes", "gauge", "Memory that a loaded model may take");
     for model in hosted.iter().filter(|model| model.is_loaded) {
@@ -128,7 +131,7 @@ fn llama_metrics(page: &mut Page, models: &[Reading]) {
 type Row = (&'static str, &'static str, &'static str, fn(&EngineStats) -> f64);
 
 /// Ours that are one number for each engine: name, kind, help, value.
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 20] = [
     ("sequences_running", "gauge", "Sequences that run", |s| s.n_running as f64),
     ("sequences_waiting", "gauge", "Sequences that wait for a place", |s| s.n_waiting as f64),
     ("kv_pages", "gauge", "Pages of the KV cache", |s| s.n_page as f64),
@@ -153,6 +156,11 @@ const ROWS: [Row; 17] = [
     ("tokens_cached_total", "counter", "Prompt tokens found in the prefix cache", |s| {
         s.cached_tokens_total as f64
     }),
+    ("tokens_restored_total", "counter", "Cached prompt tokens that came from the disk", |s| {
+        s.restored_tokens_total as f64
+    }),
+    ("sequences_fetching", "gauge", "Sequences that wait for the disk", |s| s.n_fetching as f64),
+    ("prompts_to_keep", "gauge", "Prompts whose pages wait for the disk", |s| s.n_keeping as f64),
     ("tokens_generated_total", "counter", "Tokens generated", |s| s.generated_tokens_total as f64),
     ("tokens_drafted_total", "counter", "Tokens guessed", |s| s.draft_tokens_total as f64),
     ("tokens_accepted_total", "counter", "Guessed tokens that were right", |s| {
@@ -187,6 +195,49 @@ fn engine_metrics(page: &mut Page, models: &[Reading]) {
         for model in models {
             page.histogram(&name, &escape(&model.name), read(&model.stats));
         }
+    }
+}
+
+type DiskRow = (&'static str, &'static str, &'static str, fn(&DiskCacheStats) -> u64);
+
+/// Ours that are one number for the disk cache, which the engines share.
+const DISK_ROWS: [DiskRow; 10] = [
+    ("pages", "gauge", "Pages on the disk", |s| s.n_entry as u64),
+    ("bytes", "gauge", "Bytes on the disk", |s| s.n_bytes),
+    ("bytes_max", "gauge", "Bytes that there may be on the disk", |s| s.bytes_max),
+    ("hits_total", "counter", "Pages read", |s| s.hits),
+    ("read_bytes_total", "counter", "Bytes read", |s| s.read_bytes),
+    ("writes_total", "counter", "Pages written", |s| s.writes),
+    ("written_bytes_total", "counter", "Bytes written", |s| s.write_bytes),
+    ("written_today_bytes", "gauge", "Bytes of the day's write budget that are gone", |s| {
+        s.written_today
+    }),
+    ("write_bytes_per_day_max", "gauge", "The day's write budget", |s| s.write_bytes_per_day_max),
+    ("evictions_total", "counter", "Pages removed to make room", |s| s.evictions),
+];
+
+fn disk_metrics(page: &mut Page, stats: &DiskCacheStats) {
+    for (name, kind, help, read) in DISK_ROWS {
+        let name = format!("jetforge_disk_cache_{name}");
+        page.head(&name, kind, help);
+        page.sample(&name, "", read(stats) as f64);
+    }
+    let name = "jetforge_disk_cache_misses_total";
+    page.head(name, "counter", "Pages looked for and not had, by reason");
+    for miss in Miss::ALL {
+        let labels = format!("reason=\"{}\"", miss.name());
+        page.sample(name, &labels, stats.missed(miss) as f64);
+    }
+    let name = "jetforge_disk_cache_drops_total";
+    page.head(name, "counter", "Pages not written, by reason");
+    for (reason, n) in [
+        ("queue", stats.drops_queue),
+        ("gone", stats.drops_gone),
+        ("budget", stats.drops_budget),
+        ("space", stats.drops_space),
+        ("failed", stats.drops_failed),
+    ] {
+        page.sample(name, &format!("reason=\"{reason}\""), n as f64);
     }
 }
 

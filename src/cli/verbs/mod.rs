@@ -1,6 +1,7 @@
 //! The verbs: each its options and what it does with them.
 
 pub mod bench;
+pub mod cache;
 pub mod chat;
 pub mod completions;
 pub mod config;
@@ -13,3 +14,4 @@ pub mod perplexity;
 pub mod pull;
 pub mod serve;
 pub mod tokenize;
+pub mod warm;

@@ -18,7 +18,7 @@ use toml::Value;
 
 use crate::app::Service;
 use crate::base::config::Setting;
-use crate::cli::args::ModelArgs;
+use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
@@ -140,6 +140,15 @@ pub struct ServeArgs {
     /// More events; the same as --log-level debug
     #[arg(short, long)]
     verbose: bool,
+    /// Keep no prompts on the disk
+    #[arg(long)]
+    no_disk_cache: bool,
+    /// Where prompts are kept
+    #[arg(long, value_name = "DIR")]
+    disk_cache_dir: Option<PathBuf>,
+    /// What they may take, as in 900M or 4G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    disk_cache_size: Option<u64>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -150,6 +159,7 @@ impl ServeArgs {
     fn settings(&self) -> anyhow::Result<Vec<Setting>> {
         let mut settings = self.model.settings()?;
         settings.extend(self.sampling.settings()?);
+        settings.extend(self.disk_cache_settings());
         // As in llama.cpp, a step holds what both allow.
         let n_batch = self.ubatch_size.map(|n| n.min(self.model.batch_size.unwrap_or(n)));
         settings.extend(n_batch.map(|n| Setting {
@@ -179,6 +189,21 @@ impl ServeArgs {
             add(key, option, (!values.is_empty()).then(|| values.into()));
         }
         Ok(settings)
+    }
+
+    fn disk_cache_settings(&self) -> impl Iterator<Item = Setting> {
+        let dir = self.disk_cache_dir.as_ref().map(|dir| dir.display().to_string());
+        let size = self.disk_cache_size.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let set = |key: &str, option: &str, value: Option<Value>| {
+            let (key, option) = (format!("prefix_cache.{key}"), option.to_owned());
+            value.map(|value| Setting { key, value, option })
+        };
+        let settings = [
+            set("enabled", "--no-disk-cache", self.no_disk_cache.then_some(false.into())),
+            set("dir", "--disk-cache-dir", dir.map(Value::from)),
+            set("bytes_max", "--disk-cache-size", size.map(Value::from)),
+        ];
+        settings.into_iter().flatten()
     }
 
     fn numbers(&self) -> [(&'static str, &'static str, Option<u64>); 8] {

@@ -1,9 +1,11 @@
 //! The engine's core: one step after another over everything that runs.
 //!
 //! ```text
-//! step   1 those whose caller left or whose time is up end
+//! step   0 pages that came from the disk are written, pages that it shall keep are handed over
+//!        1 those whose caller left or whose time is up end
 //!        2 guesses (draft), then scheduler::schedule: who has a place, what goes through the model
-//!        3 a place: pages found in the prefix cache are shared, a part of one is copied
+//!        3 a place: pages found in the prefix cache are shared, a part of one is copied, and
+//!          what the disk has beyond that is fetched while others go on
 //!        4 one batch through the model
 //!        5 each output row: the sequence's own sampler picks; guesses count while it picks them
 //! ```
@@ -14,11 +16,13 @@
 mod commands;
 mod ending;
 mod guess;
+mod restore;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::guess::{Pick, pick_rows};
+use super::disk_link::{DiskLink, Waker};
 use super::draft_model::DraftModel;
 use super::handle::{Command, Submitted};
 use super::pace::Pace;
@@ -48,6 +52,8 @@ pub(super) struct Core {
     pub info: Arc<ModelInfo>,
     pub runner: Box<dyn Runner>,
     pub draft: Option<DraftModel>,
+    /// Prefixes that outlive the program.
+    pub disk: Option<DiskLink>,
     options: EngineOptions,
     stats: Arc<StatsCell>,
     pub pool: PagePool,
@@ -96,8 +102,10 @@ pub(super) fn check(
 }
 
 impl Core {
-    pub fn new(model: Model, options: EngineOptions, stats: Arc<StatsCell>) -> Core {
+    /// `waker` is called when the disk has done something.
+    pub fn new(model: Model, options: EngineOptions, stats: Arc<StatsCell>, waker: &Waker) -> Core {
         let (info, runner, draft) = model.into_parts();
+        let disk = DiskLink::new(&options, &info, &*runner, waker);
         stats.update(|stats| stats.n_page = info.n_page);
         Core {
             pool: PagePool::new(info.n_page),
@@ -113,6 +121,7 @@ impl Core {
             info,
             runner,
             draft,
+            disk,
             options,
             stats,
         }
@@ -120,7 +129,9 @@ impl Core {
 
     /// Whether a step would do anything.
     pub fn has_work(&self) -> bool {
-        !self.sequences.is_empty() || !self.deferred.is_empty()
+        !self.sequences.is_empty()
+            || !self.deferred.is_empty()
+            || self.link().is_some_and(DiskLink::has_keeping)
     }
 
     /// Takes a request.
@@ -166,6 +177,8 @@ impl Core {
 
     /// One step over everything that runs.
     pub fn step(&mut self) {
+        self.collect();
+        self.hand_over();
         self.end_those_who_should();
         std::mem::take(&mut self.deferred).into_iter().for_each(|command| self.obey(command));
         let guessed = self.guess();
@@ -173,7 +186,10 @@ impl Core {
         let step = schedule(&views, &self.limits());
         step.preempt.iter().for_each(|&id| self.preempt(id));
         step.admit.iter().for_each(|&id| self.admit(id));
-        let work: Vec<Work> = step.work.iter().map(|&work| self.fit(work)).collect();
+        // Whoever got a place just now may have found its prompt on the disk.
+        let is_ready = |w: &&Work| self.sequences[self.index(w.id)].fetch.is_none();
+        let ready: Vec<Work> = step.work.iter().filter(is_ready).copied().collect();
+        let work: Vec<Work> = ready.into_iter().map(|work| self.fit(work)).collect();
         if !work.is_empty() {
             self.run(&work, guessed);
         }
@@ -213,31 +229,14 @@ impl Core {
         sequence.slot_idx = slot_idx;
         sequence.timings.slot_idx = slot_idx.unwrap_or_default();
         sequence.admit(now);
-        if sequence.group.request.uses_cache {
-            // The last token runs again in any case: its logits are not kept.
-            let n = sequence.tokens.len() - 1;
-            let scope = sequence.group.scope.clone();
-            let found = self.cache.find(&mut self.pool, &scope, &sequence.tokens[..n]);
-            sequence.n_kv = found.n_tokens();
-            sequence.pages = found.pages;
-            if let Some((page, _)) = found.partial {
-                // Held while room is made for its copy.
-                self.pool.retain(page);
-                let copy = self.new_page();
-                let copied = self.runner.copy_page(page, copy);
-                self.pool.release(page);
-                self.sequences[i].pages.push(copy);
-                copied.expect("pages of the pool are pages of the cache");
-            }
-        }
-        let sequence = &mut self.sequences[i];
-        if sequence.timings.n_generated == 0 {
-            sequence.timings.n_cached = sequence.n_kv;
-        }
         let queued_s = sequence.timings.queued_ms / 1e3;
-        let n_cached = sequence.n_kv as u64;
         self.stats.admitted(queued_s);
-        self.stats.update(|stats| stats.cached_tokens_total += n_cached);
+        if self.sequences[i].group.request.uses_cache {
+            self.find_prefix(i, true);
+        }
+        if self.sequences[i].fetch.is_none() {
+            self.count_cached(i);
+        }
     }
 
     fn preempt(&mut self, id: SequenceId) {
@@ -247,6 +246,8 @@ impl Core {
         sequence.pages.drain(..).for_each(|page| self.pool.release(page));
         sequence.n_kv = 0;
         sequence.slot_idx = None;
+        let fetch = sequence.fetch.take();
+        self.forget_fetch(fetch);
         self.stats.update(|stats| stats.preempted_total += 1);
     }
 
@@ -350,6 +351,9 @@ impl Core {
                 // Others with the same beginning need not wait for the end of this answer.
                 self.keep(i);
             }
+            if !was_prefilled && self.sequences[i].is_prefilled() {
+                self.persist(i);
+            }
         }
         let done: Vec<SequenceId> =
             self.sequences.iter().filter(|s| s.is_prefilled()).map(|s| s.id).collect();
@@ -407,7 +411,11 @@ impl Core {
         let n_running = self.sequences.iter().filter(|s| s.slot_idx.is_some()).count();
         let n_idle = self.cache.n_page_idle(&self.pool);
         let n_held = self.pool.n_page() - self.pool.n_free();
+        let n_fetching = self.sequences.iter().filter(|s| s.fetch.is_some()).count();
+        let n_keeping = self.link().map_or(0, |link| link.keeping.len());
         self.stats.update(|stats| {
+            stats.n_fetching = n_fetching;
+            stats.n_keeping = n_keeping;
             stats.n_running = n_running;
             stats.n_waiting = self.sequences.len() - n_running;
             stats.n_page_cached = n_idle;

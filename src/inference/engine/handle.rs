@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::disk_link::Waker;
 use super::event::{EventSender, event_stream};
 use super::reply::{Reply, ReplySender, reply};
 use super::stats::{EngineStats, RequestTimeline, StatsCell};
@@ -23,6 +24,10 @@ use super::{EngineError, EngineOptions, EventStream, InferenceError, Model, Mode
 use crate::inference::grammar::{GrammarError, GrammarVocab, Matcher};
 use crate::inference::model::Pooling;
 use crate::inference::tokenizer::TokenId;
+
+/// How long the engine thread sleeps when only the disk could give it work, before it looks for
+/// callers that left and times that are up.
+const DISK_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A request as it travels to the engine thread.
 pub(super) struct Submitted {
@@ -79,19 +84,31 @@ struct Inbox {
     is_stopped: bool,
 }
 
+/// Where callers leave what they want, and the bell that wakes the engine thread.
+#[derive(Default)]
+struct Desk {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Shared {
     info: Arc<ModelInfo>,
     options: EngineOptions,
     stats: Arc<StatsCell>,
     /// Made when the first grammar comes.
     grammar_vocab: OnceLock<Result<GrammarVocab, GrammarError>>,
-    inbox: Mutex<Inbox>,
-    wake: Condvar,
+    desk: Arc<Desk>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock()
     }
 }
 
@@ -117,10 +134,15 @@ impl Engine {
             options: options.clone(),
             stats: Arc::clone(&stats),
             grammar_vocab: OnceLock::new(),
-            inbox: Mutex::default(),
-            wake: Condvar::new(),
+            desk: Arc::default(),
         });
-        let core = Core::new(model, options, stats);
+        let desk = Arc::clone(&shared.desk);
+        let waker: Waker = Arc::new(move || {
+            // Under the lock, so that the engine thread is not between its look and its sleep.
+            let _inbox = desk.lock();
+            desk.wake.notify_all();
+        });
+        let core = Core::new(model, options, stats, &waker);
         let theirs = Arc::clone(&shared);
         let run = move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(&theirs, core)));
@@ -130,7 +152,7 @@ impl Engine {
             inbox.submitted.clear();
             inbox.commands.clear();
             drop(inbox);
-            theirs.wake.notify_all();
+            theirs.desk.wake.notify_all();
             if let Err(panic) = result {
                 on_panic(panic_text(&*panic));
             }
@@ -172,7 +194,7 @@ impl Engine {
         let (sender, stream) = event_stream();
         inbox.submitted.push_back(Submitted { request, matcher, sender, arrived: Instant::now() });
         drop(inbox);
-        self.shared.wake.notify_all();
+        self.shared.desk.wake.notify_all();
         Ok(stream)
     }
 
@@ -219,11 +241,14 @@ impl Engine {
     /// Takes no more requests, finishes what runs for at most `grace`, then ends the thread.
     pub fn stop(&self, grace: Duration) {
         self.shared.lock().stop_at.get_or_insert(Instant::now() + grace);
-        self.shared.wake.notify_all();
+        self.shared.desk.wake.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic was told to `on_panic`.
             let _ = thread.join();
+        }
+        if let Some(disk) = &self.shared.options.disk_cache {
+            disk.flush();
         }
     }
 
@@ -245,7 +270,7 @@ impl Engine {
         if !inbox.is_stopped && inbox.commands.len() < crate::base::limits::ENGINE_COMMANDS_MAX {
             inbox.commands.push_back(command(sender));
             drop(inbox);
-            self.shared.wake.notify_all();
+            self.shared.desk.wake.notify_all();
         }
         reply
     }
@@ -266,7 +291,15 @@ fn run(shared: &Shared, mut core: Core) {
             && inbox.commands.is_empty()
             && inbox.stop_at.is_none()
         {
-            inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+            inbox = shared.desk.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        if core.has_work()
+            && core.is_waiting()
+            && inbox.submitted.is_empty()
+            && inbox.commands.is_empty()
+        {
+            let waited = shared.desk.wake.wait_timeout(inbox, DISK_PATIENCE);
+            inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let submitted: Vec<Submitted> = inbox.submitted.drain(..).collect();
         let commands: Vec<Command> = inbox.commands.drain(..).collect();

@@ -22,6 +22,8 @@ pub struct ModelInfo {
     pub(super) n_page: usize,
     pub(super) backend_name: String,
     pub(super) adapters: Vec<PathBuf>,
+    /// The adapters as they were read.
+    pub(super) adapter_ggufs: Vec<Gguf>,
     pub(super) draft: Option<ModelSource>,
 }
 

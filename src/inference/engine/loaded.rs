@@ -95,8 +95,11 @@ impl Model {
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
         let mut backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), config.clone())?;
+        let mut adapter_ggufs = Vec::with_capacity(options.adapters.len());
         for path in &options.adapters {
-            backend.add_adapter(&Gguf::open(path)?, prepared.hparams.arch.name)?;
+            let gguf = Gguf::open(path)?;
+            backend.add_adapter(&gguf, prepared.hparams.arch.name)?;
+            adapter_ggufs.push(gguf);
         }
         let info = ModelInfo {
             hparams: prepared.hparams,
@@ -110,6 +113,7 @@ impl Model {
             n_page: config.n_page,
             backend_name: backend.describe(),
             adapters: options.adapters.clone(),
+            adapter_ggufs,
             draft: options.draft.clone(),
             gguf,
         };

@@ -11,6 +11,7 @@
 
 mod answer;
 mod core;
+mod disk_link;
 mod draft;
 mod draft_model;
 mod embed;
@@ -42,7 +43,7 @@ pub use handle::{Engine, SlotFile, SlotView};
 pub use info::ModelInfo;
 pub use loaded::{EMBEDDED_MODEL, Model, ModelSource};
 pub use memory::{LoadOptions, MemoryPlan, plan_memory};
-pub use options::EngineOptions;
+pub use options::{EngineOptions, N_DISK_MIN};
 pub use reply::Reply;
 pub use request::{GrammarRequest, Priority, Request, SpeculationOptions, TenantId};
 pub use sampler::SamplerOptions;

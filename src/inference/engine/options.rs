@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use crate::base::limits::{ANSWERS_MAX, QUEUE_MAX};
+use crate::inference::disk_cache::DiskCache;
 
 /// Longest gap between two tokens of an answer that prefill beside it may cause.
 pub const ITL_BUDGET: Duration = Duration::from_millis(150);
+
+/// Tokens of a prompt that is worth a place on the disk: computing fewer takes a second or two even
+/// on a weak device.
+pub const N_DISK_MIN: usize = 128;
 
 /// What an engine is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +25,12 @@ pub struct EngineOptions {
     pub n_answer_max: usize,
     /// Longest gap between two tokens of an answer that prefill beside it may cause.
     pub itl_budget: Duration,
+    /// Where prefixes are kept that outlive the program.
+    pub disk_cache: Option<DiskCache>,
+    /// Shorter prompts are neither kept there nor looked up.
+    pub n_disk_min: usize,
+    /// Keeps what it sees for the first time even when much was written today.
+    pub keeps_everything: bool,
 }
 
 impl Default for EngineOptions {
@@ -30,6 +41,9 @@ impl Default for EngineOptions {
             n_tenant_max: usize::MAX,
             n_answer_max: ANSWERS_MAX,
             itl_budget: ITL_BUDGET,
+            disk_cache: None,
+            n_disk_min: N_DISK_MIN,
+            keeps_everything: false,
         }
     }
 }

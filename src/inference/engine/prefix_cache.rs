@@ -92,6 +92,19 @@ impl PrefixCache {
         found
     }
 
+    /// The page that holds the end of `tokens`, if all of them are here. Counts as no use.
+    pub fn page_at(&self, scope: &Scope, tokens: &[TokenId]) -> Option<PageIdx> {
+        let mut at = None;
+        for chunk in tokens.chunks(PAGE_LEN) {
+            let (idx, n_same) = self.best_child(scope, at, chunk)?;
+            if n_same < chunk.len() {
+                return None;
+            }
+            at = Some(idx);
+        }
+        Some(self.node(at?).page)
+    }
+
     /// Notes that `pages` hold `tokens`; pages that are new here are held once more.
     pub fn insert(
         &mut self,

@@ -30,6 +30,9 @@ pub trait Runner: Send {
     /// If a page is not in the cache.
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError>;
 
+    /// What decides the bits of keys and values besides the weights and the program.
+    fn numerics(&self) -> String;
+
     /// Bytes of a page.
     fn page_bytes(&self) -> usize;
 
@@ -61,6 +64,10 @@ impl Runner for CpuBackend {
 
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {
         CpuBackend::copy_page(self, from, to)
+    }
+
+    fn numerics(&self) -> String {
+        CpuBackend::numerics(self)
     }
 
     fn page_bytes(&self) -> usize {
@@ -111,6 +118,10 @@ impl<F: FnMut(&Batch<'_>) -> Result<Vec<Vec<f32>>, BackendError> + Send> Runner 
 
     fn copy_page(&mut self, _from: PageIdx, _to: PageIdx) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    fn numerics(&self) -> String {
+        String::new()
     }
 
     fn page_bytes(&self) -> usize {

@@ -33,6 +33,8 @@ pub struct SequenceView {
     pub arrived_ms: u64,
     /// Whether it has a place.
     pub is_running: bool,
+    /// Whether it waits for pages from the disk: it has its place, and no work.
+    pub is_fetching: bool,
     /// Whether it waits for another's prefill, whose pages it will share.
     pub is_follower: bool,
     /// Tokens that must still go through the model before the next one can be chosen; 1 in decode.
@@ -127,7 +129,7 @@ fn places<'a>(order: &[&'a SequenceView], limits: &StepLimits) -> Vec<&'a Sequen
 
 fn work(placed: &[&SequenceView], limits: &StepLimits) -> Vec<Work> {
     let (decode, mut prefill): (Vec<&SequenceView>, Vec<_>) =
-        placed.iter().copied().partition(|view| view.n_todo <= 1);
+        placed.iter().copied().filter(|v| !v.is_fetching).partition(|view| view.n_todo <= 1);
     let mut n_tokens = limits.n_batch;
     // Each sequence may need one output row; what is left is for drafts.
     let mut n_draft_rows = limits.n_outputs.saturating_sub(placed.len());

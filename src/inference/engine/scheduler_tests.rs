@@ -20,6 +20,7 @@ fn view(id: SequenceId, n_todo: usize) -> SequenceView {
         tenant: TenantId(id),
         arrived_ms: id,
         is_running: false,
+        is_fetching: false,
         is_follower: false,
         n_todo,
         n_draft: 0,

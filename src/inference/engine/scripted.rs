@@ -66,6 +66,10 @@ impl Runner for Scripted {
         Ok(())
     }
 
+    fn numerics(&self) -> String {
+        "scripted".to_owned()
+    }
+
     fn page_bytes(&self) -> usize {
         PAGE_LEN * size_of::<TokenId>()
     }

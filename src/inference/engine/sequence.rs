@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::EngineError;
 use super::answer::Answer;
+use super::disk_link::Fetching;
 use super::draft::{Ask, Luck, PromptLookup};
 use super::event::{Event, EventSender, Finish, Timings, TokenEvent};
 use super::info::ModelInfo;
@@ -42,6 +43,8 @@ pub(super) struct Sequence {
     pub n_kv: usize,
     pub pages: Vec<PageIdx>,
     pub slot_idx: Option<usize>,
+    /// Pages that are on their way from the disk.
+    pub fetch: Option<Fetching>,
     pub draft: Vec<TokenId>,
     pub timings: Timings,
     pub was_shifted: bool,
@@ -81,6 +84,7 @@ impl Sequence {
             n_kv: 0,
             pages: Vec::new(),
             slot_idx: None,
+            fetch: None,
             draft: Vec::new(),
             timings: Timings { n_prompt: request.prompt.len(), ..Timings::default() },
             was_shifted: false,
@@ -105,6 +109,7 @@ impl Sequence {
             tenant: self.group.request.tenant,
             arrived_ms: self.arrived_ms,
             is_running: self.slot_idx.is_some(),
+            is_fetching: self.fetch.is_some(),
             is_follower: self.leader.is_some(),
             n_todo: self.tokens.len() - self.n_kv,
             n_draft: self.draft.len(),

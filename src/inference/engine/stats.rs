@@ -58,6 +58,12 @@ pub struct EngineStats {
     pub prefill_tokens_total: u64,
     /// Prompt tokens found in the prefix cache.
     pub cached_tokens_total: u64,
+    /// Of these, tokens that came from the disk.
+    pub restored_tokens_total: u64,
+    /// Sequences that wait for the disk.
+    pub n_fetching: usize,
+    /// Prompts whose pages wait to be kept on the disk.
+    pub n_keeping: usize,
     /// Tokens generated.
     pub generated_tokens_total: u64,
     /// Steps of a sequence that checked guesses.

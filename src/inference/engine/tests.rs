@@ -1,10 +1,12 @@
 //! The engine as callers meet it, on a scripted model and on the real one.
 
+mod disk;
 mod speculation;
 
 use std::time::Duration;
 
 use super::*;
+use crate::inference::disk_cache::{DiskCache, DiskCacheOptions, Miss};
 use crate::inference::tokenizer::{EncodeOptions, TokenId};
 
 /// Counts on from the last token, and repeats itself every 50 tokens.
@@ -304,7 +306,8 @@ fn no_page_is_lost_or_freed_twice_whatever_comes() {
             _ => model.with_draft_script(Box::new(count), n_parallel),
         };
         let options = EngineOptions { n_parallel, ..EngineOptions::default() };
-        let mut core = core::Core::new(model, options, std::sync::Arc::default());
+        let waker: disk_link::Waker = std::sync::Arc::new(|| ());
+        let mut core = core::Core::new(model, options, std::sync::Arc::default(), &waker);
         let mut streams = Vec::new();
         for _ in 0..300 {
             if below(3) == 0 {

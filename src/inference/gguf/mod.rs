@@ -98,6 +98,14 @@ pub struct UnreadTensor {
     pub ty: String,
 }
 
+/// Where the bytes of a shard are.
+pub enum ShardBytes<'a> {
+    /// In this file, which is the one that is mapped, whatever has its name by now.
+    File(&'a std::fs::File),
+    /// In memory.
+    Memory(&'a [u8]),
+}
+
 /// A model file, or the files of a split model, checked and mapped.
 #[derive(Debug)]
 pub struct Gguf {
@@ -206,6 +214,14 @@ impl Gguf {
             version,
             alignment,
             data_offset,
+        })
+    }
+
+    /// Where the bytes of each shard are.
+    pub fn shards(&self) -> impl Iterator<Item = ShardBytes<'_>> {
+        self.shards.iter().map(|shard| match &**shard {
+            Source::Map(_, file) => ShardBytes::File(file),
+            memory => ShardBytes::Memory(memory),
         })
     }
 

@@ -10,13 +10,14 @@ use super::error::GgufError;
 pub(super) enum Source {
     Static(&'static [u8]),
     Owned(Vec<u8>),
-    Map(memmap2::Mmap),
+    /// A map, and the file that it is of.
+    Map(memmap2::Mmap, File),
 }
 
 impl Source {
     /// Gives back the pages that lie wholly or partly in a range of a map.
     pub(super) fn release(&self, start: usize, n_bytes: usize) {
-        let Source::Map(map) = self else { return };
+        let Source::Map(map, _) = self else { return };
         if n_bytes == 0 {
             return;
         }
@@ -36,7 +37,7 @@ impl Deref for Source {
         match self {
             Source::Static(bytes) => bytes,
             Source::Owned(bytes) => bytes,
-            Source::Map(map) => map,
+            Source::Map(map, _) => map,
         }
     }
 }
@@ -46,7 +47,7 @@ impl std::fmt::Debug for Source {
         let kind = match self {
             Source::Static(_) => "static",
             Source::Owned(_) => "owned",
-            Source::Map(_) => "map",
+            Source::Map(..) => "map",
         };
         write!(f, "{kind}, {} bytes", self.len())
     }
@@ -81,5 +82,5 @@ pub(super) fn map(path: &Path) -> Result<Source, GgufError> {
     if file.metadata().map_err(io)?.len() != before.len() {
         return Err(GgufError::FileChanged { path: path.to_owned() });
     }
-    Ok(Source::Map(map))
+    Ok(Source::Map(map, file))
 }

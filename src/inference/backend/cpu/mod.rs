@@ -155,6 +155,12 @@ impl CpuBackend {
         format!("cpu ({}, {} threads)", self.config.isa.name(), self.pool.n_threads())
     }
 
+    /// What decides the bits of keys and values besides weights and program: neither the number of
+    /// threads nor the batch is among it.
+    pub fn numerics(&self) -> String {
+        format!("cpu {} {}", self.config.isa.name(), self.config.kv_type.name())
+    }
+
     /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
     ///
     /// # Errors

@@ -82,7 +82,8 @@ impl Core {
         self.release(sequence);
     }
 
-    pub(super) fn release(&mut self, sequence: Sequence) {
+    pub(super) fn release(&mut self, mut sequence: Sequence) {
+        self.forget_fetch(sequence.fetch.take());
         if let Some(slot_idx) = sequence.slot_idx {
             let mut tokens = sequence.tokens;
             tokens.truncate(sequence.n_kv);
