@@ -60,7 +60,7 @@ fn assert_same(path: &Path) -> Gguf {
     }
     assert_eq!(ours.tensors().len(), theirs.tensors().len());
     for (o, t) in ours.tensors().iter().zip(theirs.tensors()) {
-        assert_eq!((&o.name, &o.shape, o.ty.ggml_id()), (&t.name, &t.shape, t.kind));
+        assert_eq!((&o.name, &o.shape, o.ty.ggml_id()), (&t.name, &t.shape, Some(t.kind)));
         assert_eq!(o.file_offset(), theirs.data_offset() + t.offset, "{}", o.name);
         if !SIZE_WRONG.contains(&o.ty) {
             assert_eq!(o.n_bytes, t.size, "{}", o.name);
@@ -96,7 +96,7 @@ fn ours_whole() -> GgufBuilder<'static> {
         .pair("bools", &[true, false, true])
         .pair("u64s", &[0, u64::MAX])
         .pair("none", &[0i16; 0]);
-    for (n_rows, ty) in (1..).zip(TensorType::ALL) {
+    for (n_rows, ty) in (1..).zip(TensorType::ALL.into_iter().filter(|ty| !ty.is_native())) {
         let n_bytes = ty.row_bytes(256).expect("256 is a multiple of every block") * n_rows;
         let shape = [256, n_rows as u64];
         builder =
@@ -137,7 +137,8 @@ fn theirs(dir: &Path, version: i32, alignment: u64) -> PathBuf {
     writer.add_metadata_array("types", vec![MetadataValue::Int8(-1), MetadataValue::Int8(6)]);
     let types = [TensorType::F32, TensorType::Q8_0, TensorType::Q3_K, TensorType::IQ4_XS];
     for ty in types {
-        let (name, shape, dtype) = (format!("w.{ty}"), vec![256, 3], ty.ggml_id());
+        let (name, shape, dtype) =
+            (format!("w.{ty}"), vec![256, 3], ty.ggml_id().expect("a type of GGUF"));
         writer.add_tensor(TensorInfo { name, shape, dtype });
     }
     writer.write().expect("written");

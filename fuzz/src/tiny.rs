@@ -32,7 +32,7 @@ impl Tiny {
     pub fn new(feed: &mut Feed<'_>) -> Tiny {
         let arch = feed.pick(&ARCHS);
         let ty = feed.pick(&TensorType::ALL);
-        let n_embd = if ty.block_len() == 256 { 256 } else { 64 };
+        let n_embd = if ty.row_unit() == 256 { 256 } else { 64 };
         let mut tiny = Tiny { pairs: Vec::new(), tensors: Vec::new() };
         tiny.hparams(arch, n_embd);
         tiny.vocabulary(arch);

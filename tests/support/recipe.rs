@@ -118,8 +118,7 @@ impl Recipe {
         }
         for (name, shape, is_matrix, center, amp) in self.tensors() {
             let ty = if is_matrix { ty } else { TensorType::F32 };
-            let n = shape.iter().product::<u64>() as usize;
-            file = file.tensor(name, &shape, ty, tensor_bytes(name, n, ty, center, amp));
+            file = file.tensor(name, &shape, ty, tensor_bytes(name, &shape, ty, center, amp));
         }
         file.build()
     }
@@ -209,8 +208,9 @@ fn words(name: &str) -> impl Iterator<Item = u64> {
     })
 }
 
-/// `n` weights of the tensor `name` in the form of type `ty`.
-fn tensor_bytes(name: &str, n: usize, ty: TensorType, center: f32, amp: f32) -> Vec<u8> {
+/// The weights of the tensor `name` in the form of type `ty`.
+fn tensor_bytes(name: &str, shape: &[u64], ty: TensorType, center: f32, amp: f32) -> Vec<u8> {
+    let n = shape.iter().product::<u64>() as usize;
     let scale = |w: u64| center + amp * ((w >> 40) as f32 / (1 << 23) as f32 - 1.0);
     let weights = words(name).take(n).map(scale);
     match ty {
@@ -218,10 +218,11 @@ fn tensor_bytes(name: &str, n: usize, ty: TensorType, center: f32, amp: f32) -> 
         TensorType::F16 => weights.flat_map(|w| f16::from_f32(w).to_le_bytes()).collect(),
         TensorType::BF16 => weights.flat_map(|w| bf16::from_f32(w).to_le_bytes()).collect(),
         _ => {
-            let n_bytes = ty.row_bytes(n).expect("rows are whole blocks");
+            let row_bytes = ty.row_bytes(shape[0] as usize).expect("rows are whole blocks");
             let stream = words(name).flat_map(u64::to_le_bytes);
-            let mut bytes: Vec<u8> = stream.take(n_bytes).collect();
-            bytes.chunks_mut(ty.block_bytes()).for_each(|block| tame(ty, block));
+            let mut bytes: Vec<u8> = stream.take(n / shape[0] as usize * row_bytes).collect();
+            let rows = bytes.chunks_mut(row_bytes);
+            rows.flat_map(|row| row.chunks_mut(ty.block_bytes())).for_each(|b| tame(ty, b));
             bytes
         }
     }
@@ -238,7 +239,8 @@ fn tame(ty: TensorType, block: &mut [u8]) {
         TensorType::Q8_0 | TensorType::IQ4_NL => (0, 4, None),
         TensorType::Q2_K => (80, 7, Some((82, 0x0200))),
         TensorType::Q3_K => (108, 4, None),
-        TensorType::Q4_K => (0, 2, Some((2, 0x0C00))),
+        TensorType::Q4_K | TensorType::N4 => (0, 2, Some((2, 0x0C00))),
+        TensorType::N3 => (0, 3, Some((2, 0x0800))),
         TensorType::Q5_K => (0, 1, Some((2, 0x1000))),
         TensorType::Q6_K => (208, 0, None),
         TensorType::IQ4_XS => (0, 0, None),

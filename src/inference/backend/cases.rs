@@ -8,7 +8,7 @@ use crate::inference::quant::TensorType;
 pub struct MatMulCase {
     /// Rows of the weights.
     pub n_rows: usize,
-    /// Values in a row, before [`MatMulCase::n_cols`] rounds them up to whole blocks.
+    /// Values in a row, before [`MatMulCase::n_cols`] rounds them up to what a row may have.
     pub n_cols_min: usize,
     /// Columns.
     pub n: usize,
@@ -19,7 +19,7 @@ pub struct MatMulCase {
 impl MatMulCase {
     /// Values in a row of this type.
     pub fn n_cols(&self, ty: TensorType) -> usize {
-        self.n_cols_min.next_multiple_of(ty.block_len())
+        self.n_cols_min.next_multiple_of(ty.row_unit())
     }
 }
 
@@ -73,9 +73,11 @@ pub fn weights(ty: TensorType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u
             (0..n).flat_map(|_| half::bf16::from_f32(numbers.float()).to_le_bytes()).collect()
         }
         _ => {
-            let n_bytes = n / ty.block_len() * ty.block_bytes();
-            let mut bytes: Vec<u8> = (0..n_bytes).map(|_| numbers.draw() as u8).collect();
-            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+            let row_bytes = ty.row_bytes(n_cols).expect("whole rows");
+            let mut bytes: Vec<u8> =
+                (0..n_rows * row_bytes).map(|_| numbers.draw() as u8).collect();
+            let rows = bytes.chunks_exact_mut(row_bytes);
+            for block in rows.flat_map(|row| row.chunks_mut(ty.block_bytes())) {
                 for &at in f16_places(ty) {
                     let bits = numbers.draw() as u16;
                     // Exponents 7 to 9 of 15, any mantissa and sign.
@@ -92,6 +94,7 @@ pub fn weights(ty: TensorType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u
 fn f16_places(ty: TensorType) -> &'static [usize] {
     match ty {
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
+        TensorType::N4 | TensorType::N3 => &[0, 2],
         TensorType::Q2_K => &[80, 82],
         TensorType::Q3_K => &[108],
         TensorType::Q6_K => &[208],

@@ -151,7 +151,7 @@ fn read_tensor(
     let Some(ty) = TensorType::from_ggml_id(type_id) else {
         return Ok(Err(UnreadTensor { name: tensor(), shape, ty: types::describe(type_id) }));
     };
-    let (row_len, block_len) = (shape[0], ty.block_len() as u64);
+    let (row_len, block_len) = (shape[0], ty.row_unit() as u64);
     if !row_len.is_multiple_of(block_len) {
         return Err(GgufError::RowLength { tensor: tensor(), ty: ty.name(), row_len, block_len });
     }
@@ -160,10 +160,11 @@ fn read_tensor(
     Ok(Ok(TensorInfo { name: tensor(), shape, ty, n_bytes, shard_idx: 0, offset }))
 }
 
-/// Bytes of a tensor of whole blocks; `None` if these or the number of weights overflow.
+/// Bytes of a tensor of whole rows; `None` if these or the number of weights overflow.
 fn n_bytes(ty: TensorType, shape: &[u64]) -> Option<u64> {
-    let n_elements = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim))?;
-    (n_elements / ty.block_len() as u64).checked_mul(ty.block_bytes() as u64)
+    shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim))?;
+    let row_bytes = ty.row_bytes(usize::try_from(shape[0]).ok()?)? as u64;
+    shape[1..].iter().try_fold(row_bytes, |n, &dim| n.checked_mul(dim))
 }
 
 /// Turns offsets into positions in the file and checks that the data lies there, each tensor for

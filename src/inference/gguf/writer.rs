@@ -10,6 +10,9 @@ use std::io::{self, Write};
 use super::value::{Value, encode_str};
 use crate::inference::quant::TensorType;
 
+/// The type that stands for the bytes of what GGUF has no type for.
+const I8_ID: u32 = 24;
+
 /// A GGUF file to be written. Data may be borrowed, so a large model need not be held twice.
 #[derive(Clone, Debug)]
 pub struct GgufBuilder<'a> {
@@ -64,7 +67,11 @@ impl<'a> GgufBuilder<'a> {
         ty: TensorType,
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
-        self.tensor_of_type_id(name, shape, ty.ggml_id(), data)
+        let data = data.into();
+        match ty.ggml_id() {
+            Some(id) => self.tensor_of_type_id(name, shape, id, data),
+            None => self.tensor_of_type_id(name, &[data.len() as u64], I8_ID, data),
+        }
     }
 
     /// Adds a tensor of a type that the runtime may not know.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! centered   weight = d * scale * (code - zero)            Q4_0 Q5_0 Q8_0 Q3_K Q6_K
-//! with min   weight = d * scale * code - dmin * min        Q4_1 Q5_1 Q2_K Q4_K Q5_K
+//! with min   weight = d * scale * code - dmin * min        Q4_1 Q5_1 Q2_K Q4_K Q5_K N4 N3
 //! steps      weight = d * scale * STEPS[code]              IQ4_NL IQ4_XS
 //! ```
 //!
@@ -19,6 +19,7 @@ use super::f16_to_f32;
 use super::iq4::{STEPS, iq4_nl, iq4_xs};
 use super::k_quants::{q2_k, q3_k, q4_k, q5_k, q6_k};
 use super::legacy::{q4_0, q4_1, q5_0, q5_1, q8_0};
+use super::native;
 
 /// What the codes of a type mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,7 @@ impl Codes {
             TensorType::Q6_K => Codes::Centered(32),
             TensorType::Q4_1 | TensorType::Q5_1 => Codes::WithMin,
             TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Codes::WithMin,
+            TensorType::N4 | TensorType::N3 => Codes::WithMin,
             TensorType::IQ4_NL | TensorType::IQ4_XS => Codes::Steps,
         }
     }
@@ -89,7 +91,8 @@ impl Part {
     }
 }
 
-/// Weights `32 * part_idx ..` of a row.
+/// Weights `32 * part_idx ..` of a row: of the native types exactly one row, because its length
+/// says where its last block ends.
 ///
 /// # Panics
 /// If `ty` is a float type, or the row ends before the part.
@@ -109,6 +112,8 @@ pub fn part(ty: TensorType, row: &[u8], part_idx: usize) -> Part {
         TensorType::Q6_K => q6_k::part(block_at(row, super_idx), in_super),
         TensorType::IQ4_NL => iq4_nl::part(block_at(row, part_idx)),
         TensorType::IQ4_XS => iq4_xs::part(block_at(row, super_idx), in_super),
+        TensorType::N4 => native::n4_part(row, part_idx),
+        TensorType::N3 => native::n3_part(row, part_idx),
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => panic!("{ty} has no parts"),
     }
 }

@@ -1,15 +1,31 @@
-//! Writing K-quants: the integers of a run, put where `k_quants` reads them.
+//! Writing K-quants and native types: the integers of a run, put where `k_quants` and `native` read
+//! them.
+//!
+//! The K-quants get the search that their makers gave them, so that a recipe gives the quality that
+//! it is known for. The native types get more of it: a wider grid, and the integers chosen again.
 
+use super::TensorType;
+use super::native::{NativePart, PART_LEN, write_super};
 use super::search::Grid;
-use super::super_block::{AffineRun, AffineSpec, CenteredSpec, affine_run, centered_run};
+use super::super_block::{AffineRun, AffineSpec, CenteredSpec, RUN_LEN, affine_run, centered_run};
 
 /// 37 scales, from 0.9 steps fewer to 0.9 more.
 const GRID: Grid = Grid { first: -0.9, step: 0.05, n: 36, n_again: 1 };
-const Q2_K: AffineSpec =
-    AffineSpec { group_len: 16, code_max: 3, scale_max: 15, n_refine: 0, grid: GRID };
-const Q4_K: AffineSpec =
-    AffineSpec { group_len: 32, code_max: 15, scale_max: 63, n_refine: 0, grid: GRID };
+/// From 1.2 steps fewer to 2 more, and each rounded again by what it led to.
+const WIDE_GRID: Grid = Grid { first: -1.2, step: 0.1, n: 32, n_again: 2 };
+const Q2_K: AffineSpec = AffineSpec {
+    group_len: 16,
+    code_max: 3,
+    scale_max: 15,
+    large_counts_more: true,
+    n_refine: 0,
+    grid: GRID,
+};
+const Q4_K: AffineSpec = AffineSpec { group_len: 32, code_max: 15, scale_max: 63, ..Q2_K };
 const Q5_K: AffineSpec = AffineSpec { code_max: 31, ..Q4_K };
+const N4: AffineSpec =
+    AffineSpec { large_counts_more: false, n_refine: 4, grid: WIDE_GRID, ..Q4_K };
+const N3: AffineSpec = AffineSpec { code_max: 7, ..N4 };
 const Q3_K: CenteredSpec = CenteredSpec { zero: 4, scale_zero: 32 };
 const Q6_K: CenteredSpec = CenteredSpec { zero: 32, scale_zero: 128 };
 
@@ -102,4 +118,20 @@ pub(super) fn q6_k(x: &[f32], importance: Option<&[f32]>) -> [u8; 210] {
     }
     block[208..].copy_from_slice(&run.d.to_le_bytes());
     block
+}
+
+/// A row of N4 or N3, whose last run may be shorter than the others.
+pub(super) fn native(ty: TensorType, row: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
+    let spec = if ty == TensorType::N3 { N3 } else { N4 };
+    let mut out = Vec::with_capacity(ty.row_bytes(row.len()).unwrap_or(0));
+    for (run_idx, x) in row.chunks(RUN_LEN).enumerate() {
+        let importance = importance.map(|row| &row[RUN_LEN * run_idx..][..x.len()]);
+        let run = affine_run(spec, x, importance);
+        let codes = run.codes.as_chunks::<PART_LEN>().0.iter();
+        let parts = codes.zip(run.scale.iter().zip(run.min));
+        let parts = parts.map(|(&codes, (&scale, min))| NativePart { codes, scale, min });
+        let parts: Vec<NativePart> = parts.take(x.len() / PART_LEN).collect();
+        write_super(ty, &parts, run.d, run.dmin, &mut out);
+    }
+    out
 }

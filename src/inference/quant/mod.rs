@@ -1,15 +1,17 @@
 //! Block formats: how a GGUF file stores weights, each with a plain reference.
 //!
 //! A tensor's row is a whole number of blocks; a block holds `block_len` weights in `block_bytes`
-//! bytes. The layouts belong to the file format and are never reordered here: backends repack or
-//! expand, and this room stays plain, the reference that every faster path is measured by.
+//! bytes. Only the native types may end a row in a shorter block. The layouts belong to the file
+//! format and are never reordered here: backends repack or expand, and this room stays plain, the
+//! reference that every faster path is measured by.
 //!
 //! ```text
 //! plain.rs     F32 F16 BF16                 one weight, no block
 //! legacy.rs    Q4_0 Q4_1 Q5_0 Q5_1 Q8_0     32 weights share one scale
 //! k_quants.rs  Q2_K Q3_K Q4_K Q5_K Q6_K     256 weights, scales are themselves quantised
 //! iq4.rs       IQ4_NL IQ4_XS                codes point into a table of 16 steps
-//! expansion.rs any of the last three, 32 weights at a time, as codes and integer scales
+//! native.rs    N4 N3                        as Q4_K, but rows of any multiple of 32
+//! expansion.rs any of the blocks, 32 weights at a time, as codes and integer scales
 //! ```
 //!
 //! A family file knows where the bits lie; `expansion` knows what they mean; `dequantize` is the
@@ -18,9 +20,10 @@
 //! Writing goes the other way:
 //!
 //! ```text
+//! write.rs        a row of weights to the blocks of any type
 //! search.rs       scale and minimum of least error for a group of weights
 //! super_block.rs  a run of groups in integers: scales, their factor, codes
-//! k_write.rs      those integers, put where k_quants.rs reads them
+//! k_write.rs      those integers, put where k_quants.rs and native.rs read them
 //! ```
 
 mod expansion;
@@ -28,16 +31,21 @@ mod iq4;
 mod k_quants;
 mod k_write;
 mod legacy;
+mod native;
 mod plain;
 mod search;
 mod super_block;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use expansion::{Codes, Part, part};
 pub use iq4::STEPS;
+pub use native::{NativePart, SCALE_MAX, write_super};
+pub use write::{is_written, quantize};
 
-/// A tensor type that the runtime reads. Names and ids are those of the GGUF specification.
+/// A tensor type that the runtime reads. Names and ids are those of the GGUF specification, but
+/// for the native types, which it does not know.
 #[allow(non_camel_case_types, missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TensorType {
@@ -56,11 +64,16 @@ pub enum TensorType {
     IQ4_NL,
     IQ4_XS,
     BF16,
+    N4,
+    N3,
 }
 
+/// Stands for "not a type of GGUF" in the type table.
+const NO_ID: u32 = u32::MAX;
+
 impl TensorType {
-    /// Every type, in the order of the file format's ids.
-    pub const ALL: [TensorType; 15] = [
+    /// Every type: those of the file format in the order of their ids, then the native ones.
+    pub const ALL: [TensorType; 17] = [
         TensorType::F32,
         TensorType::F16,
         TensorType::Q4_0,
@@ -76,9 +89,12 @@ impl TensorType {
         TensorType::IQ4_NL,
         TensorType::IQ4_XS,
         TensorType::BF16,
+        TensorType::N4,
+        TensorType::N3,
     ];
 
-    /// The row of the type table: (name, GGUF id, weights per block, bytes per block).
+    /// The row of the type table: (name, GGUF id, weights per block, bytes per block). The native
+    /// types carry ids that no file has.
     const fn row(self) -> (&'static str, u32, usize, usize) {
         match self {
             TensorType::F32 => ("F32", 0, 1, 4),
@@ -96,6 +112,8 @@ impl TensorType {
             TensorType::IQ4_NL => ("IQ4_NL", 20, 32, 18),
             TensorType::IQ4_XS => ("IQ4_XS", 23, 256, 136),
             TensorType::BF16 => ("BF16", 30, 1, 2),
+            TensorType::N4 => ("N4", NO_ID, 256, 144),
+            TensorType::N3 => ("N3", NO_ID, 256, 112),
         }
     }
 
@@ -104,32 +122,53 @@ impl TensorType {
         self.row().0
     }
 
-    /// The number that stands for the type in a GGUF file.
-    pub const fn ggml_id(self) -> u32 {
-        self.row().1
+    /// The number that stands for the type in a GGUF file; `None` for the native types, which
+    /// stand there as bytes (see `gguf::native`).
+    pub const fn ggml_id(self) -> Option<u32> {
+        match self.row().1 {
+            NO_ID => None,
+            id => Some(id),
+        }
     }
 
-    /// Weights in a block.
+    /// Whether the type is one of our own, N4 or N3.
+    pub const fn is_native(self) -> bool {
+        matches!(self, TensorType::N4 | TensorType::N3)
+    }
+
+    /// Weights in a whole block.
     pub const fn block_len(self) -> usize {
         self.row().2
     }
 
-    /// Bytes of a block.
+    /// Bytes of a whole block.
     pub const fn block_bytes(self) -> usize {
         self.row().3
     }
 
-    /// The type with this number in a GGUF file, if the runtime reads it.
-    pub fn from_ggml_id(id: u32) -> Option<TensorType> {
-        TensorType::ALL.into_iter().find(|t| t.ggml_id() == id)
+    /// What the length of a row is a multiple of: a block, or 32 for the native types, whose rows
+    /// may end in a shorter block.
+    pub const fn row_unit(self) -> usize {
+        if self.is_native() { native::PART_LEN } else { self.block_len() }
     }
 
-    /// Bytes of `n` weights in a row; `None` unless `n` is a whole number of blocks.
+    /// The type with this number in a GGUF file, if the runtime reads it.
+    pub fn from_ggml_id(id: u32) -> Option<TensorType> {
+        TensorType::ALL.into_iter().find(|t| t.ggml_id() == Some(id))
+    }
+
+    /// Bytes of a row of `n` weights; `None` unless `n` is a multiple of [`TensorType::row_unit`].
     pub fn row_bytes(self, n: usize) -> Option<usize> {
-        if !n.is_multiple_of(self.block_len()) {
+        if !n.is_multiple_of(self.row_unit()) {
             return None;
         }
-        (n / self.block_len()).checked_mul(self.block_bytes())
+        let whole = (n / self.block_len()).checked_mul(self.block_bytes())?;
+        let rest = n % self.block_len() / native::PART_LEN;
+        whole.checked_add(match self {
+            TensorType::N4 => native::row_bytes(rest, 16),
+            TensorType::N3 => native::row_bytes(rest, 12),
+            _ => 0,
+        })
     }
 }
 
@@ -139,9 +178,10 @@ impl std::fmt::Display for TensorType {
     }
 }
 
-/// Weights of whole blocks, exactly as ggml computes them.
+/// Weights of a row, exactly as ggml computes them.
 ///
-/// `src` holds the blocks that make `dst.len()` weights. Scales are multiplied in f32, in ggml's
+/// `src` holds the blocks that make `dst.len()` weights. Several rows at once may only be read of
+/// types whose rows are whole blocks. Scales are multiplied in f32, in ggml's
 /// order, so the results have its bits (the payload of a NaN aside).
 ///
 /// # Panics
@@ -156,84 +196,6 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
             }
         }
     }
-}
-
-/// Whether [`quantize`] can write the type.
-pub const fn is_written(ty: TensorType) -> bool {
-    !matches!(ty, TensorType::IQ4_NL | TensorType::IQ4_XS)
-}
-
-/// The blocks of one row of weights; `None` for a type that nothing here writes.
-///
-/// `importance` says of each column how much its error counts (the mean square of what it is
-/// multiplied by, say); it need not be finite or positive everywhere. Without it, the types of 32
-/// weights have the bits of the reference quantizer wherever the weights are finite and a block's
-/// scale is a normal f32; everything else is searched for.
-///
-/// # Panics
-/// Unless `src` is a whole number of blocks, and as long as `importance`.
-pub fn quantize(ty: TensorType, src: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
-    let n_bytes = ty.row_bytes(src.len());
-    assert!(n_bytes.is_some(), "{} weights are not whole {ty} blocks", src.len());
-    assert!(importance.is_none_or(|row| row.len() == src.len()), "importance of another width");
-    let cleaned = importance.and_then(usable);
-    let importance = cleaned.as_deref();
-    let bytes = match ty {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => plain::quantize(ty, src),
-        TensorType::Q4_0 => each_block(src, importance, legacy::q4_0::quantize),
-        TensorType::Q4_1 => each_block(src, importance, legacy::q4_1::quantize),
-        TensorType::Q5_0 => each_block(src, importance, legacy::q5_0::quantize),
-        TensorType::Q5_1 => each_block(src, importance, legacy::q5_1::quantize),
-        TensorType::Q8_0 => each_block(src, importance, legacy::q8_0::quantize),
-        TensorType::Q2_K => each_run(src, importance, k_write::q2_k),
-        TensorType::Q3_K => each_run(src, importance, k_write::q3_k),
-        TensorType::Q4_K => each_run(src, importance, k_write::q4_k),
-        TensorType::Q5_K => each_run(src, importance, k_write::q5_k),
-        TensorType::Q6_K => each_run(src, importance, k_write::q6_k),
-        TensorType::IQ4_NL | TensorType::IQ4_XS => return None,
-    };
-    debug_assert_eq!(Some(bytes.len()), n_bytes);
-    Some(bytes)
-}
-
-/// An importance row with which sums stay finite and positive: a column that no text used still
-/// counts a little. `None` where it says nothing.
-fn usable(importance: &[f32]) -> Option<Vec<f32>> {
-    let mean = importance.iter().map(|&i| f64::from(i)).sum::<f64>() / importance.len() as f64;
-    let floor = (mean * 1e-4) as f32;
-    let is_usable = floor.is_normal() && floor > 0.0 && floor < 1e30;
-    is_usable.then(|| importance.iter().map(|&i| i.max(floor)).collect())
-}
-
-/// Blocks of 32 weights, each by itself.
-fn each_block<const B: usize>(
-    src: &[f32],
-    importance: Option<&[f32]>,
-    quantize: fn(&[f32; 32], Option<&[f32; 32]>) -> [u8; B],
-) -> Vec<u8> {
-    let blocks = src.as_chunks::<32>().0;
-    let Some(importance) = importance else {
-        return blocks.iter().flat_map(|block| quantize(block, None)).collect();
-    };
-    let mean_square = src.iter().map(|x| x * x).sum::<f32>() / src.len().max(1) as f32;
-    let each = blocks.iter().zip(importance.as_chunks::<32>().0);
-    each.flat_map(|(block, importance)| {
-        let mut weights = [0.0; 32];
-        super_block::emphasis(block, importance, mean_square, &mut weights);
-        quantize(block, Some(&weights))
-    })
-    .collect()
-}
-
-/// Blocks of 256 weights.
-fn each_run<const B: usize>(
-    src: &[f32],
-    importance: Option<&[f32]>,
-    quantize: fn(&[f32], Option<&[f32]>) -> [u8; B],
-) -> Vec<u8> {
-    let starts = (0..src.len()).step_by(super_block::RUN_LEN);
-    let run = |start: usize| start..start + super_block::RUN_LEN;
-    starts.flat_map(|at| quantize(&src[run(at)], importance.map(|row| &row[run(at)]))).collect()
 }
 
 /// The little-endian u16 at byte `at`.

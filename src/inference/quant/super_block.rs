@@ -8,9 +8,9 @@
 //!    least squares over the whole run, then the codes, for as long as the error falls
 //! ```
 //!
-//! What a weight's error counts is `importance * sqrt(s2 + weight^2)`, where s2 is twice the mean
-//! square over the run: large weights count more, but none counts nothing. Without an importance
-//! row, every importance is 1.
+//! What a weight's error counts is its importance, or 1 without an importance row; for the K-quants
+//! times `sqrt(s2 + weight^2)`, where s2 is twice the mean square over the run: large weights count
+//! more, but none counts nothing.
 
 use half::f16;
 
@@ -30,6 +30,8 @@ pub(super) struct AffineSpec {
     pub(super) code_max: u8,
     /// The largest integer scale and minimum.
     pub(super) scale_max: u8,
+    /// Whether the error of a large weight counts more than that of a small one.
+    pub(super) large_counts_more: bool,
     /// Rounds of step 4.
     pub(super) n_refine: usize,
     /// Where the search looks.
@@ -101,7 +103,12 @@ fn write_codes(x: &[f32], scale: f32, min: f32, code_max: u8, codes: &mut [u8]) 
 pub(super) fn affine_run(spec: AffineSpec, x: &[f32], importance: Option<&[f32]>) -> AffineRun {
     let (len, n) = (spec.group_len, x.len() / spec.group_len);
     let mut w = [0.0; RUN_LEN];
-    emphasis(x, importance.unwrap_or(&[1.0; RUN_LEN]), 2.0 * mean_square(x), &mut w);
+    let importance = importance.unwrap_or(&[1.0; RUN_LEN]);
+    if spec.large_counts_more {
+        emphasis(x, importance, 2.0 * mean_square(x), &mut w);
+    } else {
+        w[..x.len()].copy_from_slice(&importance[..x.len()]);
+    }
     let w = &w[..x.len()];
     let mut fits = [Affine::default(); GROUPS_MAX];
     for (fit, (x, w)) in fits.iter_mut().zip(x.chunks_exact(len).zip(w.chunks_exact(len))) {

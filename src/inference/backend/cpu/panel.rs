@@ -60,7 +60,7 @@ pub struct Layout {
     pub steps: bool,
     /// Integer scales.
     pub scales: Scales,
-    /// Blocks under one `d`.
+    /// Blocks under one `d`; the last of a row may be fewer.
     pub n_super: usize,
     /// What the codes mean to a kernel.
     pub dot: Dot,
@@ -75,7 +75,8 @@ impl Layout {
             TensorType::Q8_0 => (8, 0, Scales::Float),
             TensorType::Q2_K => (2, 0, Scales::TwoMin),
             TensorType::Q3_K => (2, 1, Scales::Two),
-            TensorType::Q4_K => (4, 0, Scales::OneMin),
+            TensorType::Q4_K | TensorType::N4 => (4, 0, Scales::OneMin),
+            TensorType::N3 => (2, 1, Scales::OneMin),
             TensorType::Q5_K => (4, 1, Scales::OneMin),
             TensorType::Q6_K => (4, 2, Scales::Two),
             TensorType::IQ4_XS => (4, 0, Scales::One),
@@ -116,10 +117,12 @@ impl Layout {
         self.head_bytes() + self.n_super * self.scale_bytes()
     }
 
-    /// Bytes of the scales of a group of `n_block` blocks, whole cache lines.
+    /// Bytes of the scales of a group of `n_block` blocks, whole cache lines. Fewer blocks than
+    /// `n_super` still have one `d`.
     #[inline(always)]
     pub const fn scales_bytes(self, n_block: usize) -> usize {
-        (n_block / self.n_super * self.super_bytes()).next_multiple_of(VECTOR_BYTES)
+        let heads = n_block.div_ceil(self.n_super) * self.head_bytes();
+        (heads + n_block * self.scale_bytes()).next_multiple_of(VECTOR_BYTES)
     }
 
     /// Bytes of a group of `n_block` blocks.
@@ -147,7 +150,7 @@ pub trait Format: Copy {
 macro_rules! with_format {
     ($ty:expr, $f:ident) => {
         with_format!(
-            $ty, $f: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS
+            $ty, $f: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS N4 N3
         )
     };
     ($ty:expr, $f:ident: $($name:ident)*) => {
@@ -196,7 +199,7 @@ fn pack_avx2<F: Format>(rows: &[u8], n_block: usize, panel: &mut [u8]) {
 #[inline(always)]
 fn pack_rows<F: Format>(rows: &[u8], n_block: usize, panel: &mut [u8]) {
     let layout = F::LAYOUT;
-    let row_bytes = n_block * BLOCK_LEN / F::TYPE.block_len() * F::TYPE.block_bytes();
+    let row_bytes = F::TYPE.row_bytes(n_block * BLOCK_LEN).expect("columns are whole rows");
     assert!(panel.len() == layout.panel_bytes(n_block));
     assert!(rows.len() <= PANEL_ROWS * row_bytes && rows.len().is_multiple_of(row_bytes));
     let groups = panel.chunks_mut(layout.group_bytes(GROUP_BLOCKS));
@@ -269,7 +272,7 @@ fn put_words(words: &[u64], row_idx: usize, out: &mut [u8]) {
 /// Puts the scales of a row's block `b` into those of a group.
 #[inline(always)]
 fn put_scales(layout: Layout, part: &Part, row_idx: usize, b: usize, out: &mut [u8]) {
-    let out = &mut out[b / layout.n_super * layout.super_bytes()..][..layout.super_bytes()];
+    let out = &mut out[b / layout.n_super * layout.super_bytes()..];
     let (head, scales) = out.split_at_mut(layout.head_bytes());
     let b = b % layout.n_super;
     if b == 0 {

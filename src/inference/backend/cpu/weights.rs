@@ -206,7 +206,11 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     let bytes = gguf.bytes(info);
     if spec.is_vector {
         let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
-        dequantize(info.ty, bytes, &mut values);
+        let row_len = info.shape[0] as usize;
+        let row_bytes = bytes.len() / (values.len() / row_len);
+        for (row, values) in bytes.chunks_exact(row_bytes).zip(values.chunks_exact_mut(row_len)) {
+            dequantize(info.ty, row, values);
+        }
         return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
     }
     let row_bytes = bytes.len() / spec.shape[1] as usize;
