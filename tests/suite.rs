@@ -14,6 +14,7 @@ mod openai;
 mod pages;
 mod perplexity;
 mod pull;
+mod quantize;
 mod sampler;
 mod serve;
 mod server;

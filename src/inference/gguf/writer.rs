@@ -28,6 +28,7 @@ struct Tensor<'a> {
     shape: Vec<u64>,
     type_id: u32,
     offset: Option<u64>,
+    n_bytes: u64,
     data: Cow<'a, [u8]>,
 }
 
@@ -83,7 +84,18 @@ impl<'a> GgufBuilder<'a> {
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
         let (name, shape, data) = (name.into(), shape.to_vec(), data.into());
-        self.tensors.push(Tensor { name, shape, type_id, offset: None, data });
+        let n_bytes = data.len() as u64;
+        self.tensors.push(Tensor { name, shape, type_id, offset: None, n_bytes, data });
+        self
+    }
+
+    /// Leaves room for data of the last tensor that is not here: whoever writes the file puts
+    /// [`GgufBuilder::header`] down first, then each tensor's `n_bytes` and zeros up to the
+    /// alignment.
+    pub fn announce(mut self, n_bytes: u64) -> Self {
+        if let Some(tensor) = self.tensors.last_mut() {
+            tensor.n_bytes = n_bytes;
+        }
         self
     }
 
@@ -113,7 +125,7 @@ impl<'a> GgufBuilder<'a> {
             tensor.shape.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
             out.extend(tensor.type_id.to_le_bytes());
             out.extend(tensor.offset.unwrap_or(next_offset).to_le_bytes());
-            next_offset += (tensor.data.len() as u64).next_multiple_of(self.alignment);
+            next_offset += tensor.n_bytes.next_multiple_of(self.alignment);
         }
         out.resize(out.len() + self.padding(out.len()), 0);
         out
