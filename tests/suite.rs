@@ -10,6 +10,7 @@ mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
+mod native;
 mod openai;
 mod pages;
 mod perplexity;

@@ -78,6 +78,9 @@ fn render(gguf: &Gguf) {
 
 fn exercise(gguf: &Gguf) {
     let mut builder = GgufBuilder::new().version(gguf.version());
+    if let Some(target) = gguf.native_target() {
+        builder = builder.target(target);
+    }
     let metadata = gguf.metadata();
     for (key, value) in metadata.iter() {
         assert!(!value.to_string().is_empty());
@@ -92,10 +95,12 @@ fn exercise(gguf: &Gguf) {
         assert_eq!(bytes.len() as u64, info.n_bytes);
         assert_eq!(gguf.tensor(&info.name), Some(info));
         let rows = info.shape[1..].iter().product::<u64>();
-        let row_bytes = info.ty.row_bytes(info.shape[0] as usize).expect("whole blocks");
-        assert_eq!(rows * row_bytes as u64, info.n_bytes);
+        assert_eq!(info.form.n_bytes(info.ty, info.shape[0], rows), Some(info.n_bytes));
+        if info.n_elements() <= 1 << 12 {
+            gguf.read(info, &mut vec![0.0; info.n_elements() as usize]);
+        }
         ranges.push(info.file_offset()..info.file_offset() + info.n_bytes);
-        builder = builder.tensor(&info.name, &info.shape, info.ty, bytes);
+        builder = builder.tensor_in(&info.name, &info.shape, info.ty, info.form, bytes);
     }
     ranges.sort_by_key(|range| range.start);
     assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
@@ -108,7 +113,7 @@ fn exercise(gguf: &Gguf) {
     let again = Gguf::from_vec(builder.build()).expect("a right file");
     assert!(again.metadata().iter().map(|(k, _)| k).eq(metadata.iter().map(|(k, _)| k)));
     for (a, b) in again.tensors().iter().zip(gguf.tensors()) {
-        assert_eq!((&a.name, &a.shape, a.ty), (&b.name, &b.shape, b.ty));
+        assert_eq!((&a.name, &a.shape, a.ty, a.form), (&b.name, &b.shape, b.ty, b.form));
         assert_eq!(again.bytes(a), gguf.bytes(b));
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use jetforge::inference::gguf::GgufBuilder;
+use jetforge::inference::{Form, TensorType};
 use jetforge_fuzz::feed::Feed;
 use jetforge_fuzz::service::PATHS;
 use jetforge_fuzz::tiny::Tiny;
@@ -42,7 +43,12 @@ fn gguf() -> Vec<Vec<u8>> {
         .pair("f32s", &[0.5f32, -1.0])
         .pair("bools", &[true, false])
         .pair("none", &[0u64; 0]);
-    let mut seeds = vec![values.build(), GgufBuilder::new().build()];
+    let native = GgufBuilder::new()
+        .target("avx2")
+        .tensor("n4", &[96, 2], TensorType::N4, vec![1; 120])
+        .tensor("n3", &[32], TensorType::N3, vec![1; 20])
+        .tensor_in("q8", &[32, 1], TensorType::Q8_0, Form::Panels, vec![1; 576]);
+    let mut seeds = vec![values.build(), GgufBuilder::new().build(), native.build()];
     for arch_idx in 0..8 {
         let mut tiny = Tiny::new(&mut Feed::new(&[arch_idx, 2])); // Q4_0
         tiny.tensors.truncate(2);

@@ -240,8 +240,10 @@ impl Tiny {
             file = file.pair(key.as_str(), value.clone());
         }
         for tensor in &self.tensors {
-            let n_elements = tensor.shape.iter().product::<u64>().min(1 << 20) as usize;
-            let n_bytes = n_elements.div_ceil(tensor.ty.block_len()) * tensor.ty.block_bytes();
+            let n_rows = tensor.shape.iter().skip(1).product::<u64>().min(1 << 20) as usize;
+            let row_len = tensor.shape.first().map_or(0, |&n| n.min(1 << 20) as usize);
+            let row_bytes = tensor.ty.row_bytes(row_len.next_multiple_of(tensor.ty.row_unit()));
+            let n_bytes = (n_rows * row_bytes.unwrap_or(0)).min(1 << 22);
             let fill = if fill.is_empty() { &[0x2c] } else { fill };
             let mut data = fill.repeat(n_bytes / fill.len() + 1);
             data.truncate(n_bytes);

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod gguf;
 pub mod grammar;
 pub mod model;
+mod native;
 pub mod quant;
 pub mod tokenizer;
 
@@ -26,7 +27,9 @@ pub use engine::{
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
+pub use native::{NativeError, NativeTensor, NativeWriter, Target, convert};
 pub use quant::TensorType;
+pub use quant::panel::Form;
 pub use tokenizer::{
     ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer, Utf8Stream,
 };

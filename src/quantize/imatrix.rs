@@ -76,7 +76,8 @@ impl Importance {
             .pair("imatrix.datasets", &[dataset])
             .pair("imatrix.chunk_count", n_chunk as u32)
             .pair("imatrix.chunk_size", chunk_len as u32);
-        for (name, sum) in sums.iter() {
+        // As llama.cpp's tool, the layers only: the head is too sensitive to be told apart.
+        for (name, sum) in sums.iter().filter(|(name, _)| name.starts_with("blk.")) {
             let n_cols = sum.squares.len() as u64;
             let squares = sum.squares.iter().flat_map(|&s| (s as f32).to_le_bytes());
             let (squares, counts) =

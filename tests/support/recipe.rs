@@ -244,6 +244,7 @@ fn tame(ty: TensorType, block: &mut [u8]) {
         TensorType::Q5_K => (0, 1, Some((2, 0x1000))),
         TensorType::Q6_K => (208, 0, None),
         TensorType::IQ4_XS => (0, 0, None),
+        TensorType::IQ3_XXS | TensorType::IQ3_S => (0, 3, None),
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => return,
     };
     let kept = if minimum.is_some() { 0x01FF } else { 0x83FF };

@@ -60,11 +60,12 @@ CASES = {   # name: (preset, changes, every tensor type?)
     "bert-rank-direct": ("ms-marco-minilm-l6", {"head": "direct"}, False),
 }
 TYPES = [T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q2_K, T.Q3_K, T.Q4_K,
-         T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS]
+         T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS, T.IQ3_XXS, T.IQ3_S]
 # scale offset, exponent field of the scale; minimum offset, what is added to the scale's bits
 BLOCKS = {T.Q4_0: (0, 8), T.Q4_1: (0, 8, 2, 0x8C00), T.Q5_0: (0, 7), T.Q5_1: (0, 7, 2, 0x9000),
           T.Q8_0: (0, 4), T.Q2_K: (80, 7, 82, 0x0200), T.Q3_K: (108, 4), T.Q4_K: (0, 2, 2, 0x0C00),
-          T.Q5_K: (0, 1, 2, 0x1000), T.Q6_K: (208, 0), T.IQ4_NL: (0, 4), T.IQ4_XS: (0, 0)}
+          T.Q5_K: (0, 1, 2, 0x1000), T.Q6_K: (208, 0), T.IQ4_NL: (0, 4), T.IQ4_XS: (0, 0),
+          T.IQ3_XXS: (0, 3), T.IQ3_S: (0, 3)}
 CENTER_AMP = {"norm": (1.0, 0.125), "rope_freqs": (4.5, 3.5)}       # others: 0, 1/8
 N_TOKENS, SAMPLED = 24, (0, 11, 23)
 # What an encoder embeds; a reranker scores each against the first.

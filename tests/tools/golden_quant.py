@@ -25,6 +25,7 @@ QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 F16_AT = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_XS": [0],
+    "IQ3_XXS": [0], "IQ3_S": [0],
 }
 # Largest, smallest normal and smallest subnormal f16, both signs, zeros and ordinary values.
 SCALES = [0x0000, 0x8000, 0x7BFF, 0xFBFF, 0x0400, 0x0001, 0x83FF, 0x2E66, 0xA8F6, 0x1C21]

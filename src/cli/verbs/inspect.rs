@@ -17,7 +17,7 @@ use crate::cli::exit::CliError;
 use crate::cli::terminal::{FAINT, GOOD, STRONG, WARNING, print_json, styled, table};
 use crate::cli::{Context, exit};
 use crate::inference::{
-    ChatTemplate, EMBEDDED_MODEL, Gguf, MemoryPlan, ModelSource, Tokenizer, plan_memory,
+    ChatTemplate, EMBEDDED_MODEL, Form, Gguf, MemoryPlan, ModelSource, Tokenizer, plan_memory,
 };
 use crate::library::Board;
 
@@ -127,6 +127,7 @@ fn facts(source: &ModelSource, gguf: &Gguf) -> Vec<(&'static str, Json)> {
         ("parameters", json!(n_params)),
         ("file_bytes", json!(gguf.file_bytes())),
         ("gguf_version", json!(gguf.version())),
+        ("native_for", json!(gguf.native_target())),
         ("shards", json!(gguf.n_shards())),
         ("n_ctx_train", json!(number("context_length"))),
         ("n_layer", json!(number("block_count"))),
@@ -170,12 +171,33 @@ fn by_type(gguf: &Gguf) -> BTreeMap<String, (usize, Option<u64>)> {
     types
 }
 
-/// Name, type, shape and bytes of every tensor.
-fn each_tensor(gguf: &Gguf) -> impl Iterator<Item = (&str, String, &[u64], Option<u64>)> {
-    let read = gguf.tensors().iter();
-    let read = read.map(|t| (t.name.as_str(), t.ty.to_string(), &t.shape[..], Some(t.n_bytes)));
-    let unread = gguf.unread().iter();
-    read.chain(unread.map(|t| (t.name.as_str(), t.ty.clone(), &t.shape[..], None)))
+/// A line of the list of tensors.
+struct Listed<'a> {
+    name: &'a str,
+    ty: String,
+    /// How the rows stand, where they do not stand one after another.
+    form: Option<&'static str>,
+    shape: &'a [u64],
+    n_bytes: Option<u64>,
+}
+
+/// Every tensor, those that can be read first.
+fn each_tensor(gguf: &Gguf) -> impl Iterator<Item = Listed<'_>> {
+    let read = gguf.tensors().iter().map(|t| Listed {
+        name: &t.name,
+        ty: t.ty.to_string(),
+        form: (t.form != Form::Rows).then(|| t.form.name()),
+        shape: &t.shape,
+        n_bytes: Some(t.n_bytes),
+    });
+    let unread = gguf.unread().iter().map(|t| Listed {
+        name: &t.name,
+        ty: t.ty.clone(),
+        form: None,
+        shape: &t.shape,
+        n_bytes: None,
+    });
+    read.chain(unread)
 }
 
 fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) -> Json {
@@ -193,8 +215,11 @@ fn to_json(source: &ModelSource, gguf: &Gguf, fits: &[Fit], args: &InspectArgs) 
     }
     if args.tensors {
         object["tensors"] = each_tensor(gguf)
-            .map(|(name, ty, shape, n_bytes)| {
-                json!({ "name": name, "type": ty, "shape": shape, "bytes": n_bytes })
+            .map(|Listed { name, ty, form, shape, n_bytes }| {
+                let layout = form.unwrap_or(Form::Rows.name());
+                json!({
+                    "name": name, "type": ty, "layout": layout, "shape": shape, "bytes": n_bytes
+                })
             })
             .collect();
     }
@@ -211,6 +236,7 @@ fn fit_json(fit: &Fit) -> Json {
         Ok(plan) => {
             object["n_ctx"] = json!(plan.n_ctx);
             object["weights_bytes"] = json!(plan.weights_bytes);
+            object["packed_bytes"] = json!(plan.packed_bytes);
             object["kv_bytes"] = json!(plan.kv_bytes);
             object["scratch_bytes"] = json!(plan.scratch_bytes);
             object["reserve_bytes"] = json!(plan.reserve_bytes);
@@ -255,7 +281,10 @@ fn print(
     }
     if args.tensors {
         let rows: Vec<Vec<String>> = each_tensor(gguf)
-            .map(|(name, ty, shape, _)| vec![format!("  {name}"), ty, format!("{shape:?}")])
+            .map(|Listed { name, ty, form, shape, .. }| {
+                let form = form.unwrap_or_default().to_owned();
+                vec![format!("  {name}"), ty, format!("{shape:?}"), form]
+            })
             .collect();
         write!(out, "\n{}\n{}", styled(STRONG, "each tensor, innermost first"), table(&rows))?;
     }

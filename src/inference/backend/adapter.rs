@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use super::{Op, Plan, WeightId, WeightSpec};
 use crate::base::limits::LORA_RANK_MAX;
 use crate::inference::gguf::{Gguf, GgufError, TensorInfo};
-use crate::inference::quant::dequantize;
 
 /// Why a file is not an adapter of this model.
 #[derive(Debug, thiserror::Error)]
@@ -241,6 +240,6 @@ fn part(
 /// A tensor as little-endian f32.
 fn floats(gguf: &Gguf, tensor: &TensorInfo) -> Vec<u8> {
     let mut values = vec![0f32; tensor.n_elements() as usize];
-    dequantize(tensor.ty, gguf.bytes(tensor), &mut values);
+    gguf.read(tensor, &mut values);
     values.into_iter().flat_map(f32::to_le_bytes).collect()
 }

@@ -55,6 +55,8 @@ pub struct LoadOptions {
 pub struct MemoryPlan {
     /// The weights as they are computed with, and the rest of the file.
     pub weights_bytes: u64,
+    /// What of them loading packs; the rest is used as the file has it.
+    pub packed_bytes: u64,
     /// KV cache of the whole context.
     pub kv_bytes: u64,
     /// Buffers.
@@ -82,8 +84,9 @@ impl std::fmt::Display for MemoryPlan {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         write!(
             f,
-            "weights {} MiB + KV cache {} MiB for {} positions + buffers {} MiB",
+            "weights {} MiB{} + KV cache {} MiB for {} positions + buffers {} MiB",
             mib(self.weights_bytes),
+            if self.packed_bytes == 0 { " (mapped)" } else { "" },
             mib(self.kv_bytes),
             self.n_ctx,
             mib(self.scratch_bytes),
@@ -208,8 +211,10 @@ impl Prepared {
             n_batch: self.config.n_batch.min(n_ctx.max(self.n_parallel)),
             ..self.config.clone()
         };
+        let weights = CpuBackend::weight_bytes(&self.plan, gguf);
         MemoryPlan {
-            weights_bytes: CpuBackend::weight_bytes(&self.plan, gguf),
+            weights_bytes: weights.total,
+            packed_bytes: weights.packed,
             kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
                 * config.n_page as u64,
             scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
@@ -249,7 +254,9 @@ impl PreparedDraft {
         let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
         let page_bytes = CpuBackend::page_bytes_of(plan, config.kv_type) as u64;
         let scratch_bytes = CpuBackend::scratch_bytes(plan, config) as u64;
-        CpuBackend::weight_bytes(plan, &self.gguf) + page_bytes * n_page as u64 + scratch_bytes
+        CpuBackend::weight_bytes(plan, &self.gguf).total
+            + page_bytes * n_page as u64
+            + scratch_bytes
     }
 }
 

@@ -76,6 +76,21 @@ pub enum GgufError {
     #[error("tensors `{tensor}` and `{other}` overlap")]
     Overlap { tensor: String, other: String },
 
+    #[error("the native extension has version {version}; version 1 is read")]
+    NativeVersion { version: u32 },
+    #[error("`{key}` has {got} items for {want} names")]
+    NativeCount { key: &'static str, want: usize, got: usize },
+    #[error("`{key}` says {value} for tensor `{tensor}`, which this version does not know")]
+    NativeWord { tensor: String, key: &'static str, value: String },
+    #[error("the native extension describes tensor `{tensor}`, which is not stored as I8")]
+    NativeBytes { tensor: String },
+    #[error(
+        "tensor `{tensor}` is listed with shape {got:?}; as {ty} in {form} it has {want} bytes"
+    )]
+    NativeLength { tensor: String, ty: &'static str, form: &'static str, want: u64, got: Vec<u64> },
+    #[error("the native extension describes tensor `{tensor}`, which the file does not have")]
+    NativeAbsent { tensor: String },
+
     #[error("in shard {}", .path.display())]
     Shard { path: PathBuf, source: Box<GgufError> },
     #[error(

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use super::cursor::{Cursor, Place};
 use super::error::GgufError;
 use super::metadata::Metadata;
+use super::native::Extension;
 use super::source::Source;
 use super::types;
 use super::value;
 use super::{TensorInfo, UnreadTensor};
 use crate::base::limits;
 use crate::inference::quant::TensorType;
+use crate::inference::quant::panel::Form;
 
 const ALIGNMENT_DEFAULT: u64 = 32;
 /// A key of one byte with a value of one byte: name length, byte, type, value.
@@ -33,6 +35,7 @@ pub(super) struct Header {
     pub(super) version: u32,
     pub(super) alignment: u64,
     pub(super) data_offset: u64,
+    pub(super) native_target: Option<String>,
 }
 
 impl Header {
@@ -46,12 +49,26 @@ impl Header {
         // Both follow, so both must fit together.
         cursor.prove(n_keys * KEY_BYTES_MIN + n_tensors * TENSOR_BYTES_MIN, 1)?;
 
-        let metadata = read_metadata(&mut cursor, &source, n_keys)?;
+        let mut metadata = read_metadata(&mut cursor, &source, n_keys)?;
+        let mut native = Extension::take(&mut metadata)?;
         let alignment = read_alignment(&metadata)?;
-        let (mut tensors, unread) = read_tensors(&mut cursor, n_tensors)?;
+        let (mut tensors, unread) = read_tensors(&mut cursor, n_tensors, native.as_mut())?;
+        if let Some(native) = &native {
+            native.check_used_up()?;
+        }
+        let native_target = native.and_then(|native| native.target);
         let data_offset = (cursor.pos() as u64).next_multiple_of(alignment);
         place_tensors(&mut tensors, source.len() as u64, data_offset, alignment)?;
-        Ok(Header { metadata, tensors, unread, version, alignment, data_offset, source })
+        Ok(Header {
+            metadata,
+            tensors,
+            unread,
+            version,
+            alignment,
+            data_offset,
+            native_target,
+            source,
+        })
     }
 }
 
@@ -114,6 +131,7 @@ fn read_alignment(metadata: &Metadata) -> Result<u64, GgufError> {
 fn read_tensors(
     cursor: &mut Cursor<'_>,
     n_tensors: u64,
+    mut native: Option<&mut Extension>,
 ) -> Result<(Vec<TensorInfo>, Vec<UnreadTensor>), GgufError> {
     let mut unread = Vec::new();
     let mut tensors = Vec::with_capacity(n_tensors as usize); // at most GGUF_TENSORS_MAX
@@ -125,7 +143,7 @@ fn read_tensors(
             return Err(GgufError::DuplicateTensor { tensor: name.to_owned() });
         }
         cursor.place = Place::Tensor(name);
-        match read_tensor(cursor, name)? {
+        match read_tensor(cursor, name, native.as_deref_mut())? {
             Ok(info) => tensors.push(info),
             Err(other) => unread.push(other),
         }
@@ -137,6 +155,7 @@ fn read_tensors(
 fn read_tensor(
     cursor: &mut Cursor<'_>,
     name: &str,
+    native: Option<&mut Extension>,
 ) -> Result<Result<TensorInfo, UnreadTensor>, GgufError> {
     let tensor = || name.to_owned();
     let (n_dims, max) = (cursor.u32()?, limits::GGUF_DIMS_MAX);
@@ -148,6 +167,11 @@ fn read_tensor(
     if shape.contains(&0) {
         return Err(GgufError::ZeroDimension { tensor: tensor(), shape });
     }
+    if let Some(native) = native
+        && let Some(info) = native.translate(name, &shape, type_id, offset)?
+    {
+        return Ok(Ok(info));
+    }
     let Some(ty) = TensorType::from_ggml_id(type_id) else {
         return Ok(Err(UnreadTensor { name: tensor(), shape, ty: types::describe(type_id) }));
     };
@@ -155,16 +179,14 @@ fn read_tensor(
     if !row_len.is_multiple_of(block_len) {
         return Err(GgufError::RowLength { tensor: tensor(), ty: ty.name(), row_len, block_len });
     }
-    let n_bytes = n_bytes(ty, &shape)
-        .ok_or_else(|| GgufError::TensorTooLarge { tensor: tensor(), shape: shape.clone() })?;
-    Ok(Ok(TensorInfo { name: tensor(), shape, ty, n_bytes, shard_idx: 0, offset }))
-}
-
-/// Bytes of a tensor of whole rows; `None` if these or the number of weights overflow.
-fn n_bytes(ty: TensorType, shape: &[u64]) -> Option<u64> {
-    shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim))?;
-    let row_bytes = ty.row_bytes(usize::try_from(shape[0]).ok()?)? as u64;
-    shape[1..].iter().try_fold(row_bytes, |n, &dim| n.checked_mul(dim))
+    // The number of weights must not overflow either, and rows of a file stand one after another.
+    let form = Form::Rows;
+    let n_elements = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
+    let n_bytes = n_elements.and_then(|n| form.n_bytes(ty, row_len, n / row_len));
+    let Some(n_bytes) = n_bytes else {
+        return Err(GgufError::TensorTooLarge { tensor: tensor(), shape });
+    };
+    Ok(Ok(TensorInfo { name: tensor(), shape, ty, form, n_bytes, shard_idx: 0, offset }))
 }
 
 /// Turns offsets into positions in the file and checks that the data lies there, each tensor for

@@ -43,6 +43,13 @@ impl Metadata {
         self.pairs.push((key.to_owned(), value));
     }
 
+    /// Drops the pairs whose key does not please.
+    pub fn retain(&mut self, pleases: impl Fn(&str) -> bool) {
+        self.pairs.retain(|(key, _)| pleases(key));
+        let pairs = self.pairs.iter().enumerate();
+        self.by_key = pairs.map(|(pair_idx, (key, _))| (key.clone(), pair_idx)).collect();
+    }
+
     /// The value of the key, whatever its type.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.by_key.get(key).map(|&pair_idx| &self.pairs[pair_idx].1)
@@ -141,11 +148,15 @@ impl Metadata {
     /// # Errors
     /// `KeyType`, `KeyRange`.
     pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, GgufError> {
-        let is_int = |ty| {
-            use ValueType::*;
-            matches!(ty, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
-        };
-        self.items(key, "array of i32", is_int, |whole, item| int(key, "i32", whole, item))
+        self.ints(key, "array of i32", "i32")
+    }
+
+    /// An array of integers of any type whose items fit.
+    ///
+    /// # Errors
+    /// `KeyType`, `KeyRange`.
+    pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, GgufError> {
+        self.ints(key, "array of u64", "u64")
     }
 
     /// An array of bools.
@@ -167,6 +178,19 @@ impl Metadata {
 
     fn int<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<Option<T>, GgufError> {
         self.get(key).map(|value| int(key, want, value, value)).transpose()
+    }
+
+    fn ints<T: TryFrom<i128>>(
+        &self,
+        key: &str,
+        want: &'static str,
+        item: &'static str,
+    ) -> Result<Option<Vec<T>>, GgufError> {
+        let is_int = |ty| {
+            use ValueType::*;
+            matches!(ty, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
+        };
+        self.items(key, want, is_int, |whole, value| int(key, item, whole, value))
     }
 
     fn array(

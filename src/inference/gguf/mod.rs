@@ -16,6 +16,9 @@
 //! A split model (`split.count` above 1) is read as one: any shard opens it, the metadata is that
 //! of shard 0, and each shard passes the same checks.
 //!
+//! Tensors of our own types, and tensors that stand in panels, are bytes to other readers; `native`
+//! tells how they are described and translates them when a file is opened.
+//!
 //! Refused rather than guessed: big-endian files, version 1, duplicate keys and tensor names,
 //! nested arrays, overlapping or misaligned tensors, types that the runtime cannot compute with.
 //! Files are not verified against a checksum here; whoever imports a model does that once.
@@ -25,6 +28,7 @@ mod cursor;
 mod error;
 mod header;
 mod metadata;
+mod native;
 mod source;
 mod split;
 mod types;
@@ -39,6 +43,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::quant::TensorType;
+use super::quant::panel::Form;
 use header::Header;
 use source::Source;
 
@@ -60,6 +65,8 @@ pub struct TensorInfo {
     pub shape: Vec<u64>,
     /// How the weights are stored.
     pub ty: TensorType,
+    /// How the rows stand: of a file that is not native, one after another.
+    pub form: Form,
     /// Bytes of the tensor's data.
     pub n_bytes: u64,
     shard_idx: usize,
@@ -100,6 +107,7 @@ pub struct Gguf {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     unread: Vec<UnreadTensor>,
+    native_target: Option<String>,
     by_name: HashMap<String, usize>,
     shards: Vec<Arc<Source>>,
     version: u32,
@@ -186,10 +194,22 @@ impl Gguf {
                 header.version,
                 header.alignment,
                 header.data_offset,
+                header.native_target,
             ));
         }
-        let (metadata, version, alignment, data_offset) = face.ok_or(GgufError::NoShards)?;
-        Ok(Gguf { metadata, tensors, unread, by_name, shards, version, alignment, data_offset })
+        let (metadata, version, alignment, data_offset, native_target) =
+            face.ok_or(GgufError::NoShards)?;
+        Ok(Gguf {
+            metadata,
+            tensors,
+            unread,
+            native_target,
+            by_name,
+            shards,
+            version,
+            alignment,
+            data_offset,
+        })
     }
 
     /// What the file says about the model; of a split model, what shard 0 says.
@@ -217,19 +237,36 @@ impl Gguf {
         })
     }
 
+    /// What the (first) file's panels were packed for; `None` for a file without panels.
+    pub fn native_target(&self) -> Option<&str> {
+        self.native_target.as_deref()
+    }
+
     /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&tensor_idx| &self.tensors[tensor_idx])
     }
 
-    /// The tensor's data, `info.n_bytes` long. No alignment in memory is promised: an embedded
-    /// model may start at any address.
+    /// The tensor's data in the form that `info` names, `info.n_bytes` long. No alignment in memory
+    /// is promised: an embedded model may start at any address.
     ///
     /// # Panics
     /// If `info` is of another model.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         let start = info.offset as usize;
         &self.shards[info.shard_idx][start..start + info.n_bytes as usize]
+    }
+
+    /// The tensor's weights, row after row, whatever its form.
+    ///
+    /// # Panics
+    /// If `info` is of another model, or `out` is not as long as it has weights.
+    pub fn read(&self, info: &TensorInfo, out: &mut [f32]) {
+        assert_eq!(out.len() as u64, info.n_elements());
+        let bytes = self.bytes(info);
+        for (row_idx, row) in out.chunks_exact_mut(info.shape[0] as usize).enumerate() {
+            info.form.read_row(info.ty, bytes, row_idx, row);
+        }
     }
 
     /// Gives back the memory of `range` of the tensor's data, counted from its first byte: read

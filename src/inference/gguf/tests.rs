@@ -2,6 +2,7 @@
 
 mod metadata;
 mod mutation;
+mod native;
 mod split;
 
 use std::path::Path;

@@ -6,16 +6,14 @@
 use crate::inference::quant::TensorType;
 
 /// Types that the runtime does not read: `(id, name, whether the format has removed it)`.
-const UNREAD: [(u32, &str, bool); 28] = [
+const UNREAD: [(u32, &str, bool); 26] = [
     (4, "Q4_2", true),
     (5, "Q4_3", true),
     (9, "Q8_1", false),
     (15, "Q8_K", false),
     (16, "IQ2_XXS", false),
     (17, "IQ2_XS", false),
-    (18, "IQ3_XXS", false),
     (19, "IQ1_S", false),
-    (21, "IQ3_S", false),
     (22, "IQ2_S", false),
     (24, "I8", false),
     (25, "I16", false),

@@ -2,16 +2,16 @@
 //!
 //! The builder writes what it is told, wrong or right, because tests need files that are wrong in
 //! one place. What it lays out by itself is right: keys as the format encodes them, tensors one
-//! behind the other at multiples of the alignment, the data section padded to its end.
+//! behind the other at multiples of the alignment, the data section padded to its end. What GGUF
+//! has no type or form for goes in as bytes, and the keys of `native` follow those that were given.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use super::native::{self, I8_ID, Record};
 use super::value::{Value, encode_str};
 use crate::inference::quant::TensorType;
-
-/// The type that stands for the bytes of what GGUF has no type for.
-const I8_ID: u32 = 24;
+use crate::inference::quant::panel::Form;
 
 /// A GGUF file to be written. Data may be borrowed, so a large model need not be held twice.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub struct GgufBuilder<'a> {
     version: u32,
     alignment: u64,
     pairs: Vec<(String, Value)>,
+    target: Option<String>,
     tensors: Vec<Tensor<'a>>,
 }
 
@@ -27,6 +28,7 @@ struct Tensor<'a> {
     name: String,
     shape: Vec<u64>,
     type_id: u32,
+    native: Option<Record>,
     offset: Option<u64>,
     n_bytes: u64,
     data: Cow<'a, [u8]>,
@@ -34,7 +36,13 @@ struct Tensor<'a> {
 
 impl Default for GgufBuilder<'_> {
     fn default() -> Self {
-        GgufBuilder { version: 3, alignment: 32, pairs: Vec::new(), tensors: Vec::new() }
+        GgufBuilder {
+            version: 3,
+            alignment: 32,
+            pairs: Vec::new(),
+            target: None,
+            tensors: Vec::new(),
+        }
     }
 }
 
@@ -60,7 +68,13 @@ impl<'a> GgufBuilder<'a> {
         self
     }
 
-    /// Adds a tensor; `shape` is innermost first.
+    /// Says what the panels of the file were packed for.
+    pub fn target(mut self, target: impl Into<String>) -> Self {
+        self.target = Some(target.into());
+        self
+    }
+
+    /// Adds a tensor whose rows stand one after another; `shape` is innermost first.
     pub fn tensor(
         self,
         name: impl Into<String>,
@@ -68,11 +82,30 @@ impl<'a> GgufBuilder<'a> {
         ty: TensorType,
         data: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
+        self.tensor_in(name, shape, ty, Form::Rows, data)
+    }
+
+    /// Adds a tensor in a form. Of a tensor that is not plain GGUF, the dimensions past the first
+    /// become one.
+    pub fn tensor_in(
+        self,
+        name: impl Into<String>,
+        shape: &[u64],
+        ty: TensorType,
+        form: Form,
+        data: impl Into<Cow<'a, [u8]>>,
+    ) -> Self {
         let data = data.into();
-        match ty.ggml_id() {
-            Some(id) => self.tensor_of_type_id(name, shape, id, data),
-            None => self.tensor_of_type_id(name, &[data.len() as u64], I8_ID, data),
+        if let (Some(id), Form::Rows) = (ty.ggml_id(), form) {
+            return self.tensor_of_type_id(name, shape, id, data);
         }
+        let (n_cols, rest) = shape.split_first().map_or((0, shape), |(first, rest)| (*first, rest));
+        let n_rows = rest.iter().fold(1u64, |n, &dim| n.saturating_mul(dim));
+        let mut file = self.tensor_of_type_id(name, &[data.len() as u64], I8_ID, data);
+        if let Some(tensor) = file.tensors.last_mut() {
+            tensor.native = Some(Record { ty, n_cols, n_rows, form });
+        }
+        file
     }
 
     /// Adds a tensor of a type that the runtime may not know.
@@ -85,7 +118,15 @@ impl<'a> GgufBuilder<'a> {
     ) -> Self {
         let (name, shape, data) = (name.into(), shape.to_vec(), data.into());
         let n_bytes = data.len() as u64;
-        self.tensors.push(Tensor { name, shape, type_id, offset: None, n_bytes, data });
+        self.tensors.push(Tensor {
+            name,
+            shape,
+            type_id,
+            native: None,
+            offset: None,
+            n_bytes,
+            data,
+        });
         self
     }
 
@@ -95,6 +136,9 @@ impl<'a> GgufBuilder<'a> {
     pub fn announce(mut self, n_bytes: u64) -> Self {
         if let Some(tensor) = self.tensors.last_mut() {
             tensor.n_bytes = n_bytes;
+            if tensor.native.is_some() {
+                tensor.shape = vec![n_bytes];
+            }
         }
         self
     }
@@ -112,8 +156,11 @@ impl<'a> GgufBuilder<'a> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.pairs.len() as u64).to_le_bytes());
-        for (key, value) in &self.pairs {
+        let native = self.tensors.iter().filter_map(|t| Some((t.name.as_str(), t.native?)));
+        let native = native::pairs(self.target.as_deref(), native);
+        out.extend(((self.pairs.len() + native.len()) as u64).to_le_bytes());
+        let given = self.pairs.iter().map(|(key, value)| (key.as_str(), value));
+        for (key, value) in given.chain(native.iter().map(|(key, value)| (*key, value))) {
             encode_str(key, &mut out);
             out.extend(value.value_type().id().to_le_bytes());
             value.encode(&mut out);

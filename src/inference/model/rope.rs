@@ -6,7 +6,6 @@ use super::hparams::Keys;
 use super::{Hparams, ModelError};
 use crate::inference::backend::{RopeSpec, RopeStyle};
 use crate::inference::gguf::Gguf;
-use crate::inference::quant::dequantize;
 
 /// Rotations over the original context between which YaRN blends (its paper's alpha and beta).
 const YARN_BETA_FAST: f64 = 32.0;
@@ -94,7 +93,7 @@ fn freq_factors(gguf: &Gguf, n_rot: usize) -> Result<Vec<f32>, ModelError> {
                 reason: format!("its shape must be [{}]", n_rot / 2),
             });
         }
-        dequantize(info.ty, gguf.bytes(info), &mut factors);
+        gguf.read(info, &mut factors);
     }
     Ok(factors)
 }

@@ -3,12 +3,12 @@
 //! ```text
 //! centered   weight = d * scale * (code - zero)            Q4_0 Q5_0 Q8_0 Q3_K Q6_K
 //! with min   weight = d * scale * code - dmin * min        Q4_1 Q5_1 Q2_K Q4_K Q5_K N4 N3
-//! steps      weight = d * scale * STEPS[code]              IQ4_NL IQ4_XS
+//! steps      weight = d * scale * steps[code]              IQ4_NL IQ4_XS IQ3_XXS IQ3_S
 //! ```
 //!
 //! A family file knows where the bits lie and makes a [`Part`]; here is what they mean. Backends
 //! pack parts in an order of their own, `dequantize` multiplies them out, and both read the same
-//! codes, so a kernel needs three formulas, not twelve layouts.
+//! codes, so a kernel needs three formulas, not sixteen layouts.
 //!
 //! `d` and `dmin` stay f16 bits: their products with the integers are exact in f32 (11 bits of
 //! mantissa times 8 at most), so whoever multiplies them gets the same scale. A block whose `d` is
@@ -16,7 +16,8 @@
 
 use super::TensorType;
 use super::f16_to_f32;
-use super::iq4::{STEPS, iq4_nl, iq4_xs};
+use super::iq3::{IQ3_S_STEPS, IQ3_XXS_STEPS, iq3_s, iq3_xxs};
+use super::iq4::{IQ4_STEPS, Steps, iq4_nl, iq4_xs};
 use super::k_quants::{q2_k, q3_k, q4_k, q5_k, q6_k};
 use super::legacy::{q4_0, q4_1, q5_0, q5_1, q8_0};
 use super::native;
@@ -30,8 +31,8 @@ pub enum Codes {
     Centered(u8),
     /// `d * scale * code - dmin * min`
     WithMin,
-    /// `d * scale * STEPS[code]`
-    Steps,
+    /// `d * scale * factor * steps[code]`
+    Steps(&'static Steps),
 }
 
 impl Codes {
@@ -47,7 +48,9 @@ impl Codes {
             TensorType::Q4_1 | TensorType::Q5_1 => Codes::WithMin,
             TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Codes::WithMin,
             TensorType::N4 | TensorType::N3 => Codes::WithMin,
-            TensorType::IQ4_NL | TensorType::IQ4_XS => Codes::Steps,
+            TensorType::IQ4_NL | TensorType::IQ4_XS => Codes::Steps(&IQ4_STEPS),
+            TensorType::IQ3_XXS => Codes::Steps(&IQ3_XXS_STEPS),
+            TensorType::IQ3_S => Codes::Steps(&IQ3_S_STEPS),
         }
     }
 }
@@ -75,8 +78,11 @@ impl Part {
     }
 
     /// The weights, with ggml's roundings.
+    ///
+    /// # Panics
+    /// If `meaning` is that of floats.
     #[inline(always)]
-    pub(super) fn write(&self, meaning: Codes, out: &mut [f32; 32]) {
+    pub fn write(&self, meaning: Codes, out: &mut [f32; 32]) {
         let scale = self.scale.map(|s| f16_to_f32(self.d) * f32::from(s));
         let min = self.min.map(|m| f16_to_f32(self.dmin) * f32::from(m));
         for (k, weight) in out.iter_mut().enumerate() {
@@ -84,7 +90,7 @@ impl Part {
             *weight = match meaning {
                 Codes::Centered(zero) => scale * (f32::from(code) - f32::from(zero)),
                 Codes::WithMin => scale * f32::from(code) - min[k / 16],
-                Codes::Steps => scale * f32::from(STEPS[usize::from(code & 15)]),
+                Codes::Steps(steps) => scale * steps.factor() * steps.value(code),
                 Codes::Float => unreachable!("floats have no parts"),
             };
         }
@@ -110,6 +116,8 @@ pub fn part(ty: TensorType, row: &[u8], part_idx: usize) -> Part {
         TensorType::Q4_K => q4_k::part(block_at(row, super_idx), in_super),
         TensorType::Q5_K => q5_k::part(block_at(row, super_idx), in_super),
         TensorType::Q6_K => q6_k::part(block_at(row, super_idx), in_super),
+        TensorType::IQ3_XXS => iq3_xxs::part(block_at(row, super_idx), in_super),
+        TensorType::IQ3_S => iq3_s::part(block_at(row, super_idx), in_super),
         TensorType::IQ4_NL => iq4_nl::part(block_at(row, part_idx)),
         TensorType::IQ4_XS => iq4_xs::part(block_at(row, super_idx), in_super),
         TensorType::N4 => native::n4_part(row, part_idx),

@@ -10,7 +10,9 @@
 //! legacy.rs    Q4_0 Q4_1 Q5_0 Q5_1 Q8_0     32 weights share one scale
 //! k_quants.rs  Q2_K Q3_K Q4_K Q5_K Q6_K     256 weights, scales are themselves quantised
 //! iq4.rs       IQ4_NL IQ4_XS                codes point into a table of 16 steps
+//! iq3.rs       IQ3_XXS IQ3_S              four weights are a point of a grid, and signs
 //! native.rs    N4 N3                        as Q4_K, but rows of any multiple of 32
+//! panel.rs     sixteen rows of any of these, woven for wide registers
 //! expansion.rs any of the blocks, 32 weights at a time, as codes and integer scales
 //! ```
 //!
@@ -27,11 +29,13 @@
 //! ```
 
 mod expansion;
+mod iq3;
 mod iq4;
 mod k_quants;
 mod k_write;
 mod legacy;
 mod native;
+pub mod panel;
 mod plain;
 mod search;
 mod super_block;
@@ -40,7 +44,7 @@ mod tests;
 mod write;
 
 pub use expansion::{Codes, Part, part};
-pub use iq4::STEPS;
+pub use iq4::Steps;
 pub use native::{NativePart, SCALE_MAX, write_super};
 pub use write::{is_written, quantize};
 
@@ -61,7 +65,9 @@ pub enum TensorType {
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ3_XXS,
     IQ4_NL,
+    IQ3_S,
     IQ4_XS,
     BF16,
     N4,
@@ -73,7 +79,7 @@ const NO_ID: u32 = u32::MAX;
 
 impl TensorType {
     /// Every type: those of the file format in the order of their ids, then the native ones.
-    pub const ALL: [TensorType; 17] = [
+    pub const ALL: [TensorType; 19] = [
         TensorType::F32,
         TensorType::F16,
         TensorType::Q4_0,
@@ -86,7 +92,9 @@ impl TensorType {
         TensorType::Q4_K,
         TensorType::Q5_K,
         TensorType::Q6_K,
+        TensorType::IQ3_XXS,
         TensorType::IQ4_NL,
+        TensorType::IQ3_S,
         TensorType::IQ4_XS,
         TensorType::BF16,
         TensorType::N4,
@@ -109,7 +117,9 @@ impl TensorType {
             TensorType::Q4_K => ("Q4_K", 12, 256, 144),
             TensorType::Q5_K => ("Q5_K", 13, 256, 176),
             TensorType::Q6_K => ("Q6_K", 14, 256, 210),
+            TensorType::IQ3_XXS => ("IQ3_XXS", 18, 256, 98),
             TensorType::IQ4_NL => ("IQ4_NL", 20, 32, 18),
+            TensorType::IQ3_S => ("IQ3_S", 21, 256, 110),
             TensorType::IQ4_XS => ("IQ4_XS", 23, 256, 136),
             TensorType::BF16 => ("BF16", 30, 1, 2),
             TensorType::N4 => ("N4", NO_ID, 256, 144),

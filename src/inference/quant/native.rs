@@ -203,9 +203,9 @@ mod tests {
         assert_eq!((n4.len(), n4[24]), (8 + 32, 0x75));
         let mut n3 = Vec::new();
         write_super(TensorType::N3, &[part], 0x3c00, 0x3800, &mut n3);
-        // Weights 0, 16 -> low byte 0; 4 -> byte 4; 9 -> byte 1, bits 2; 31 has a third bit only.
-        assert_eq!(n3[8..16], [0b11_0001, 0b1000, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(n3[16..], [0b1_0001, 0, 0, 0b1000_0000]);
+        // The sample of docs/formats.md.
+        assert_eq!(n3[..8], [0, 0x3c, 0, 0x38, 0x21, 0x0c, 0, 0]);
+        assert_eq!(n3[8..], [0x31, 8, 0, 0, 1, 0, 0, 0, 0x11, 0, 0, 0x80]);
         let mut weights = [0.0; 32];
         dequantize(TensorType::N3, &n3, &mut weights);
         assert_eq!((weights[0], weights[1], weights[31]), (33.0 * 5.0 - 24.0, -24.0, 108.0));

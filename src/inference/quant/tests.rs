@@ -33,6 +33,7 @@ fn f16_places(ty: TensorType) -> &'static [usize] {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => &[],
         TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => &[0],
         TensorType::IQ4_NL | TensorType::IQ4_XS => &[0],
+        TensorType::IQ3_XXS | TensorType::IQ3_S => &[0],
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
         TensorType::Q2_K => &[80, 82],
         TensorType::Q3_K => &[108],
@@ -62,7 +63,7 @@ fn assert_expansion(ty: TensorType, row: &[u8]) {
             let min = f16_to_f32(p.dmin) * f32::from(p.min[k / 16]);
             let got = match Codes::of(ty) {
                 Codes::Centered(zero) => scale * (f32::from(p.codes[k]) - f32::from(zero)),
-                Codes::Steps => scale * f32::from(STEPS[usize::from(p.codes[k])]),
+                Codes::Steps(steps) => scale * (steps.factor() * steps.value(p.codes[k])),
                 Codes::WithMin => scale * f32::from(p.codes[k]) - min,
                 Codes::Float => unreachable!("{ty} has no blocks"),
             };
@@ -156,7 +157,7 @@ fn every_type_is_written_or_says_that_it_is_not() {
     for ty in TensorType::ALL {
         assert_eq!(quantize(ty, &[1.0; 256], None).is_some(), is_written(ty), "{ty}");
     }
-    for ty in [IQ4_NL, IQ4_XS] {
+    for ty in [IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS] {
         assert_eq!(quantize(ty, &[1.0; 256], None), None, "{ty}");
     }
     assert_eq!(quantize(Q8_0, &[], None), Some(Vec::new()));

@@ -8,7 +8,8 @@ use super::{TensorType, k_write, legacy, plain};
 
 /// Whether [`quantize`] can write the type.
 pub const fn is_written(ty: TensorType) -> bool {
-    !matches!(ty, TensorType::IQ4_NL | TensorType::IQ4_XS)
+    use TensorType::{IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS};
+    !matches!(ty, IQ3_XXS | IQ3_S | IQ4_NL | IQ4_XS)
 }
 
 /// The blocks of one row of weights; `None` for a type that nothing here writes.
@@ -39,6 +40,7 @@ pub fn quantize(ty: TensorType, src: &[f32], importance: Option<&[f32]>) -> Opti
         TensorType::Q5_K => each_run(src, importance, k_write::q5_k),
         TensorType::Q6_K => each_run(src, importance, k_write::q6_k),
         TensorType::N4 | TensorType::N3 => k_write::native(ty, src, importance),
+        TensorType::IQ3_XXS | TensorType::IQ3_S => return None,
         TensorType::IQ4_NL | TensorType::IQ4_XS => return None,
     };
     debug_assert_eq!(Some(bytes.len()), n_bytes);

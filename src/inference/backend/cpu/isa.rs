@@ -51,6 +51,11 @@ impl Isa {
         isas
     }
 
+    /// The fastest of this machine.
+    pub fn best() -> Isa {
+        Isa::available().last().copied().unwrap_or(Isa::Scalar)
+    }
+
     /// The set called `name`, or the fastest of this machine.
     ///
     /// # Errors
@@ -58,7 +63,7 @@ impl Isa {
     pub fn choose(name: Option<&str>) -> Result<Isa, BackendError> {
         let available = Isa::available();
         match name {
-            None | Some("auto") => Ok(*available.last().unwrap_or(&Isa::Scalar)),
+            None | Some("auto") => Ok(Isa::best()),
             Some(name) => available.iter().copied().find(|i| i.name() == name).ok_or_else(|| {
                 let names: Vec<_> = available.iter().map(|i| i.name()).collect();
                 BackendError::Isa { name: name.to_owned(), available: names.join(", ") }

@@ -5,27 +5,8 @@
 //! set does the same exact integer sums and the same float operations on each row, in the same
 //! order; only how many rows share a register differs. So results are equal bit for bit.
 
-use crate::inference::quant::{STEPS, f16_to_f32};
-
-/// Steps of the IQ4 types, shifted up by 128 to be unsigned.
-pub(super) const STEPS_UP: [u8; 16] = {
-    let mut up = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        up[i] = STEPS[i].cast_unsigned() ^ 0x80;
-        i += 1;
-    }
-    up
-};
-
-/// How unsigned codes meet activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dot {
-    /// Bits of a code.
-    pub bits: u32,
-    /// Base-2 logarithm of the code that stands for zero; `None` where a minimum is subtracted.
-    pub zero_log2: Option<u32>,
-}
+use crate::inference::quant::f16_to_f32;
+pub use crate::inference::quant::panel::Dot;
 
 /// `ROWS` lanes of f32, and as many lanes of four codes or an i32.
 ///
@@ -70,8 +51,8 @@ pub unsafe trait Lanes: Copy {
     unsafe fn bits(x: Self::I, n: u32, from: u32, to: u32) -> Self::I;
     /// `a | b`
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
-    /// Each byte, at most 15, becomes the IQ4 step of that number, plus 128.
-    unsafe fn steps(x: Self::I) -> Self::I;
+    /// Each byte, at most 15, becomes the step of that number.
+    unsafe fn steps(x: Self::I, table: &[u8; 16]) -> Self::I;
     /// For each row, `sum over j, k < 4 of (w[j][k] - zero) * a[4 j + k]`; `a` is within +-127, and
     /// `neg_sum` is minus the sum of `a`.
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
@@ -172,8 +153,8 @@ unsafe impl Lanes for ScalarLanes {
         std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
-    unsafe fn steps(x: Self::I) -> Self::I {
-        x.map(|b| STEPS_UP[usize::from(b & 15)])
+    unsafe fn steps(x: Self::I, table: &[u8; 16]) -> Self::I {
+        x.map(|b| table[usize::from(b & 15)])
     }
     #[inline(always)]
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F {
@@ -198,7 +179,7 @@ mod x86 {
     // and vouches for the pointers: the rule of the trait, and the reason of each block below.
     #![allow(clippy::undocumented_unsafe_blocks)]
 
-    use super::{Dot, Lanes, STEPS_UP};
+    use super::{Dot, Lanes};
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA and F16C: eight rows.
@@ -292,9 +273,9 @@ mod x86 {
             unsafe { _mm256_or_si256(a, b) }
         }
         #[inline(always)]
-        unsafe fn steps(x: __m256i) -> __m256i {
+        unsafe fn steps(x: __m256i, table: &[u8; 16]) -> __m256i {
             unsafe {
-                let table = _mm_loadu_si128(STEPS_UP.as_ptr().cast());
+                let table = _mm_loadu_si128(table.as_ptr().cast());
                 _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), x)
             }
         }
@@ -410,9 +391,9 @@ mod x86 {
             unsafe { _mm512_or_si512(a, b) }
         }
         #[inline(always)]
-        unsafe fn steps(x: __m512i) -> __m512i {
+        unsafe fn steps(x: __m512i, table: &[u8; 16]) -> __m512i {
             unsafe {
-                let table = _mm_loadu_si128(STEPS_UP.as_ptr().cast());
+                let table = _mm_loadu_si128(table.as_ptr().cast());
                 _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), x)
             }
         }

@@ -20,7 +20,7 @@
 // rule of the trait, and the reason of each block below.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::lanes::{Dot, Lanes, STEPS_UP, unroll};
+use super::lanes::{Dot, Lanes, unroll};
 use std::arch::aarch64::*;
 
 /// NEON: four rows.
@@ -136,8 +136,8 @@ unsafe impl Lanes for NeonLanes {
         unsafe { vorrq_u8(a, b) }
     }
     #[inline(always)]
-    unsafe fn steps(x: uint8x16_t) -> uint8x16_t {
-        unsafe { vqtbl1q_u8(vld1q_u8(STEPS_UP.as_ptr()), x) }
+    unsafe fn steps(x: uint8x16_t, table: &[u8; 16]) -> uint8x16_t {
+        unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), x) }
     }
     #[inline(always)]
     unsafe fn dot(w: &[uint8x16_t], a: *const i8, _neg_sum: i32, dot: Dot) -> float32x4_t {

@@ -40,11 +40,13 @@ use self::matmul::{matmul, needs_acts};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::SharedMut;
+pub use self::weights::WeightBytes;
 use self::weights::Weights;
 use super::{
     AttentionSpec, BackendError, Batch, BufId, InputSums, Norm, Op, Plan, RopeId, Rows, WeightId,
 };
 use crate::inference::gguf::Gguf;
+use crate::inference::quant::TensorType;
 
 /// Values to which the rows of a buffer are padded with zeros.
 const STRIDE_LEN: usize = 32;
@@ -93,6 +95,14 @@ pub struct CpuBackend {
     input_sums: Option<InputSums>,
 }
 
+/// Packs up to 16 plain rows of `n_cols` weights into one panel, which is zero before.
+///
+/// # Panics
+/// If `rows` are not whole rows, or `panel` is not as long as a panel.
+pub fn pack_panel(ty: TensorType, rows: &[u8], n_cols: usize, panel: &mut [u8]) {
+    panel::pack(Isa::best(), ty, rows, n_cols / panel::BLOCK_LEN, panel);
+}
+
 impl CpuBackend {
     /// Binds `plan` to the tensors of `gguf` and allocates everything that a batch needs.
     ///
@@ -122,7 +132,7 @@ impl CpuBackend {
     }
 
     /// Bytes that the weights take in the form that is multiplied.
-    pub fn weight_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
+    pub fn weight_bytes(plan: &Plan, gguf: &Gguf) -> WeightBytes {
         Weights::n_bytes(plan, gguf)
     }
 

@@ -1,142 +1,13 @@
-//! Panels: sixteen rows of a quantised matrix, woven so that a lane is a row.
+//! Packing: rows of a quantised matrix become panels, whose layout `quant::panel` tells.
 //!
-//! ```text
-//! panel    groups of 8 blocks, the last may be shorter          block: 32 weights of 16 rows
-//! group    scales of its blocks, whole cache lines, then codes of its blocks
-//! vector   64 bytes, four weights of each row: chunk j holds weights 4 j .. 4 j + 3
-//!
-//! codes    low part                              high part
-//!   4 bits   vector v: chunks v and v + 4          1 bit    one vector, bit j is chunk j
-//!   2 bits   vector v: chunks v + 2 i, bits 2 i    2 bits   as 2 low bits
-//!   8 bits   vector j: chunk j
-//!
-//! scales   for each 1 or 8 blocks   d, and dmin where there are minima     16 f16 each
-//!          for each block           integer scales and minima              16 bytes each
-//! ```
-//!
-//! A panel is read from its first byte to its last, as memory likes it best: with codes and scales
-//! in two streams a core read a third less in a second.
-//!
-//! A panel holds the bits of the file and at most 6 % more: what was 6 bits becomes a byte. The
-//! rows past the end of a matrix are zeros. Every type lands in one of these shapes, so kernels
-//! know bits and scales, not types; the packing is plain code over `quant::part`.
+//! Loading packs what a file has in rows, so this is plain code made wide: a part is read by
+//! `quant::part` and its codes move eight at a time.
 
 use super::isa::Isa;
-use super::lanes::Dot;
-use crate::inference::quant::{Codes, Part, TensorType, part};
-
-/// Rows of a panel.
-pub const PANEL_ROWS: usize = 16;
-/// Weights of a row under one activation scale.
-const BLOCK_LEN: usize = 32;
-/// Blocks of a group.
-pub const GROUP_BLOCKS: usize = 8;
-/// Bytes of a vector of codes.
-pub const VECTOR_BYTES: usize = 4 * PANEL_ROWS;
-
-/// How the integer scales of a block are stored, 16 bytes for each field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scales {
-    /// None: `d` and `dmin` are all.
-    Float,
-    /// One scale.
-    One,
-    /// A scale and a minimum.
-    OneMin,
-    /// A scale for each 16 weights.
-    Two,
-    /// For each 16 weights a byte: scale in the low half, minimum in the high.
-    TwoMin,
-}
-
-/// What a kernel must know of a type.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout {
-    /// Bits of a code in the low part: 2, 4 or 8.
-    pub low: u32,
-    /// Bits of a code in the high part: 0, 1 or 2.
-    pub high: u32,
-    /// Whether codes are numbers of IQ4 steps.
-    pub steps: bool,
-    /// Integer scales.
-    pub scales: Scales,
-    /// Blocks under one `d`; the last of a row may be fewer.
-    pub n_super: usize,
-    /// What the codes mean to a kernel.
-    pub dot: Dot,
-}
-
-impl Layout {
-    /// The layout of a quantised type.
-    pub const fn of(ty: TensorType) -> Layout {
-        let (low, high, scales) = match ty {
-            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::IQ4_NL => (4, 0, Scales::Float),
-            TensorType::Q5_0 | TensorType::Q5_1 => (4, 1, Scales::Float),
-            TensorType::Q8_0 => (8, 0, Scales::Float),
-            TensorType::Q2_K => (2, 0, Scales::TwoMin),
-            TensorType::Q3_K => (2, 1, Scales::Two),
-            TensorType::Q4_K | TensorType::N4 => (4, 0, Scales::OneMin),
-            TensorType::N3 => (2, 1, Scales::OneMin),
-            TensorType::Q5_K => (4, 1, Scales::OneMin),
-            TensorType::Q6_K => (4, 2, Scales::Two),
-            TensorType::IQ4_XS => (4, 0, Scales::One),
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => panic!("floats have no panels"),
-        };
-        let (steps, zero_log2) = match Codes::of(ty) {
-            Codes::Centered(zero) => (false, Some(zero.ilog2())),
-            Codes::Steps => (true, Some(7)),
-            Codes::WithMin | Codes::Float => (false, None),
-        };
-        let bits = if steps { 8 } else { low + high };
-        let n_super = ty.block_len() / BLOCK_LEN;
-        Layout { low, high, steps, scales, n_super, dot: Dot { bits, zero_log2 } }
-    }
-
-    /// Bytes of a block's codes.
-    pub const fn code_bytes(self) -> usize {
-        (self.low + self.high) as usize * BLOCK_LEN / 8 * PANEL_ROWS
-    }
-
-    /// Bytes of `d` and `dmin`.
-    pub const fn head_bytes(self) -> usize {
-        if self.dot.zero_log2.is_none() { 4 * PANEL_ROWS } else { 2 * PANEL_ROWS }
-    }
-
-    /// Bytes of a block's integer scales and minima.
-    pub const fn scale_bytes(self) -> usize {
-        PANEL_ROWS
-            * match self.scales {
-                Scales::Float => 0,
-                Scales::One => 1,
-                Scales::OneMin | Scales::Two | Scales::TwoMin => 2,
-            }
-    }
-
-    /// Bytes of what belongs to one `d`, beside the codes.
-    pub const fn super_bytes(self) -> usize {
-        self.head_bytes() + self.n_super * self.scale_bytes()
-    }
-
-    /// Bytes of the scales of a group of `n_block` blocks, whole cache lines. Fewer blocks than
-    /// `n_super` still have one `d`.
-    #[inline(always)]
-    pub const fn scales_bytes(self, n_block: usize) -> usize {
-        let heads = n_block.div_ceil(self.n_super) * self.head_bytes();
-        (heads + n_block * self.scale_bytes()).next_multiple_of(VECTOR_BYTES)
-    }
-
-    /// Bytes of a group of `n_block` blocks.
-    #[inline(always)]
-    pub const fn group_bytes(self, n_block: usize) -> usize {
-        self.scales_bytes(n_block) + n_block * self.code_bytes()
-    }
-
-    /// Bytes of a panel of `n_block` blocks.
-    pub const fn panel_bytes(self, n_block: usize) -> usize {
-        n_block / GROUP_BLOCKS * self.group_bytes(GROUP_BLOCKS)
-            + self.group_bytes(n_block % GROUP_BLOCKS)
-    }
-}
+pub use crate::inference::quant::panel::{
+    BLOCK_LEN, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES, unpack,
+};
+use crate::inference::quant::{Part, TensorType, part};
 
 /// A tensor type as a type, so that a kernel is compiled for it.
 pub trait Format: Copy {
@@ -150,7 +21,8 @@ pub trait Format: Copy {
 macro_rules! with_format {
     ($ty:expr, $f:ident) => {
         with_format!(
-            $ty, $f: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS N4 N3
+            $ty, $f: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ3_XXS IQ3_S IQ4_NL IQ4_XS
+            N4 N3
         )
     };
     ($ty:expr, $f:ident: $($name:ident)*) => {
@@ -213,6 +85,39 @@ fn pack_rows<F: Format>(rows: &[u8], n_block: usize, panel: &mut [u8]) {
                 put_codes(layout, &part.codes, row_idx, codes);
                 put_scales(layout, &part, row_idx, b, scales);
             }
+        }
+    }
+}
+
+/// Packs rows `first..first + n_rows` (16 at most) of a matrix that stands in panels of its own
+/// into `panel`, which is zero before: for slices that begin inside a panel, and for files of
+/// targets whose panels differ.
+///
+/// # Panics
+/// If `panel` is not one panel, or the rows are not in `panels`.
+pub fn repack(
+    ty: TensorType,
+    panels: &[u8],
+    n_block: usize,
+    first: usize,
+    n_rows: usize,
+    panel: &mut [u8],
+) {
+    let layout = Layout::of(ty);
+    assert!(panel.len() == layout.panel_bytes(n_block) && n_rows <= PANEL_ROWS);
+    let panel_bytes = panel.len();
+    for block_idx in 0..n_block {
+        let (group_idx, b) = (block_idx / GROUP_BLOCKS, block_idx % GROUP_BLOCKS);
+        let group = &mut panel[group_idx * layout.group_bytes(GROUP_BLOCKS)..];
+        let n_in_group = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
+        let (scales, codes) = group.split_at_mut(layout.scales_bytes(n_in_group));
+        let codes = &mut codes[b * layout.code_bytes()..][..layout.code_bytes()];
+        for row_idx in 0..n_rows {
+            let row = first + row_idx;
+            let src = &panels[row / PANEL_ROWS * panel_bytes..][..panel_bytes];
+            let part = unpack(ty, src, n_block, row % PANEL_ROWS, block_idx);
+            put_codes(layout, &part.codes, row_idx, codes);
+            put_scales(layout, &part, row_idx, b, scales);
         }
     }
 }

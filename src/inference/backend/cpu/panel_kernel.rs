@@ -46,6 +46,9 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
                 let b_super = b % layout.n_super;
                 if b_super == 0 {
                     d = L::load_f16(head.add(2 * row));
+                    if let Some(steps) = layout.steps.filter(|steps| steps.factor_log2 != 0) {
+                        d = L::mul(d, L::splat(steps.factor()));
+                    }
                     dmin = if has_min { L::load_f16(head.add(2 * (PANEL_ROWS + row))) } else { d };
                 }
                 let scales = head.add(layout.head_bytes() + b_super * layout.scale_bytes() + row);
@@ -197,6 +200,9 @@ unsafe fn unpack_chunk<L: Lanes>(layout: Layout, p: *const u8, j: usize) -> L::I
             let high = L::load_codes(p.add((n_low + j % 2) * VECTOR_BYTES));
             codes = L::or(codes, L::bits(high, 2, 2 * (j_bit / 2), layout.low));
         }
-        if layout.steps { L::steps(codes) } else { codes }
+        match layout.steps {
+            Some(steps) => L::steps(codes, &steps.up),
+            None => codes,
+        }
     }
 }

@@ -12,6 +12,7 @@ use super::matmul::{Matrix, matmul, needs_acts, panel_bytes};
 use super::panel::{self, PANEL_ROWS};
 use super::pool::Pool;
 use crate::inference::backend::cases::{MATMUL, MatMulCase, activations, weights};
+use crate::inference::quant::panel::Form;
 use crate::inference::quant::{Codes, TensorType, dequantize, f16_to_f32, part};
 
 /// A case of one type with its data.
@@ -180,6 +181,40 @@ fn a_column_does_not_know_its_company() {
                 let beside = &together[col * case.n_rows..][..case.n_rows];
                 assert_eq!(bits(&alone.product(isa)), bits(beside), "{ty} {} {col}", isa.name());
             }
+        }
+    }
+}
+
+/// What is packed comes out again bit for bit, part by part and as weights, and rows that begin
+/// inside a panel are packed from panels as from rows.
+#[test]
+fn panels_are_taken_apart_into_the_parts_that_made_them() {
+    for ty in TensorType::ALL.into_iter().filter(|&ty| needs_acts(ty)) {
+        for n_cols_min in [32, 288, 896] {
+            let case = MatMulCase { n_rows: 37, n_cols_min, n: 1, n_threads: 1 };
+            let operands = Operands::new(case, ty);
+            let panels = operands.packed(Isa::best());
+            let (n_cols, n_block) = (operands.n_cols, operands.n_cols / 32);
+            let panel_bytes = panel_bytes(ty, n_cols);
+            let n_bytes = Form::Panels.n_bytes(ty, n_cols as u64, 37);
+            assert_eq!(n_bytes, Some(panels.len() as u64));
+            for (r, row) in operands.file.chunks(operands.row_bytes()).enumerate() {
+                let panel = &panels[r / PANEL_ROWS * panel_bytes..];
+                for b in 0..n_block {
+                    let got = panel::unpack(ty, panel, n_block, r % PANEL_ROWS, b);
+                    assert_eq!(got, part(ty, row, b), "{ty} row {r} block {b}");
+                }
+                let (mut got, mut expected) = (vec![0.0; n_cols], vec![0.0; n_cols]);
+                Form::Panels.read_row(ty, &panels, r, &mut got);
+                dequantize(ty, row, &mut expected);
+                assert_eq!(bits(&got), bits(&expected), "{ty} row {r}");
+            }
+            let mut again = vec![0; panel_bytes];
+            panel::repack(ty, &panels, n_block, 21, 16, &mut again);
+            let rows = &operands.file[21 * operands.row_bytes()..][..16 * operands.row_bytes()];
+            let mut expected = vec![0; panel_bytes];
+            panel::pack(Isa::Scalar, ty, rows, n_block, &mut expected);
+            assert!(again == expected, "{ty} from row 21");
         }
     }
 }

@@ -5,6 +5,10 @@
 //! given back, so memory peaks at the model plus one such step. A table that is only looked up row
 //! by row stays in the file; one that is multiplied as well (a tied output) is in both, and of the
 //! file only the rows that are looked up come to memory.
+//!
+//! A native file holds panels already, and every instruction set reads the same ones: then the file
+//! is the memory, nothing is packed, and a row is looked up in its panel. Only a slice of a matrix
+//! that begins inside a panel is packed anew.
 
 use std::sync::Arc;
 
@@ -12,12 +16,13 @@ use memmap2::MmapMut;
 
 use super::isa::Isa;
 use super::matmul::{Matrix, needs_acts, panel_bytes};
-use super::panel::{self, PANEL_ROWS};
+use super::panel::{self, BLOCK_LEN, PANEL_ROWS};
 use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::{BackendError, Op, Plan, WeightId, WeightSpec};
 use crate::inference::gguf::Gguf;
-use crate::inference::quant::{TensorType, dequantize};
+use crate::inference::quant::TensorType;
+use crate::inference::quant::panel::Form;
 
 /// Bytes of a file that are packed between two times that pages are given back.
 const STEP_BYTES: usize = 8 << 20;
@@ -29,6 +34,15 @@ pub struct Weights {
     panels: MmapMut,
 }
 
+/// Bytes that weights take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// What is packed, and the file but for what was packed out of it.
+    pub total: u64,
+    /// What is packed when a model is loaded; the rest is used as it is mapped.
+    pub packed: u64,
+}
+
 /// A weight, checked against the file.
 enum Weight {
     /// A vector, as f32.
@@ -37,23 +51,28 @@ enum Weight {
     Matrix(Stored),
 }
 
-/// Where a matrix is.
+/// Where a matrix is: some rows of a tensor of the file.
 #[derive(Clone, Copy)]
 struct Stored {
     tensor_idx: usize,
-    /// Its rows in the tensor's bytes.
-    start: usize,
-    n_bytes: usize,
+    form: Form,
     ty: TensorType,
+    row_start: usize,
     n_rows: usize,
     n_cols: usize,
-    /// Where its panels begin.
-    panels: Option<usize>,
+    /// Where its panels begin among those that were packed.
+    packed: Option<usize>,
 }
 
 impl Stored {
     fn row_bytes(&self) -> usize {
-        self.n_bytes / self.n_rows
+        self.ty.row_bytes(self.n_cols).expect("the reader checked the rows")
+    }
+
+    /// Whether what is multiplied differs from what the file has.
+    fn needs_packing(&self) -> bool {
+        let is_whole = self.row_start.is_multiple_of(PANEL_ROWS);
+        needs_acts(self.ty) && !(self.form == Form::Panels && is_whole)
     }
 
     fn panels_bytes(&self) -> usize {
@@ -78,9 +97,9 @@ impl Weights {
         for (item, is_multiplied) in items.iter_mut().zip(multiplied(plan)) {
             if let Weight::Matrix(stored) = item
                 && is_multiplied
-                && needs_acts(stored.ty)
+                && stored.needs_packing()
             {
-                stored.panels = Some(n_bytes);
+                stored.packed = Some(n_bytes);
                 n_bytes += stored.panels_bytes();
             }
         }
@@ -90,26 +109,30 @@ impl Weights {
         #[cfg(target_os = "linux")]
         let _ = panels.advise(memmap2::Advice::HugePage);
         for item in &items {
-            if let Weight::Matrix(stored @ Stored { panels: Some(start), .. }) = item {
+            if let Weight::Matrix(stored @ Stored { packed: Some(start), .. }) = item {
                 pack(&gguf, stored, isa, pool, &mut panels[*start..][..stored.panels_bytes()]);
             }
         }
         Ok(Weights { gguf, items, panels })
     }
 
-    /// Bytes that the weights of a plan take, file and panels together.
-    pub fn n_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
-        let mut n_bytes = gguf.file_bytes();
+    /// What the weights of a plan take.
+    pub fn n_bytes(plan: &Plan, gguf: &Gguf) -> WeightBytes {
+        let mut bytes = WeightBytes { total: gguf.file_bytes(), packed: 0 };
         for (spec, is_multiplied) in plan.weights.iter().zip(multiplied(plan)) {
             if let Ok(Weight::Matrix(stored)) = bind(gguf, spec)
                 && is_multiplied
-                && needs_acts(stored.ty)
+                && stored.needs_packing()
             {
-                n_bytes += stored.panels_bytes() as u64;
-                n_bytes -= (stored.n_bytes as u64).min(n_bytes);
+                bytes.packed += stored.panels_bytes() as u64;
+                if stored.form == Form::Rows {
+                    let released = (stored.n_rows * stored.row_bytes()) as u64;
+                    bytes.total -= released.min(bytes.total);
+                }
             }
         }
-        n_bytes
+        bytes.total += bytes.packed;
+        bytes
     }
 
     /// A vector.
@@ -125,9 +148,9 @@ impl Weights {
         match &self.items[id.0] {
             Weight::Matrix(stored) => {
                 let Stored { ty, n_rows, n_cols, .. } = *stored;
-                let data = match stored.panels {
+                let data = match stored.packed {
                     Some(start) => &self.panels[start..][..stored.panels_bytes()],
-                    None => rows(&self.gguf, stored),
+                    None => as_stored(&self.gguf, stored),
                 };
                 Matrix { ty, data, n_rows, n_cols }
             }
@@ -140,10 +163,8 @@ impl Weights {
         match &self.items[id.0] {
             Weight::Vector(values) => out.copy_from_slice(values),
             Weight::Matrix(stored) => {
-                let row_bytes = stored.row_bytes();
-                let idx = idx.min(stored.n_rows - 1);
-                let row = &rows(&self.gguf, stored)[idx * row_bytes..][..row_bytes];
-                dequantize(stored.ty, row, out);
+                let row_idx = stored.row_start + idx.min(stored.n_rows - 1);
+                stored.form.read_row(stored.ty, tensor_bytes(&self.gguf, stored), row_idx, out);
             }
         }
     }
@@ -160,14 +181,32 @@ fn multiplied(plan: &Plan) -> Vec<bool> {
     multiplied
 }
 
-/// The rows of a matrix as the file has them.
-fn rows<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
-    &gguf.bytes(&gguf.tensors()[stored.tensor_idx])[stored.start..][..stored.n_bytes]
+/// The bytes of the tensor that a matrix is of.
+fn tensor_bytes<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
+    gguf.bytes(&gguf.tensors()[stored.tensor_idx])
+}
+
+/// The rows of a matrix as the file has them, or its panels.
+fn as_stored<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
+    let (start, n_bytes) = match stored.form {
+        Form::Rows => {
+            let row_bytes = stored.row_bytes();
+            (stored.row_start * row_bytes, stored.n_rows * row_bytes)
+        }
+        Form::Panels => {
+            let start = stored.row_start / PANEL_ROWS * panel_bytes(stored.ty, stored.n_cols);
+            (start, stored.panels_bytes())
+        }
+    };
+    &tensor_bytes(gguf, stored)[start..][..n_bytes]
 }
 
 /// Packs a matrix, giving back the file's pages on the way.
 fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8]) {
-    let src = rows(gguf, stored);
+    if stored.form == Form::Panels {
+        return repack(gguf, stored, pool, out);
+    }
+    let src = as_stored(gguf, stored);
     let src_bytes = PANEL_ROWS * stored.row_bytes();
     let out_bytes = panel_bytes(stored.ty, stored.n_cols);
     let n_panel = stored.n_rows.div_ceil(PANEL_ROWS);
@@ -179,12 +218,29 @@ fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8])
             let src = &src[..src_bytes.min(src.len())];
             // SAFETY: each task owns its panel.
             let panel = unsafe { out.slice((start + i) * out_bytes, out_bytes) };
-            panel::pack(isa, stored.ty, src, stored.n_cols / 32, panel);
+            panel::pack(isa, stored.ty, src, stored.n_cols / BLOCK_LEN, panel);
         });
-        let end = stored.n_bytes.min((start + step) * src_bytes);
-        let range = stored.start + start * src_bytes..stored.start + end;
+        let end = src.len().min((start + step) * src_bytes);
+        let first = stored.row_start * stored.row_bytes();
+        let range = first + start * src_bytes..first + end;
         gguf.release(&gguf.tensors()[stored.tensor_idx], range);
     }
+}
+
+/// Packs rows that begin inside a panel of the file.
+fn repack(gguf: &Gguf, stored: &Stored, pool: &mut Pool, out: &mut [u8]) {
+    let src = tensor_bytes(gguf, stored);
+    let out_bytes = panel_bytes(stored.ty, stored.n_cols);
+    let n_panel = stored.n_rows.div_ceil(PANEL_ROWS);
+    let out = SharedMut::new(out);
+    pool.run(n_panel, &|panel_idx, _| {
+        let done = panel_idx * PANEL_ROWS;
+        let n_rows = (stored.n_rows - done).min(PANEL_ROWS);
+        // SAFETY: each task owns its panel.
+        let panel = unsafe { out.slice(panel_idx * out_bytes, out_bytes) };
+        let first = stored.row_start + done;
+        panel::repack(stored.ty, src, stored.n_cols / BLOCK_LEN, first, n_rows, panel);
+    });
 }
 
 /// Finds a weight in the file and checks its shape.
@@ -203,24 +259,18 @@ fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
         let (name, expected) = (spec.name.clone(), spec.shape.clone());
         return Err(BackendError::TensorShape { name, expected, got });
     }
-    let bytes = gguf.bytes(info);
     if spec.is_vector {
         let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
-        let row_len = info.shape[0] as usize;
-        let row_bytes = bytes.len() / (values.len() / row_len);
-        for (row, values) in bytes.chunks_exact(row_bytes).zip(values.chunks_exact_mut(row_len)) {
-            dequantize(info.ty, row, values);
-        }
+        gguf.read(info, &mut values);
         return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
     }
-    let row_bytes = bytes.len() / spec.shape[1] as usize;
     Ok(Weight::Matrix(Stored {
         tensor_idx,
-        start: spec.row_start * row_bytes,
-        n_bytes: spec.n_rows * row_bytes,
+        form: info.form,
         ty: info.ty,
+        row_start: spec.row_start,
         n_rows: spec.n_rows,
         n_cols: spec.n_cols,
-        panels: None,
+        packed: None,
     }))
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
-use super::sample;
+use super::{native, sample};
 
 /// Uses everything that an accepted file offers; what is promised must hold for any bytes.
 fn exercise(gguf: &Gguf) {
@@ -11,6 +11,11 @@ fn exercise(gguf: &Gguf) {
         assert_eq!(gguf.bytes(info).len() as u64, info.n_bytes);
         assert_eq!(gguf.tensor(&info.name), Some(info));
         assert!(info.n_elements() > 0);
+        let n_rows = info.n_elements() / info.shape[0];
+        assert_eq!(info.form.n_bytes(info.ty, info.shape[0], n_rows), Some(info.n_bytes));
+        if info.n_elements() <= 1 << 12 {
+            gguf.read(info, &mut vec![0.0; info.n_elements() as usize]);
+        }
     }
     let m = gguf.metadata();
     for (key, value) in m.iter() {
@@ -30,9 +35,11 @@ proptest! {
     fn mutated_bytes_never_panic(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         keep in prop::option::weighted(0.2, any::<prop::sample::Index>()),
+        is_native in any::<bool>(),
     ) {
-        let mut bytes = sample().build();
-        let header_len = sample().header().len();
+        let file = if is_native { native::sample() } else { sample() };
+        let mut bytes = file.build();
+        let header_len = file.header().len();
         for (at, byte) in edits {
             bytes[at.index(header_len)] = byte;
         }
@@ -52,9 +59,11 @@ proptest! {
             (0u32..64).prop_map(|bit| 1 << bit),
             (0u64..32).prop_map(|small| !small),
         ],
+        is_native in any::<bool>(),
     ) {
-        let mut bytes = sample().build();
-        let at = at.index(sample().header().len() - 8);
+        let file = if is_native { native::sample() } else { sample() };
+        let mut bytes = file.build();
+        let at = at.index(file.header().len() - 8);
         bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
         if let Ok(gguf) = Gguf::from_vec(bytes) {
             exercise(&gguf);
