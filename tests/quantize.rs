@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use jetforge::inference::gguf::{Gguf, GgufBuilder};
-use jetforge::inference::quant::TensorType;
+use jetforge::inference::quant::{TensorType, dequantize, quantize as quantize_row};
+use jetforge::quantize::{Plan, PlanOptions, parse_recipe};
 use serde_json::Value as Json;
 
 use crate::cli::jetforge;
@@ -113,6 +114,22 @@ fn a_dry_run_knows_the_sizes() {
     }
 }
 
+/// A type of our own, in rows and packed for a processor: both run, and give the same numbers.
+#[test]
+fn native_types_run_from_rows_and_from_panels() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = perplexity(Path::new(DEFAULT));
+    quantize(dir.path(), &[DEFAULT, "rows.gguf", "N4", AGAIN]).ok();
+    quantize(dir.path(), &[DEFAULT, "panels.gguf", "N4", AGAIN, "--target", "avx2"]).ok();
+    let after = perplexity(&dir.path().join("rows.gguf"));
+    assert_eq!(perplexity(&dir.path().join("panels.gguf")), after);
+    assert!(after / before <= 1.10, "{before} became {after}");
+    let packed = Gguf::open(&dir.path().join("panels.gguf")).unwrap();
+    assert_eq!(packed.native_target(), Some("avx2"));
+    let again = quantize(dir.path(), &["panels.gguf", "Q4_0", AGAIN]);
+    assert!(again.code == Some(3) && again.err.contains("packed for avx2"), "{}", again.err);
+}
+
 /// Rows of 64 have no blocks of 256: llama.cpp's substitutes take their place, and it is said.
 #[test]
 fn widths_without_whole_blocks_get_another_type_and_a_word() {
@@ -182,7 +199,8 @@ fn a_weight_that_is_no_number_is_found() {
     let run = quantize(dir.path(), &["bad.gguf", "out.gguf", "Q4_0"]);
     assert_eq!(run.code, Some(3));
     assert!(run.err.contains("'blk.0.attn_q.weight'") && run.err.contains("row 1"), "{}", run.err);
-    assert!(!dir.path().join("out.gguf").exists());
+    let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["bad.gguf"], "nothing is left behind");
 }
 
 #[test]
@@ -208,6 +226,36 @@ fn an_importance_matrix_is_made_kept_and_used() {
     assert_eq!(named, Some("m.gguf"));
 }
 
+/// llama.cpp's older form of an importance matrix, by hand, and one of another model.
+#[test]
+fn the_older_form_is_read_and_another_models_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Gguf::open(&tiny(dir.path())).unwrap();
+    let width = source.tensor("blk.0.attn_q.weight").expect("a tensor").shape[0] as i32;
+    let dat = |name: &str, n: i32| {
+        let int = |n: i32| n.to_le_bytes().to_vec();
+        let values = (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let head = [int(1), int(name.len() as i32), name.into(), int(3), int(n), values];
+        [head.concat(), int(3), int(4), b"text".to_vec()].concat()
+    };
+    let dry = |bytes: Vec<u8>| {
+        std::fs::write(dir.path().join("m.dat"), bytes).unwrap();
+        let args = ["tiny-f32.gguf", "Q4_0", "--imatrix", "m.dat", "--dry-run", "--json"];
+        quantize(dir.path(), &args)
+    };
+    let plan = dry(dat("blk.0.attn_q.weight", width)).json();
+    let guided = plan["tensors"].as_array().unwrap().iter().filter(|t| t["importance"] == true);
+    assert_eq!(guided.map(|t| &t["name"]).collect::<Vec<_>>(), ["blk.0.attn_q.weight"]);
+    for (bytes, says) in [
+        (dat("blk.0.attn_q.weight", width + 1), "made with another model"),
+        (dat("blk.0.something.weight", width), "none of this model's tensors"),
+        (dat("blk.0.attn_q.weight", width)[..60].to_vec(), "no importance matrix"),
+    ] {
+        let run = dry(bytes);
+        assert!(run.code == Some(3) && run.err.contains(says), "{}", run.err);
+    }
+}
+
 #[test]
 fn a_report_compares_with_recipes_of_the_size() {
     let dir = tempfile::tempdir().unwrap();
@@ -225,4 +273,88 @@ fn a_report_compares_with_recipes_of_the_size() {
     }
     let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["x.gguf"], "only what was asked for stays");
+}
+
+/// Golden: `python3 tests/tools/golden_quantize.py tests/golden/quantize`.
+#[test]
+fn recipes_of_gguf_choose_the_types_that_llama_cpp_chooses() {
+    let golden: Json = serde_json::from_str(include_str!("golden/quantize/types.json")).unwrap();
+    let source = Gguf::open(Path::new(DEFAULT)).expect("the default model");
+    let options = PlanOptions { allow_requantize: true, ..PlanOptions::default() };
+    for (recipe, by_type) in golden.as_object().unwrap() {
+        let plan = Plan::new(&source, parse_recipe(recipe).unwrap(), &options, None).unwrap();
+        let mut n = 0;
+        for (ty, names) in by_type.as_object().unwrap() {
+            for name in names.as_array().unwrap() {
+                let planned = plan.tensors.iter().find(|t| t.name == *name).expect("a tensor");
+                assert_eq!(planned.to.name(), ty, "{recipe} {name}");
+                n += 1;
+            }
+        }
+        assert_eq!(n, 7 * 6 + 1, "every matrix");
+    }
+}
+
+/// The error that a model's matrices have in what they put out, per unit of what they put out, and
+/// the bits of a weight: for made-up weights with heavy tails, whose inputs have columns that are far
+/// larger than the rest.
+fn output_error(recipe: &str) -> (f64, f64) {
+    let mut state = 7u64;
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ z >> 31) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    const N_COLS: usize = 512;
+    let kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let mut file = GgufBuilder::new().pair("general.architecture", "llama");
+    file = file.pair("llama.block_count", 8u32);
+    for layer_idx in 0..8 {
+        for kind in kinds {
+            let weights = (0..8 * N_COLS).map(|_| {
+                let normal = (0..4).map(|_| uniform()).sum::<f64>() - 2.0;
+                (normal * 0.05 / (0.1 + uniform())) as f32
+            });
+            let bytes: Vec<u8> = weights.flat_map(f32::to_le_bytes).collect();
+            let name = format!("blk.{layer_idx}.{kind}.weight");
+            file = file.tensor(name, &[N_COLS as u64, 8], TensorType::F32, bytes);
+        }
+    }
+    let source = Gguf::from_vec(file.build()).expect("a model");
+    let importance: Vec<f32> =
+        (0..N_COLS).map(|_| (0.05 + 1.0 / (0.02 + uniform()).powf(1.5)) as f32).collect();
+    let recipe = parse_recipe(recipe).expect("a recipe");
+    let plan = Plan::new(&source, recipe, &PlanOptions::default(), None).expect("a plan");
+    let mut error = 0.0;
+    for (info, planned) in source.tensors().iter().zip(&plan.tensors) {
+        let mut weights = vec![0.0; info.n_elements() as usize];
+        dequantize(info.ty, source.bytes(info), &mut weights);
+        let (mut miss, mut all) = (0.0, 0.0);
+        for row in weights.chunks(N_COLS) {
+            let bytes = quantize_row(planned.to, row, Some(&importance)).expect("it is written");
+            let mut got = vec![0.0; N_COLS];
+            dequantize(planned.to, &bytes, &mut got);
+            for ((x, y), w) in row.iter().zip(&got).zip(&importance) {
+                miss += f64::from(w * (x - y) * (x - y));
+                all += f64::from(w * x * x);
+            }
+        }
+        error += miss / all / source.tensors().len() as f64;
+    }
+    (error, plan.bits_per_weight())
+}
+
+#[test]
+fn on_weights_with_outliers_ours_lose_less_than_ggufs_of_the_size() {
+    let figures = |recipe: &str| {
+        let (error, bits) = output_error(recipe);
+        println!("{recipe}: output error {error:.6} at {bits:.3} bits");
+        (error, bits)
+    };
+    for (ours, gguf) in [("N4", "Q4_K_S"), ("N3_M", "Q3_K_M"), ("N4", "Q4_0")] {
+        let (ours, gguf) = (figures(ours), figures(gguf));
+        assert!(ours.0 < gguf.0 && ours.1 <= gguf.1, "{ours:?} {gguf:?}");
+    }
 }

@@ -150,6 +150,8 @@ fn of_quantize(error: &QuantizeError) -> u8 {
         | QuantizeError::PatternUnused { .. }
         | QuantizeError::Requantize { .. } => USAGE,
         QuantizeError::Gguf(_)
+        | QuantizeError::PackedSource { .. }
+        | QuantizeError::Native(_)
         | QuantizeError::NotFinite { .. }
         | QuantizeError::ImportanceShape { .. }
         | QuantizeError::ImportanceUnused { .. }

@@ -22,11 +22,11 @@ pub use imatrix::Importance;
 pub use plan::{Override, Plan, PlanOptions, TensorPlan};
 pub use recipe::Recipe;
 pub use report::{Comparison, compare};
-pub use write::{Written, write};
+pub use write::{WriteOptions, Written, write};
 
 use crate::base::format::bytes;
 use crate::inference::gguf::GgufError;
-use crate::inference::{InferenceError, TensorType};
+use crate::inference::{InferenceError, NativeError, TensorType};
 
 /// Why a model cannot be quantised.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,18 @@ pub enum QuantizeError {
         /// What is wrong.
         reason: String,
     },
+    /// The source stands in panels.
+    #[error(
+        "the source was packed for {target}; quantise the file that it was made from, or one \
+         without a --target"
+    )]
+    PackedSource {
+        /// What it was packed for.
+        target: String,
+    },
+    /// A tensor that a native file cannot hold.
+    #[error(transparent)]
+    Native(NativeError),
     /// The target is there.
     #[error("{path} is there already; choose another name, or say --force to replace it")]
     Exists {

@@ -6,7 +6,8 @@ use fancy_regex::Regex;
 
 use super::recipe::{Recipe, Role, Shape, choose, fit, is_quantisable, role_of};
 use super::{Importance, QuantizeError, parse_type};
-use crate::inference::gguf::{Gguf, GgufBuilder, TensorInfo, Value};
+use crate::inference::gguf::{Gguf, GgufBuilder, Metadata, TensorInfo, Value};
+use crate::inference::quant::panel::Form;
 use crate::inference::quant::{Codes, TensorType};
 
 /// What may differ from the recipe.
@@ -93,6 +94,9 @@ impl Plan {
         options: &PlanOptions,
         importance: Option<&Importance>,
     ) -> Result<Plan, QuantizeError> {
+        if let Some(target) = source.native_target().filter(|_| has_panels(source)) {
+            return Err(QuantizeError::PackedSource { target: target.to_owned() });
+        }
         let shape = shape_of(source, importance.is_some())?;
         let mut used = HashSet::new();
         let mut tensors = Vec::with_capacity(source.tensors().len());
@@ -144,9 +148,9 @@ impl Plan {
         8.0 * self.tensor_bytes() as f64 / n_weights.max(1) as f64
     }
 
-    /// The file up to its tensor data: the source's metadata, what llama.cpp says of a quantised
+    /// What the target says of the model: what the source says, what llama.cpp says of a quantised
     /// file, and `origin`.
-    pub fn header(&self, source: &Gguf, origin: &[(String, Value)]) -> Vec<u8> {
+    pub(super) fn metadata(&self, source: &Gguf, origin: &[(String, Value)]) -> Metadata {
         let mut metadata = source.metadata().clone();
         if self.tensors.iter().any(|tensor| tensor.to != tensor.from) {
             metadata.set("general.quantization_version", 2u32);
@@ -157,6 +161,12 @@ impl Plan {
             metadata.set(key.as_str(), value.clone());
         }
         let pairs = metadata.iter().filter(|(key, _)| !key.starts_with("split."));
+        Metadata::from_pairs(pairs.map(|(key, value)| (key, value.clone())))
+    }
+
+    /// The file up to its tensor data.
+    pub(super) fn header(&self, metadata: &Metadata) -> Vec<u8> {
+        let pairs = metadata.iter();
         let file =
             pairs.fold(GgufBuilder::new(), |file, (key, value)| file.pair(key, value.clone()));
         let tensors = self.tensors.iter();
@@ -196,6 +206,10 @@ fn wanted<'a>(
         None if options.is_pure => recipe.base,
         None => choose(recipe, role, layer_idx, shape),
     }
+}
+
+fn has_panels(source: &Gguf) -> bool {
+    source.tensors().iter().any(|info| info.form != Form::Rows)
 }
 
 fn shape_of(source: &Gguf, has_importance: bool) -> Result<Shape, QuantizeError> {

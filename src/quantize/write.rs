@@ -18,8 +18,9 @@ use sha2::{Digest, Sha256};
 use super::imatrix::hex;
 use super::{Importance, Plan, QuantizeError, TensorPlan};
 use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS};
-use crate::inference::gguf::{Gguf, TensorInfo, Value};
+use crate::inference::gguf::{Gguf, Metadata, TensorInfo, Value};
 use crate::inference::quant::{dequantize, quantize};
+use crate::inference::{NativeError, NativeTensor, NativeWriter, Target};
 
 /// A file that was written.
 #[derive(Clone, Debug)]
@@ -32,47 +33,132 @@ pub struct Written {
     pub had_leftover: bool,
 }
 
-/// Writes `plan` to `target`; `progress` gets bytes done and in all.
+/// How a file is written.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// Whether the target may be there already.
+    pub replace: bool,
+    /// Threads that round.
+    pub n_threads: usize,
+    /// The processor that the weights are packed for; `None` for plain rows.
+    pub packed_for: Option<Target>,
+}
+
+/// Writes `plan` to `target`; `progress` gets bytes of tensors done and in all.
 ///
 /// # Errors
-/// If the target is there (unless `replace`) or is the source, the disk is too full or fails, or a
+/// If the target is there (unless it may be) or is the source, the disk is too full or fails, or a
 /// weight is not finite. The target is as it was then.
 pub fn write(
     (source_path, source): (&Path, &Gguf),
     plan: &Plan,
     importance: Option<&Importance>,
     target: &Path,
-    replace: bool,
-    n_threads: usize,
+    options: WriteOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Written, QuantizeError> {
-    check_target(source_path, target, replace)?;
-    let origin = origin(source_path, source, plan, importance);
-    let header = plan.header(source, &origin);
-    let alignment = source.alignment();
-    let padded = |tensor: &TensorPlan| tensor.n_bytes.next_multiple_of(alignment);
-    let total = header.len() as u64 + plan.tensors.iter().map(padded).sum::<u64>();
-    check_room(target, total)?;
+    check_target(source_path, target, options.replace)?;
+    let total = plan.tensor_bytes();
+    check_room(target, total + total / 16)?;
+    let metadata = plan.metadata(source, &origin(source_path, source, plan, importance));
     let partial = partial_of(target);
     let had_leftover = partial.exists();
-    let fail = || QuantizeError::io(&partial);
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(fail())?);
-    out.write_all(&header).map_err(fail())?;
-    let mut done = header.len() as u64;
+    let written = write_rows(source, plan, importance, &metadata, options, &partial, progress);
+    let file = written.inspect_err(|_| {
+        // What is left would be of no use to anyone.
+        let _ = std::fs::remove_file(&partial);
+    })?;
+    publish(&file, &partial, target)?;
+    let n_bytes = file.metadata().map_err(QuantizeError::io(target))?.len();
+    Ok(Written { path: target.to_owned(), n_bytes, had_leftover })
+}
+
+/// Writes the whole file under the name `partial`.
+fn write_rows(
+    source: &Gguf,
+    plan: &Plan,
+    importance: Option<&Importance>,
+    metadata: &Metadata,
+    options: WriteOptions,
+    partial: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<File, QuantizeError> {
+    let file = File::create(partial).map_err(QuantizeError::io(partial))?;
+    let out = BufWriter::with_capacity(1 << 20, file);
+    let mut sink = Sink::new(out, partial, plan, metadata, options.packed_for)?;
+    let (mut done, total) = (0, plan.tensor_bytes());
     for (tensor, info) in plan.tensors.iter().zip(source.tensors()) {
         let row = importance.filter(|_| tensor.is_guided);
         let row = row.map(|i| i.row(&tensor.name, tensor.shape[0] as usize)).transpose()?.flatten();
-        let mut put = |bytes: &[u8]| {
+        write_tensor(source, info, tensor, row, options.n_threads, &mut |bytes| {
             done += bytes.len() as u64;
             progress(done, total);
-            out.write_all(bytes).map_err(fail())
-        };
-        write_tensor(source, info, tensor, row, n_threads, &mut put)?;
-        put(&vec![0; (padded(tensor) - tensor.n_bytes) as usize])?;
+            sink.put(bytes, partial)
+        })?;
+        sink.pad(tensor.n_bytes, partial)?;
     }
-    let file = out.into_inner().map_err(|error| fail()(error.into_error()))?;
-    publish(&file, &partial, target)?;
-    Ok(Written { path: target.to_owned(), n_bytes: total, had_leftover })
+    sink.finish(partial)
+}
+
+/// Where rows go: to a plain GGUF file, or to one that packs them.
+enum Sink {
+    Plain { out: BufWriter<File>, alignment: u64 },
+    Packed(Box<NativeWriter<BufWriter<File>>>),
+}
+
+impl Sink {
+    /// Writes the header.
+    fn new(
+        mut out: BufWriter<File>,
+        path: &Path,
+        plan: &Plan,
+        metadata: &Metadata,
+        packed_for: Option<Target>,
+    ) -> Result<Sink, QuantizeError> {
+        let Some(packed_for) = packed_for else {
+            out.write_all(&plan.header(metadata)).map_err(QuantizeError::io(path))?;
+            let alignment = metadata.u64("general.alignment")?.unwrap_or(32);
+            return Ok(Sink::Plain { out, alignment });
+        };
+        let tensors = plan.tensors.iter().map(|tensor| NativeTensor {
+            name: tensor.name.clone(),
+            ty: tensor.to,
+            shape: tensor.shape.clone(),
+        });
+        let writer = NativeWriter::new(out, packed_for, metadata, tensors.collect());
+        writer.map(|writer| Sink::Packed(Box::new(writer))).map_err(native(path))
+    }
+
+    /// Rows of the tensor at hand.
+    fn put(&mut self, bytes: &[u8], path: &Path) -> Result<(), QuantizeError> {
+        match self {
+            Sink::Plain { out, .. } => out.write_all(bytes).map_err(QuantizeError::io(path)),
+            Sink::Packed(writer) => writer.write(bytes).map_err(native(path)),
+        }
+    }
+
+    /// Zeros behind a tensor of `n_bytes`.
+    fn pad(&mut self, n_bytes: u64, path: &Path) -> Result<(), QuantizeError> {
+        let Sink::Plain { out, alignment } = self else { return Ok(()) };
+        let padding = vec![0; (n_bytes.next_multiple_of(*alignment) - n_bytes) as usize];
+        out.write_all(&padding).map_err(QuantizeError::io(path))
+    }
+
+    fn finish(self, path: &Path) -> Result<File, QuantizeError> {
+        let out = match self {
+            Sink::Plain { out, .. } => out,
+            Sink::Packed(writer) => writer.finish().map_err(native(path))?,
+        };
+        out.into_inner().map_err(|error| QuantizeError::io(path)(error.into_error()))
+    }
+}
+
+fn native(path: &Path) -> impl FnOnce(NativeError) -> QuantizeError {
+    let path = path.to_owned();
+    move |error| match error {
+        NativeError::Io(source) => QuantizeError::Io { path, source },
+        error => QuantizeError::Native(error),
+    }
 }
 
 /// The unfinished form of a file.

@@ -1,25 +1,32 @@
 #!/usr/bin/env python3
-"""Write tests/golden/quantize/errors.json: how well llama.cpp's quantizers do on made-up rows.
+"""Write tests/golden/quantize: how well llama.cpp's quantizers do, and which types it chooses.
 
     pip install numpy gguf==0.19.0 llama-cpp-python==0.3.36
     python3 tests/tools/golden_quantize.py tests/golden/quantize
 
-Rows come from splitmix64, so that a test makes the same ones. Each figure is the sum of
+types.json: for each recipe, tensors of the default model by the type that llama.cpp gives them.
+
+errors.json: rows come from splitmix64, so that a test makes the same ones. Each figure is the sum of
 importance * (weight - dequantised weight)^2 over a matrix, divided by that of all-zero weights; the
 importance is 1 where none is given.
 """
 import ctypes
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 from gguf import GGMLQuantizationType as T
+from gguf import GGUFReader
 from gguf.quants import dequantize
 
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 N_ROWS, N_COLS = 24, 1024
+# llama.cpp's numbers of recipes.
+RECIPES = {"Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_0": 2, "Q4_1": 3, "Q4_K_S": 14,
+           "Q4_K_M": 15, "Q5_0": 8, "Q5_1": 9, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
 
 
 def uniforms(seed, n):
@@ -50,6 +57,27 @@ def importance(seed):
     return (0.05 + 1 / (0.02 + u) ** 1.5).astype(np.float32)
 
 
+def types(source):
+    """For each recipe, the names of the tensors of each type in what llama.cpp makes of `source`."""
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, None)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.allow_requantize = True
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, number in RECIPES.items():
+            params.ftype = number
+            out = f"{folder}/{name}.gguf"
+            failed = llama_cpp.llama_model_quantize(str(source).encode(), out.encode(),
+                                                    ctypes.byref(params))
+            assert not failed, name
+            by_type = found.setdefault(name, {})
+            for tensor in sorted(GGUFReader(out).tensors, key=lambda tensor: tensor.name):
+                if len(tensor.shape) > 1:
+                    by_type.setdefault(tensor.tensor_type.name, []).append(tensor.name)
+    return found
+
+
 def main():
     lib = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.so"))))
     quantize = lib.ggml_quantize_chunk
@@ -74,6 +102,8 @@ def main():
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     (out / "errors.json").write_text(f'[\n  {rows}\n]\n')
+    root = Path(__file__).resolve().parents[2]
+    (out / "types.json").write_text(json.dumps(types(root / "models/default.gguf"), indent=1) + "\n")
 
 
 main()

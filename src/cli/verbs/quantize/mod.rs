@@ -24,9 +24,10 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{EncodeOptions, Gguf, Model, TokenId};
+use crate::inference::{EncodeOptions, Gguf, Model, Target, TokenId};
 use crate::quantize::{
-    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, parse_recipe, parse_type, write,
+    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, WriteOptions, parse_recipe,
+    parse_type, write,
 };
 
 /// Options of `quantize`.
@@ -68,6 +69,9 @@ pub struct QuantizeArgs {
     /// Recipes for the report, instead of those of the size
     #[arg(long, value_name = "RECIPE", value_delimiter = ',', requires = "report")]
     against: Vec<String>,
+    /// Pack the weights for a processor, so that loading the file is mapping it
+    #[arg(long, value_name = "NAME", value_parser = target_names())]
+    target: Option<String>,
     /// Quantise weights that are quantised already
     #[arg(long)]
     allow_requantize: bool,
@@ -83,6 +87,10 @@ pub struct QuantizeArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+}
+
+fn target_names() -> clap::builder::PossibleValuesParser {
+    Target::ALL.map(Target::name).into()
 }
 
 /// What every part of the verb works with.
@@ -234,13 +242,14 @@ impl Job<'_> {
         replace: bool,
     ) -> Result<crate::quantize::Written, QuantizeError> {
         let bar = bytes_bar(plan.recipe.name);
+        let packed_for = self.args.target.as_deref().and_then(Target::from_name);
+        let options = WriteOptions { replace, n_threads: self.n_threads, packed_for };
         let written = write(
             (&self.args.source, &self.source),
             plan,
             self.importance.as_ref(),
             target,
-            replace,
-            self.n_threads,
+            options,
             &mut |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
