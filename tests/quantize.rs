@@ -170,15 +170,15 @@ fn refusals_say_what_to_do() {
     let tiny = "tiny-f32.gguf";
     for (args, code, says) in [
         (&[tiny, "Q4_K_X"][..], 2, "choose one of: N3, N3_M, N4"),
-        (&[tiny], 2, "name a recipe"),
-        (&[DEFAULT, "x.gguf", "Q4_0"], 2, "--allow-requantize"),
-        (&[tiny, "Q4_0", "--tensor-type", "attn_v"], 2, "PATTERN=TYPE"),
-        (&[tiny, "Q4_0", "--tensor-type", "attn_v=Q9"], 2, "choose one of: F32, F16"),
-        (&[tiny, "Q4_0", "--tensor-type", "attn_x=Q8_0"], 2, "has such a name"),
-        (&[tiny, "there.gguf", "Q4_0"], 1, "--force"),
-        (&[tiny, tiny, "Q4_0"], 1, "is the source"),
-        (&["none.gguf", "Q4_0"], 3, "none.gguf"),
-        (&[tiny, "Q4_0", "--imatrix", "there.gguf"], 3, "no importance matrix"),
+        (&[tiny][..], 2, "name a recipe"),
+        (&[DEFAULT, "x.gguf", "Q4_0"][..], 2, "--allow-requantize"),
+        (&[tiny, "Q4_0", "--tensor-type", "attn_v"][..], 2, "PATTERN=TYPE"),
+        (&[tiny, "Q4_0", "--tensor-type", "attn_v=Q9"][..], 2, "choose one of: F32, F16"),
+        (&[tiny, "Q4_0", "--tensor-type", "attn_x=Q8_0"][..], 2, "has such a name"),
+        (&[tiny, "there.gguf", "Q4_0"][..], 1, "--force"),
+        (&[tiny, tiny, "Q4_0"][..], 1, "is the source"),
+        (&["none.gguf", "Q4_0"][..], 3, "none.gguf"),
+        (&[tiny, "Q4_0", "--imatrix", "there.gguf"][..], 3, "no importance matrix"),
     ] {
         let run = quantize(dir.path(), args);
         assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
