@@ -295,9 +295,9 @@ fn recipes_of_gguf_choose_the_types_that_llama_cpp_chooses() {
     }
 }
 
-/// The error that a model's matrices have in what they put out, per unit of what they put out, and
-/// the bits of a weight: for made-up weights with heavy tails, whose inputs have columns that are far
-/// larger than the rest.
+/// The error that a model's matrices have in what they put out, per unit of that, and the bits of
+/// a weight: for made-up weights with heavy tails, whose inputs have columns that are far larger
+/// than the rest.
 fn output_error(recipe: &str) -> (f64, f64) {
     let mut state = 7u64;
     let mut uniform = move || {

@@ -12,9 +12,9 @@
 //! and weight i + 16 in its high one, so that a SIMD mask and a shift give neighbours back. The
 //! fifth bits of Q5 lie apart, as one little-endian u32 whose bit i belongs to weight i.
 //!
-//! Quantizers round to the nearest code, or search for the scale where weights differ in importance.
-//! The `_0` types put the weight of largest magnitude on the
-//! lowest code, whatever its sign; hence a block of mostly positive weights has a negative scale.
+//! Quantizers round to the nearest code, or search for the scale where weights differ in
+//! importance. The `_0` types put the weight of largest magnitude on the lowest code, whatever its
+//! sign; hence a block of mostly positive weights has a negative scale.
 
 use half::f16;
 
