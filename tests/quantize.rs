@@ -310,16 +310,16 @@ fn output_error(recipe: &str) -> (f64, f64) {
     const N_COLS: usize = 512;
     let kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
     let mut file = GgufBuilder::new().pair("general.architecture", "llama");
-    file = file.pair("llama.block_count", 8u32);
-    for layer_idx in 0..8 {
+    file = file.pair("llama.block_count", 16u32);
+    for layer_idx in 0..16 {
         for kind in kinds {
-            let weights = (0..8 * N_COLS).map(|_| {
+            let weights = (0..4 * N_COLS).map(|_| {
                 let normal = (0..4).map(|_| uniform()).sum::<f64>() - 2.0;
                 (normal * 0.05 / (0.1 + uniform())) as f32
             });
             let bytes: Vec<u8> = weights.flat_map(f32::to_le_bytes).collect();
             let name = format!("blk.{layer_idx}.{kind}.weight");
-            file = file.tensor(name, &[N_COLS as u64, 8], TensorType::F32, bytes);
+            file = file.tensor(name, &[N_COLS as u64, 4], TensorType::F32, bytes);
         }
     }
     let source = Gguf::from_vec(file.build()).expect("a model");

@@ -19,7 +19,7 @@ use super::u16_at;
 
 /// IQ3_XXS: the magnitudes, then the same below zero. The scale is in quarters.
 pub const IQ3_XXS_STEPS: Steps =
-    Steps::new([4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62], 6, -2);
+    Steps::new([4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62], 7, -2);
 
 /// IQ3_S: the magnitudes, then the same below zero.
 pub const IQ3_S_STEPS: Steps =

@@ -164,6 +164,11 @@ impl Layout {
         Layout { low, high, steps, scales, n_super, dot: Dot { bits, zero_log2 } }
     }
 
+    /// Whether 16 weights share a scale, and not 32.
+    pub const fn has_halves(self) -> bool {
+        matches!(self.scales, Scales::Two | Scales::TwoMin)
+    }
+
     /// Bytes of a block's codes.
     pub const fn code_bytes(self) -> usize {
         (self.low + self.high) as usize * BLOCK_LEN / 8 * PANEL_ROWS

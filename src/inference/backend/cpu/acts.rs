@@ -5,10 +5,15 @@
 //! ```
 //!
 //! A row is cut into chunks of 256; a short last chunk is filled with zeros, which add nothing.
-//! Sums of the codes stand beside them: they turn a weight's zero point or minimum into one
-//! addition for each block, so that kernels multiply unsigned codes as the file has them.
+//! Weights whose scales are floats have one for each 32, and so have the activations they meet.
+//! Where a weight's scales are integers under one float, a chunk has one scale, as in llama.cpp's
+//! Q8_K: everything below that float is then an exact integer.
+//!
+//! Sums of the codes stand beside them: they turn a weight's zero point or minimum into a few
+//! additions for each block, so that kernels multiply unsigned codes as the file has them.
 
 use super::isa::{Isa, with_isa};
+use super::panel::{Layout, Scales};
 use super::pool::Pool;
 use super::shared::SharedMut;
 use super::simd::{LANES, Scalar, Simd};
@@ -20,22 +25,41 @@ pub const BLOCK_LEN: usize = 32;
 /// Blocks in a chunk.
 pub const CHUNK_BLOCKS: usize = CHUNK_LEN / BLOCK_LEN;
 
+/// How many activations share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActScale {
+    /// 32.
+    Block,
+    /// 256.
+    Chunk,
+}
+
+impl ActScale {
+    /// How activations are rounded that meet weights of this layout.
+    pub const fn of(layout: Layout) -> ActScale {
+        match layout.scales {
+            Scales::Float => ActScale::Block,
+            _ => ActScale::Chunk,
+        }
+    }
+}
+
 /// 256 activations: `x[k] = scale[k / 32] * codes[k]`, rounded to the nearest code.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct ActChunk {
     /// -127 to 127.
     pub codes: [i8; CHUNK_LEN],
-    /// `max |x| / 127` of each block.
+    /// `max |x| / 127` of what shares it: of each block, or the same eight times.
     pub scale: [f32; CHUNK_BLOCKS],
     /// Minus the sum of the codes of each block.
     pub neg_sum: [i32; CHUNK_BLOCKS],
     /// `scale` times the sum of the codes of each block.
     pub sum: [f32; CHUNK_BLOCKS],
-    /// Minus the sum of each 16 codes.
-    pub neg_sum16: [i32; 2 * CHUNK_BLOCKS],
-    /// `scale` times the sum of each 16 codes.
-    pub sum16: [f32; 2 * CHUNK_BLOCKS],
+    /// The sum of the codes of each block.
+    pub code_sum: [i16; CHUNK_BLOCKS],
+    /// The sum of each 16 codes.
+    pub code_sum16: [i16; 2 * CHUNK_BLOCKS],
 }
 
 impl ActChunk {
@@ -45,54 +69,66 @@ impl ActChunk {
         scale: [0.0; CHUNK_BLOCKS],
         neg_sum: [0; CHUNK_BLOCKS],
         sum: [0.0; CHUNK_BLOCKS],
-        neg_sum16: [0; 2 * CHUNK_BLOCKS],
-        sum16: [0.0; 2 * CHUNK_BLOCKS],
+        code_sum: [0; CHUNK_BLOCKS],
+        code_sum16: [0; 2 * CHUNK_BLOCKS],
     };
 
     /// Rounds up to 256 values; those past the end of `x` are zero.
+    ///
+    /// # Safety
+    /// As [`Simd`].
     #[inline(always)]
-    pub fn quantize(&mut self, x: &[f32]) {
-        if let Ok(x) = x.try_into() {
-            return self.quantize_whole(x);
+    unsafe fn quantize<S: Simd>(&mut self, x: &[f32], per: ActScale) {
+        // SAFETY: passed on.
+        unsafe {
+            if let Ok(x) = x.try_into() {
+                return self.quantize_whole::<S>(x, per);
+            }
+            let mut padded = [0f32; CHUNK_LEN];
+            padded[..x.len()].copy_from_slice(x);
+            self.quantize_whole::<S>(&padded, per);
         }
-        let mut padded = [0f32; CHUNK_LEN];
-        padded[..x.len()].copy_from_slice(x);
-        self.quantize_whole(&padded);
     }
 
     #[inline(always)]
-    fn quantize_whole(&mut self, x: &[f32; CHUNK_LEN]) {
-        for (b, block) in x.as_chunks::<BLOCK_LEN>().0.iter().enumerate() {
-            let mut lanes = [0f32; LANES];
-            for part in block.as_chunks::<LANES>().0 {
-                for (lane, v) in lanes.iter_mut().zip(part) {
-                    *lane = lane.max(v.abs());
-                }
+    unsafe fn quantize_whole<S: Simd>(&mut self, x: &[f32; CHUNK_LEN], per: ActScale) {
+        let mut max = [0f32; CHUNK_BLOCKS];
+        for (max, block) in max.iter_mut().zip(x.as_chunks::<BLOCK_LEN>().0) {
+            *max = largest(block);
+        }
+        if per == ActScale::Chunk {
+            max = [max.iter().fold(0f32, |m, &v| m.max(v)); CHUNK_BLOCKS];
+        }
+        self.scale = max.map(|max| max / 127.0);
+        let factors = max.map(|max| if max > 0.0 { 127.0 / max } else { 0.0 });
+        for b in 0..CHUNK_BLOCKS {
+            let mut sums = [0; 2];
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let at = b * BLOCK_LEN + half * (BLOCK_LEN / 2);
+                let (x, out) = (&x[at..][..16], &mut self.codes[at..][..16]);
+                // SAFETY: sixteen values and places; the rest is passed on.
+                *sum = unsafe { S::put_codes(x.as_ptr(), factors[b], out.as_mut_ptr()) };
             }
-            let max = lanes.iter().fold(0f32, |m, &v| m.max(v));
-            let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-            let scale = max / 127.0;
-            let mut codes = [0i32; BLOCK_LEN];
-            for (code, v) in codes.iter_mut().zip(block) {
-                // 1.5 * 2^23 leaves the nearest whole number in the low bits of the sum, ties to
-                // even: |v * inverse| is 127 at most, up to a rounding. NaN becomes some code.
-                let rounded = v * inverse + 12_582_912.0;
-                *code = (rounded.to_bits().cast_signed() - 0x4B40_0000).clamp(-127, 127);
-            }
-            for (out, &code) in self.codes[b * BLOCK_LEN..][..BLOCK_LEN].iter_mut().zip(&codes) {
-                *out = code as i8;
-            }
-            let (first, second) = codes.split_at(BLOCK_LEN / 2);
-            let sums = [first.iter().sum::<i32>(), second.iter().sum::<i32>()];
-            self.scale[b] = scale;
-            self.neg_sum[b] = -(sums[0] + sums[1]);
-            self.sum[b] = scale * (sums[0] + sums[1]) as f32;
-            for (half, sum) in sums.into_iter().enumerate() {
-                self.neg_sum16[2 * b + half] = -sum;
-                self.sum16[2 * b + half] = scale * sum as f32;
-            }
+            let sum = sums[0] + sums[1];
+            self.neg_sum[b] = -sum;
+            self.sum[b] = self.scale[b] * sum as f32;
+            self.code_sum[b] = sum as i16;
+            self.code_sum16[2 * b] = sums[0] as i16;
+            self.code_sum16[2 * b + 1] = sums[1] as i16;
         }
     }
+}
+
+/// `max |x|`
+#[inline(always)]
+fn largest(block: &[f32; BLOCK_LEN]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for part in block.as_chunks::<LANES>().0 {
+        for (lane, v) in lanes.iter_mut().zip(part) {
+            *lane = lane.max(v.abs());
+        }
+    }
+    lanes.iter().fold(0f32, |m, &v| m.max(v))
 }
 
 /// Activations `[n, stride]`, f32; what lies between a row's width and the stride is zero.
@@ -112,6 +148,7 @@ pub fn quantize_rows(
     isa: Isa,
     x: Rows<'_>,
     width: usize,
+    per: ActScale,
     acts: &mut Vec<ActChunk>,
 ) {
     let n_chunk = width.div_ceil(CHUNK_LEN);
@@ -120,23 +157,42 @@ pub fn quantize_rows(
     pool.run(x.n, &|col, _| {
         let row = &x.data[col * x.stride..][..width];
         // SAFETY: the instruction set is of this machine, and each task owns its column.
-        unsafe { quantize_row(isa, row, &out, x.n, col) };
+        unsafe { quantize_row(isa, row, per, &out, x.n, col) };
     });
 }
 
-unsafe fn quantize_row(isa: Isa, row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize) {
+unsafe fn quantize_row(
+    isa: Isa,
+    row: &[f32],
+    per: ActScale,
+    out: &SharedMut<ActChunk>,
+    n: usize,
+    col: usize,
+) {
     #[inline(always)]
-    unsafe fn quantize<S: Simd>(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize) {
+    unsafe fn quantize<S: Simd>(
+        row: &[f32],
+        per: ActScale,
+        out: &SharedMut<ActChunk>,
+        n: usize,
+        col: usize,
+    ) {
         for (i, x) in row.chunks(CHUNK_LEN).enumerate() {
-            // SAFETY: the caller owns this column.
-            unsafe { out.get(i * n + col) }.quantize(x);
+            // SAFETY: the caller owns this column and keeps the rule of `Simd`.
+            unsafe { out.get(i * n + col).quantize::<S>(x, per) };
         }
     }
     // SAFETY: passed on.
     unsafe {
         with_isa!(
             isa,
-            quantize(row: &[f32], out: &SharedMut<ActChunk>, n: usize, col: usize)
+            quantize(
+                row: &[f32],
+                per: ActScale,
+                out: &SharedMut<ActChunk>,
+                n: usize,
+                col: usize
+            )
         );
     }
 }

@@ -58,6 +58,10 @@ unsafe impl Lanes for NeonLanes {
     const COLS: usize = 8;
     type F = float32x4_t;
     type I = uint8x16_t;
+    type N = int32x4_t;
+    type S = int32x4_t;
+    type P = [int16x4_t; 2];
+    const CENTERS_BYTES: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -82,18 +86,18 @@ unsafe impl Lanes for NeonLanes {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> float32x4_t {
+    unsafe fn load_i8(p: *const u8) -> int32x4_t {
         unsafe {
             let bytes = vreinterpret_s8_u8(four_bytes(p));
-            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+            vmovl_s16(vget_low_s16(vmovl_s8(bytes)))
         }
     }
     #[inline(always)]
-    unsafe fn load_u8(p: *const u8, shift: u32, mask: u8) -> float32x4_t {
+    unsafe fn load_u4(p: *const u8, is_high: bool) -> int32x4_t {
         unsafe {
-            let bytes = vshl_u8(four_bytes(p), vdup_n_s8(-(shift as i8)));
-            let bytes = vand_u8(bytes, vdup_n_u8(mask));
-            vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+            let bytes = four_bytes(p);
+            let half = if is_high { vshr_n_u8::<4>(bytes) } else { vand_u8(bytes, vdup_n_u8(15)) };
+            vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(half))))
         }
     }
     #[inline(always)]
@@ -143,40 +147,90 @@ unsafe impl Lanes for NeonLanes {
     unsafe fn dot(w: &[uint8x16_t], a: *const i8, _neg_sum: i32, dot: Dot) -> float32x4_t {
         // Codes become signed once for all columns, so nothing is left to add for each of them, and
         // more products fit 16 bits: as many as 127 times the largest code goes into them.
-        let (zero, code_max) = match dot.zero_log2 {
-            Some(z) => (1u8 << z, 1 << z),
-            None => (0, (1 << dot.bits) - 1),
-        };
-        // 2 for codes of 8 bits; 8 or more, a whole block, for the others.
-        let n_fit = 32_767 / (127 * code_max);
         unsafe {
-            let first = vld1q_s8(a);
-            let second = if w.len() > 4 { vld1q_s8(a.add(16)) } else { first };
-            let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
-            let mut sums = [vdupq_n_s32(0); 2];
-            unroll!(8, |j| {
-                if j < w.len() {
-                    let a = four_acts(if j < 4 { first } else { second }, j);
-                    let w = vreinterpretq_s8_u8(vsubq_u8(w[j], vdupq_n_u8(zero)));
-                    if j % n_fit == 0 {
-                        (low, high) =
-                            (vmull_s8(vget_low_s8(w), vget_low_s8(a)), vmull_high_s8(w, a));
-                    } else {
-                        low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
-                        high = vmlal_high_s8(high, w, a);
-                    }
-                    if n_fit < 8 && (j + 1) % n_fit == 0 {
-                        sums = [vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)];
-                    }
-                }
-            });
-            vcvtq_f32_s32(if 2 * w.len() <= n_fit {
-                vpaddlq_s16(vpaddq_s16(low, high))
-            } else if n_fit < 8 {
-                vpaddq_s32(sums[0], sums[1])
-            } else {
-                vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
+            vcvtq_f32_s32(match dot.zero_log2 {
+                Some(z) => products(w, a, 1 << z, 1 << z),
+                None => products(w, a, 0, (1 << dot.bits) - 1),
             })
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> int32x4_t {
+        unsafe { vdupq_n_s32(0) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: int32x4_t) -> float32x4_t {
+        unsafe { vcvtq_f32_s32(x) }
+    }
+    #[inline(always)]
+    unsafe fn scales(x: int32x4_t) -> int32x4_t {
+        x
+    }
+    #[inline(always)]
+    unsafe fn pairs(first: int32x4_t, second: int32x4_t) -> [int16x4_t; 2] {
+        unsafe { [vmovn_s32(first), vmovn_s32(second)] }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(
+        acc: int32x4_t,
+        w: &[uint8x16_t],
+        a: *const i8,
+        scale: int32x4_t,
+        bits: u32,
+    ) -> int32x4_t {
+        unsafe {
+            let dot = if bits == 8 {
+                products(w, a, 128, 128)
+            } else {
+                products(w, a, 0, (1 << bits) - 1)
+            };
+            vmlaq_s32(acc, dot, scale)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(acc: int32x4_t, p: [int16x4_t; 2], a: *const i16) -> int32x4_t {
+        unsafe {
+            let acc = vmlal_s16(acc, p[0], vdup_n_s16(a.read()));
+            vmlal_s16(acc, p[1], vdup_n_s16(a.add(1).read()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sub_shifted(a: int32x4_t, b: int32x4_t, by: u32) -> int32x4_t {
+        unsafe { vsubq_s32(a, vshlq_s32(b, vdupq_n_s32(by.cast_signed()))) }
+    }
+}
+
+/// For each row, `sum of (w - zero) * a`, where `|w - zero|` is at most `code_max`.
+#[inline(always)]
+unsafe fn products(w: &[uint8x16_t], a: *const i8, zero: u8, code_max: i32) -> int32x4_t {
+    // 2 for codes of 8 bits; 4 or more, what shares a scale, for the others.
+    let n_fit = (32_767 / (127 * code_max)) as usize;
+    unsafe {
+        let first = vld1q_s8(a);
+        let second = if w.len() > 4 { vld1q_s8(a.add(16)) } else { first };
+        let (mut low, mut high) = (vdupq_n_s16(0), vdupq_n_s16(0));
+        let mut sums = [vdupq_n_s32(0); 2];
+        unroll!(8, |j| {
+            if j < w.len() {
+                let a = four_acts(if j < 4 { first } else { second }, j);
+                let w = vreinterpretq_s8_u8(vsubq_u8(w[j], vdupq_n_u8(zero)));
+                if j % n_fit == 0 {
+                    (low, high) = (vmull_s8(vget_low_s8(w), vget_low_s8(a)), vmull_high_s8(w, a));
+                } else {
+                    low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
+                    high = vmlal_high_s8(high, w, a);
+                }
+                if n_fit < w.len() && (j + 1) % n_fit == 0 {
+                    sums = [vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)];
+                }
+            }
+        });
+        if 2 * w.len() <= n_fit {
+            vpaddlq_s16(vpaddq_s16(low, high))
+        } else if n_fit < w.len() {
+            vpaddq_s32(sums[0], sums[1])
+        } else {
+            vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
         }
     }
 }

@@ -11,14 +11,14 @@
 //! prefill are the same code with other tiles, and every dot product is summed in the same order in
 //! both.
 
-use super::acts::{ActChunk, CHUNK_LEN, Rows};
+use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2Lanes, Avx512Lanes};
 use super::lanes::{Lanes, ScalarLanes};
 #[cfg(target_arch = "aarch64")]
 use super::lanes_neon::NeonLanes;
+#[cfg(target_arch = "x86_64")]
+use super::lanes_x86::{Avx2Lanes, Avx512Lanes};
 use super::panel::{Format, Layout, PANEL_ROWS, with_format};
 use super::panel_kernel;
 use super::pool::Pool;
@@ -98,6 +98,11 @@ pub fn needs_acts(ty: TensorType) -> bool {
     !matches!(Codes::of(ty), Codes::Float)
 }
 
+/// How activations are rounded that meet weights of this type; `None` where they are not.
+pub fn act_scale(ty: TensorType) -> Option<ActScale> {
+    needs_acts(ty).then(|| ActScale::of(Layout::of(ty)))
+}
+
 /// Bytes of a panel of 16 rows of `n_cols` weights.
 pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
     Layout::of(ty).panel_bytes(n_cols / 32)
@@ -107,15 +112,20 @@ pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
 #[inline(always)]
 unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let n = job.x.n;
+    // Sums of integers stand beside those of floats.
+    let cols = match ActScale::of(F::LAYOUT) {
+        ActScale::Block => L::COLS,
+        ActScale::Chunk => L::COLS.min(8),
+    };
     let mut col = 0;
     while col < n {
         // SAFETY: passed on.
         let done = unsafe {
             match n - col {
-                16.. if L::COLS >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
-                8.. if L::COLS >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
-                4.. if L::COLS >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
-                2.. if L::COLS >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
+                16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
+                8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
+                4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
+                2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
                 _ => panel_columns::<L, F, 1>(job, start, end, col),
             }
         };

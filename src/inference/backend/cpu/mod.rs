@@ -12,6 +12,8 @@ mod kv_cache;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;
+#[cfg(target_arch = "x86_64")]
+mod lanes_x86;
 mod lora;
 mod math;
 mod matmul;
@@ -32,11 +34,11 @@ use std::sync::Arc;
 pub use isa::Isa;
 pub use kv_cache::KvType;
 
-use self::acts::{ActChunk, quantize_rows};
+use self::acts::{ActChunk, ActScale, quantize_rows};
 use self::attention::Attention;
 use self::kv_cache::KvCache;
 use self::lora::Lora;
-use self::matmul::{matmul, needs_acts};
+use self::matmul::{act_scale, matmul};
 use self::pool::Pool;
 use self::rowwise::RowOp;
 use self::shared::SharedMut;
@@ -84,9 +86,9 @@ pub struct CpuBackend {
     bufs: Vec<Buf>,
     kv: KvCache,
     pool: Pool,
-    /// Activations rounded to 8 bits, and the buffer that they are of.
+    /// Activations rounded to 8 bits, the buffer that they are of, and how they were rounded.
     acts: Vec<ActChunk>,
-    acts_of: Option<BufId>,
+    acts_of: Option<(BufId, ActScale)>,
     /// (cos, sin) for each token of the batch, for each table of the plan.
     angles: Vec<Vec<(f32, f32)>>,
     attention: Attention,
@@ -240,7 +242,7 @@ impl CpuBackend {
 
     /// Takes a buffer out, so that it can be written while others are read.
     fn take(&mut self, buf: BufId) -> Vec<f32> {
-        if self.acts_of == Some(buf) {
+        if self.acts_of.is_some_and(|(of, _)| of == buf) {
             self.acts_of = None;
         }
         std::mem::take(&mut self.bufs[buf.0].data)
@@ -336,9 +338,11 @@ impl CpuBackend {
         if let Some(sums) = self.input_sums.as_mut().filter(|_| spec.row_start == 0) {
             sums.add(&spec.name, (0..n).map(|i| &buf.data[i * buf.stride..][..buf.width]));
         }
-        if needs_acts(w.ty) && self.acts_of != Some(x) {
-            quantize_rows(&mut self.pool, isa, rows, buf.width, &mut self.acts);
-            self.acts_of = Some(x);
+        if let Some(per) = act_scale(w.ty)
+            && self.acts_of != Some((x, per))
+        {
+            quantize_rows(&mut self.pool, isa, rows, buf.width, per, &mut self.acts);
+            self.acts_of = Some((x, per));
         }
         let bias = bias.map(|b| self.weights.vector(b));
         let stride = self.bufs[out.0].stride;

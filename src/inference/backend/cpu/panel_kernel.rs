@@ -1,25 +1,35 @@
 //! The panel kernel: a panel of any type times a tile of activation columns.
 //!
 //! ```text
-//! for each block of 32 weights                       sums stay in registers over the whole row
+//! scales are floats: for each block of 32 weights, activations with a scale for each 32
 //!   unpack the codes of the rows, once for the tile
 //!   for each column
-//!     sum += (codes . acts) * (scale * act scale)    the dot product is an exact integer
-//!     sum -= min * (act scale * sum of acts)         where the type has minima
+//!     sum += (codes . acts) * (d * act scale)        the dot product is an exact integer
+//!     sum -= dmin * (act scale * sum of acts)        where the type has minima
+//!
+//! scales are integers under a float: for each 8 blocks, activations with a scale for each 256
+//!   for each block
+//!     unpack the codes of the rows, once for the tile
+//!     for each column    int += scale * (codes . acts)
+//!   for each column
+//!     rest = minima, or scales, . sums of acts       both are exact integers
+//!     sum += (d * int - dmin * rest) * act scale     where the type has minima
+//!     sum += d * (int - zero * rest) * act scale     where it has a zero
 //! ```
 //!
-//! Nothing is prefetched: a panel is one stream, and asking for its lines ahead of the hardware
-//! made decode 10 % slower on one thread (Zen 4, huge pages).
+//! In the second form a float operation comes once for 256 weights. Its integers fit 32 bits: codes
+//! and scales of 6 bits, or of 8 and 6, times 127, 256 times.
 //!
 //! A lane is a row, so the order of a row's sum is that of its blocks: the same for one column and
 //! for sixteen, on every instruction set.
 
-use super::acts::{ActChunk, BLOCK_LEN};
+use super::acts::{ActChunk, ActScale, BLOCK_LEN};
 use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
-/// side from `acts`, `stride` chunks from one 256 weights to the next.
+/// side from `acts`, `stride` chunks from one 256 weights to the next. They were rounded as
+/// [`ActScale::of`] says.
 ///
 /// # Safety
 /// As [`Lanes`]; `panel` holds `n_block` blocks, and the chunks are there.
@@ -32,30 +42,18 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
     stride: usize,
 ) -> [L::F; C] {
     let layout = F::LAYOUT;
-    let has_min = layout.dot.zero_log2.is_none();
     // SAFETY: every address below lies in the panel or in a chunk, as the caller vouches.
     unsafe {
         let mut sums = [L::splat(0.0); C];
-        let (mut d, mut dmin) = (sums[0], sums[0]);
         let mut group = panel;
         for group_idx in 0..n_block.div_ceil(GROUP_BLOCKS) {
             let n_block = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
+            let acts = acts.add(group_idx * stride);
             let codes = group.add(layout.scales_bytes(n_block));
-            for b in 0..n_block {
-                let head = group.add(b / layout.n_super * layout.super_bytes());
-                let b_super = b % layout.n_super;
-                if b_super == 0 {
-                    d = L::load_f16(head.add(2 * row));
-                    if let Some(steps) = layout.steps.filter(|steps| steps.factor_log2 != 0) {
-                        d = L::mul(d, L::splat(steps.factor()));
-                    }
-                    dmin = if has_min { L::load_f16(head.add(2 * (PANEL_ROWS + row))) } else { d };
-                }
-                let scales = head.add(layout.head_bytes() + b_super * layout.scale_bytes() + row);
-                let (scale, min) = unpack_scales::<L>(layout, d, dmin, scales);
-                let w = unpack_codes::<L>(layout, codes.add(b * layout.code_bytes() + 4 * row));
-                let acts = acts.add(group_idx * stride);
-                add_block::<L, C>(layout, &w, scale, min, acts, b, &mut sums);
+            let at = Group { scales: group, codes, n_block, row };
+            match ActScale::of(layout) {
+                ActScale::Block => add_blocks::<L, C>(layout, at, acts, &mut sums),
+                ActScale::Chunk => add_chunk::<L, C>(layout, at, acts, &mut sums),
             }
             group = codes.add(n_block * layout.code_bytes());
         }
@@ -63,110 +61,178 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
     }
 }
 
-/// Adds the products of a block to the sums of each column.
+/// Rows `row..` of a group of a panel.
+#[derive(Clone, Copy)]
+struct Group {
+    scales: *const u8,
+    codes: *const u8,
+    n_block: usize,
+    row: usize,
+}
+
+impl Group {
+    /// The codes of block `b`.
+    #[inline(always)]
+    unsafe fn codes<L: Lanes>(self, layout: Layout, b: usize) -> [L::I; 8] {
+        // SAFETY: the caller vouches for the block and keeps the rule of `Lanes`.
+        unsafe { unpack_codes::<L>(layout, self.codes.add(b * layout.code_bytes() + 4 * self.row)) }
+    }
+}
+
+/// The factor of the scales, times that of the steps.
 #[inline(always)]
-unsafe fn add_block<L: Lanes, const C: usize>(
+unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
+    // SAFETY: the caller vouches for the bytes and keeps the rule of `Lanes`.
+    unsafe {
+        match layout.steps {
+            Some(steps) if steps.factor_log2 != 0 => {
+                L::mul(L::load_f16(p), L::splat(steps.factor()))
+            }
+            _ => L::load_f16(p),
+        }
+    }
+}
+
+/// Adds the products of a group whose scales are floats to the sums of each column.
+#[inline(always)]
+unsafe fn add_blocks<L: Lanes, const C: usize>(
     layout: Layout,
-    w: &[L::I; 8],
-    scale: [L::F; 2],
-    min: [L::F; 2],
+    group: Group,
     acts: *const ActChunk,
-    block: usize,
     sums: &mut [L::F; C],
 ) {
-    // SAFETY: the caller vouches for the chunks and keeps the rule of `Lanes`.
+    let is_centered = layout.dot.zero_log2.is_some();
+    // SAFETY: the caller vouches for group and chunks; `b` is below `GROUP_BLOCKS`, so places lie
+    // inside the arrays.
     unsafe {
+        for b in 0..group.n_block {
+            let head = group.scales.add(b * layout.super_bytes() + 2 * group.row);
+            let d = load_d::<L>(layout, head);
+            let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
+            let w = group.codes::<L>(layout, b);
+            unroll!(C, |c| {
+                let a = acts.add(c);
+                let codes = (&raw const (*a).codes).cast::<i8>().add(b * BLOCK_LEN);
+                let scale = L::splat((&raw const (*a).scale).cast::<f32>().add(b).read());
+                let neg_sum = (&raw const (*a).neg_sum).cast::<i32>().add(b).read();
+                let dot = L::dot(&w, codes, neg_sum, layout.dot);
+                sums[c] = L::fma(dot, L::mul(d, scale), sums[c]);
+                if !is_centered {
+                    let sum = (&raw const (*a).sum).cast::<f32>().add(b).read();
+                    sums[c] = L::fnma(dmin, L::splat(sum), sums[c]);
+                }
+            });
+        }
+    }
+}
+
+/// Adds the products of a group whose scales are integers to the sums of each column.
+#[inline(always)]
+unsafe fn add_chunk<L: Lanes, const C: usize>(
+    layout: Layout,
+    group: Group,
+    acts: *const ActChunk,
+    sums: &mut [L::F; C],
+) {
+    let bits = layout.dot.bits;
+    let n_scale = if layout.has_halves() { 2 } else { 1 };
+    // SAFETY: as above.
+    unsafe {
+        let mut ints = [L::zero(); C];
+        for b in 0..group.n_block {
+            let w = group.codes::<L>(layout, b);
+            let scales = [
+                L::scales(scale::<L>(layout, group, b, 0)),
+                L::scales(scale::<L>(layout, group, b, n_scale - 1)),
+            ];
+            unroll!(C, |c| {
+                let codes = (&raw const (*acts.add(c)).codes).cast::<i8>().add(b * BLOCK_LEN);
+                if n_scale == 1 {
+                    ints[c] = L::add_scaled(ints[c], &w, codes, scales[0], bits);
+                } else {
+                    ints[c] = L::add_scaled(ints[c], &w[..4], codes, scales[0], bits);
+                    ints[c] = L::add_scaled(ints[c], &w[4..], codes.add(16), scales[1], bits);
+                }
+            });
+        }
+        let rests = rests::<L>(layout, group);
+        let d = load_d::<L>(layout, group.scales.add(2 * group.row));
+        let dmin = match layout.dot.zero_log2 {
+            None => L::load_f16(group.scales.add(2 * (PANEL_ROWS + group.row))),
+            Some(_) => d,
+        };
         unroll!(C, |c| {
             let a = acts.add(c);
-            sums[c] = if matches!(layout.scales, Scales::Two | Scales::TwoMin) {
-                add_halves::<L>(layout, w, scale, min, a, block, sums[c])
-            } else {
-                add_whole::<L>(layout, w, scale[0], min[0], a, block, sums[c])
+            let code_sum = match n_scale {
+                1 => (&raw const (*a).code_sum).cast::<i16>(),
+                _ => (&raw const (*a).code_sum16).cast::<i16>(),
             };
+            let mut rest = L::zero();
+            unroll!(GROUP_BLOCKS, |i| {
+                if i < n_rest::<L>(layout) {
+                    rest = L::add_pairs(rest, rests[i], code_sum.add(2 * i));
+                }
+            });
+            let product = match layout.dot.zero_log2 {
+                None => L::fnma(L::to_f32(rest), dmin, L::mul(L::to_f32(ints[c]), d)),
+                Some(_) if n_rest::<L>(layout) == 0 => L::mul(L::to_f32(ints[c]), d),
+                Some(by) => L::mul(L::to_f32(L::sub_shifted(ints[c], rest, by)), d),
+            };
+            let scale = L::splat((&raw const (*a).scale).cast::<f32>().read());
+            sums[c] = L::fma(product, scale, sums[c]);
         });
     }
 }
 
-/// Adds the product of a block and a column, where 32 weights share a scale.
+/// The integer scale of half `i` of block `b`.
 #[inline(always)]
-unsafe fn add_whole<L: Lanes>(
-    layout: Layout,
-    w: &[L::I; 8],
-    scale: L::F,
-    min: L::F,
-    a: *const ActChunk,
-    block: usize,
-    sum: L::F,
-) -> L::F {
-    // SAFETY: passed on; `block` is below `GROUP_BLOCKS`, so places lie inside the arrays.
+unsafe fn scale<L: Lanes>(layout: Layout, group: Group, b: usize, i: usize) -> L::N {
+    let at = layout.head_bytes() + b * layout.scale_bytes() + i * PANEL_ROWS + group.row;
+    // SAFETY: the caller vouches for the block and keeps the rule of `Lanes`.
     unsafe {
-        let codes = (&raw const (*a).codes).cast::<i8>().add(block * BLOCK_LEN);
-        let a_scale = L::splat((&raw const (*a).scale).cast::<f32>().add(block).read());
-        let neg_sum = (&raw const (*a).neg_sum).cast::<i32>().add(block).read();
-        let dot = L::dot(w, codes, neg_sum, layout.dot);
-        let sum = L::fma(dot, L::mul(scale, a_scale), sum);
-        if layout.dot.zero_log2.is_some() {
-            return sum;
-        }
-        let a_sum = (&raw const (*a).sum).cast::<f32>().add(block).read();
-        L::fnma(min, L::splat(a_sum), sum)
-    }
-}
-
-/// Adds the product of a block and a column, where 16 weights share a scale.
-#[inline(always)]
-unsafe fn add_halves<L: Lanes>(
-    layout: Layout,
-    w: &[L::I; 8],
-    scale: [L::F; 2],
-    min: [L::F; 2],
-    a: *const ActChunk,
-    block: usize,
-    mut sum: L::F,
-) -> L::F {
-    // SAFETY: as above.
-    unsafe {
-        let codes = (&raw const (*a).codes).cast::<i8>().add(block * BLOCK_LEN);
-        let a_scale = L::splat((&raw const (*a).scale).cast::<f32>().add(block).read());
-        for half in 0..2 {
-            let at = 2 * block + half;
-            let neg_sum = (&raw const (*a).neg_sum16).cast::<i32>().add(at).read();
-            let dot = L::dot(&w[4 * half..][..4], codes.add(16 * half), neg_sum, layout.dot);
-            sum = L::fma(dot, L::mul(scale[half], a_scale), sum);
-            if layout.dot.zero_log2.is_none() {
-                let a_sum = (&raw const (*a).sum16).cast::<f32>().add(at).read();
-                sum = L::fnma(min[half], L::splat(a_sum), sum);
-            }
-        }
-        sum
-    }
-}
-
-/// The scales and minima of a block, for its first and second 16 weights.
-#[inline(always)]
-unsafe fn unpack_scales<L: Lanes>(
-    layout: Layout,
-    d: L::F,
-    dmin: L::F,
-    p: *const u8,
-) -> ([L::F; 2], [L::F; 2]) {
-    // SAFETY: the caller vouches for the bytes of the fields and keeps the rule of `Lanes`.
-    unsafe {
-        let second = p.add(PANEL_ROWS);
         match layout.scales {
-            Scales::Float => ([d; 2], [dmin; 2]),
-            Scales::One => ([L::mul(d, L::load_i8(p)); 2], [dmin; 2]),
-            Scales::OneMin => {
-                let min = L::mul(dmin, L::load_u8(second, 0, 255));
-                ([L::mul(d, L::load_u8(p, 0, 255)); 2], [min; 2])
-            }
-            Scales::Two => ([L::mul(d, L::load_i8(p)), L::mul(d, L::load_i8(second))], [dmin; 2]),
-            Scales::TwoMin => {
-                let scale = [L::mul(d, L::load_u8(p, 0, 15)), L::mul(d, L::load_u8(second, 0, 15))];
-                let (min, next) = (L::load_u8(p, 4, 15), L::load_u8(second, 4, 15));
-                (scale, [L::mul(dmin, min), L::mul(dmin, next)])
-            }
+            Scales::TwoMin => L::load_u4(group.scales.add(at), false),
+            _ => L::load_i8(group.scales.add(at)),
         }
+    }
+}
+
+/// What the sums of the activations are multiplied by, in pairs: minima, or scales where codes have
+/// a zero. Blocks past the last of a short group meet sums of zero, whatever stands there.
+#[inline(always)]
+unsafe fn rests<L: Lanes>(layout: Layout, group: Group) -> [L::P; GROUP_BLOCKS] {
+    // SAFETY: as above; the scales of eight blocks are no more bytes than a block with its codes.
+    unsafe {
+        let mut pairs = [L::pairs(L::zero(), L::zero()); GROUP_BLOCKS];
+        let at = group.scales.add(layout.head_bytes() + group.row);
+        for (i, pairs) in pairs.iter_mut().enumerate().take(n_rest::<L>(layout)) {
+            let (one, two) =
+                (at.add(i * layout.scale_bytes()), at.add(2 * i * layout.scale_bytes()));
+            *pairs = match layout.scales {
+                Scales::Float => L::pairs(L::zero(), L::zero()),
+                Scales::One => L::pairs(L::load_i8(two), L::load_i8(two.add(PANEL_ROWS))),
+                Scales::OneMin => {
+                    L::pairs(L::load_i8(two.add(PANEL_ROWS)), L::load_i8(two.add(3 * PANEL_ROWS)))
+                }
+                Scales::Two => L::pairs(L::load_i8(one), L::load_i8(one.add(PANEL_ROWS))),
+                Scales::TwoMin => {
+                    L::pairs(L::load_u4(one, true), L::load_u4(one.add(PANEL_ROWS), true))
+                }
+            };
+        }
+        pairs
+    }
+}
+
+/// Pairs of [`rests`] that count.
+#[inline(always)]
+const fn n_rest<L: Lanes>(layout: Layout) -> usize {
+    if layout.dot.zero_log2.is_some() && layout.dot.bits == 8 && L::CENTERS_BYTES {
+        0
+    } else if layout.has_halves() {
+        GROUP_BLOCKS
+    } else {
+        GROUP_BLOCKS / 2
     }
 }
 

@@ -13,7 +13,7 @@ use super::acts::{Rows, quantize_rows};
 use super::isa::{Isa, with_isa};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::lanes::unroll;
-use super::matmul::{Matrix, matmul, needs_acts, panel_bytes};
+use super::matmul::{Matrix, act_scale, matmul, needs_acts, panel_bytes};
 use super::panel::{self, PANEL_ROWS};
 use super::pool::Pool;
 use super::simd::Scalar;
@@ -83,8 +83,8 @@ pub fn matmul_rate(
     let x = activations(case.n, n_cols, stride, 2);
     let x = Rows { data: &x, stride, n: case.n };
     let mut acts = Vec::new();
-    if needs_acts(ty) {
-        quantize_rows(&mut pool, isa, x, n_cols, &mut acts);
+    if let Some(per) = act_scale(ty) {
+        quantize_rows(&mut pool, isa, x, n_cols, per, &mut acts);
     }
     let w = Matrix { ty, data: &data, n_rows, n_cols };
     let mut out = vec![0f32; case.n * n_rows];

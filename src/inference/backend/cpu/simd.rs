@@ -1,4 +1,4 @@
-//! Eight lanes of f32: the vocabulary of attention.
+//! Eight lanes of f32: the vocabulary of attention, and of rounding activations.
 //!
 //! A kernel is generic over [`Simd`]; [`Scalar`] is its plain twin and the oracle of the others.
 //! Every implementation does the same float operations in the same order, lane by lane, and every
@@ -33,7 +33,13 @@ pub unsafe trait Simd: Copy {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Rounds sixteen values times `factor`, at most 127 in size, to whole numbers, ties to even,
+    /// and gives their sum. NaN becomes some number within +-127.
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
 }
+
+/// 1.5 * 2^23: added to a small f32, it leaves the nearest whole number in the low bits.
+const ROUNDER: f32 = 12_582_912.0;
 
 /// The plain twin: an array and loops.
 #[derive(Clone, Copy)]
@@ -70,6 +76,18 @@ unsafe impl Simd for Scalar {
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|j| a[j].mul_add(b[j], c[j]))
+    }
+    #[inline(always)]
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+        // SAFETY: the caller vouches for sixteen values and places.
+        let x = unsafe { x.cast::<[f32; 16]>().read_unaligned() };
+        let codes = x.map(|x| {
+            let rounded = (x * factor + ROUNDER).to_bits().cast_signed();
+            (rounded - ROUNDER.to_bits().cast_signed()).clamp(-127, 127)
+        });
+        // SAFETY: as above.
+        unsafe { out.cast::<[i8; 16]>().write_unaligned(codes.map(|code| code as i8)) };
+        codes.iter().sum()
     }
 }
 
@@ -123,6 +141,32 @@ mod x86 {
             unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
                 // SAFETY: as above.
                 unsafe { _mm256_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+                // SAFETY: as above.
+                unsafe {
+                    let factor = _mm256_set1_ps(factor);
+                    let first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
+                    let second =
+                        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.add(8)), factor));
+                    // No closure: it would be compiled without the instruction set.
+                    let first = _mm_packs_epi32(
+                        _mm256_castsi256_si128(first),
+                        _mm256_extracti128_si256::<1>(first),
+                    );
+                    let second = _mm_packs_epi32(
+                        _mm256_castsi256_si128(second),
+                        _mm256_extracti128_si256::<1>(second),
+                    );
+                    let codes = _mm_packs_epi16(first, second);
+                    let codes = _mm_max_epi8(codes, _mm_set1_epi8(-127));
+                    _mm_storeu_si128(out.cast(), codes);
+                    let pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), codes);
+                    let fours = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+                    let twos = _mm_add_epi32(fours, _mm_unpackhi_epi64(fours, fours));
+                    _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<1>(twos)))
+                }
             }
         };
     }
@@ -190,6 +234,18 @@ mod neon {
         #[inline(always)]
         unsafe fn fma(a: float32x4x2_t, b: float32x4x2_t, c: float32x4x2_t) -> float32x4x2_t {
             unsafe { float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+            unsafe {
+                let four = |i| vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x.add(i)), factor));
+                let first = vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
+                let second = vqmovn_high_s32(vqmovn_s32(four(8)), four(12));
+                let codes = vqmovn_high_s16(vqmovn_s16(first), second);
+                let codes = vmaxq_s8(codes, vdupq_n_s8(-127));
+                vst1q_s8(out, codes);
+                i32::from(vaddlvq_s8(codes))
+            }
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Parity: every kernel against plain f64 arithmetic, and every instruction set against the others.
 //!
 //! The oracle knows nothing of panels: it takes `dequantize`'s weights and the rounded activations
-//! and adds in f64. A kernel's dot products are exact integers; each block then costs at most three
-//! f32 roundings (scale, product, minimum), and the sum over blocks grows by at most half a unit in
-//! the last place of what was added so far. So the error is within `2^-24` times the number of
-//! roundings times the sum of the magnitudes that were added: the tolerance below, with no slack.
+//! and adds in f64. A kernel's dot products are exact integers; each block (or, where scales are
+//! integers, each eight of them) then costs at most three f32 roundings more than the oracle's
+//! weights, and the sum over blocks grows by at most half a unit in the last place of what was
+//! added so far. So the error is within `2^-24` times the number of roundings times the sum of the
+//! magnitudes that were added: the tolerance below, with no slack.
 
-use super::acts::{ActChunk, BLOCK_LEN, CHUNK_LEN, Rows, quantize_rows};
+use super::acts::{ActChunk, ActScale, BLOCK_LEN, CHUNK_LEN, Rows, quantize_rows};
 use super::isa::Isa;
-use super::matmul::{Matrix, matmul, needs_acts, panel_bytes};
+use super::matmul::{Matrix, act_scale, matmul, needs_acts, panel_bytes};
 use super::panel::{self, PANEL_ROWS};
 use super::pool::Pool;
 use crate::inference::backend::cases::{MATMUL, MatMulCase, activations, weights};
@@ -68,8 +69,8 @@ impl Operands {
     fn product(&self, isa: Isa) -> Vec<f32> {
         let mut pool = Pool::new(self.case.n_threads).expect("threads start");
         let mut acts = Vec::new();
-        if needs_acts(self.ty) {
-            quantize_rows(&mut pool, isa, self.columns(), self.n_cols, &mut acts);
+        if let Some(per) = act_scale(self.ty) {
+            quantize_rows(&mut pool, isa, self.columns(), self.n_cols, per, &mut acts);
         }
         let data = self.packed(isa);
         let (ty, n_rows, n_cols) = (self.ty, self.case.n_rows, self.n_cols);
@@ -84,7 +85,8 @@ impl Operands {
     fn mismatch(&self, got: &[f32]) -> Option<String> {
         let mut acts = Vec::new();
         let mut pool = Pool::new(1).expect("no thread is needed");
-        quantize_rows(&mut pool, Isa::Scalar, self.columns(), self.n_cols, &mut acts);
+        let per = act_scale(self.ty).unwrap_or(ActScale::Block);
+        quantize_rows(&mut pool, Isa::Scalar, self.columns(), self.n_cols, per, &mut acts);
         let rows: Vec<Row> = (0..self.case.n_rows).map(|r| self.row(r)).collect();
         for col in 0..self.case.n {
             let x = match needs_acts(self.ty) {
@@ -237,25 +239,35 @@ fn the_parity_comparison_can_fail() {
 #[test]
 fn activations_are_rounded_to_the_nearest_code() {
     let x = activations(3, 300, 320, 5);
+    let rows = Rows { data: &x, stride: 320, n: 3 };
     for isa in Isa::available() {
-        let mut acts = Vec::new();
-        let mut pool = Pool::new(2).expect("threads start");
-        let rows = Rows { data: &x, stride: 320, n: 3 };
-        quantize_rows(&mut pool, isa, rows, 300, &mut acts);
-        for col in 0..3 {
-            let row = &x[col * 320..][..300];
-            for (k, (got, x)) in rounded(&acts, col, 3, 300).iter().zip(row).enumerate() {
-                let block = &row[k / 32 * 32..(k / 32 * 32 + 32).min(300)];
-                let step = block.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
-                assert!((got - x).abs() <= step * 0.500_01, "{got} is not {x}, step {step}");
+        for (per, len) in [(ActScale::Block, 32), (ActScale::Chunk, 256)] {
+            let mut acts = Vec::new();
+            let mut pool = Pool::new(2).expect("threads start");
+            quantize_rows(&mut pool, isa, rows, 300, per, &mut acts);
+            for col in 0..3 {
+                let row = &x[col * 320..][..300];
+                for (k, (got, x)) in rounded(&acts, col, 3, 300).iter().zip(row).enumerate() {
+                    let sharers = &row[k / len * len..(k / len * len + len).min(300)];
+                    let step = sharers.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+                    assert!((got - x).abs() <= step * 0.500_01, "{got} is not {x}, step {step}");
+                }
+                check_sums(&acts[col]);
             }
-            let chunk = &acts[col];
-            for b in 0..8 {
-                let sum: i32 = chunk.codes[32 * b..][..32].iter().map(|&c| i32::from(c)).sum();
-                assert_eq!(chunk.neg_sum[b], -sum);
-                assert_eq!(chunk.sum[b], chunk.scale[b] * sum as f32);
-                assert_eq!(chunk.neg_sum16[2 * b] + chunk.neg_sum16[2 * b + 1], -sum);
-            }
+        }
+    }
+}
+
+fn check_sums(chunk: &ActChunk) {
+    let sum = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum::<i32>();
+    for b in 0..8 {
+        let expected = sum(&chunk.codes[32 * b..][..32]);
+        assert_eq!(chunk.neg_sum[b], -expected);
+        assert_eq!(i32::from(chunk.code_sum[b]), expected);
+        assert_eq!(chunk.sum[b], chunk.scale[b] * expected as f32);
+        for half in [2 * b, 2 * b + 1] {
+            let expected = sum(&chunk.codes[16 * half..][..16]);
+            assert_eq!(i32::from(chunk.code_sum16[half]), expected);
         }
     }
 }
