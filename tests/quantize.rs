@@ -130,14 +130,23 @@ fn native_types_run_from_rows_and_from_panels() {
     assert!(again.code == Some(3) && again.err.contains("packed for avx2"), "{}", again.err);
 }
 
-/// Rows of 64 have no blocks of 256: llama.cpp's substitutes take their place, and it is said.
+/// Rows of 96 have no blocks of 256: llama.cpp's substitutes take their place, and it is said.
 #[test]
 fn widths_without_whole_blocks_get_another_type_and_a_word() {
     let dir = tempfile::tempdir().unwrap();
-    tiny(dir.path());
-    let run = quantize(dir.path(), &["tiny-f32.gguf", "Q4_K_M"]).ok();
+    let mut file = GgufBuilder::new().pair("general.architecture", "llama");
+    for (name, shape) in [
+        ("output_norm.weight", [96, 1]),
+        ("blk.0.attn_q.weight", [96, 2]),
+        ("output.weight", [96, 2]),
+    ] {
+        let bytes = vec![0; 4 * 96 * shape[1] as usize];
+        file = file.tensor(name, &shape, TensorType::F32, bytes);
+    }
+    std::fs::write(dir.path().join("narrow.gguf"), file.build()).unwrap();
+    let run = quantize(dir.path(), &["narrow.gguf", "Q4_K_M"]).ok();
     assert!(run.err.contains("no whole blocks of Q4_K and get Q5_0"), "{}", run.err);
-    let types = types(&dir.path().join("tiny-q4_k_m.gguf"));
+    let types = types(&dir.path().join("narrow-q4_k_m.gguf"));
     let of = |name: &str| types.iter().find(|(n, _)| n == name).expect("a tensor").1;
     assert_eq!(of("blk.0.attn_q.weight"), TensorType::Q5_0);
     assert_eq!(of("output.weight"), TensorType::Q8_0);
