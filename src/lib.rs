@@ -10,4 +10,5 @@ pub mod cli;
 pub mod hosting;
 pub mod inference;
 pub mod library;
+pub mod quantize;
 pub mod server;

@@ -16,6 +16,7 @@ mod pages;
 mod perplexity;
 mod prefixes;
 mod pull;
+mod quantize;
 mod sampler;
 mod serve;
 mod server;

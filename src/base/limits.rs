@@ -34,6 +34,10 @@ pub const CHAT_TEMPLATE_WIDTH_MAX: usize = 9_999;
 /// Stack of the thread that renders a chat template; only what is used takes memory. A template
 /// can nest a value once per step, and the deepest recursion over one takes 500 bytes a level.
 pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
+/// Weights that the quantizer holds at a time, as f32.
+pub const QUANTIZE_CHUNK_WEIGHTS: usize = 4 << 20;
+/// Bytes of an importance matrix.
+pub const IMATRIX_BYTES_MAX: u64 = 512 << 20;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
 /// Bytes of one token's text.

@@ -69,6 +69,8 @@ pub enum Verb {
     Tokenize(verbs::tokenize::TokenizeArgs),
     /// Measure how well a model predicts a text
     Perplexity(verbs::perplexity::PerplexityArgs),
+    /// Make a smaller file of a model
+    Quantize(Box<verbs::quantize::QuantizeArgs>),
     /// List, import, check and remove models
     Models(verbs::models::ModelsArgs),
     /// Download a model by its name in the catalog or by its address

@@ -12,6 +12,7 @@ use crate::app::AppError;
 use crate::base::config::ConfigError;
 use crate::inference::InferenceError;
 use crate::library::LibraryError;
+use crate::quantize::QuantizeError;
 use crate::server::ServerError;
 
 /// Done.
@@ -81,6 +82,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<CliError>() {
         return Some(error.code);
     }
+    if let Some(error) = cause.downcast_ref::<QuantizeError>() {
+        return Some(of_quantize(error));
+    }
     if let Some(error) = cause.downcast_ref::<AppError>() {
         return match error {
             AppError::Config(error) => Some(of_config(error)),
@@ -134,6 +138,32 @@ fn of_library(error: &LibraryError) -> u8 {
         | LibraryError::Network { .. }
         | LibraryError::Untrusted { .. } => NETWORK,
         LibraryError::Mismatch { .. } | LibraryError::NotAModel { .. } => INTEGRITY,
+    }
+}
+
+fn of_quantize(error: &QuantizeError) -> u8 {
+    match error {
+        QuantizeError::UnknownRecipe { .. }
+        | QuantizeError::UnknownType { .. }
+        | QuantizeError::Override { .. }
+        | QuantizeError::Pattern { .. }
+        | QuantizeError::PatternUnused { .. }
+        | QuantizeError::Requantize { .. } => USAGE,
+        QuantizeError::Gguf(_)
+        | QuantizeError::PackedSource { .. }
+        | QuantizeError::Native(_)
+        | QuantizeError::NotFinite { .. }
+        | QuantizeError::ImportanceShape { .. }
+        | QuantizeError::ImportanceUnused { .. }
+        | QuantizeError::ImportanceFile { .. } => MODEL,
+        QuantizeError::Inference(error) => of_inference(error),
+        QuantizeError::Exists { .. } | QuantizeError::SameFile { .. } => FAILURE,
+        QuantizeError::DiskFull { .. } => NO_ROOM,
+        QuantizeError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => MODEL,
+            std::io::ErrorKind::StorageFull => NO_ROOM,
+            _ => FAILURE,
+        },
     }
 }
 

@@ -72,6 +72,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Inspect(args) => verbs::inspect::run(context, &args),
         Verb::Tokenize(args) => verbs::tokenize::run(context, &args),
         Verb::Perplexity(args) => verbs::perplexity::run(context, &args),
+        Verb::Quantize(args) => verbs::quantize::run(context, &args),
         Verb::Models(args) => verbs::models::run(context, &args),
         Verb::Pull(args) => verbs::pull::run(context, &args),
         Verb::Doctor(args) => verbs::doctor::run(context, &args),

@@ -12,6 +12,7 @@ pub mod key;
 pub mod models;
 pub mod perplexity;
 pub mod pull;
+pub mod quantize;
 pub mod serve;
 pub mod tokenize;
 pub mod warm;

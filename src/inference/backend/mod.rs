@@ -9,10 +9,12 @@ mod adapter;
 mod batch;
 pub mod cases;
 pub mod cpu;
+mod input_sums;
 mod plan;
 
 pub use adapter::{Adapter, AdapterError, AdapterPart};
 pub use batch::{AdapterIdx, Batch, BatchError, PAGE_LEN, PageIdx, Shift, Span};
+pub use input_sums::{InputSum, InputSums};
 pub use plan::{
     Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,
     RopeStyle, Rows, WeightId, WeightSpec,

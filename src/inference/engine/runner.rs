@@ -1,7 +1,7 @@
 //! The model's face towards the engine: batches in, rows of logits out.
 
 use crate::inference::backend::cpu::CpuBackend;
-use crate::inference::backend::{AdapterIdx, BackendError, Batch, PageIdx};
+use crate::inference::backend::{AdapterIdx, BackendError, Batch, InputSums, PageIdx};
 use crate::inference::gguf::Gguf;
 
 /// Runs batches and keeps the pages of the KV cache.
@@ -17,6 +17,12 @@ pub trait Runner: Send {
     /// # Errors
     /// As [`Runner::forward`].
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
+
+    /// Starts or ends gathering what weights are multiplied by; returns what was gathered, which is
+    /// nothing where there are no weights.
+    fn gather_inputs(&mut self, _on: bool) -> InputSums {
+        InputSums::default()
+    }
 
     /// Takes a LoRA adapter for a model of architecture `arch`.
     ///
@@ -56,6 +62,10 @@ impl Runner for CpuBackend {
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CpuBackend::embed(self, batch)
+    }
+
+    fn gather_inputs(&mut self, on: bool) -> InputSums {
+        CpuBackend::gather_inputs(self, on)
     }
 
     fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {

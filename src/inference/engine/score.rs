@@ -1,6 +1,7 @@
 //! Perplexity: how well a model foretells a text.
 
 use super::{InferenceError, Model};
+use crate::inference::backend::InputSums;
 use crate::inference::tokenizer::TokenId;
 
 /// Perplexity over the second halves of consecutive windows, as llama.cpp measures it.
@@ -27,6 +28,93 @@ impl Model {
         n_ctx: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Perplexity, InferenceError> {
+        let (mut n, mut sum, mut sum_squares) = (0usize, 0f64, 0f64);
+        let n_windows = self.check_windows(tokens, n_ctx)?;
+        for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
+            self.windows(window, n_ctx, &mut |row, next| {
+                let nll = -log_prob(row, next);
+                n += 1;
+                sum += nll;
+                sum_squares += nll * nll;
+            })?;
+            progress(i + 1, n_windows);
+        }
+        let mean = sum / n as f64;
+        let variance = (sum_squares / n as f64 - mean * mean).max(0.0);
+        let value = mean.exp();
+        let stderr = value * (variance / (n as f64 - 1.0).max(1.0)).sqrt();
+        Ok(Perplexity { value, n_tokens: n, stderr })
+    }
+
+    /// Calls `each` with the logits of every scored position of `tokens` in windows of `n_ctx`, and
+    /// the token that follows: what perplexity is the summary of.
+    ///
+    /// # Errors
+    /// As [`Model::perplexity`].
+    pub fn windows(
+        &mut self,
+        tokens: &[TokenId],
+        n_ctx: usize,
+        each: &mut dyn FnMut(&[f32], TokenId),
+    ) -> Result<(), InferenceError> {
+        self.check_windows(tokens, n_ctx)?;
+        self.each_window(tokens, n_ctx, n_ctx / 2, each)
+    }
+
+    /// What every weight is multiplied by while `tokens` run through in windows of `n_ctx`.
+    ///
+    /// # Errors
+    /// As [`Model::perplexity`].
+    pub fn input_sums(
+        &mut self,
+        tokens: &[TokenId],
+        n_ctx: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<InputSums, InferenceError> {
+        let n_windows = self.check_windows(tokens, n_ctx)?;
+        self.runner.gather_inputs(true);
+        let mut result = Ok(());
+        for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
+            // Every position passes the layers; the logits of the last are enough.
+            result = self.each_window(window, n_ctx, n_ctx - 1, &mut |_, _| {});
+            if result.is_err() {
+                break;
+            }
+            progress(i + 1, n_windows);
+        }
+        let sums = self.runner.gather_inputs(false);
+        result.map(|()| sums)
+    }
+
+    /// Runs whole windows from an empty cache, the first token replaced by BOS where the model
+    /// wants one.
+    fn each_window(
+        &mut self,
+        tokens: &[TokenId],
+        n_ctx: usize,
+        first: usize,
+        each: &mut dyn FnMut(&[f32], TokenId),
+    ) -> Result<(), InferenceError> {
+        let special = self.tokenizer.special();
+        let bos = special.bos.filter(|_| special.add_bos);
+        for window in tokens.chunks_exact(n_ctx) {
+            let mut window = window.to_vec();
+            if let Some(bos) = bos {
+                window[0] = bos;
+            }
+            self.truncate(0);
+            self.advance(&window, first, |pos, row| {
+                if let Some(&next) = window.get(pos + 1) {
+                    each(row, next);
+                }
+            })?;
+        }
+        self.truncate(0);
+        Ok(())
+    }
+
+    /// How many windows of `n_ctx` there are.
+    fn check_windows(&self, tokens: &[TokenId], n_ctx: usize) -> Result<usize, InferenceError> {
         if !self.hparams.arch.causal {
             return Err(InferenceError::NotGenerative);
         }
@@ -35,32 +123,7 @@ impl Model {
             let n_tokens = tokens.len();
             return Err(InferenceError::TextTooShort { n_tokens, n_ctx, needed: n_ctx.max(4) });
         }
-        let special = self.tokenizer.special();
-        let bos = special.bos.filter(|_| special.add_bos);
-        let (mut n, mut sum, mut sum_squares) = (0usize, 0f64, 0f64);
-        for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
-            let mut window = window.to_vec();
-            if let Some(bos) = bos {
-                window[0] = bos;
-            }
-            self.truncate(0);
-            let first = n_ctx / 2;
-            self.advance(&window, first, |pos, row| {
-                if let Some(&next) = window.get(pos + 1) {
-                    let nll = -log_prob(row, next);
-                    n += 1;
-                    sum += nll;
-                    sum_squares += nll * nll;
-                }
-            })?;
-            progress(i + 1, n_windows);
-        }
-        self.truncate(0);
-        let mean = sum / n as f64;
-        let variance = (sum_squares / n as f64 - mean * mean).max(0.0);
-        let value = mean.exp();
-        let stderr = value * (variance / (n as f64 - 1.0).max(1.0)).sqrt();
-        Ok(Perplexity { value, n_tokens: n, stderr })
+        Ok(n_windows)
     }
 }
 

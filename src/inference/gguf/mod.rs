@@ -53,6 +53,9 @@ pub use metadata::Metadata;
 pub use value::{Value, ValueType};
 pub use writer::GgufBuilder;
 
+/// Bytes that [`Gguf::scan`] hands over at a time.
+const SCAN_BYTES: usize = 4 << 20;
+
 /// One tensor of a model: where its weights lie and how to read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -291,6 +294,17 @@ impl Gguf {
         assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
         let start = info.offset as usize + range.start;
         self.shards[info.shard_idx].release(start, range.len());
+    }
+
+    /// Hands every byte of every file to `each`, with the file's number, a piece at a time, and
+    /// gives the memory of each piece back.
+    pub fn scan(&self, mut each: impl FnMut(usize, &[u8])) {
+        for (shard_idx, shard) in self.shards.iter().enumerate() {
+            for (i, piece) in shard.chunks(SCAN_BYTES).enumerate() {
+                each(shard_idx, piece);
+                shard.release(i * SCAN_BYTES, piece.len());
+            }
+        }
     }
 
     /// Version of the file format: 2 or 3.

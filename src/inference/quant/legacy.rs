@@ -12,13 +12,18 @@
 //! and weight i + 16 in its high one, so that a SIMD mask and a shift give neighbours back. The
 //! fifth bits of Q5 lie apart, as one little-endian u32 whose bit i belongs to weight i.
 //!
-//! Quantizers round to the nearest code. The `_0` types put the weight of largest magnitude on the
-//! lowest code, whatever its sign; hence a block of mostly positive weights has a negative scale.
+//! Quantizers round to the nearest code, or search for the scale where weights differ in
+//! importance. The `_0` types put the weight of largest magnitude on the lowest code, whatever its
+//! sign; hence a block of mostly positive weights has a negative scale.
 
 use half::f16;
 
 use super::expansion::Part;
+use super::search::{self, Grid};
 use super::u16_at;
+
+/// Scales that a search tries, around the range of the weights.
+const GRID: Grid = Grid { first: -0.9, step: 0.05, n: 36, n_again: 1 };
 
 /// Q4_0: 32 weights in 18 bytes.
 ///
@@ -34,8 +39,8 @@ pub(super) mod q4_0 {
         Part::plain(nibbles(&block[2..]), u16_at(block, 0))
     }
 
-    pub fn quantize(weights: &[f32; 32]) -> [u8; 18] {
-        let (scale, codes) = super::nearest_centered(weights, 8);
+    pub fn quantize(weights: &[f32; 32], emphasis: Option<&[f32; 32]>) -> [u8; 18] {
+        let (scale, codes) = super::find_centered(weights, emphasis, 8);
         let mut block = [0; 18];
         block[..2].copy_from_slice(&super::f16_bytes(scale));
         block[2..].copy_from_slice(&super::pack_nibbles(&codes));
@@ -57,8 +62,8 @@ pub(super) mod q4_1 {
         super::with_min(nibbles(&block[4..]), block)
     }
 
-    pub fn quantize(weights: &[f32; 32]) -> [u8; 20] {
-        let (scale, min, codes) = super::nearest_with_min(weights, 15);
+    pub fn quantize(weights: &[f32; 32], emphasis: Option<&[f32; 32]>) -> [u8; 20] {
+        let (scale, min, codes) = super::find_with_min(weights, emphasis, 15);
         let mut block = [0; 20];
         block[..2].copy_from_slice(&super::f16_bytes(scale));
         block[2..4].copy_from_slice(&super::f16_bytes(min));
@@ -82,8 +87,8 @@ pub(super) mod q5_0 {
         Part::plain(codes, u16_at(block, 0))
     }
 
-    pub fn quantize(weights: &[f32; 32]) -> [u8; 22] {
-        let (scale, codes) = super::nearest_centered(weights, 16);
+    pub fn quantize(weights: &[f32; 32], emphasis: Option<&[f32; 32]>) -> [u8; 22] {
+        let (scale, codes) = super::find_centered(weights, emphasis, 16);
         let mut block = [0; 22];
         block[..2].copy_from_slice(&super::f16_bytes(scale));
         block[2..6].copy_from_slice(&super::pack_fifth_bits(&codes));
@@ -107,8 +112,8 @@ pub(super) mod q5_1 {
         super::with_min(codes, block)
     }
 
-    pub fn quantize(weights: &[f32; 32]) -> [u8; 24] {
-        let (scale, min, codes) = super::nearest_with_min(weights, 31);
+    pub fn quantize(weights: &[f32; 32], emphasis: Option<&[f32; 32]>) -> [u8; 24] {
+        let (scale, min, codes) = super::find_with_min(weights, emphasis, 31);
         let mut block = [0; 24];
         block[..2].copy_from_slice(&super::f16_bytes(scale));
         block[2..4].copy_from_slice(&super::f16_bytes(min));
@@ -139,7 +144,8 @@ pub(super) mod q8_0 {
         Part::plain(codes, u16_at(block, 0))
     }
 
-    pub fn quantize(weights: &[f32; 32]) -> [u8; 34] {
+    /// The scale of 8-bit codes is not searched for: there is next to nothing to gain.
+    pub fn quantize(weights: &[f32; 32], _emphasis: Option<&[f32; 32]>) -> [u8; 34] {
         let peak = weights.iter().fold(0.0f32, |peak, w| peak.max(w.abs()));
         let scale = peak / 127.0;
         let inverse = super::inverse(scale);
@@ -165,6 +171,31 @@ fn add_fifth_bits(mut codes: [u8; 32], bits: &[u8]) -> [u8; 32] {
         *code |= (bits[i / 8] >> (i % 8) & 1) << 4;
     }
     codes
+}
+
+/// Scale and codes for `weight = scale * (code - zero)`, codes below `2 * zero`: searched for where
+/// the weights have an emphasis.
+fn find_centered(weights: &[f32; 32], emphasis: Option<&[f32; 32]>, zero: u8) -> (f32, [u8; 32]) {
+    let Some(emphasis) = emphasis else { return nearest_centered(weights, zero) };
+    let scale = f16::from_f32(search::centered(weights, emphasis, zero)).to_f32();
+    let (inverse, zero) = (search::inverse(scale), f32::from(zero));
+    let code = |w: f32| search::nearest(w * inverse + zero, 2.0 * zero - 1.0) as u8;
+    (scale, weights.map(code))
+}
+
+/// Scale, minimum and codes for `weight = scale * code + min`, codes up to `code_max`: searched for
+/// where the weights have an emphasis.
+fn find_with_min(
+    weights: &[f32; 32],
+    emphasis: Option<&[f32; 32]>,
+    code_max: u8,
+) -> (f32, f32, [u8; 32]) {
+    let Some(emphasis) = emphasis else { return nearest_with_min(weights, code_max) };
+    let found = search::affine(weights, emphasis, code_max, GRID);
+    let [scale, min] = [found.scale, found.min].map(|x| f16::from_f32(x).to_f32());
+    let (inverse, code_max) = (search::inverse(scale), f32::from(code_max));
+    let code = |w: f32| search::nearest((w + min) * inverse, code_max) as u8;
+    (scale, -min, weights.map(code))
 }
 
 /// Scale and codes for `weight = scale * (code - zero)`, codes below `2 * zero`.

@@ -17,23 +17,36 @@
 //! ```
 //!
 //! A family file knows where the bits lie; `expansion` knows what they mean; `dequantize` is the
-//! two together. Only the types with a simple rounding rule can be written: the search for good
-//! scales is left to the tools that prepare models.
+//! two together.
+//!
+//! Writing goes the other way:
+//!
+//! ```text
+//! write.rs        a row of weights to the blocks of any type
+//! search.rs       scale and minimum of least error for a group of weights
+//! super_block.rs  a run of groups in integers: scales, their factor, codes
+//! k_write.rs      those integers, put where k_quants.rs and native.rs read them
+//! ```
 
 mod expansion;
 mod iq3;
 mod iq4;
 mod k_quants;
+mod k_write;
 mod legacy;
 mod native;
 pub mod panel;
 mod plain;
+mod search;
+mod super_block;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use expansion::{Codes, Part, part};
 pub use iq4::Steps;
 pub use native::{NativePart, SCALE_MAX, write_super};
+pub use write::{is_written, quantize};
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification, but
 /// for the native types, which it does not know.
@@ -193,34 +206,6 @@ pub fn dequantize(ty: TensorType, src: &[u8], dst: &mut [f32]) {
             }
         }
     }
-}
-
-/// The blocks for `src`, each weight rounded to the nearest code; `None` for a type that needs a
-/// search for its scales (K-quants, IQ3 and IQ4, native types).
-///
-/// The bits are those of the reference quantizer wherever the weights are finite and a block's
-/// scale is a normal f32.
-///
-/// # Panics
-/// Unless `src` is a whole number of blocks.
-pub fn quantize(ty: TensorType, src: &[f32]) -> Option<Vec<u8>> {
-    let n_bytes = ty.row_bytes(src.len());
-    assert!(n_bytes.is_some(), "{} weights are not whole {ty} blocks", src.len());
-    let bytes = match ty {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => plain::quantize(ty, src),
-        TensorType::Q4_0 => each_block(src, legacy::q4_0::quantize),
-        TensorType::Q4_1 => each_block(src, legacy::q4_1::quantize),
-        TensorType::Q5_0 => each_block(src, legacy::q5_0::quantize),
-        TensorType::Q5_1 => each_block(src, legacy::q5_1::quantize),
-        TensorType::Q8_0 => each_block(src, legacy::q8_0::quantize),
-        _ => return None,
-    };
-    debug_assert_eq!(Some(bytes.len()), n_bytes);
-    Some(bytes)
-}
-
-fn each_block<const B: usize>(src: &[f32], quantize: fn(&[f32; 32]) -> [u8; B]) -> Vec<u8> {
-    src.as_chunks::<32>().0.iter().flat_map(quantize).collect()
 }
 
 /// The little-endian u16 at byte `at`.

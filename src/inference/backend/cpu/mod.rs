@@ -45,7 +45,9 @@ use self::rowwise::RowOp;
 use self::shared::SharedMut;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
-use super::{AttentionSpec, BackendError, Batch, BufId, Norm, Op, Plan, RopeId, Rows, WeightId};
+use super::{
+    AttentionSpec, BackendError, Batch, BufId, InputSums, Norm, Op, Plan, RopeId, Rows, WeightId,
+};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;
 
@@ -92,6 +94,8 @@ pub struct CpuBackend {
     angles: Vec<Vec<(f32, f32)>>,
     attention: Attention,
     lora: Lora,
+    /// Gathered while somebody asks for them.
+    input_sums: Option<InputSums>,
 }
 
 /// Packs up to 16 plain rows of `n_cols` weights into one panel, which is zero before.
@@ -123,6 +127,7 @@ impl CpuBackend {
             angles: vec![Vec::new(); plan.ropes.len()],
             attention: Attention::new(config.n_threads.max(1)),
             lora: Lora::default(),
+            input_sums: None,
             weights,
             plan,
             config,
@@ -148,6 +153,11 @@ impl CpuBackend {
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
         bufs + acts + partials + config.n_threads * (1 << 20)
+    }
+
+    /// Starts or ends gathering what weights are multiplied by; returns what was gathered.
+    pub fn gather_inputs(&mut self, on: bool) -> InputSums {
+        std::mem::replace(&mut self.input_sums, on.then(InputSums::default)).unwrap_or_default()
     }
 
     /// What computes: instruction set and threads.
@@ -330,7 +340,11 @@ impl CpuBackend {
         let buf = &self.bufs[x.0];
         let n = self.n_rows(x, batch);
         let rows = acts::Rows { data: &buf.data, stride: buf.stride, n };
-        let isa = self.config.isa;
+        let (isa, spec) = (self.config.isa, &self.plan.weights[weight.0]);
+        // Of a tensor in several parts, the first speaks for all.
+        if let Some(sums) = self.input_sums.as_mut().filter(|_| spec.row_start == 0) {
+            sums.add(&spec.name, (0..n).map(|i| &buf.data[i * buf.stride..][..buf.width]));
+        }
         if let Some(per) = act_scale(w.ty)
             && self.acts_of != Some((x, per))
         {

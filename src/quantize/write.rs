@@ -1,0 +1,304 @@
+//! Writing the target: a few megabytes of rows at a time, and its name only when it is whole.
+//!
+//! ```text
+//! source.gguf   hashed once, then read row by row; its pages are given back behind the reader
+//! NAME.partial  header, tensors in order; synced to the disk
+//! NAME          the same file under its name, which the directory keeps through a power cut
+//! ```
+//!
+//! Whatever ends the program before the last step leaves no file of the target's name. The next
+//! run knows the leftover by its name and replaces it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::imatrix::hex;
+use super::{Importance, Plan, QuantizeError, TensorPlan};
+use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS};
+use crate::inference::gguf::{Gguf, Metadata, TensorInfo, Value};
+use crate::inference::quant::{dequantize, quantize};
+use crate::inference::{NativeError, NativeTensor, NativeWriter, Target};
+
+/// A file that was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Its name.
+    pub path: PathBuf,
+    /// Its size.
+    pub n_bytes: u64,
+    /// Whether the leftover of a run that was cut short was in the way.
+    pub had_leftover: bool,
+}
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// Whether the target may be there already.
+    pub replace: bool,
+    /// Threads that round.
+    pub n_threads: usize,
+    /// The processor that the weights are packed for; `None` for plain rows.
+    pub packed_for: Option<Target>,
+}
+
+/// Writes `plan` to `target`; `progress` gets bytes of tensors done and in all.
+///
+/// # Errors
+/// If the target is there (unless it may be) or is the source, the disk is too full or fails, or a
+/// weight is not finite. The target is as it was then.
+pub fn write(
+    (source_path, source): (&Path, &Gguf),
+    plan: &Plan,
+    importance: Option<&Importance>,
+    target: &Path,
+    options: WriteOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Written, QuantizeError> {
+    check_target(source_path, target, options.replace)?;
+    let total = plan.tensor_bytes();
+    check_room(target, total + total / 16)?;
+    let metadata = plan.metadata(source, &origin(source_path, source, plan, importance));
+    let partial = partial_of(target);
+    let had_leftover = partial.exists();
+    let written = write_rows(source, plan, importance, &metadata, options, &partial, progress);
+    let file = written.inspect_err(|_| {
+        // What is left would be of no use to anyone.
+        let _ = std::fs::remove_file(&partial);
+    })?;
+    publish(&file, &partial, target)?;
+    let n_bytes = file.metadata().map_err(QuantizeError::io(target))?.len();
+    Ok(Written { path: target.to_owned(), n_bytes, had_leftover })
+}
+
+/// Writes the whole file under the name `partial`.
+fn write_rows(
+    source: &Gguf,
+    plan: &Plan,
+    importance: Option<&Importance>,
+    metadata: &Metadata,
+    options: WriteOptions,
+    partial: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<File, QuantizeError> {
+    let file = File::create(partial).map_err(QuantizeError::io(partial))?;
+    let out = BufWriter::with_capacity(1 << 20, file);
+    let mut sink = Sink::new(out, partial, plan, metadata, options.packed_for)?;
+    let (mut done, total) = (0, plan.tensor_bytes());
+    for (tensor, info) in plan.tensors.iter().zip(source.tensors()) {
+        let row = importance.filter(|_| tensor.is_guided);
+        let row = row.map(|i| i.row(&tensor.name, tensor.shape[0] as usize)).transpose()?.flatten();
+        write_tensor(source, info, tensor, row, options.n_threads, &mut |bytes| {
+            done += bytes.len() as u64;
+            progress(done, total);
+            sink.put(bytes, partial)
+        })?;
+        sink.pad(tensor.n_bytes, partial)?;
+    }
+    sink.finish(partial)
+}
+
+/// Where rows go: to a plain GGUF file, or to one that packs them.
+enum Sink {
+    Plain { out: BufWriter<File>, alignment: u64 },
+    Packed(Box<NativeWriter<BufWriter<File>>>),
+}
+
+impl Sink {
+    /// Writes the header.
+    fn new(
+        mut out: BufWriter<File>,
+        path: &Path,
+        plan: &Plan,
+        metadata: &Metadata,
+        packed_for: Option<Target>,
+    ) -> Result<Sink, QuantizeError> {
+        let Some(packed_for) = packed_for else {
+            out.write_all(&plan.header(metadata)).map_err(QuantizeError::io(path))?;
+            let alignment = metadata.u64("general.alignment")?.unwrap_or(32);
+            return Ok(Sink::Plain { out, alignment });
+        };
+        let tensors = plan.tensors.iter().map(|tensor| NativeTensor {
+            name: tensor.name.clone(),
+            ty: tensor.to,
+            shape: tensor.shape.clone(),
+        });
+        let writer = NativeWriter::new(out, packed_for, metadata, tensors.collect());
+        writer.map(|writer| Sink::Packed(Box::new(writer))).map_err(native(path))
+    }
+
+    /// Rows of the tensor at hand.
+    fn put(&mut self, bytes: &[u8], path: &Path) -> Result<(), QuantizeError> {
+        match self {
+            Sink::Plain { out, .. } => out.write_all(bytes).map_err(QuantizeError::io(path)),
+            Sink::Packed(writer) => writer.write(bytes).map_err(native(path)),
+        }
+    }
+
+    /// Zeros behind a tensor of `n_bytes`.
+    fn pad(&mut self, n_bytes: u64, path: &Path) -> Result<(), QuantizeError> {
+        let Sink::Plain { out, alignment } = self else { return Ok(()) };
+        let padding = vec![0; (n_bytes.next_multiple_of(*alignment) - n_bytes) as usize];
+        out.write_all(&padding).map_err(QuantizeError::io(path))
+    }
+
+    fn finish(self, path: &Path) -> Result<File, QuantizeError> {
+        let out = match self {
+            Sink::Plain { out, .. } => out,
+            Sink::Packed(writer) => writer.finish().map_err(native(path))?,
+        };
+        out.into_inner().map_err(|error| QuantizeError::io(path)(error.into_error()))
+    }
+}
+
+fn native(path: &Path) -> impl FnOnce(NativeError) -> QuantizeError {
+    let path = path.to_owned();
+    move |error| match error {
+        NativeError::Io(source) => QuantizeError::Io { path, source },
+        error => QuantizeError::Native(error),
+    }
+}
+
+/// The unfinished form of a file.
+pub(super) fn partial_of(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    target.with_file_name(name)
+}
+
+/// Writes a small file so that its name never stands for half of it.
+pub(super) fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), QuantizeError> {
+    let partial = partial_of(target);
+    let mut file = File::create(&partial).map_err(QuantizeError::io(&partial))?;
+    file.write_all(bytes).map_err(QuantizeError::io(&partial))?;
+    publish(&file, &partial, target)
+}
+
+fn publish(file: &File, partial: &Path, target: &Path) -> Result<(), QuantizeError> {
+    file.sync_all().map_err(QuantizeError::io(partial))?;
+    std::fs::rename(partial, target).map_err(QuantizeError::io(target))?;
+    let folder = File::open(folder_of(target)).map_err(QuantizeError::io(target))?;
+    folder.sync_all().map_err(QuantizeError::io(target))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn check_target(source: &Path, target: &Path, replace: bool) -> Result<(), QuantizeError> {
+    let path = target.to_owned();
+    let Ok(there) = target.canonicalize() else { return Ok(()) };
+    if source.canonicalize().is_ok_and(|source| source == there) {
+        return Err(QuantizeError::SameFile { path });
+    }
+    if replace { Ok(()) } else { Err(QuantizeError::Exists { path }) }
+}
+
+fn check_room(target: &Path, needed: u64) -> Result<(), QuantizeError> {
+    let folder = folder_of(target);
+    let disk = rustix::fs::statvfs(folder).map_err(|e| QuantizeError::io(folder)(e.into()))?;
+    let leftover = std::fs::metadata(partial_of(target)).map_or(0, |metadata| metadata.len());
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize) + leftover;
+    let free = free.saturating_sub(DISK_RESERVE_BYTES);
+    if needed <= free {
+        return Ok(());
+    }
+    Err(QuantizeError::DiskFull { path: target.to_owned(), needed, free })
+}
+
+/// Where the target comes from, for its metadata.
+fn origin(
+    source_path: &Path,
+    source: &Gguf,
+    plan: &Plan,
+    importance: Option<&Importance>,
+) -> Vec<(String, Value)> {
+    let mut hashes = vec![Sha256::new(); source.n_shards()];
+    source.scan(|shard_idx, bytes| hashes[shard_idx].update(bytes));
+    let hashes: Vec<String> = hashes.into_iter().map(|hash| hex(&hash.finalize())).collect();
+    let name = source_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let key = |key: &str| format!("jetforge.quantize.{key}");
+    let mut origin = vec![
+        (key("version"), Value::from(env!("CARGO_PKG_VERSION"))),
+        (key("recipe"), Value::from(plan.recipe.name)),
+        (key("source"), Value::Str(name)),
+        (key("source_sha256"), Value::Str(hashes.join(" "))),
+    ];
+    origin.extend(importance.into_iter().flat_map(Importance::pairs));
+    origin
+}
+
+/// The target's bytes of one tensor, in order.
+fn write_tensor(
+    source: &Gguf,
+    info: &TensorInfo,
+    tensor: &TensorPlan,
+    importance: Option<&[f32]>,
+    n_threads: usize,
+    put: &mut dyn FnMut(&[u8]) -> Result<(), QuantizeError>,
+) -> Result<(), QuantizeError> {
+    let n_cols = info.shape[0] as usize;
+    let row_bytes = info.ty.row_bytes(n_cols).unwrap_or(0).max(1);
+    let chunk_rows = (QUANTIZE_CHUNK_WEIGHTS / n_cols.max(1)).max(1);
+    for (chunk_idx, bytes) in source.bytes(info).chunks(chunk_rows * row_bytes).enumerate() {
+        if tensor.to == tensor.from {
+            put(bytes)?;
+        } else {
+            let rows =
+                Rows { info, tensor, importance, row_bytes, first_row: chunk_idx * chunk_rows };
+            for blocks in rows.quantize(bytes, n_threads)? {
+                put(&blocks)?;
+            }
+        }
+        let start = chunk_idx * chunk_rows * row_bytes;
+        source.release(info, start..start + bytes.len());
+    }
+    Ok(())
+}
+
+/// A run of rows of a tensor.
+struct Rows<'a> {
+    info: &'a TensorInfo,
+    tensor: &'a TensorPlan,
+    importance: Option<&'a [f32]>,
+    row_bytes: usize,
+    first_row: usize,
+}
+
+impl Rows<'_> {
+    /// The rows in the target's type, each thread's apart.
+    fn quantize(&self, bytes: &[u8], n_threads: usize) -> Result<Vec<Vec<u8>>, QuantizeError> {
+        let n_rows = bytes.len() / self.row_bytes;
+        let share = n_rows.div_ceil(n_threads.max(1)).max(1);
+        std::thread::scope(|scope| {
+            let shares = bytes.chunks(share * self.row_bytes).enumerate();
+            let threads: Vec<_> = shares
+                .map(|(i, bytes)| scope.spawn(move || self.quantize_share(bytes, i * share)))
+                .collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(blocks) => blocks,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.collect()
+        })
+    }
+
+    fn quantize_share(&self, bytes: &[u8], first_row: usize) -> Result<Vec<u8>, QuantizeError> {
+        let mut row = vec![0.0; self.info.shape[0] as usize];
+        let mut out = Vec::new();
+        for (i, bytes) in bytes.chunks_exact(self.row_bytes).enumerate() {
+            dequantize(self.info.ty, bytes, &mut row);
+            if !row.iter().all(|weight| weight.is_finite()) {
+                return Err(QuantizeError::NotFinite {
+                    tensor: self.tensor.name.clone(),
+                    row_idx: self.first_row + first_row + i,
+                });
+            }
+            // A plan holds no type that cannot be written.
+            out.extend(quantize(self.tensor.to, &row, self.importance).unwrap_or_default());
+        }
+        Ok(out)
+    }
+}
