@@ -79,7 +79,8 @@ fn the_kv_type_is_chosen_by_our_name_and_by_llama_cpps() {
     assert_eq!(mixed.code, 2);
     assert!(mixed.err.contains("must be equal"), "{}", mixed.err);
     assert_eq!(stats(&["--cache-type-k", "q8_0"]).code, 2);
-    assert_eq!(stats(&["--kv-type", "q4_0"]).code, 2);
+    assert_eq!(bytes(&["--kv-type", "q4_0"]) * 100 / f16, 28); // 18 bytes for 32 values
+    assert_eq!(stats(&["--kv-type", "q5_0"]).code, 2);
 }
 
 #[test]

@@ -69,13 +69,16 @@ impl MemoryDisk {
         self.lock().entries.values().map(|(bytes, _)| bytes.len() as u64).sum()
     }
 
-    /// Changes an entry behind everyone's back, or takes it away.
-    pub fn tamper(&self, key: &Key, change: impl FnOnce(&mut Vec<u8>) -> bool) {
-        let mut state = self.lock();
-        let is_kept = state.entries.get_mut(key).is_some_and(|(bytes, _)| change(bytes));
-        if !is_kept {
-            state.entries.remove(key);
+    /// Changes an entry behind the cache's back.
+    pub fn tamper(&self, key: &Key, change: impl FnOnce(&mut Vec<u8>)) {
+        if let Some((bytes, _)) = self.lock().entries.get_mut(key) {
+            change(bytes);
         }
+    }
+
+    /// Takes an entry away behind the cache's back.
+    pub fn take_away(&self, key: &Key) {
+        self.lock().entries.remove(key);
     }
 
     /// Two entries change places.

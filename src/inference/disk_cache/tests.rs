@@ -98,23 +98,26 @@ fn what_was_stored_is_found_after_a_restart() {
 /// Each byte of an entry lies in one of these parts; `entry.rs` flips every bit.
 #[test]
 fn a_damaged_entry_is_a_miss_with_a_reason_and_goes() {
-    type Damage = fn(&mut Vec<u8>) -> bool;
-    let damages: [(Damage, Miss); 8] = [
-        (|bytes| (bytes[0] ^= 1) == (), Miss::Damaged),
-        (|bytes| (bytes[8] ^= 128) == (), Miss::Damaged),
-        (|bytes| (bytes[500] ^= 4) == (), Miss::Damaged),
-        (|bytes| bytes.last_mut().map(|b| *b ^= 1).is_some(), Miss::Damaged),
-        (|bytes| bytes.pop().is_some(), Miss::Torn),
-        (|bytes| (bytes.push(0)) == (), Miss::Torn),
-        (|bytes| (bytes.clear()) == (), Miss::Torn),
-        (|_| false, Miss::Absent),
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(Option<Damage>, Miss); 8] = [
+        (Some(|bytes| bytes[0] ^= 1), Miss::Damaged),
+        (Some(|bytes| bytes[8] ^= 128), Miss::Damaged),
+        (Some(|bytes| bytes[500] ^= 4), Miss::Damaged),
+        (Some(|bytes| *bytes.last_mut().expect("an entry has bytes") ^= 1), Miss::Damaged),
+        (Some(|bytes| bytes.truncate(bytes.len() - 1)), Miss::Torn),
+        (Some(|bytes| bytes.push(0)), Miss::Torn),
+        (Some(Vec::clear), Miss::Torn),
+        (None, Miss::Absent),
     ];
     for (damage, miss) in damages {
         let disk = Arc::new(MemoryDisk::default());
         let cache = on(&disk, options());
         let keys = chain(&cache, 3);
         store_all(&cache, &keys);
-        disk.tamper(&keys[1], damage);
+        match damage {
+            Some(damage) => disk.tamper(&keys[1], damage),
+            None => disk.take_away(&keys[1]),
+        }
         assert_eq!(fetch(&cache, &keys), (vec![page(0)], Some(miss)));
         assert_eq!(cache.stats().missed(miss), 1);
         assert!(!disk.keys().contains(&keys[1]), "{miss:?}: it is gone");
