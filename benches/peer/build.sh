@@ -29,7 +29,7 @@ if [ ! -d "$source" ]; then
 fi
 PATH="$folder/py/bin:$PATH" cmake -S "$source" -B "$folder/build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
-    -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-    -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$folder/bin"
+    -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 "$folder/py/bin/cmake" --build "$folder/build" --target llama-bench llama-server
-ls -l "$folder/bin"
+ln -sfn build/bin "$folder/bin"
+ls -l "$folder/bin/llama-bench" "$folder/bin/llama-server"

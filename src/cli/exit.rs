@@ -157,7 +157,9 @@ fn of_quantize(error: &QuantizeError) -> u8 {
         | QuantizeError::ImportanceUnused { .. }
         | QuantizeError::ImportanceFile { .. } => MODEL,
         QuantizeError::Inference(error) => of_inference(error),
-        QuantizeError::Exists { .. } | QuantizeError::SameFile { .. } => FAILURE,
+        QuantizeError::Exists { .. }
+        | QuantizeError::SameFile { .. }
+        | QuantizeError::Busy { .. } => FAILURE,
         QuantizeError::DiskFull { .. } => NO_ROOM,
         QuantizeError::Io { source, .. } => match source.kind() {
             std::io::ErrorKind::NotFound => MODEL,

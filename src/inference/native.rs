@@ -153,7 +153,7 @@ impl<W: Write> NativeWriter<W> {
         tensors: Vec<(NativeTensor, Form)>,
     ) -> Result<NativeWriter<W>, NativeError> {
         let mut header = GgufBuilder::new().target(target.name());
-        for (key, value) in metadata.iter().filter(|(key, _)| *key != "general.alignment") {
+        for (key, value) in metadata.iter().filter(|(key, _)| is_kept(key)) {
             header = header.pair(key, value.clone());
         }
         header = header.pair("general.alignment", ALIGNMENT);
@@ -273,6 +273,12 @@ fn place(tensor: NativeTensor, form: Form) -> Result<Placed, NativeError> {
         return Err(refused(&tensor));
     };
     Ok(Placed { tensor, form, n_bytes, row_bytes, n_rows })
+}
+
+/// Whether a key of the source is true of the file as well, which is one and has an alignment of
+/// its own.
+fn is_kept(key: &str) -> bool {
+    key != "general.alignment" && !key.starts_with("split.")
 }
 
 /// How each tensor stands in a file for `target`.

@@ -22,7 +22,7 @@ pub use imatrix::Importance;
 pub use plan::{Override, Plan, PlanOptions, TensorPlan};
 pub use recipe::Recipe;
 pub use report::{Comparison, compare};
-pub use write::{WriteOptions, Written, write};
+pub use write::{WriteOptions, Written, check_target, write};
 
 use crate::base::format::bytes;
 use crate::inference::gguf::GgufError;
@@ -129,6 +129,12 @@ pub enum QuantizeError {
     PackedSource {
         /// What it was packed for.
         target: String,
+    },
+    /// Another run writes the same target.
+    #[error("another run is writing {}; wait for it, or choose another target", path.display())]
+    Busy {
+        /// The unfinished file.
+        path: PathBuf,
     },
     /// A tensor that a native file cannot hold.
     #[error(transparent)]

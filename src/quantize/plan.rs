@@ -94,8 +94,9 @@ impl Plan {
         options: &PlanOptions,
         importance: Option<&Importance>,
     ) -> Result<Plan, QuantizeError> {
-        if let Some(target) = source.native_target().filter(|_| has_panels(source)) {
-            return Err(QuantizeError::PackedSource { target: target.to_owned() });
+        if has_panels(source) {
+            let target = source.native_target().unwrap_or("a processor").to_owned();
+            return Err(QuantizeError::PackedSource { target });
         }
         let shape = shape_of(source, importance.is_some())?;
         let mut used = HashSet::new();
@@ -152,6 +153,12 @@ impl Plan {
     /// file, and `origin`.
     pub(super) fn metadata(&self, source: &Gguf, origin: &[(String, Value)]) -> Metadata {
         let mut metadata = source.metadata().clone();
+        // What an earlier run said of itself is not true of this one.
+        const OF_A_RUN: [&str; 4] =
+            ["split.", "quantize.imatrix.", "jetforge.quantize.", "jetforge.native."];
+        let is_kept = |key: &str| !OF_A_RUN.iter().any(|prefix| key.starts_with(prefix));
+        let pairs = metadata.iter().filter(|(key, _)| is_kept(key));
+        metadata = Metadata::from_pairs(pairs.map(|(key, value)| (key, value.clone())));
         if self.tensors.iter().any(|tensor| tensor.to != tensor.from) {
             metadata.set("general.quantization_version", 2u32);
             // A number that stands for another mixture would be worse than llama.cpp's "guessed".
@@ -160,8 +167,7 @@ impl Plan {
         for (key, value) in origin {
             metadata.set(key.as_str(), value.clone());
         }
-        let pairs = metadata.iter().filter(|(key, _)| !key.starts_with("split."));
-        Metadata::from_pairs(pairs.map(|(key, value)| (key, value.clone())))
+        metadata
     }
 
     /// The file up to its tensor data.

@@ -36,8 +36,8 @@ pub fn compare(
 ) -> Result<Comparison, InferenceError> {
     let mut divergences = Vec::new();
     let (mut source_nll, mut nll, mut n_same) = (0.0, 0.0, 0usize);
-    let n_windows = tokens.len() / n_ctx.max(1);
-    for (i, window) in tokens.chunks_exact(n_ctx.max(1)).enumerate() {
+    let n_windows = source.check_windows(tokens, n_ctx)?;
+    for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
         let mut rows = Vec::new();
         source.windows(window, n_ctx, &mut |row, next| {
             let row = log_probs(row);

@@ -64,9 +64,11 @@ pub fn write(
     let partial = partial_of(target);
     let had_leftover = partial.exists();
     let written = write_rows(source, plan, importance, &metadata, options, &partial, progress);
-    let file = written.inspect_err(|_| {
-        // What is left would be of no use to anyone.
-        let _ = std::fs::remove_file(&partial);
+    let file = written.inspect_err(|error| {
+        // What is left would be of no use to anyone, unless another run is at it.
+        if !matches!(error, QuantizeError::Busy { .. }) {
+            let _ = std::fs::remove_file(&partial);
+        }
     })?;
     publish(&file, &partial, target)?;
     let n_bytes = file.metadata().map_err(QuantizeError::io(target))?.len();
@@ -83,7 +85,7 @@ fn write_rows(
     partial: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<File, QuantizeError> {
-    let file = File::create(partial).map_err(QuantizeError::io(partial))?;
+    let file = open_partial(partial)?;
     let out = BufWriter::with_capacity(1 << 20, file);
     let mut sink = Sink::new(out, partial, plan, metadata, options.packed_for)?;
     let (mut done, total) = (0, plan.tensor_bytes());
@@ -98,6 +100,18 @@ fn write_rows(
         sink.pad(tensor.n_bytes, partial)?;
     }
     sink.finish(partial)
+}
+
+/// The leftover of an earlier run or a new file, empty, and locked against other runs.
+fn open_partial(partial: &Path) -> Result<File, QuantizeError> {
+    let file = File::options().create(true).truncate(false).write(true).open(partial);
+    let file = file.map_err(QuantizeError::io(partial))?;
+    // A file system without locks (some USB sticks) still takes files.
+    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+        return Err(QuantizeError::Busy { path: partial.to_owned() });
+    }
+    file.set_len(0).map_err(QuantizeError::io(partial))?;
+    Ok(file)
 }
 
 /// Where rows go: to a plain GGUF file, or to one that packs them.
@@ -187,7 +201,11 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn check_target(source: &Path, target: &Path, replace: bool) -> Result<(), QuantizeError> {
+/// Refuses a target that is the source, or that is there and may not be replaced.
+///
+/// # Errors
+/// As it says.
+pub fn check_target(source: &Path, target: &Path, replace: bool) -> Result<(), QuantizeError> {
     let path = target.to_owned();
     let Ok(there) = target.canonicalize() else { return Ok(()) };
     if source.canonicalize().is_ok_and(|source| source == there) {

@@ -73,7 +73,10 @@ impl Ledger {
 fn today(disk: &dyn Disk) -> Day {
     let unix_day = disk.now_unix_s() / DAY_S;
     match read(&disk.read_ledger().unwrap_or_default()) {
-        Some(day) if day.unix_day >= unix_day => day,
+        // A clock that went back opens no new day.
+        Some(day) if day.unix_day == unix_day || day.unix_day == unix_day + 1 => day,
+        // One that stood far ahead and was corrected does not close all days until then.
+        Some(day) if day.unix_day > unix_day => Day { unix_day, ..day },
         _ => Day { unix_day, n_bytes: 0 },
     }
 }
@@ -100,6 +103,8 @@ mod tests {
         assert!((800..=1000).contains(&n_written), "{n_written}");
         disk.set_day(19_999);
         assert!(!Ledger::new(1000, &disk).take(90, &disk), "a clock that goes back");
+        disk.set_day(10_000);
+        assert!(!Ledger::new(1000, &disk).take(90, &disk), "nor one that goes far back");
         disk.set_day(20_001);
         let mut ledger = Ledger::new(1000, &disk);
         assert!(ledger.take(400, &disk) && !ledger.is_half_gone());

@@ -229,6 +229,7 @@ fn a_full_queue_drops_and_a_failing_or_full_disk_is_survived() {
     cache.store(keys[39], page(0));
     settle(&cache);
     assert_eq!(fetch(&cache, &keys[39..]), (vec![], Some(Miss::Failed)));
+    assert!(disk.keys().contains(&keys[39]), "it may be read another time");
     disk.set_free(0);
     disk.fail(false, false);
     cache.store(keys[38], page(0));

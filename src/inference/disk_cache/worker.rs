@@ -195,7 +195,11 @@ fn next_job(shared: &Shared) -> Option<Job> {
 fn list(shared: &Shared) {
     // Before the list, so that what changes meanwhile is listed again.
     let stamp = shared.disk.stamp();
-    let mut listed = shared.disk.list().unwrap_or_default();
+    let Ok(mut listed) = shared.disk.list() else {
+        // What was known is better than nothing: the budget holds, and reads say what is gone.
+        shared.lock().is_listing_wanted = false;
+        return;
+    };
     listed.sort_by_key(|entry| (entry.used, entry.key));
     let mut state = shared.lock();
     let mut index = Index::default();
@@ -228,8 +232,7 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
         fetch.ready_at += Duration::from_secs_f64(n_bytes as f64 / limit.max(1) as f64);
         std::thread::sleep(fetch.ready_at.saturating_duration_since(Instant::now()));
     }
-    if page.is_err() {
-        // What cannot be read is of no use, whatever the reason.
+    if matches!(page, Err(Miss::Torn | Miss::Damaged)) {
         disk.remove(&key);
     }
     let is_stale = {
@@ -244,7 +247,9 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
             }
             Err(miss) => {
                 state.stats.miss(*miss, 1);
-                state.index.remove(&key);
+                if *miss != Miss::Failed {
+                    state.index.remove(&key);
+                }
                 // Somebody else removed it, and perhaps more; or we did.
                 state.is_listing_wanted |= *miss == Miss::Absent;
                 state.stamp = state.stamp.map(|_| disk.stamp());

@@ -266,9 +266,9 @@ impl Core {
 
     /// Notes what a sequence has in its pages in the prefix cache.
     fn keep(&mut self, i: usize) {
-        let sequence = &self.sequences[i];
+        let sequence = &mut self.sequences[i];
         if sequence.group.request.uses_cache {
-            let (tokens, pages) = (&sequence.tokens[..sequence.n_kv], &sequence.pages);
+            let (tokens, pages) = (&sequence.tokens[..sequence.n_kv], &mut sequence.pages);
             self.cache.insert(&mut self.pool, &sequence.group.scope, tokens, pages);
         }
     }

@@ -105,24 +105,34 @@ impl PrefixCache {
         Some(self.node(at?).page)
     }
 
-    /// Notes that `pages` hold `tokens`; pages that are new here are held once more.
+    /// Notes that `pages` hold `tokens`; pages that are new here are held once more. Where another
+    /// computed the same full page, the holder gets that one for its own: the bits are equal, and
+    /// two sequences side by side with one beginning need its pages once. (Else the cache would
+    /// hold pages that nobody uses and that cannot go, since another's stand behind them.)
     pub fn insert(
         &mut self,
         pool: &mut PagePool,
         scope: &Scope,
         tokens: &[TokenId],
-        pages: &[PageIdx],
+        pages: &mut [PageIdx],
     ) {
         self.clock += 1;
         let mut at = None;
-        for (chunk, &page) in tokens.chunks(PAGE_LEN).zip(pages) {
+        for (chunk, page) in tokens.chunks(PAGE_LEN).zip(pages) {
             let idx = match self.best_child(scope, at, chunk) {
-                Some((idx, n_same)) if n_same == chunk.len() => idx,
-                Some((idx, n_same)) if n_same == self.node(idx).tokens.len() => {
-                    self.extend(pool, idx, chunk, page);
+                Some((idx, n_same)) if n_same == chunk.len() => {
+                    let same = self.node(idx).page;
+                    if n_same == PAGE_LEN && same != *page {
+                        pool.retain(same);
+                        pool.release(std::mem::replace(page, same));
+                    }
                     idx
                 }
-                _ => self.add(pool, scope, at, chunk, page),
+                Some((idx, n_same)) if n_same == self.node(idx).tokens.len() => {
+                    self.extend(pool, idx, chunk, *page);
+                    idx
+                }
+                _ => self.add(pool, scope, at, chunk, *page),
             };
             let clock = self.clock;
             self.node_mut(idx).last_used = clock;
@@ -266,8 +276,8 @@ mod tests {
     }
 
     fn cache(pool: &mut PagePool, cache: &mut PrefixCache, tokens: &[TokenId]) -> Vec<PageIdx> {
-        let pages = pages(pool, tokens.len());
-        cache.insert(pool, &Scope::default(), tokens, &pages);
+        let mut pages = pages(pool, tokens.len());
+        cache.insert(pool, &Scope::default(), tokens, &mut pages);
         pages.iter().for_each(|&page| pool.release(page));
         pages
     }
@@ -285,6 +295,26 @@ mod tests {
         assert_eq!(found.partial, Some((first[2], 4)));
         assert_eq!(found.n_tokens(), 68);
         assert_eq!(pool.n_holder(first[0]), 2);
+    }
+
+    /// Two that began alike at the same time, each with pages of its own: when one is gone, what it
+    /// leaves is the other's or can be had back.
+    #[test]
+    fn twins_hold_the_pages_of_one() {
+        let (mut pool, mut tree) = (PagePool::new(16), PrefixCache::default());
+        let (one, other) = (text(100, 1), text(100, 2));
+        let mut held = [pages(&mut pool, one.len()), pages(&mut pool, other.len())];
+        for (pages, text) in held.iter_mut().zip([&one, &other]) {
+            tree.insert(&mut pool, &Scope::default(), text, pages);
+        }
+        assert_eq!(held[0][..3], held[1][..3]);
+        assert_eq!(pool.n_free(), 16 - 5);
+        held[0].iter().for_each(|&page| pool.release(page));
+        while tree.evict(&mut pool) {}
+        assert_eq!(pool.n_free(), 16 - held[1].len());
+        held[1].iter().for_each(|&page| pool.release(page));
+        while tree.evict(&mut pool) {}
+        assert_eq!(pool.n_free(), 16);
     }
 
     #[test]
@@ -349,7 +379,7 @@ mod tests {
                 while held.len() * PAGE_LEN < text.len() {
                     held.push(pool.alloc().unwrap());
                 }
-                tree.insert(&mut pool, &Scope::default(), text, &held);
+                tree.insert(&mut pool, &Scope::default(), text, &mut held);
                 held.into_iter().for_each(|page| pool.release(page));
                 known.push(text.clone());
                 prop_assert_eq!(pool.n_free() + tree.n_page(), 64);

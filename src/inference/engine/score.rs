@@ -114,7 +114,10 @@ impl Model {
     }
 
     /// How many windows of `n_ctx` there are.
-    fn check_windows(&self, tokens: &[TokenId], n_ctx: usize) -> Result<usize, InferenceError> {
+    ///
+    /// # Errors
+    /// If there is none, or the model does not generate.
+    pub fn check_windows(&self, tokens: &[TokenId], n_ctx: usize) -> Result<usize, InferenceError> {
         if !self.hparams.arch.causal {
             return Err(InferenceError::NotGenerative);
         }

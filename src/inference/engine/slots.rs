@@ -5,9 +5,9 @@
 //!              | the bytes of each page | SHA-256 of everything before [32]
 //! ```
 //!
-//! Numbers are little-endian. The fingerprint is of what shapes keys and values: the model's file
-//! and the form that they are stored in. A file that is damaged, cut or of another model is refused
-//! whole.
+//! Numbers are little-endian. The fingerprint is of what shapes keys and values: the model's file,
+//! the form that they are stored in, what computes, and the scope of the sequence. A file that is
+//! damaged, cut or of another model is refused whole.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -42,7 +42,7 @@ impl Core {
         let n_tokens = found.n_tokens();
         let pages: Vec<PageIdx> =
             found.pages.iter().copied().chain(found.partial.map(|(page, _)| page)).collect();
-        let saved = self.write_slot(path, &tokens[..n_tokens], &pages);
+        let saved = self.write_slot(path, &scope, &tokens[..n_tokens], &pages);
         found.pages.iter().for_each(|&page| self.pool.release(page));
         let n_bytes = saved.map_err(|error| slot_error(path, error.to_string()))?;
         Ok(SlotFile { n_tokens, n_bytes })
@@ -51,6 +51,7 @@ impl Core {
     fn write_slot(
         &self,
         path: &Path,
+        scope: &Scope,
         tokens: &[TokenId],
         pages: &[PageIdx],
     ) -> std::io::Result<u64> {
@@ -59,7 +60,7 @@ impl Core {
         let mut out = Hashing { out: BufWriter::new(File::create(&part)?), hash: Sha256::new() };
         let mut page_buf = vec![0u8; self.runner.page_bytes()];
         out.put(MAGIC)?;
-        out.put(&self.fingerprint())?;
+        out.put(&self.fingerprint(scope))?;
         out.put(&(page_buf.len() as u32).to_le_bytes())?;
         out.put(&(tokens.len() as u32).to_le_bytes())?;
         tokens.iter().try_for_each(|token| out.put(&token.to_le_bytes()))?;
@@ -92,7 +93,7 @@ impl Core {
             written = self.runner.write_page(page, bytes).map_err(|error| error.to_string());
         }
         if written.is_ok() {
-            self.cache.insert(&mut self.pool, &Scope::default(), &tokens, &held);
+            self.cache.insert(&mut self.pool, &Scope::default(), &tokens, &mut held);
         }
         held.into_iter().for_each(|page| self.pool.release(page));
         written.map_err(|reason| slot_error(path, reason))?;
@@ -121,8 +122,14 @@ impl Core {
         if Sha256::digest(body).as_slice() != digest {
             return Err("it is damaged".to_owned());
         }
-        if body[8..40] != self.fingerprint() {
-            return Err("it is of another model, or of another KV type".to_owned());
+        // It comes back for everyone and without adapters: what was computed for one API key alone,
+        // or with an adapter, is not that.
+        if body[8..40] != self.fingerprint(&Scope::default()) {
+            return Err(
+                "it is of another model, KV type, instruction set or version of jetforge, \
+                        or was computed with an adapter or a private cache"
+                    .to_owned(),
+            );
         }
         let number = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| body[at + i])) as usize;
         let n_tokens = number(44);
@@ -159,9 +166,15 @@ impl Core {
     }
 
     /// A hash of what shapes keys and values.
-    fn fingerprint(&self) -> [u8; 32] {
+    fn fingerprint(&self, scope: &Scope) -> [u8; 32] {
         let mut hash = Sha256::new();
         let gguf = self.info.gguf();
+        hash.update(env!("CARGO_PKG_VERSION"));
+        hash.update(self.runner.numerics());
+        if *scope != Scope::default() {
+            // Names nothing that another start of the program would know again.
+            hash.update(format!("{scope:?}"));
+        }
         hash.update(gguf.file_bytes().to_le_bytes());
         hash.update((self.runner.page_bytes() as u64).to_le_bytes());
         for tensor in gguf.tensors() {

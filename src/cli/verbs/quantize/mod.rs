@@ -26,8 +26,8 @@ use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, style
 use crate::cli::{Context, exit};
 use crate::inference::{EncodeOptions, Gguf, Model, Target, TokenId};
 use crate::quantize::{
-    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, WriteOptions, parse_recipe,
-    parse_type, write,
+    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, WriteOptions, check_target,
+    parse_recipe, parse_type, write,
 };
 
 /// Options of `quantize`.
@@ -181,6 +181,9 @@ impl Job<'_> {
             return Ok(Some(Importance::read(path)?));
         }
         let Some(text) = &self.args.imatrix_from else { return Ok(None) };
+        let path = self.args.write_imatrix.clone();
+        let path = path.unwrap_or_else(|| self.args.source.with_extension("imatrix.gguf"));
+        check_target(&self.args.source, &path, self.args.force)?;
         let source = self.app.model_source()?;
         let mut model = self.app.load()?;
         let tokens = tokens(&model, text)?;
@@ -192,8 +195,6 @@ impl Job<'_> {
         });
         bar.finish_and_clear();
         let sums = sums.map_err(|error| App::inference(&source, error))?;
-        let path = self.args.write_imatrix.clone();
-        let path = path.unwrap_or_else(|| self.args.source.with_extension("imatrix.gguf"));
         let dataset = text.file_name().unwrap_or_default().to_string_lossy();
         let n_chunk = tokens.len() / n_ctx.max(1);
         let importance = Importance::write(&path, &sums, &dataset, n_ctx, n_chunk)?;

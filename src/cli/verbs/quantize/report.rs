@@ -36,6 +36,13 @@ impl Drop for Temporary {
     }
 }
 
+/// A hidden name beside the source, of this process alone.
+fn temporary_name(source: &Path, recipe: Recipe) -> PathBuf {
+    let target = default_target(source, recipe);
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    target.with_file_name(format!(".{name}.{}.report", std::process::id()))
+}
+
 /// Measures `plan` and those to compare it with, and prints the table.
 pub fn run(job: &Job<'_>, plan: &Plan, text: &Path, target: Option<PathBuf>) -> anyhow::Result<()> {
     note_fallbacks(plan);
@@ -47,7 +54,7 @@ pub fn run(job: &Job<'_>, plan: &Plan, text: &Path, target: Option<PathBuf>) -> 
     let mut lines = Vec::new();
     for (i, plan) in plans.into_iter().enumerate() {
         let kept = target.as_ref().filter(|_| i == 0);
-        let temporary = default_target(&job.args.source, plan.recipe).with_extension("report");
+        let temporary = temporary_name(&job.args.source, plan.recipe);
         let path = kept.unwrap_or(&temporary);
         let _guard = kept.is_none().then(|| Temporary(temporary.clone()));
         job.write_quietly(&plan, path, kept.is_none() || job.args.force)?;
