@@ -1,7 +1,7 @@
 //! What tokens cost in energy, where the machine has a sensor.
 //!
-//! Rounds are summed up with what they took; a round is longer than the sensors' period. Figures are
-//! gross: what the machine takes when it does nothing stands beside them.
+//! Rounds are summed up with what they took; a round is longer than the sensors' period. Figures
+//! are gross: what the machine takes when it does nothing stands beside them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -109,40 +109,39 @@ mod tests {
         Key([i; 32])
     }
 
-    #[allow(non_snake_case)] // a unit
-    fn S(n: u64) -> Duration {
+    fn s(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
     #[test]
     fn the_least_recently_used_is_the_oldest() {
         let mut index = Index::default();
-        (0..4).for_each(|i| index.insert(key(i), 10, S(0)));
-        index.touch(&key(0), S(1), S(600));
+        (0..4).for_each(|i| index.insert(key(i), 10, s(0)));
+        index.touch(&key(0), s(1), s(600));
         assert_eq!(index.oldest(), Some(key(1)));
         index.remove(&key(1));
-        index.insert(key(2), 30, S(5));
+        index.insert(key(2), 30, s(5));
         assert_eq!((index.oldest(), index.n_bytes(), index.n_entry()), (Some(key(3)), 50, 3));
-        assert!(!index.contains(&key(1)) && !index.touch(&key(1), S(9999), S(600)));
+        assert!(!index.contains(&key(1)) && !index.touch(&key(1), s(9999), s(600)));
     }
 
     #[test]
     fn the_disk_hears_of_a_use_now_and_then() {
         let mut index = Index::default();
-        index.insert(key(1), 10, S(0));
-        let mut hears = |at| index.touch(&key(1), S(at), S(600));
+        index.insert(key(1), 10, s(0));
+        let mut hears = |at| index.touch(&key(1), s(at), s(600));
         assert_eq!([599, 600, 1199, 1200].map(&mut hears), [false, true, false, true]);
     }
 
     #[test]
     fn a_list_made_anew_keeps_the_order_that_the_disk_was_not_told() {
         let mut index = Index::default();
-        (0..4).for_each(|i| index.insert(key(i), 10, S(i.into())));
+        (0..4).for_each(|i| index.insert(key(i), 10, s(i.into())));
         // One moment, in this order; the disk hears of none.
         for i in [2, 0] {
-            assert!(!index.touch(&key(i), S(10), S(600)));
+            assert!(!index.touch(&key(i), s(10), s(600)));
         }
-        let listed = |i: u8, used| Listed { key: key(i), n_bytes: 10, used: S(used) };
+        let listed = |i: u8, used| Listed { key: key(i), n_bytes: 10, used: s(used) };
         // Another process used 1 since, and wrote 5.
         let list = vec![listed(0, 0), listed(1, 20), listed(2, 2), listed(3, 3), listed(5, 7)];
         let mut renewed = index.renewed(list);

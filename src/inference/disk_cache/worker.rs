@@ -83,7 +83,9 @@ impl State {
     pub fn is_listed(&self, now: Duration) -> bool {
         // A clock that goes back makes what is known old.
         let age = now.checked_sub(self.looked_at);
-        self.stamp.is_some() && age.is_some_and(|age| age < LOOK_EVERY)
+        // Before a page is written the disk is looked at.
+        let is_fresh = self.writing.is_some() || age.is_some_and(|age| age < LOOK_EVERY);
+        self.stamp.is_some() && is_fresh
     }
 
     pub fn has_room(&self, page_bytes: usize) -> bool {
