@@ -10,5 +10,6 @@ pub mod cli;
 pub mod hosting;
 pub mod inference;
 pub mod library;
+pub mod power;
 pub mod quantize;
 pub mod server;

@@ -221,3 +221,5 @@ pub const PREFIX_STEP_BYTES: usize = 8 << 20;
 pub const PREFIX_SEEN_MAX: usize = 16_384;
 /// Milliseconds without a page after which a prompt is computed instead of read.
 pub const PREFIX_STALL_MS: u64 = 2_000;
+/// Milliseconds after which no more pages of a prompt are read, however they come.
+pub const PREFIX_FETCH_MS: u64 = 60_000;

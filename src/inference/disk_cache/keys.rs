@@ -155,15 +155,24 @@ pub(super) fn random() -> std::io::Result<[u8; KEY_LEN]> {
     Ok(bytes)
 }
 
+/// A name for a file that is being written, which nobody else has: two containers that share a
+/// directory can have one process id.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub(super) fn part_name() -> std::io::Result<String> {
+    let number = Key(random()?).short();
+    Ok(format!("{number:016x}.part"))
+}
+
 /// Writes a new key under a name of its own and links it into place: of two processes one wins,
 /// and a loss of power leaves a whole key or none.
 fn create(path: &Path) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let part = dir.join(part_name()?);
     let write = || {
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
         file.write_all(&random()?)?;
         file.sync_all()?;
         match fs::hard_link(&part, path) {
