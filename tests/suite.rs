@@ -20,6 +20,7 @@ mod quantize;
 mod sampler;
 mod serve;
 mod server;
+mod setup;
 mod speculation;
 mod support;
 mod terminal;

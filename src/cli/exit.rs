@@ -132,7 +132,8 @@ fn of_library(error: &LibraryError) -> u8 {
             std::io::ErrorKind::StorageFull => NO_ROOM,
             _ => FAILURE,
         },
-        LibraryError::NoSpace { .. } => NO_ROOM,
+        LibraryError::NoSpace { .. } | LibraryError::DoesNotFit { .. } => NO_ROOM,
+        LibraryError::Inference(error) => of_inference(error),
         LibraryError::Refused { .. }
         | LibraryError::Redirect { .. }
         | LibraryError::Network { .. }

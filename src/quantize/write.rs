@@ -20,7 +20,7 @@ use super::{Importance, Plan, QuantizeError, TensorPlan};
 use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS};
 use crate::inference::gguf::{Gguf, Metadata, TensorInfo, Value};
 use crate::inference::quant::{dequantize, quantize};
-use crate::inference::{NativeError, NativeTensor, NativeWriter, Target};
+use crate::inference::{NativeError, NativeWriter, Target};
 
 /// A file that was written.
 #[derive(Clone, Debug)]
@@ -130,16 +130,11 @@ impl Sink {
         packed_for: Option<Target>,
     ) -> Result<Sink, QuantizeError> {
         let Some(packed_for) = packed_for else {
-            out.write_all(&plan.header(metadata)).map_err(QuantizeError::io(path))?;
+            out.write_all(&plan.header(metadata).header()).map_err(QuantizeError::io(path))?;
             let alignment = metadata.u64("general.alignment")?.unwrap_or(32);
             return Ok(Sink::Plain { out, alignment });
         };
-        let tensors = plan.tensors.iter().map(|tensor| NativeTensor {
-            name: tensor.name.clone(),
-            ty: tensor.to,
-            shape: tensor.shape.clone(),
-        });
-        let writer = NativeWriter::new(out, packed_for, metadata, tensors.collect());
+        let writer = NativeWriter::new(out, packed_for, metadata, plan.native_tensors());
         writer.map(|writer| Sink::Packed(Box::new(writer))).map_err(native(path))
     }
 

@@ -154,12 +154,18 @@ fn settings(args: &QuantizeArgs) -> Vec<Setting> {
 
 /// `model-f16.gguf` and Q4_K_M give `model-q4_k_m.gguf` in the same directory.
 fn default_target(source: &Path, recipe: Recipe) -> PathBuf {
+    let name = format!("{}-{}.gguf", model_stem(source), recipe.name.to_ascii_lowercase());
+    source.with_file_name(name)
+}
+
+/// The name of a model's file without the type of its weights.
+pub(super) fn model_stem(source: &Path) -> String {
     let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let lower = stem.to_ascii_lowercase();
-    let suffix = ["bf16", "f16", "fp16", "f32"].into_iter().find(|suffix| lower.ends_with(suffix));
+    let suffixes = ["bf16", "fp16", "f16", "f32"];
+    let suffix = suffixes.into_iter().find(|suffix| lower.ends_with(suffix));
     let kept = &stem[..stem.len() - suffix.map_or(0, str::len)];
-    let kept = kept.trim_end_matches(['-', '.', '_']);
-    source.with_file_name(format!("{kept}-{}.gguf", recipe.name.to_ascii_lowercase()))
+    kept.trim_end_matches(['-', '.', '_']).to_owned()
 }
 
 impl Job<'_> {
