@@ -17,6 +17,7 @@ mod perplexity;
 mod prefixes;
 mod pull;
 mod quantize;
+mod safetensors;
 mod sampler;
 mod serve;
 mod server;

@@ -12,7 +12,7 @@ use crate::app::AppError;
 use crate::base::config::ConfigError;
 use crate::inference::InferenceError;
 use crate::library::LibraryError;
-use crate::quantize::QuantizeError;
+use crate::quantize::{FolderError, QuantizeError};
 use crate::server::ServerError;
 
 /// Done.
@@ -150,7 +150,14 @@ fn of_quantize(error: &QuantizeError) -> u8 {
         | QuantizeError::Pattern { .. }
         | QuantizeError::PatternUnused { .. }
         | QuantizeError::Requantize { .. } => USAGE,
+        QuantizeError::FolderRuns { .. } => USAGE,
+        QuantizeError::Folder(FolderError::Io { source, .. }) => match source.kind() {
+            std::io::ErrorKind::NotFound => MODEL,
+            _ => FAILURE,
+        },
         QuantizeError::Gguf(_)
+        | QuantizeError::Folder(_)
+        | QuantizeError::TooLarge { .. }
         | QuantizeError::PackedSource { .. }
         | QuantizeError::Native(_)
         | QuantizeError::NotFinite { .. }

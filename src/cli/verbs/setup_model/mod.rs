@@ -20,7 +20,7 @@ use serde_json::json;
 
 use self::choice::{Bits, early_refusal, other_bits, packed_for, recipe_for};
 use super::pull;
-use super::quantize::model_stem;
+use super::quantize::{model_stem, open_source};
 use crate::app::App;
 use crate::base::config::Setting;
 use crate::base::format::bytes;
@@ -36,8 +36,8 @@ use crate::quantize::{Importance, Plan, PlanOptions, Recipe, WriteOptions, write
 /// Options of `setup-model`.
 #[derive(Debug, Args)]
 pub struct SetupModelArgs {
-    /// A name of the catalog or of the store, or a GGUF file
-    #[arg(short, long, value_name = "NAME|FILE")]
+    /// A name of the catalog or of the store, a GGUF file, or a folder of safetensors
+    #[arg(short, long, value_name = "NAME|PATH")]
     model: String,
     /// Bits of a weight: 3bit, 4bit or 8bit
     #[arg(long, value_name = "BITS", default_value = "4bit")]
@@ -48,8 +48,8 @@ pub struct SetupModelArgs {
     /// Less of everything: smaller mixes, half the context, one sequence, q8_0 keys and values
     #[arg(long)]
     low_memory: bool,
-    /// Take the weights from this GGUF file
-    #[arg(long, value_name = "FILE")]
+    /// Take the weights from this GGUF file or folder
+    #[arg(long, value_name = "PATH")]
     from: Option<PathBuf>,
     /// Importance matrix, llama.cpp's GGUF or .dat
     #[arg(long, value_name = "FILE")]
@@ -162,11 +162,12 @@ impl Job<'_> {
             return Err(CliError::no_room(format!("{}: {refusal}", entry.name)).into());
         }
         let Some(path) = self.source()? else { return Ok(None) };
-        let source = open(&path)?;
+        let opened = open_source(&path)?;
+        let source = opened.gguf();
         let importance = self.args.imatrix.as_deref().map(Importance::read).transpose()?;
-        let plan = self.plan(&source, self.recipe, importance.as_ref())?;
-        let outline = plan.outline(&source, Some(self.packed_for))?;
-        let (preset, memory) = self.preset(&outline, Some(&source))?;
+        let plan = self.plan(source, self.recipe, importance.as_ref())?;
+        let outline = plan.outline(source, Some(self.packed_for))?;
+        let (preset, memory) = self.preset(&outline, Some(source))?;
         if self.args.dry_run {
             let n_bytes = outline.file_bytes();
             return Ok(Some(Outcome { preset, memory, n_bytes, was_here: false }));
@@ -181,7 +182,7 @@ impl Job<'_> {
         let n_threads = self.args.threads.unwrap_or(cores);
         let bar = bytes_bar(self.recipe.name);
         let written = write(
-            (&path, &source),
+            &opened,
             &plan,
             importance.as_ref(),
             &self.target,
