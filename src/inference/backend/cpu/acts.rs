@@ -60,6 +60,8 @@ pub struct ActChunk {
     pub code_sum: [i16; CHUNK_BLOCKS],
     /// The sum of each 16 codes.
     pub code_sum16: [i16; 2 * CHUNK_BLOCKS],
+    /// The sum of all codes.
+    pub whole_sum: i32,
 }
 
 impl ActChunk {
@@ -71,6 +73,7 @@ impl ActChunk {
         sum: [0.0; CHUNK_BLOCKS],
         code_sum: [0; CHUNK_BLOCKS],
         code_sum16: [0; 2 * CHUNK_BLOCKS],
+        whole_sum: 0,
     };
 
     /// Rounds up to 256 values; those past the end of `x` are zero.
@@ -116,6 +119,7 @@ impl ActChunk {
             self.code_sum16[2 * b] = sums[0] as i16;
             self.code_sum16[2 * b + 1] = sums[1] as i16;
         }
+        self.whole_sum = -self.neg_sum.iter().sum::<i32>();
     }
 }
 

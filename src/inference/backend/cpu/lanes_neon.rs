@@ -62,6 +62,7 @@ unsafe impl Lanes for NeonLanes {
     type S = int32x4_t;
     type P = [int16x4_t; 2];
     const CENTERS_BYTES: bool = true;
+    const EXPANDS: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -162,8 +163,8 @@ unsafe impl Lanes for NeonLanes {
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> int32x4_t {
-        unsafe { vdupq_n_s32(0) }
+    unsafe fn int(x: i32) -> int32x4_t {
+        unsafe { vdupq_n_s32(x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: int32x4_t) -> float32x4_t {

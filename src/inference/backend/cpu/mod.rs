@@ -6,6 +6,7 @@
 
 mod acts;
 mod attention;
+mod expand;
 mod float_rows;
 mod isa;
 mod kv_cache;
