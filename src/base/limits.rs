@@ -38,6 +38,12 @@ pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
 pub const QUANTIZE_CHUNK_WEIGHTS: usize = 4 << 20;
 /// Bytes of an importance matrix.
 pub const IMATRIX_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of the header of a safetensors file.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of a configuration or vocabulary beside safetensors files.
+pub const FOLDER_JSON_BYTES_MAX: u64 = 64 << 20;
+/// Rows of a report's source that wait to be compared.
+pub const REPORT_ROWS_MAX: usize = 8;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
 /// Bytes of one token's text.
