@@ -9,7 +9,7 @@ use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::http::{Answer, Wire, get, post, request, send, until};
 
-const N_TOKEN: usize = 400;
+const N_TOKEN: usize = 160;
 
 /// A service whose jobs become durable every few milliseconds.
 fn serve(home: &Path, more: &[&str]) -> Process {
@@ -132,7 +132,7 @@ fn jobs_outlive_kill_9_at_any_moment_and_each_is_answered_once() {
     let mut ids: Vec<String> = Vec::new();
     let mut readers: Vec<Reader> = (0..n_job).map(|_| Reader::default()).collect();
     // Tokens of the watched job after which the program is killed: seeded, the same every time.
-    for (round, n_token) in [3, 120, 300, 40, 380].into_iter().enumerate() {
+    for (round, n_token) in [3, 40, 120, 20, 150].into_iter().enumerate() {
         let service = serve(home.path(), &[]);
         for i in ids.len()..(2 * round + 2).min(n_job) {
             ids.push(id_of(&post(service.address, "/v1/jobs", &job(i))));
