@@ -6,6 +6,7 @@ mod browser;
 mod cli;
 mod generation;
 mod grammar;
+mod jobs;
 mod llama_api;
 mod lora;
 mod memory;

@@ -7,8 +7,8 @@
 //! ```
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -23,6 +23,7 @@ use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
 use super::intake::{Intake, drain};
+use super::jobs::Door;
 use super::keys::KeyFile;
 use super::ring::KeyRing;
 use super::{ApiError, Caller, Server, ServerError};
@@ -30,6 +31,7 @@ use crate::base::limits::{
     HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     RESULT_BYTES_MAX,
 };
+use crate::jobs::Jobs;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -83,6 +85,7 @@ struct Shared {
     /// Makes names of requests differ between two runs of the program.
     run: u32,
     n_request: AtomicU64,
+    jobs: OnceLock<Door>,
 }
 
 impl Gate {
@@ -107,6 +110,7 @@ impl Gate {
             is_ready: AtomicBool::new(false),
             run,
             n_request: AtomicU64::new(0),
+            jobs: OnceLock::new(),
         })))
     }
 
@@ -116,6 +120,16 @@ impl Gate {
     /// With the command that makes a key.
     pub fn check_exposure(&self, address: std::net::SocketAddr) -> Result<(), ServerError> {
         check_exposure(address, &self.0.access.ring)
+    }
+
+    /// Takes jobs from now on; a router that is made afterwards answers for them.
+    pub fn keep_jobs(&self, jobs: Jobs) {
+        let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Where jobs go, if the service keeps any.
+    pub(super) fn jobs(&self) -> Option<&Door> {
+        self.0.jobs.get()
     }
 
     pub(super) fn server(&self) -> &Server {
