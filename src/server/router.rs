@@ -8,17 +8,29 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::gate::pass_gate;
-use super::{ApiError, Gate, Server, health, llama, metrics, openai, openapi, page, timeline};
+use super::{
+    ApiError, Gate, Server, anthropic, autocoder, health, live, llama, metrics, ollama, openai,
+    openapi, page, status, tabby, timeline,
+};
 
 /// The routes of the dialects.
 fn dialects() -> Router<Server> {
-    health::routes().merge(llama::routes()).merge(openai::routes())
+    health::routes()
+        .merge(llama::routes())
+        .merge(openai::routes())
+        .merge(autocoder::routes())
+        .merge(anthropic::routes())
+        .merge(ollama::routes())
+        .merge(tabby::routes())
+        .merge(status::routes())
 }
 
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
-    let own = metrics::routes().merge(timeline::routes()).with_state(gate.clone());
+    let own = metrics::routes().merge(timeline::routes()).merge(autocoder::desk_routes());
+    let own = own.merge(live::routes());
+    let own = own.with_state(gate.clone());
     let routes = dialects().with_state(gate.server().clone()).merge(own);
     behind(gate, routes.merge(page::routes()).merge(openapi::routes()))
 }
