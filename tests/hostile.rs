@@ -1,5 +1,5 @@
-//! Hostile bodies: whatever comes on whichever path, there is an answer or an error in the dialect's
-//! form, never a panic and nothing that is the service's fault.
+//! Hostile bodies: whatever comes on whichever path, there is an answer or an error in the
+//! dialect's form, never a panic and nothing that is the service's fault.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn bodies() -> Vec<(&'static str, Value)> {
             "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}],
         "tool_choice": {"type": "auto", "disable_parallel_tool_use": true},
         "stop_sequences": ["x"], "thinking": {"type": "disabled"}, "temperature": 0.5, "top_k": 4});
-    let task = json!({"request_id": "r", "request_type": "refactoring", "prompt": "p",
+    let task = json!({"request_type": "refactoring", "prompt": "p",
         "code": "c", "language": "rust", "parameters": {"temperature": 0.7, "max_tokens": 4,
             "top_p": 0.9, "context_max_tokens": 30, "stop": ["x"]},
         "context_chunks": [{"id": "a", "content": "x", "kind": "direct"},

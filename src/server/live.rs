@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Offsets are bytes of UTF-8; a caller only sends back the last `next` that it has. A text is
-//! written to its end although its reader has gone, into a buffer that is bounded: so many texts, so
-//! many bytes, those that are finished go first.
+//! written to its end although its reader has gone, into a buffer that is bounded: so many texts,
+//! so many bytes, those that are finished go first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! A conversation on its way to the engine, for dialects that translate theirs into OpenAI's fields.
+//! A conversation on its way to the engine, for dialects that translate theirs into OpenAI's.
 //!
 //! ```text
 //! their wire -> fields of a chat as OpenAI names them -> Talk -> their words for what comes

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Chunks come in the order in which they were sent, class after class. One that does not fit is
-//! left out whole, and a smaller one behind it may still come; the same text counts once. Counts are
-//! those of `/tokenize` for each chunk by itself.
+//! left out whole, and a smaller one behind it may still come; the same text counts once. Counts
+//! are those of `/tokenize` for each chunk by itself.
 
 /// What a chunk is to the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

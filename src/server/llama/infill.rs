@@ -55,8 +55,8 @@ pub async fn infill(
     respond(started.await?).await
 }
 
-/// The prompt of `input_prefix`, `input_suffix` and `input_extra` for a dialect that has other names
-/// for them; what is far from the cursor is cut.
+/// The prompt of `input_prefix`, `input_suffix` and `input_extra` for a dialect that has other
+/// names for them; what is far from the cursor is cut.
 ///
 /// # Errors
 /// A model without tokens for it, a field of the wrong type.

@@ -1,7 +1,7 @@
 //! Ollama's dialect: texts, conversations and embeddings, and the models behind them.
 //!
-//! `wire` reads what all requests have in common, `generate` and `chat` start an answer, `told` says
-//! it whole or line by line, `embed` and `models` are the rest. A stream is lines of JSON.
+//! `wire` reads what all requests have in common, `generate` and `chat` start an answer, `told`
+//! says it whole or line by line, `embed` and `models` are the rest. A stream is lines of JSON.
 
 mod chat;
 mod embed;
