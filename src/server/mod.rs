@@ -5,9 +5,8 @@
 //!          <- JSON or server-sent events <- the dialect's words <- events
 //! ```
 //!
-//! One folder per dialect (`openai`, `llama`, `anthropic`, `ollama`,
-//! `tabby`, `autocoder`), each of which only translates between its
-//! wire and the engine's one request type.
+//! One folder or file per dialect (`openai`, `llama`, `anthropic`, `ollama`, `tabby`, `autocoder`),
+//! each of which only translates between its wire and the engine's one request type.
 
 mod access;
 mod account;
