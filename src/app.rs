@@ -9,6 +9,7 @@
 
 mod prefixes;
 mod service;
+mod shelf;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

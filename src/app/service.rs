@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::shelf::StoreShelf;
 use super::{App, AppError, EMBEDDED_NAME, preset_of};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX, PARALLEL_MAX};
 use crate::hosting::{Finder, Host, ModelEntry};
@@ -61,10 +62,16 @@ impl App {
         let memory_max_bytes = self.memory_for_models();
         let jobs = self.open_jobs(&mut notes);
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
+        let shelf = StoreShelf {
+            store: self.store.clone(),
+            catalog: self.catalog()?,
+            pull: self.pull_options(),
+        };
         let find: Finder = Box::new(move |name| self.found(name));
         let host = Host::new(vec![first], memory_max_bytes, find, on_panic);
-        let gate =
-            Gate::new(Server::new(host.clone(), server.serve_options(template)), gate_options)?;
+        let options = server.serve_options(template);
+        let server = Server::with_shelf(host.clone(), options, Some(Arc::new(shelf)));
+        let gate = Gate::new(server, gate_options)?;
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }

@@ -151,6 +151,40 @@ pub const HTTP_DRAIN_BYTES_MAX: usize = 32 << 20;
 pub const HTTP_DRAIN_MS: u64 = 5000;
 /// Bytes of a request's name that its caller chose.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// WebSockets that are open at once.
+pub const SOCKETS_MAX: usize = 64;
+/// Bytes of one message on a WebSocket.
+pub const SOCKET_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Messages of one WebSocket that are being answered; more wait unread.
+pub const SOCKET_MESSAGES_MAX: usize = 16;
+/// Milliseconds between two pings; a peer that is silent for two of these is gone.
+pub const SOCKET_PING_MS: u64 = 30_000;
+/// Tasks whose answers are kept by their ids, those that run included.
+pub const TASKS_MAX: usize = 1024;
+/// Bytes of the answers that are kept by their ids.
+pub const TASKS_BYTES_MAX: usize = 16 << 20;
+/// Tasks that are answered at once.
+pub const TASKS_RUNNING_MAX: usize = 256;
+/// Tokens of a task's context chunks, where the task names no number.
+pub const CONTEXT_TOKENS_MAX: usize = 2048;
+/// Context chunks of a task.
+pub const CONTEXT_CHUNKS_MAX: usize = 1024;
+/// Notes of callers about answers that are kept.
+pub const FEEDBACK_MAX: usize = 256;
+/// Bytes of one of them.
+pub const FEEDBACK_BYTES_MAX: usize = 16 << 10;
+/// Texts of `/ws/completions` that can be taken up again.
+pub const LIVE_MAX: usize = 64;
+/// Bytes of those texts beyond which finished ones are forgotten.
+pub const LIVE_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one of them, where it ends.
+pub const LIVE_TEXT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of text in one of their frames.
+pub const LIVE_FRAME_BYTES_MAX: usize = 16 << 10;
+/// Lines of the log that are kept to be shown.
+pub const LOG_LINES_MAX: usize = 512;
+/// Bytes of one of them; the rest is cut off.
+pub const LOG_LINE_BYTES_MAX: usize = 2048;
 /// Keys that a service knows.
 pub const KEYS_MAX: usize = 1024;
 /// Bytes of the file of keys, and of a file of keys in the clear.
