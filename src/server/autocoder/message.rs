@@ -66,7 +66,7 @@ impl Task {
     ///
     /// # Errors
     /// A wrong field by its path.
-    pub fn read(mut fields: Fields, kind: Option<Kind>, caller: &Caller) -> Result<Task, ApiError> {
+    pub fn read(mut fields: Fields, kind: Option<Kind>) -> Result<Task, ApiError> {
         let asked = fields.choice("request_type", &Kind::NAMES)?.map(|idx| Kind::ALL[idx]);
         let named = ["request_id", "request_type", "parameters"];
         let is_flat = !named.iter().any(|name| fields.has(name));
