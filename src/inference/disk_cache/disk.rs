@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 
 use super::Key;
-use super::keys::part_name;
 use crate::base::host::disk_free_bytes;
+use crate::seal::part_name;
 
 /// A file that was being written so long ago belongs to nobody any more.
 const LEFT_OVER: Duration = Duration::from_secs(600);

@@ -14,9 +14,10 @@ use std::sync::{Arc, OnceLock};
 
 use ring::digest::{Context, SHA256, digest};
 
-use super::keys::{KEY_LEN, Key};
+use super::keys::Key;
 use super::worker::Shared;
 use crate::base::limits::PREFIX_DIGESTS_MAX;
+use crate::seal::KEY_LEN;
 
 /// Bytes that are digested without a thread.
 const AT_ONCE_BYTES: u64 = 64 << 20;

@@ -36,6 +36,7 @@ pub use identity::{Identity, Part};
 pub use keys::Key;
 pub use mailbox::{Letter, Mailbox};
 
+use crate::seal::SealError;
 use disk::{Directory, Disk};
 use keys::Keys;
 use worker::{Fetch, Shared, State};
@@ -70,27 +71,10 @@ pub enum DiskCacheError {
         source: std::io::Error,
     },
     /// The device key cannot be read or made.
-    #[error("key of the prefix cache {}: {source}", path.display())]
+    #[error("prefix cache: {source}")]
     Key {
-        /// Its file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// Others may read the device key.
-    #[error("key of the prefix cache {}: others may read it; use chmod 600", path.display())]
-    KeyOpen {
-        /// Its file.
-        path: PathBuf,
-    },
-    /// The file holds no key.
-    #[error(
-        "key of the prefix cache {}: that is no key; remove it, and a new one is made",
-        path.display()
-    )]
-    KeyBroken {
-        /// Its file.
-        path: PathBuf,
+        /// What is wrong.
+        source: SealError,
     },
     /// The disk's thread could not be started.
     #[error("the disk's thread could not be started")]
@@ -161,7 +145,7 @@ impl DiskCache {
     /// A cache on a disk that a test wrote, with a device key of `device` in every byte.
     #[cfg(test)]
     pub fn on(disk: Arc<dyn Disk>, device: u8, options: DiskCacheOptions) -> DiskCache {
-        DiskCache::start(disk, Keys::new(&[device; keys::KEY_LEN]), options).unwrap()
+        DiskCache::start(disk, Keys::new(&[device; crate::seal::KEY_LEN]), options).unwrap()
     }
 
     fn start(

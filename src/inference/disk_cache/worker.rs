@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::entry::{self, OVERHEAD};
 use super::index::Index;
-use super::keys::{Key, Keys, random};
+use super::keys::{Key, Keys};
 use super::ledger::Ledger;
 use super::{DiskCacheOptions, DiskCacheStats, Letter, Mailbox, Miss};
 use crate::base::limits::{DISK_RESERVE_BYTES, PREFIX_ENTRIES_MAX, PREFIX_WRITE_QUEUE_BYTES};
+use crate::seal::random;
 
 /// How often the disk hears that an entry is in use: an inode is written each time.
 pub const TOUCH_EVERY: Duration = Duration::from_secs(3600);
