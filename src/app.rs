@@ -9,6 +9,7 @@
 
 mod prefixes;
 mod service;
+mod shelf;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::base::host::Host;
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
+use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
 use crate::server::{ServerConfig, ServerError};
 pub use prefixes::PrefixCacheConfig;
@@ -49,6 +51,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// Prefixes that outlive the service.
     pub prefix_cache: PrefixCacheConfig,
+    /// Work that survives.
+    pub jobs: JobsConfig,
 }
 
 /// The section `model`.
@@ -117,6 +121,7 @@ impl Shape for Config {
             return Err(("pull.stall_ms", at_least(1)));
         }
         self.prefix_cache.check()?;
+        self.jobs.check()?;
         self.server.check()
     }
 }

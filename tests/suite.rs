@@ -1,16 +1,22 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod anthropic;
+mod autocoder;
 mod batch_invariance;
 mod bench;
 mod browser;
 mod cli;
 mod generation;
 mod grammar;
+mod hostile;
+mod jobs;
+mod live;
 mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
 mod native;
+mod ollama;
 mod openai;
 mod pages;
 mod perplexity;

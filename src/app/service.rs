@@ -10,13 +10,16 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::shelf::StoreShelf;
 use super::{App, AppError, EMBEDDED_NAME, preset_of};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX, PARALLEL_MAX};
 use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
+use crate::jobs::{AlwaysGo, Jobs, JobsError};
 use crate::server::{Gate, Server, ServerError};
+use crate::store::Store;
 
 /// The service before it listens.
 pub struct Service {
@@ -57,12 +60,47 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
+        let jobs = self.open_jobs(&mut notes);
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
+        let shelf = StoreShelf {
+            store: self.store.clone(),
+            catalog: self.catalog()?,
+            pull: self.pull_options(),
+        };
         let find: Finder = Box::new(move |name| self.found(name));
         let host = Host::new(vec![first], memory_max_bytes, find, on_panic);
-        let gate =
-            Gate::new(Server::new(host.clone(), server.serve_options(template)), gate_options)?;
+        let options = server.serve_options(template);
+        let server = Server::with_shelf(host.clone(), options, Some(Arc::new(shelf)));
+        let gate = Gate::new(server, gate_options)?;
+        if let Some(jobs) = jobs {
+            gate.keep_jobs(jobs);
+        }
         Ok(Service { host, gate, notes })
+    }
+
+    /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
+    /// says why it keeps none.
+    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<Jobs> {
+        let config = self.config().jobs.clone();
+        if !config.enabled {
+            return None;
+        }
+        let open = || -> Result<Jobs, JobsError> {
+            let opened = Store::open(&self.dirs.state)?;
+            notes.extend(opened.notes);
+            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
+            if n_interrupted > 0 {
+                notes.push(format!("{n_interrupted} jobs ran when the program last went"));
+            }
+            Ok(jobs)
+        };
+        match open() {
+            Ok(jobs) => Some(jobs),
+            Err(error) => {
+                notes.push(format!("{error}; this service keeps no jobs"));
+                None
+            }
+        }
     }
 
     /// The first model.

@@ -90,6 +90,12 @@ pub enum Verb {
     Cache(verbs::cache::CacheArgs),
     /// Make, list and revoke API keys of the service
     Key(verbs::key::KeyArgs),
+    /// List, show, retry, cancel and watch jobs of a running service
+    Jobs(verbs::jobs::JobsArgs),
+    /// Write the jobs that are kept as JSON lines or SQL
+    Export(verbs::export::ExportArgs),
+    /// Read jobs that were exported as JSON lines
+    Import(verbs::export::ImportArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions

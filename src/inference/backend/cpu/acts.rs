@@ -155,8 +155,7 @@ pub fn quantize_rows(
     per: ActScale,
     acts: &mut Vec<ActChunk>,
 ) {
-    let n_chunk = width.div_ceil(CHUNK_LEN);
-    acts.resize((n_chunk * x.n).max(acts.len()), ActChunk::ZERO);
+    make_room(acts, width, x.n);
     let out = SharedMut::new(acts);
     pool.run(x.n, &|col, _| {
         let row = &x.data[col * x.stride..][..width];
@@ -165,7 +164,16 @@ pub fn quantize_rows(
     });
 }
 
-unsafe fn quantize_row(
+/// Makes `acts` long enough for `n` rows of `width`.
+pub fn make_room(acts: &mut Vec<ActChunk>, width: usize, n: usize) {
+    acts.resize((width.div_ceil(CHUNK_LEN) * n).max(acts.len()), ActChunk::ZERO);
+}
+
+/// Rounds a row to column `col` of the `n` of `out`.
+///
+/// # Safety
+/// `isa` comes from [`Isa::available`], and no other thread touches the column.
+pub unsafe fn quantize_row(
     isa: Isa,
     row: &[f32],
     per: ActScale,
