@@ -11,6 +11,7 @@ pub mod hosting;
 pub mod inference;
 pub mod jobs;
 pub mod library;
+pub mod power;
 pub mod quantize;
 pub mod seal;
 pub mod server;

@@ -149,15 +149,25 @@ fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
+/// A name for a file that is being written, which nobody else has: two containers that share a
+/// directory can have one process id.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub fn part_name() -> std::io::Result<String> {
+    let bytes = random()?;
+    let number = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+    Ok(format!("{number:016x}.part"))
+}
+
 /// Writes a new key under a name of its own and links it into place: of two processes one wins,
 /// and a loss of power leaves a whole key or none.
 fn create(path: &Path) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let part = dir.join(part_name()?);
     let write = || {
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
         file.write_all(&random()?)?;
         file.sync_all()?;
         match fs::hard_link(&part, path) {

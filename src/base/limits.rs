@@ -265,3 +265,5 @@ pub const CALLBACK_TRIES_MAX: i64 = 8;
 pub const CALLBACK_MS: u64 = 10_000;
 /// Bytes of an answer to a callback that are looked at.
 pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;
+/// Milliseconds after which no more pages of a prompt are read, however they come.
+pub const PREFIX_FETCH_MS: u64 = 60_000;
