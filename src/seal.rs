@@ -82,6 +82,17 @@ pub fn random() -> std::io::Result<[u8; KEY_LEN]> {
     Ok(bytes)
 }
 
+/// A name for a file that is being written, which nobody else has: two containers that share a
+/// directory can have one process id.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub fn part_name() -> std::io::Result<String> {
+    let bytes = random()?;
+    let number = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+    Ok(format!("{number:016x}.part"))
+}
+
 /// Seals what belongs to one purpose.
 #[derive(Clone)]
 pub struct Sealer(hmac::Key);
@@ -147,17 +158,6 @@ impl Sealer {
 /// The one nonce of a key that seals once.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
-}
-
-/// A name for a file that is being written, which nobody else has: two containers that share a
-/// directory can have one process id.
-///
-/// # Errors
-/// If the system has no random bytes.
-pub fn part_name() -> std::io::Result<String> {
-    let bytes = random()?;
-    let number = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-    Ok(format!("{number:016x}.part"))
 }
 
 /// Writes a new key under a name of its own and links it into place: of two processes one wins,

@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use crate::serve::Process;
 use crate::support::hosted::Hosted;
 use crate::support::recipe::Recipe;
-use crate::support::skip::skip;
+use crate::support::skip::{python_with, skip};
 
 /// Templates that speak of tools, each in its family's way; the parts that decide the family.
-const HERMES: &str = "\
+pub const HERMES: &str = "\
 {%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
 {%- for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}\
 <|im_end|>\n{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}\
@@ -34,8 +34,8 @@ const DEEPSEEK: &str = "{# <｜tool▁call▁begin｜> #}{{ tools }}{{ messages[
 const DEEPSEEK_R1: &str =
     "{# <｜tool▁call▁begin｜>```json #}{{ tools }}{{ messages[-1].content }}:";
 
-struct Api {
-    router: Router,
+pub struct Api {
+    pub router: Router,
     host: Host,
 }
 
@@ -67,12 +67,12 @@ fn start_with(
 }
 
 /// The default model.
-fn real() -> Api {
+pub fn real() -> Api {
     start(None, ServeOptions { n_predict: Some(48), ..ServeOptions::default() }, None)
 }
 
 /// A model with this template that says `text` whatever it is asked.
-fn saying(template: &str, text: &str) -> Api {
+pub fn saying(template: &str, text: &str) -> Api {
     let options = ServeOptions {
         n_predict: Some(160),
         n_draft_max: 4,
@@ -104,19 +104,19 @@ impl Api {
         service.call(request).await.unwrap()
     }
 
-    async fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub async fn send(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let response = self.respond(method, path, body).await;
         let status = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    async fn json(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    pub async fn json(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let (status, text) = self.send(method, path, &body.to_string()).await;
         (status, serde_json::from_str(&text).unwrap_or_else(|_| json!(text)))
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub async fn post(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.json("POST", path, &body).await;
         assert_eq!(status, 200, "{answer}");
         answer
@@ -789,14 +789,7 @@ async fn embeddings_have_length_one_in_both_encodings() {
 /// The SDK's own opinion of the real binary; `JETFORGE_TEST_SDK_PYTHON` names a Python that has it.
 #[test]
 fn the_openai_sdk_is_content() {
-    let python = std::env::var("JETFORGE_TEST_SDK_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has_sdk = Command::new(&python).args(["-c", "import openai"]).output();
-    if !has_sdk.is_ok_and(|output| output.status.success()) {
-        let reason =
-            format!("{python} has no openai (set JETFORGE_TEST_SDK_PYTHON to one that has)");
-        skip("openai-sdk", &reason);
-        return;
-    }
+    let Some(python) = python_with("openai", "openai-sdk") else { return };
     let home = tempfile::tempdir().unwrap();
     let encoder = home.path().join("encoder.gguf");
     std::fs::write(&encoder, Recipe::read("bert-mean").build(TensorType::F32)).unwrap();

@@ -23,27 +23,28 @@ use crate::support::http::{Wire, get, post, request, send, until};
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A service on a free port, stopped when it is dropped.
-struct House {
-    address: SocketAddr,
-    host: Host,
+pub struct House {
+    pub address: SocketAddr,
+    pub host: Host,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Plan {
-    n_ctx: u32,
-    script: Option<Script>,
-    gate: GateOptions,
+pub struct Plan {
+    pub n_ctx: u32,
+    pub script: Option<Script>,
+    pub gate: GateOptions,
     listen: ListenOptions,
 }
 
-fn plan() -> Plan {
+/// A service with the default model and the default options.
+pub fn plan() -> Plan {
     let (gate, listen) = (GateOptions::default(), ListenOptions::default());
     Plan { n_ctx: 512, script: None, gate, listen }
 }
 
 impl Plan {
-    fn start(self) -> House {
+    pub fn start(self) -> House {
         let (n_ctx, script) = (Some(self.n_ctx), self.script);
         let source = ModelSource::Embedded;
         let host =
@@ -83,7 +84,7 @@ impl House {
     }
 
     /// Waits until nothing runs and no page is held.
-    fn rest(&self) {
+    pub fn rest(&self) {
         let engine = self.engine();
         until("the engine is at rest", || {
             engine.slots().wait().unwrap();
@@ -93,7 +94,7 @@ impl House {
     }
 
     /// A metric of the service, its labels added up.
-    fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> f64 {
         let text = get(self.address, "/metrics").text();
         let rows = text.lines().filter_map(|line| line.rsplit_once(' '));
         let rows = rows.filter(|(what, _)| what.split('{').next() == Some(name));
@@ -135,7 +136,8 @@ impl Pause {
     }
 }
 
-fn counted(history: &[u32]) -> u32 {
+/// A model that counts on from the last token.
+pub fn counted(history: &[u32]) -> u32 {
     300 + (history.last().unwrap_or(&0) + 1) % 50
 }
 

@@ -1,26 +1,33 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
+mod anthropic;
+mod autocoder;
 mod batch_invariance;
 mod bench;
 mod browser;
 mod cli;
 mod generation;
 mod grammar;
+mod hostile;
 mod jobs;
+mod live;
 mod llama_api;
 mod lora;
 mod memory;
 mod model_parity;
 mod native;
+mod ollama;
 mod openai;
 mod pages;
 mod perplexity;
 mod prefixes;
 mod pull;
 mod quantize;
+mod safetensors;
 mod sampler;
 mod serve;
 mod server;
+mod setup;
 mod speculation;
 mod support;
 mod terminal;

@@ -1,5 +1,5 @@
-//! Any body on any path of the service: an answer or an error in the envelope, never a panic, and
-//! nothing that is the server's fault.
+//! Any body on any path of the service: an answer or an error in the dialect's form, never a panic,
+//! and nothing that is the server's fault.
 //!
 //! The first byte chooses the path. The model is scripted, so that what is asked matters and not
 //! what is said: it ends every answer at once.
@@ -24,6 +24,13 @@ fuzz_target!(|input: &[u8]| {
     }
     if status >= 400 {
         let error: serde_json::Value = serde_json::from_str(&text).expect("an error is JSON");
-        assert_eq!(error["error"]["code"], status);
+        match path {
+            path if path.starts_with("/api/") => assert!(error["error"].is_string()),
+            path if path.starts_with("/v1/messages") => assert_eq!(error["type"], "error"),
+            "/generate" | "/refactor" | "/explain" | "/test" => {
+                assert_eq!(error["metadata"]["error"]["code"], status);
+            }
+            _ => assert_eq!(error["error"]["code"], status),
+        }
     }
 });

@@ -145,6 +145,17 @@ fn json_body() -> Vec<Vec<u8>> {
             r#"{"messages":[{"role":"user","content":"a"}],"stream":true,"tools":[]}"#,
         ),
         ("/v1/embeddings", r#"{"input":["a","b"],"encoding_format":"base64"}"#),
+        ("/v1/completions", r#"{"segments":{"prefix":"a","suffix":"b","declarations":[]}}"#),
+        (
+            "/v1/messages",
+            r#"{"max_tokens":2,"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}]}"#,
+        ),
+        ("/api/chat", r#"{"messages":[{"role":"user","content":"a"}],"options":{"top_k":1}}"#),
+        ("/api/generate", r#"{"prompt":"a","format":"json","context":[1],"stream":false}"#),
+        (
+            "/generate",
+            r#"{"prompt":"a","parameters":{"max_tokens":2},"context_chunks":[{"content":"c"}]}"#,
+        ),
     ];
     let openai = openai.map(|(path, body)| (Some(path), body.to_owned()));
     let seed = |(path, body): (Option<&str>, String)| {

@@ -28,6 +28,19 @@ pub const PATHS: &[&str] = &[
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/embeddings",
+    "/generate",
+    "/refactor",
+    "/explain",
+    "/test",
+    "/feedback",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/api/generate",
+    "/api/chat",
+    "/api/embed",
+    "/api/embeddings",
+    "/api/show",
+    "/v1/events",
 ];
 
 /// What comes after a history; the second value is the token that ends an answer.

@@ -38,6 +38,12 @@ pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
 pub const QUANTIZE_CHUNK_WEIGHTS: usize = 4 << 20;
 /// Bytes of an importance matrix.
 pub const IMATRIX_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of the header of a safetensors file.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of a configuration or vocabulary beside safetensors files.
+pub const FOLDER_JSON_BYTES_MAX: u64 = 64 << 20;
+/// Rows of a report's source that wait to be compared.
+pub const REPORT_ROWS_MAX: usize = 8;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
 /// Bytes of one token's text.
@@ -145,6 +151,40 @@ pub const HTTP_DRAIN_BYTES_MAX: usize = 32 << 20;
 pub const HTTP_DRAIN_MS: u64 = 5000;
 /// Bytes of a request's name that its caller chose.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// WebSockets that are open at once.
+pub const SOCKETS_MAX: usize = 64;
+/// Bytes of one message on a WebSocket.
+pub const SOCKET_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Messages of one WebSocket that are being answered; more wait unread.
+pub const SOCKET_MESSAGES_MAX: usize = 16;
+/// Milliseconds between two pings; a peer that is silent for two of these is gone.
+pub const SOCKET_PING_MS: u64 = 30_000;
+/// Tasks whose answers are kept by their ids, those that run included.
+pub const TASKS_MAX: usize = 1024;
+/// Bytes of the answers that are kept by their ids.
+pub const TASKS_BYTES_MAX: usize = 16 << 20;
+/// Tasks that are answered at once.
+pub const TASKS_RUNNING_MAX: usize = 256;
+/// Tokens of a task's context chunks, where the task names no number.
+pub const CONTEXT_TOKENS_MAX: usize = 2048;
+/// Context chunks of a task.
+pub const CONTEXT_CHUNKS_MAX: usize = 1024;
+/// Notes of callers about answers that are kept.
+pub const FEEDBACK_MAX: usize = 256;
+/// Bytes of one of them.
+pub const FEEDBACK_BYTES_MAX: usize = 16 << 10;
+/// Texts of `/ws/completions` that can be taken up again.
+pub const LIVE_MAX: usize = 64;
+/// Bytes of those texts beyond which finished ones are forgotten.
+pub const LIVE_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one of them, where it ends.
+pub const LIVE_TEXT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of text in one of their frames.
+pub const LIVE_FRAME_BYTES_MAX: usize = 16 << 10;
+/// Lines of the log that are kept to be shown.
+pub const LOG_LINES_MAX: usize = 512;
+/// Bytes of one of them; the rest is cut off.
+pub const LOG_LINE_BYTES_MAX: usize = 2048;
 /// Keys that a service knows.
 pub const KEYS_MAX: usize = 1024;
 /// Bytes of the file of keys, and of a file of keys in the clear.
@@ -221,6 +261,8 @@ pub const PREFIX_STEP_BYTES: usize = 8 << 20;
 pub const PREFIX_SEEN_MAX: usize = 16_384;
 /// Milliseconds without a page after which a prompt is computed instead of read.
 pub const PREFIX_STALL_MS: u64 = 2_000;
+/// Milliseconds after which no more pages of a prompt are read, however they come.
+pub const PREFIX_FETCH_MS: u64 = 60_000;
 /// Writes that wait for the store's thread.
 pub const STORE_QUEUE_MAX: usize = 256;
 /// Writes that join the transaction of the one that waited first.
@@ -265,5 +307,3 @@ pub const CALLBACK_TRIES_MAX: i64 = 8;
 pub const CALLBACK_MS: u64 = 10_000;
 /// Bytes of an answer to a callback that are looked at.
 pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;
-/// Milliseconds after which no more pages of a prompt are read, however they come.
-pub const PREFIX_FETCH_MS: u64 = 60_000;

@@ -71,6 +71,8 @@ pub enum Verb {
     Perplexity(verbs::perplexity::PerplexityArgs),
     /// Make a smaller file of a model
     Quantize(Box<verbs::quantize::QuantizeArgs>),
+    /// Get a model, make it small enough for a board, and keep how it is run there
+    SetupModel(verbs::setup_model::SetupModelArgs),
     /// List, import, check and remove models
     Models(verbs::models::ModelsArgs),
     /// Download a model by its name in the catalog or by its address

@@ -73,6 +73,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Tokenize(args) => verbs::tokenize::run(context, &args),
         Verb::Perplexity(args) => verbs::perplexity::run(context, &args),
         Verb::Quantize(args) => verbs::quantize::run(context, &args),
+        Verb::SetupModel(args) => verbs::setup_model::run(context, &args),
         Verb::Models(args) => verbs::models::run(context, &args),
         Verb::Pull(args) => verbs::pull::run(context, &args),
         Verb::Doctor(args) => verbs::doctor::run(context, &args),

@@ -23,12 +23,17 @@ use super::{ApiError, ServerError};
 /// Paths that need no key, as in llama.cpp, and the page with its description.
 const PUBLIC: [&str; 6] = ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 5] = [
+const ADMIN: [(&str, Option<Method>); 10] = [
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),
     ("/slots/{id}", None),
     ("/timeline", None),
     ("/timeline/{id}", None),
+    ("/logs", None),
+    ("/api/pull", None),
+    ("/api/delete", None),
+    ("/debug", None),
+    ("/debug/{id}", None),
 ];
 
 /// What is allowed.

@@ -153,6 +153,13 @@ pub(super) fn cache_key(
     Some(hash.finalize().into())
 }
 
+/// A hash of what JSON says, whatever the order of its fields and its white space.
+pub(super) fn digest(value: &Value) -> CacheKey {
+    let mut text = String::new();
+    canonical(value, &mut text);
+    Sha256::digest(text.as_bytes()).into()
+}
+
 /// JSON with the fields of objects in order and no white space.
 fn canonical(value: &Value, out: &mut String) {
     match value {

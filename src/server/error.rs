@@ -5,7 +5,8 @@
 //! ```
 //!
 //! llama.cpp's fields (`code`, `message`, `type`, and `n_prompt_tokens`, `n_ctx` for a prompt that
-//! is too long) plus OpenAI's `param`.
+//! is too long) plus OpenAI's `param`. A response carries its error along, so that the gate can say
+//! it once more in the words of a dialect that has others; see `forms`.
 
 use std::time::Duration;
 
@@ -60,6 +61,11 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found_error", message)
     }
 
+    /// It is at odds with what was asked before.
+    pub fn conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "conflict_error", message)
+    }
+
     /// The server was not started for this.
     pub fn not_supported(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_supported_error", message)
@@ -106,6 +112,7 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -18,18 +18,21 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
+use super::forms::in_form_of;
 use super::intake::{Intake, drain};
 use super::jobs::Door;
 use super::keys::KeyFile;
-use super::ring::KeyRing;
+use super::quota::Place;
+use super::ring::{Key, KeyRing};
 use super::{ApiError, Caller, Server, ServerError};
 use crate::base::limits::{
     HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
-    RESULT_BYTES_MAX,
+    RESULT_BYTES_MAX, SOCKETS_MAX,
 };
 use crate::jobs::Jobs;
 
@@ -82,6 +85,8 @@ struct Shared {
     cache: ResultCache,
     requests: Arc<Requests>,
     is_ready: AtomicBool,
+    /// Places for WebSockets.
+    sockets: Arc<Semaphore>,
     /// Makes names of requests differ between two runs of the program.
     run: u32,
     n_request: AtomicU64,
@@ -108,6 +113,7 @@ impl Gate {
             cache: ResultCache::new(options.cache),
             requests: Arc::default(),
             is_ready: AtomicBool::new(false),
+            sockets: Arc::new(Semaphore::new(SOCKETS_MAX)),
             run,
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
@@ -189,14 +195,35 @@ impl Gate {
         let key = access.check_key(&parts.method, route, &parts.headers)?;
         let Some(key) = key else { return Ok(Caller::default()) };
         account.tenant = key.name.clone();
-        let place = key.quota.admit(Instant::now()).map_err(|retry_after| {
-            let message = format!("the key {:?} has spent its quota", key.name);
-            let status = StatusCode::TOO_MANY_REQUESTS;
-            let error = ApiError::new(status, "rate_limit_error", message);
-            ApiError { retry_after: Some(retry_after), ..error }
-        })?;
-        account.place = Some(place);
+        account.place = Some(spend(&key)?);
         Ok(Caller { tenant: key.tenant, priority: key.priority, ..Caller::default() })
+    }
+
+    /// A place for one more WebSocket.
+    pub(super) fn socket_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let busy = "too many WebSockets; try again in a second";
+        let place = Arc::clone(&self.0.sockets).try_acquire_owned();
+        place.map_err(|_| ApiError::unavailable(busy, LOADING_RETRY))
+    }
+
+    /// Admits one message of a connection that was let in, as if it were a request of its own: its
+    /// key may have been revoked since, and its quota spent. What comes back is held while the
+    /// message is answered.
+    pub(super) fn admit_message(
+        &self,
+        headers: &HeaderMap,
+        route: &str,
+        n_bytes: usize,
+    ) -> Result<(Caller, Held), ApiError> {
+        let key = self.0.access.check_key(&Method::GET, Some(route), headers)?;
+        let room = self.0.intake.reserve(n_bytes)?;
+        let request_id = self.request_id(&HeaderMap::new());
+        let caller = match &key {
+            None => Caller { request_id, ..Caller::default() },
+            Some(key) => Caller { tenant: key.tenant, priority: key.priority, request_id },
+        };
+        let place = key.as_deref().map(spend).transpose()?;
+        Ok((caller, Held { _place: place, _room: room }))
     }
 
     /// The whole way of a request that was let in.
@@ -205,7 +232,8 @@ impl Gate {
         caller.request_id = id.to_owned();
         let tenant = caller.tenant;
         parts.extensions.insert(caller);
-        if parts.headers.contains_key(header::UPGRADE) {
+        // A connection that becomes a WebSocket has no body.
+        if parts.method == Method::GET && parts.headers.contains_key(header::UPGRADE) {
             return next.run(Request::from_parts(parts, body)).await;
         }
         let taken = match self.0.intake.read(&parts.headers, body).await {
@@ -248,6 +276,21 @@ impl Gate {
     }
 }
 
+/// What a message of a WebSocket takes while it is answered.
+pub(super) struct Held {
+    _place: Option<Place>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// A place in the key's quota.
+fn spend(key: &Key) -> Result<Place, ApiError> {
+    key.quota.admit(Instant::now()).map_err(|retry_after| {
+        let message = format!("the key {:?} has spent its quota", key.name);
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        ApiError { retry_after: Some(retry_after), ..error }
+    })
+}
+
 impl From<Server> for Gate {
     fn from(server: Server) -> Gate {
         Gate::new(server, GateOptions::default()).expect("without a file of keys none can fail")
@@ -268,6 +311,7 @@ pub(super) async fn pass_gate(State(gate): State<Gate>, request: Request, next: 
             error.into_response()
         }
     };
+    response = in_form_of(route, &id, response);
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }

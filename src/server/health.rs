@@ -1,4 +1,4 @@
-//! `/health`: whether the service can answer.
+//! `/health`: whether the service can answer. `/v1/health` says more, and stands with `tabby`.
 
 use axum::Router;
 use axum::routing::get;
@@ -10,5 +10,5 @@ use super::Server;
 pub(super) fn routes() -> Router<Server> {
     // While the model loads, the gate answers in our place.
     let healthy = || async { axum::Json(json!({"status": "ok"})) };
-    Router::new().route("/health", get(healthy)).route("/v1/health", get(healthy))
+    Router::new().route("/health", get(healthy))
 }

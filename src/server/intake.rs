@@ -37,6 +37,12 @@ impl Intake {
         Intake { bytes_max, time_max, room: Arc::new(Semaphore::new(HTTP_BODIES_BYTES_MAX)) }
     }
 
+    /// Room for a message that is no body, in the same room as all bodies.
+    pub fn reserve(&self, n_bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let n = u32::try_from(n_bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).try_acquire_many_owned(n).map_err(|_| no_room())
+    }
+
     /// Reads a body.
     pub async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<Taken, ApiError> {
         let length = headers.get(header::CONTENT_LENGTH);
@@ -72,8 +78,7 @@ impl Intake {
             }
             let n = u32::try_from(data.len()).unwrap_or(u32::MAX);
             let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(n) else {
-                let busy = "too many large requests at once; try again in a second";
-                return Err(ApiError::unavailable(busy, ROOM_RETRY));
+                return Err(no_room());
             };
             match &mut room {
                 Some(room) => room.merge(more),
@@ -88,6 +93,10 @@ impl Intake {
         let message = format!("the body has more than {} bytes", self.bytes_max);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
+}
+
+fn no_room() -> ApiError {
+    ApiError::unavailable("too many large requests at once; try again in a second", ROOM_RETRY)
 }
 
 /// Reads the rest of a body and throws it away, unless its sender waits to be told to send it.

@@ -2,8 +2,13 @@
 //!
 //! Only this program's events are written, and none of them has a prompt, an answer, a body or a
 //! path in it; what a caller sent is quoted to that caller and to nobody else.
+//!
+//! The last lines are kept as well, for an owner who asks over HTTP. What looks like a key is taken
+//! out of them: they go further than the terminal.
 
-use std::io::Write;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tracing::{Level, Subscriber};
@@ -11,6 +16,11 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Registry, fmt};
+
+use crate::base::limits::{LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
+
+/// The last lines, the oldest first. A process has one log.
+static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// How an event looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,10 +47,79 @@ where
         .with_default(LevelFilter::WARN)
         .with_target(env!("CARGO_PKG_NAME"), LevelFilter::from_level(level));
     let lines = fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
+    let kept = fmt::layer().with_writer(|| Recent).with_ansi(false).with_target(false);
+    let events = Registry::default().with(ours).with(kept);
     match format {
-        LogFormat::Text => Box::new(Registry::default().with(ours).with(lines)),
-        LogFormat::Json => {
-            Box::new(Registry::default().with(ours).with(lines.json().flatten_event(true)))
+        LogFormat::Text => Box::new(events.with(lines)),
+        LogFormat::Json => Box::new(events.with(lines.json().flatten_event(true))),
+    }
+}
+
+/// The last `n` lines, the oldest first.
+pub(super) fn recent(n: usize) -> Vec<String> {
+    let lines = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    lines.iter().skip(lines.len().saturating_sub(n)).cloned().collect()
+}
+
+/// Writes into [`RECENT`]; the layer writes a line at once.
+struct Recent;
+
+impl Write for Recent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let cut = &bytes[..bytes.len().min(LOG_LINE_BYTES_MAX)];
+        let line = redacted(String::from_utf8_lossy(cut).trim_end());
+        let mut lines = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() >= LOG_LINES_MAX {
+            lines.pop_front();
         }
+        lines.push_back(line);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A line without what looks like a key: our own, or what follows `Bearer`.
+fn redacted(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((at, mark)) =
+        ["jf-", "Bearer "].iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min()
+    {
+        let (before, after) = rest.split_at(at + mark.len());
+        let n = after.find(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c));
+        let (word, behind) = after.split_at(n.unwrap_or(after.len()));
+        text.push_str(before);
+        // A short word behind `jf-` is a name and no key.
+        let is_key = word.len() >= 16 || (mark == "Bearer " && !word.is_empty());
+        text.push_str(if is_key { "***" } else { word });
+        rest = behind;
+    }
+    text + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_without_keys() {
+        let key = format!("jf-{}", "0123456789abcdef".repeat(4));
+        for (line, expected) in [
+            (format!("tenant {key}: done"), "tenant jf-***: done".to_owned()),
+            ("Authorization: Bearer abc.d e".to_owned(), "Authorization: Bearer *** e".to_owned()),
+            ("a jf-board and Bearer".to_owned(), "a jf-board and Bearer".to_owned()),
+        ] {
+            assert_eq!(redacted(&line), expected);
+        }
+        for n in 0..LOG_LINES_MAX + 5 {
+            Recent.write_all(format!("line {n}\n").as_bytes()).unwrap();
+        }
+        Recent.write_all(&[b'x'; LOG_LINE_BYTES_MAX * 2]).unwrap();
+        let lines = recent(2);
+        assert!(lines[1].len() == LOG_LINE_BYTES_MAX && lines[0].starts_with("line "));
+        assert!(recent(usize::MAX).len() <= LOG_LINES_MAX);
     }
 }

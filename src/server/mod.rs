@@ -5,11 +5,13 @@
 //!          <- JSON or server-sent events <- the dialect's words <- events
 //! ```
 //!
-//! One file per dialect (`openai`, `llama`), each of which only translates between its wire and
-//! the engine's one request type.
+//! One folder or file per dialect (`openai`, `llama`, `anthropic`, `ollama`, `tabby`, `autocoder`),
+//! each of which only translates between its wire and the engine's one request type.
 
 mod access;
 mod account;
+mod anthropic;
+mod autocoder;
 mod cache;
 mod chat;
 mod client;
@@ -17,6 +19,7 @@ mod config;
 mod constraint;
 mod error;
 mod fields;
+mod forms;
 mod gate;
 mod generate;
 mod health;
@@ -24,9 +27,11 @@ mod intake;
 mod jobs;
 mod keys;
 mod listener;
+mod live;
 mod llama;
 mod logs;
 mod metrics;
+mod ollama;
 mod openai;
 mod openapi;
 mod page;
@@ -38,8 +43,13 @@ mod request;
 mod ring;
 mod router;
 mod sampling;
+mod shelf;
+mod sockets;
 mod sse;
 mod state;
+mod status;
+mod tabby;
+mod talk;
 mod timeline;
 
 use std::net::SocketAddr;
@@ -55,6 +65,7 @@ pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
 pub use listener::{ListenOptions, Listener};
 pub use logs::{LogFormat, subscriber};
 pub use router::router;
+pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
 
 /// Why the service cannot start, or keys cannot be kept.

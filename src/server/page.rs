@@ -6,8 +6,8 @@
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::http::header;
-use axum::response::Html;
+use axum::http::{HeaderMap, header};
+use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
 
@@ -25,16 +25,28 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// The routes of this file.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    let page = || async {
+    let page = async |headers: HeaderMap| {
+        if is_ollama(&headers) {
+            return "Ollama is running".into_response();
+        }
         let headers = [
             (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
             (header::REFERRER_POLICY, "no-referrer"),
             (header::CACHE_CONTROL, "no-cache"),
         ];
-        (headers, Html(PAGE))
+        (headers, Html(PAGE)).into_response()
     };
     Router::new().route("/", get(page))
+}
+
+/// Whether an Ollama client looks if its service is there: by its name, or by wanting plain text.
+fn is_ollama(headers: &HeaderMap) -> bool {
+    let says = |name, word: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.to_ascii_lowercase().starts_with(word))
+    };
+    says(header::USER_AGENT, "ollama") || says(header::ACCEPT, "text/plain")
 }
 
 /// The hash of what an element of the page holds, as a content policy names it.

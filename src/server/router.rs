@@ -10,18 +10,27 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
-    ApiError, Gate, Server, health, jobs, llama, metrics, openai, openapi, page, timeline,
+    ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
+    openai, openapi, page, status, tabby, timeline,
 };
 
 /// The routes of the dialects.
 fn dialects() -> Router<Server> {
-    health::routes().merge(llama::routes()).merge(openai::routes())
+    health::routes()
+        .merge(llama::routes())
+        .merge(openai::routes())
+        .merge(autocoder::routes())
+        .merge(anthropic::routes())
+        .merge(ollama::routes())
+        .merge(tabby::routes())
+        .merge(status::routes())
 }
 
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
-    let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
+    let own = metrics::routes().merge(timeline::routes()).merge(autocoder::desk_routes());
+    let own = own.merge(live::routes()).merge(jobs::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     if let Some(door) = gate.jobs() {
         door.answer_with(dialects.clone());

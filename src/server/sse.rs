@@ -51,9 +51,29 @@ impl SseWriter {
         self.frame("data: ", value);
     }
 
+    /// A frame of JSON under the name of an event.
+    pub fn event(&mut self, name: &'static str, value: &impl Serialize) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(format!("event: {name}\n").as_bytes());
+        let head = self.bytes.len();
+        self.frame("data: ", value);
+        if self.bytes.len() == head {
+            self.bytes.truncate(start);
+        }
+    }
+
     /// What went wrong, in the envelope of every error.
     pub fn error(&mut self, error: &ApiError) {
         self.data(&error.to_json());
+    }
+
+    /// A line of JSON, where lines are all that a stream has.
+    pub fn line(&mut self, value: &impl Serialize) {
+        let start = self.bytes.len();
+        match serde_json::to_writer(&mut self.bytes, value) {
+            Ok(()) => self.bytes.push(b'\n'),
+            Err(_) => self.bytes.truncate(start),
+        }
     }
 
     /// OpenAI's last frame.
@@ -84,16 +104,30 @@ impl SseWriter {
 
 /// An answer that streams `generation` in the words of `translate`.
 pub(super) fn respond(generation: Generation, translate: impl Translate) -> Response {
+    stream(generation, translate, "text/event-stream")
+}
+
+/// An answer that streams `generation` as lines of JSON, which have no comments.
+pub(super) fn respond_lines(generation: Generation, translate: impl Translate) -> Response {
+    stream(generation, translate, "application/x-ndjson")
+}
+
+fn stream(
+    generation: Generation,
+    translate: impl Translate,
+    content_type: &'static str,
+) -> Response {
     let body = SseBody {
         generation: Some(generation),
         translate,
+        has_comments: content_type == "text/event-stream",
         out: SseWriter::default(),
         silence: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
     };
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that buffer would hold back the tokens.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -106,6 +140,7 @@ struct SseBody<T> {
     translate: T,
     out: SseWriter,
     silence: Pin<Box<Sleep>>,
+    has_comments: bool,
 }
 
 impl<T: Translate> SseBody<T> {
@@ -142,7 +177,8 @@ impl<T: Translate> HttpBody for SseBody<T> {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         this.fill(cx);
-        if this.generation.is_some()
+        if this.has_comments
+            && this.generation.is_some()
             && this.out.bytes.is_empty()
             && this.silence.as_mut().poll(cx).is_ready()
         {

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::autocoder::Book;
+use super::live::Texts;
+use super::shelf::Shelf;
+use super::tabby::Events;
 use crate::hosting::Host;
 use crate::inference::{Pooling, Priority, SpeculationOptions, TenantId};
 
@@ -63,6 +67,14 @@ pub struct Shared {
     pub options: ServeOptions,
     /// When it started.
     pub started: Instant,
+    /// Tasks by their ids, and their answers.
+    pub(super) book: Arc<Book>,
+    /// Texts that are written over WebSockets.
+    pub(super) texts: Texts,
+    /// What became of completions, as editors tell.
+    pub(super) events: Events,
+    /// Models beside those of the host.
+    pub(super) shelf: Option<Arc<dyn Shelf>>,
 }
 
 /// Who calls; the outer layers put it into a request's extensions.
@@ -79,6 +91,20 @@ pub struct Caller {
 impl Server {
     /// A service over `host`.
     pub fn new(host: Host, options: ServeOptions) -> Server {
-        Server(Arc::new(Shared { host, options, started: Instant::now() }))
+        Server::with_shelf(host, options, None)
+    }
+
+    /// A service over `host` that shows a shelf of models, and gets and deletes them for an
+    /// administrator.
+    pub fn with_shelf(host: Host, options: ServeOptions, shelf: Option<Arc<dyn Shelf>>) -> Server {
+        Server(Arc::new(Shared {
+            host,
+            options,
+            started: Instant::now(),
+            book: Arc::default(),
+            texts: Texts::default(),
+            events: Events::default(),
+            shelf,
+        }))
     }
 }

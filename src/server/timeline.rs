@@ -26,7 +26,7 @@ async fn one(State(gate): State<Gate>, Path(id): Path<String>) -> Result<Json<Va
 }
 
 /// Timelines of all engines, the latest first.
-fn timelines(gate: &Gate, is_wanted: impl Fn(&RequestTimeline) -> bool) -> Vec<Value> {
+pub(super) fn timelines(gate: &Gate, is_wanted: impl Fn(&RequestTimeline) -> bool) -> Vec<Value> {
     let mut found = Vec::new();
     for (model, engine) in gate.server().0.host.engines() {
         let wanted = engine.timelines().into_iter().filter(&is_wanted);

@@ -4,5 +4,6 @@ pub mod hosted;
 pub mod http;
 pub mod recipe;
 pub mod skip;
+pub mod socket;
 pub mod source;
 pub mod webdriver;

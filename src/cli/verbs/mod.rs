@@ -16,5 +16,6 @@ pub mod perplexity;
 pub mod pull;
 pub mod quantize;
 pub mod serve;
+pub mod setup_model;
 pub mod tokenize;
 pub mod warm;

@@ -53,7 +53,7 @@ pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
     };
     let source = app.model_source()?;
     let adapters = app.config().server.lora.clone();
-    let options = LoadOptions { adapters, ..app.load_options() };
+    let options = LoadOptions { adapters, ..app.load_options_of(&source) };
     let model = Model::load(&source, &options).map_err(|error| App::inference(&source, error))?;
     let mut prompts = Vec::with_capacity(args.files.len());
     for path in &args.files {

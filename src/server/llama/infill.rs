@@ -23,7 +23,7 @@ use serde_json::Value;
 use super::completion::{respond, start};
 use super::fields::LlamaFields;
 use crate::base::limits::INFILL_TOKENS_MAX;
-use crate::inference::{EncodeOptions, TokenId, Tokenizer};
+use crate::inference::{EncodeOptions, ModelInfo, TokenId, Tokenizer};
 use crate::server::fields::Fields;
 use crate::server::generate::{blocking, lease_of};
 use crate::server::prompts::mixed;
@@ -53,6 +53,22 @@ pub async fn infill(
         start(&server, &caller, lease, &fields, vec![prompt], n_dropped)
     });
     respond(started.await?).await
+}
+
+/// The prompt of `input_prefix`, `input_suffix` and `input_extra` for a dialect that has other
+/// names for them; what is far from the cursor is cut.
+///
+/// # Errors
+/// A model without tokens for it, a field of the wrong type.
+pub(in crate::server) fn fill_in(
+    fields: &Fields,
+    info: &ModelInfo,
+    n_predict: Option<usize>,
+) -> Result<Vec<TokenId>, ApiError> {
+    let tokenizer = info.tokenizer();
+    require_fim(tokenizer)?;
+    let parts = Parts::parse(LlamaFields::new(&fields.0), tokenizer)?;
+    Ok(parts.prompt(tokenizer, info.n_ctx(), n_predict).0)
 }
 
 /// A model without these tokens cannot fill in.

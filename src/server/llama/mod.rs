@@ -25,6 +25,8 @@ mod tokens;
 use axum::Router;
 use axum::routing::{get, post};
 
+pub(super) use infill::fill_in;
+
 use super::Server;
 
 /// Every path of the dialect.

@@ -20,6 +20,7 @@ use crate::server::report::{finite, token_json};
 use crate::server::request::{Wishes, n_probs, request};
 use crate::server::sse;
 use crate::server::state::{Caller, ServeOptions, Server};
+use crate::server::tabby;
 
 /// Fields that would change the meaning of a completion.
 const REFUSED: [(&str, &str); 2] = [
@@ -45,6 +46,9 @@ pub(super) async fn handle(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
+    if tabby::is_own(&fields) {
+        return tabby::complete(server, caller, fields).await.map(IntoResponse::into_response);
+    }
     let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, echoes, info } = started;

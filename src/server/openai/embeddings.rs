@@ -87,7 +87,7 @@ fn read(fields: &Fields, lease: Lease) -> Result<Inputs, ApiError> {
 }
 
 /// The vector at length 1; one without a direction stays.
-fn normalized(mut vector: Vec<f32>) -> Vec<f32> {
+pub(in crate::server) fn normalized(mut vector: Vec<f32>) -> Vec<f32> {
     let norm = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if norm > 0.0 {
         vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);

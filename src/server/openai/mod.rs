@@ -13,6 +13,8 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 
+pub(super) use self::embeddings::normalized;
+
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Generation;
@@ -97,7 +99,7 @@ impl Tally {
 }
 
 /// OpenAI's word for the end of an answer.
-fn finish_reason(finish: &Finish, has_calls: bool) -> &'static str {
+pub(super) fn finish_reason(finish: &Finish, has_calls: bool) -> &'static str {
     match finish {
         Finish::Eog | Finish::Stop(_) | Finish::Indent if has_calls => "tool_calls",
         Finish::Eog | Finish::Stop(_) | Finish::Indent => "stop",

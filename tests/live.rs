@@ -1,0 +1,199 @@
+//! `/ws/completions`, `/v1/status` and Tabby's dialect on the wire.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::serve::Process;
+use crate::server::{House, counted, plan};
+use crate::support::http::{get, post, send};
+use crate::support::skip::node_with;
+use crate::support::socket::Socket;
+
+fn counting() -> House {
+    let mut plan = plan();
+    plan.script = Some(Box::new(counted));
+    plan.start()
+}
+
+fn open(house: &House) -> Socket {
+    Socket::open(house.address, "/ws/completions", &[]).ok().unwrap()
+}
+
+/// Frames until the last one of `id`; their text put together, with a look at their offsets.
+fn read(socket: &mut Socket, id: &str, mut offset: u64) -> (String, Value) {
+    let mut text = String::new();
+    loop {
+        let frame = socket.json();
+        assert_eq!(frame["request_id"], id, "{frame}");
+        assert_eq!(frame["offset"], offset, "{frame}");
+        text += frame["text"].as_str().unwrap();
+        offset = frame["next"].as_u64().unwrap();
+        if frame["done"] == true {
+            return (text, frame);
+        }
+    }
+}
+
+#[test]
+fn frames_put_together_are_the_text_over_http_and_can_be_taken_up_again() {
+    let house = counting();
+    let body = json!({"prompt": "count", "max_tokens": 40, "temperature": 0});
+    let whole = post(house.address, "/v1/completions", &body).json();
+    let expected = whole["choices"][0]["text"].as_str().unwrap().to_owned();
+    let mut asked = body.clone();
+    asked["request_id"] = "live-1".into();
+    let mut socket = open(&house);
+    socket.send(&asked.to_string());
+    let first = socket.json();
+    let next = first["next"].as_u64().unwrap();
+    drop(socket);
+    // The connection broke; another goes on from the last place that it knows.
+    let mut socket = open(&house);
+    socket.send(&json!({"request_id": "live-1", "offset": next}).to_string());
+    let (rest, last) = read(&mut socket, "live-1", next);
+    assert_eq!(format!("{}{rest}", first["text"].as_str().unwrap()), expected);
+    assert_eq!(
+        (&last["finish_reason"], &last["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(40))
+    );
+    // Afterwards as well, from the start, and by the same request.
+    for again in [json!({"request_id": "live-1"}), asked.clone()] {
+        socket.send(&again.to_string());
+        assert_eq!(read(&mut socket, "live-1", 0).0, expected);
+    }
+    let chat = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 9,
+        "temperature": 0, "request_id": "chat"});
+    socket.send(&chat.to_string());
+    let (said, _) = read(&mut socket, "chat", 0);
+    let mut plain = chat.clone();
+    plain["request_id"] = Value::Null;
+    let answer = post(house.address, "/v1/chat/completions", &plain).json();
+    assert_eq!(answer["choices"][0]["message"]["content"], said);
+}
+
+#[test]
+fn what_cannot_be_taken_up_is_said_and_a_text_can_be_ended() {
+    let house = counting();
+    let mut socket = open(&house);
+    let body = json!({"request_id": "a", "prompt": "p", "max_tokens": 5, "temperature": 0});
+    socket.send(&body.to_string());
+    let (text, _) = read(&mut socket, "a", 0);
+    for (message, code) in [
+        (json!({"request_id": "none", "offset": 0}), 404),
+        (json!({"request_id": "a", "offset": text.len() + 1}), 400),
+        (json!({"request_id": "a", "prompt": "another"}), 409),
+        (json!({"request_id": "b c", "prompt": "p"}), 400),
+        (json!({"request_id": "none", "cancel": true}), 404),
+        (json!([]), 400),
+    ] {
+        socket.send(&message.to_string());
+        let said = socket.json();
+        assert_eq!(said["error"]["code"], code, "{message}: {said}");
+        assert_eq!(said["request_id"], message.get("request_id").unwrap_or(&json!("")).clone());
+    }
+    for wrong in [json!({"prompt": ["a", "b"]}), json!({"prompt": "p", "temperature": "hot"})] {
+        socket.send(&wrong.to_string());
+        let said = socket.json();
+        assert_eq!((&said["done"], &said["error"]["code"]), (&json!(true), &json!(400)), "{said}");
+    }
+    let mut other = open(&house);
+    let endless = json!({"request_id": "e", "prompt": "p", "context_shift": true,
+        "max_tokens": 1_000_000});
+    socket.send(&endless.to_string());
+    assert_eq!(socket.json()["done"], false);
+    other.send(&json!({"request_id": "e", "cancel": true}).to_string());
+    let ends = |socket: &mut Socket| loop {
+        let frame = socket.json();
+        if frame["done"] == true {
+            return frame["finish_reason"].clone();
+        }
+    };
+    assert_eq!((ends(&mut socket), ends(&mut other)), (json!("canceled"), json!("canceled")));
+    house.rest();
+}
+
+#[test]
+fn the_status_has_the_models_and_what_runs() {
+    let house = plan().start();
+    let status = get(house.address, "/v1/status").json();
+    assert_eq!((&status["status"], &status["default_model"]), (&json!("ok"), &json!("default")));
+    let model = &status["models"][0];
+    assert_eq!((&model["loaded"], &model["n_ctx"]), (&json!(true), &json!(512)));
+    assert_eq!((&model["running"], &status["upstream"]), (&json!(0), &Value::Null));
+}
+
+#[test]
+fn tabby_completes_at_the_cursor() {
+    let house = plan().start();
+    let segments = json!({"prefix": "def add(a, b):\n    return ", "suffix": "\n\nprint(1)\n",
+        "filepath": "add.py", "git_url": null,
+        "declarations": [{"filepath": "sub.py", "body": "def sub(a, b): ..."}],
+        "relevant_snippets_from_changed_files": [
+            {"filepath": "mul.py", "body": "def mul(a, b): ...", "score": 0.5}]});
+    let body = json!({"language": "python", "segments": segments, "user": "u", "seed": 1,
+        "debug_options": {"return_prompt": true, "return_snippets": true}});
+    let answer = post(house.address, "/v1/completions", &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let said = answer.json();
+    assert!(said["id"].as_str().unwrap().starts_with("cmpl-"));
+    let choices = said["choices"].as_array().unwrap();
+    assert!(choices.len() == 1 && choices[0]["index"] == 0 && choices[0]["text"].is_string());
+    let prompt = said["debug_data"]["prompt"].as_str().unwrap();
+    let places =
+        ["def sub", "def mul", "<|fim_prefix|>def add", "<|fim_suffix|>", "<|fim_middle|>"];
+    let found: Vec<usize> = places.iter().map(|place| prompt.find(place).expect(place)).collect();
+    assert!(found.is_sorted(), "{prompt}");
+    assert_eq!(said["debug_data"]["snippets"].as_array().unwrap().len(), 2);
+    let raw = json!({"debug_options": {"raw_prompt": "def add(a, b):", "return_prompt": true}});
+    let said = post(house.address, "/v1/completions", &raw).json();
+    assert!(said["debug_data"]["prompt"].as_str().unwrap().ends_with("def add(a, b):"), "{said}");
+    for (wrong, param) in [
+        (json!({"segments": {}}), "segments.prefix"),
+        (json!({"segments": {"prefix": 5}}), "segments.prefix"),
+        (json!({"segments": {"prefix": "", "declarations": [{}]}}), "segments.declarations[0]"),
+        (json!({"segments": 5}), "segments"),
+    ] {
+        let answer = post(house.address, "/v1/completions", &wrong);
+        assert_eq!(answer.status, 400, "{wrong}");
+        assert_eq!(answer.json()["error"]["param"], param);
+    }
+    // OpenAI's own bodies stay OpenAI's.
+    let plain = json!({"prompt": "a", "max_tokens": 1});
+    let said = post(house.address, "/v1/completions", &plain).json();
+    assert_eq!(said["object"], "text_completion");
+}
+
+#[test]
+fn tabbys_agents_find_what_they_ask_for() {
+    let house = plan().start();
+    for method in ["GET", "POST"] {
+        let health = send(house.address, method, "/v1/health", &[], "").json();
+        assert_eq!((&health["status"], &health["model"]), (&json!("ok"), &json!("default")));
+        let fields = ["device", "arch", "cpu_info", "cpu_count", "cuda_devices", "version"];
+        assert!(fields.iter().all(|field| health.get(field).is_some()), "{health}");
+    }
+    let setting = get(house.address, "/v1beta/server_setting").json();
+    assert_eq!(setting, json!({"disable_client_side_telemetry": true}));
+    assert_eq!(get(house.address, "/v1beta/models").json()["completion"], json!(["default"]));
+    let event = |kind: &str| {
+        let body = json!({"type": kind, "completion_id": "c", "choice_index": 0});
+        post(house.address, "/v1/events?select_kind=line", &body).status
+    };
+    assert_eq!(["view", "view", "select", "stare"].map(event), [200, 200, 200, 400]);
+    let counts = &get(house.address, "/v1/status").json()["completions"];
+    assert_eq!(*counts, json!({"view": 2, "select": 1, "dismiss": 0}));
+}
+
+/// The agent's own opinion of the real binary.
+#[test]
+fn tabbys_agent_is_content() {
+    let Some(node) = node_with("tabby-agent", "tabby-agent") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["-c", "2048", "-np", "2"]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/tabby_agent.mjs");
+    let url = format!("http://{}", service.address);
+    let output = Command::new(node).args([script, &url]).env("HOME", home.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+}
