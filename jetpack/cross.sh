@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Builds the program for the board on a PC with Debian 12 and rustup: aarch64, Cortex-A57, glibc 2.27.
 #
-#   jetpack/cross.sh [--quick] [--run]
+#   jetpack/cross.sh [--quick] [--bound] [--run] | --tools
 #
 #   --quick   without link-time optimisation: what it computes is the same, it builds in half the time
+#   --bound   then holds its 4-bit kernels to a static bound on that core, by llvm-mca
 #   --run     then starts the result on an emulated Cortex-A57, and compares what the default model
 #             writes there with what it writes on this machine, and NEON with plain Rust
+#
+#   --tools   only installs what is missing
+#
+# The program is .cross/jetforge; beside cargo's other files it lies with its symbols.
 #
 # Installs what is missing. The cross compiler is Debian's rustc-web, whose standard library for arm64
 # lies in the same archive, so nothing is asked of rustup's servers; zig links, because it brings the
@@ -20,11 +25,13 @@ prompt="write a quick sort example and print the sorted result"
 cross=$PWD/.cross
 binary=$cross/target/$target/release/jetforge
 
-is_quick=no is_run=no
+is_quick=no is_run=no is_bound=no is_tools=no
 for option in "$@"; do
     case $option in
     --quick) is_quick=yes ;;
     --run) is_run=yes ;;
+    --bound) is_bound=yes ;;
+    --tools) is_tools=yes ;;
     *)
         sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
         exit 2
@@ -41,10 +48,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# Debian's compiler, the linker's tools, and the emulator.
+# Debian's compiler, the linker's tools, the model of the core, and the emulator.
 install_packages() {
     local package missing=()
-    for package in rustc-web cargo-web libc6-dev-arm64-cross binutils-aarch64-linux-gnu \
+    for package in rustc-web cargo-web libc6-dev-arm64-cross binutils-aarch64-linux-gnu llvm \
         qemu-user-static python3-venv; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
             missing+=("$package")
@@ -77,10 +84,12 @@ install_zig() {
     "$cross/py/bin/pip" install -q ziglang==0.17.1 cargo-zigbuild==0.24.0
 }
 
-# Runs cargo for the board; the name of its first argument is a verb of cargo-zigbuild.
+# Runs cargo for the board; the name of its first argument is a verb of cargo-zigbuild. Symbols stay:
+# they name the kernels, in the mangling that says types.
 board_cargo() {
     PATH="$cross/py/bin:$PATH" CARGO_TARGET_DIR="$cross/target" \
-        RUSTFLAGS="--sysroot $cross/std/usr -C target-cpu=cortex-a57" \
+        CARGO_PROFILE_RELEASE_STRIP=none \
+        RUSTFLAGS="--sysroot $cross/std/usr -C target-cpu=cortex-a57 -C symbol-mangling-version=v0" \
         cargo +debian-web "$@" --locked --release --target "$target.$glibc"
 }
 
@@ -121,13 +130,18 @@ mkdir -p "$cross"
 install_packages
 unpack_std
 install_zig
+[ "$is_tools" = no ] || exit 0
 rustup toolchain list | grep -q '^debian-web' || rustup toolchain link debian-web /usr
 if [ "$is_quick" = yes ]; then
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 fi
 board_cargo zigbuild
 check_symbols
-ls -l "$binary"
+aarch64-linux-gnu-strip --strip-all -o "$cross/jetforge" "$binary"
+ls -l "$cross/jetforge"
+if [ "$is_bound" = yes ]; then
+    /usr/bin/python3 jetpack/neon_bound.py --all "$binary"
+fi
 if [ "$is_run" = yes ]; then
     check_text
     emulated "$binary" doctor

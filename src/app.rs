@@ -23,7 +23,8 @@ use crate::base::host::Host;
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
-use crate::library::{Catalog, LibraryError, PullOptions, Store};
+use crate::jobs::JobsConfig;
+use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
 use crate::server::{ServerConfig, ServerError};
 pub use prefixes::PrefixCacheConfig;
 pub use service::Service;
@@ -50,6 +51,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// Prefixes that outlive the service.
     pub prefix_cache: PrefixCacheConfig,
+    /// Work that survives.
+    pub jobs: JobsConfig,
 }
 
 /// The section `model`.
@@ -118,6 +121,7 @@ impl Shape for Config {
             return Err(("pull.stall_ms", at_least(1)));
         }
         self.prefix_cache.check()?;
+        self.jobs.check()?;
         self.server.check()
     }
 }
@@ -286,6 +290,23 @@ impl App {
         }
     }
 
+    /// The same for a model of its own: its preset gives what nobody set.
+    pub fn load_options_of(&self, source: &ModelSource) -> LoadOptions {
+        let options = self.load_options();
+        let Some(preset) = preset_of(source).map(|preset| preset.load_options()) else {
+            return options;
+        };
+        // A preset for a board of four cores may be tried on a machine of two.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        LoadOptions {
+            n_ctx: options.n_ctx.or(preset.n_ctx),
+            n_batch: options.n_batch.or(preset.n_batch),
+            n_threads: options.n_threads.or(preset.n_threads.map(|n| n.min(cores))),
+            kv_type: options.kv_type.or(preset.kv_type),
+            ..options
+        }
+    }
+
     /// Memory that a model may take: as configured, or what this machine has free.
     pub fn memory_for_models(&self) -> u64 {
         let configured = self.config().model.memory_max_bytes;
@@ -298,7 +319,8 @@ impl App {
     /// When it is not there, cannot be read, or does not fit.
     pub fn load(&self) -> Result<Model, AppError> {
         let source = self.model_source()?;
-        Model::load(&source, &self.load_options()).map_err(|error| App::inference(&source, error))
+        let options = self.load_options_of(&source);
+        Model::load(&source, &options).map_err(|error| App::inference(&source, error))
     }
 
     /// An inference error with the model that it is about.
@@ -314,6 +336,14 @@ impl App {
             sampling.temp = 0.0;
         }
         sampling
+    }
+}
+
+/// How a model's file says that it is run, if `setup-model` made it.
+fn preset_of(source: &ModelSource) -> Option<Preset> {
+    match source {
+        ModelSource::File(path) => Preset::of(path),
+        ModelSource::Embedded => None,
     }
 }
 

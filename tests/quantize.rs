@@ -367,3 +367,127 @@ fn on_weights_with_outliers_ours_lose_less_than_ggufs_of_the_size() {
         assert!(ours.0 < gguf.0 && ours.1 <= gguf.1, "{ours:?} {gguf:?}");
     }
 }
+
+/// The files of a source are kept, whatever they are called: here the shard that was not named.
+#[test]
+fn no_shard_of_the_source_is_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = |number: u16, name: &str| {
+        let bytes: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let file = GgufBuilder::new()
+            .pair("general.architecture", "llama")
+            .pair("split.no", number)
+            .pair("split.count", 2u16)
+            .pair("split.tensors.count", 2i32)
+            .tensor(name, &[32, 2], TensorType::F32, bytes);
+        let path = format!("m-{:05}-of-00002.gguf", number + 1);
+        std::fs::write(dir.path().join(path), file.build()).unwrap();
+    };
+    shard(0, "blk.0.attn_q.weight");
+    shard(1, "blk.0.attn_k.weight");
+    let second = std::fs::read(dir.path().join("m-00002-of-00002.gguf")).unwrap();
+    std::fs::hard_link(dir.path().join("m-00002-of-00002.gguf"), dir.path().join("x.gguf"))
+        .unwrap();
+    for target in ["m-00002-of-00002.gguf", "x.gguf"] {
+        let args = ["m-00001-of-00002.gguf", target, "Q4_0", "--force"];
+        let run = quantize(dir.path(), &args);
+        assert!(run.code == Some(1) && run.err.contains("is the source"), "{}", run.err);
+    }
+    assert_eq!(std::fs::read(dir.path().join("m-00002-of-00002.gguf")).unwrap(), second);
+    quantize(dir.path(), &["m-00001-of-00002.gguf", "y.gguf", "Q4_0"]).ok();
+}
+
+/// Numbers that no model has give a refusal or a file, and no panic.
+#[test]
+fn hostile_numbers_and_files_are_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = format!("blk.{}.attn_v.weight", u64::MAX);
+    let file = GgufBuilder::new()
+        .pair("general.architecture", "llama")
+        .pair("llama.block_count", u64::MAX)
+        .pair("llama.attention.head_count", u64::MAX)
+        .tensor(layer, &[256, 2], TensorType::F32, vec![0; 4 * 512]);
+    std::fs::write(dir.path().join("odd.gguf"), file.build()).unwrap();
+    for recipe in ["Q4_K_M", "Q3_K_M", "Q4_K_S", "Q2_K", "N3_M"] {
+        quantize(dir.path(), &["odd.gguf", recipe, "--force", "-t", "18446744073709551615"]).ok();
+    }
+    tiny(dir.path());
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let run = quantize(dir.path(), &["tiny-f32.gguf", "Q4_0", "--imatrix", "pipe"]);
+    assert!(run.code == Some(3) && run.err.contains("not a regular file"), "{}", run.err);
+    let huge = std::fs::File::create(dir.path().join("huge")).unwrap();
+    huge.set_len(1 << 40).unwrap();
+    let run = quantize(dir.path(), &["tiny-f32.gguf", "Q4_0", "--imatrix", "huge"]);
+    assert!(run.code == Some(3) && run.err.contains("more than"), "{}", run.err);
+}
+
+/// Rows as trained weights are: heavy tails, and columns that are large in every row; and how much
+/// each column matters, over three orders of magnitude.
+fn heavy_rows(n_cols: usize, n_rows: usize) -> (Vec<Vec<f32>>, Vec<f32>) {
+    let mut state = 0x005e_ed0f_7a11_u64;
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (((z ^ (z >> 31)) >> 40) as f32 + 0.5) / (1 << 24) as f32
+    };
+    let mut normal =
+        move || (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
+    let importance: Vec<f32> = (0..n_cols).map(|_| (1.2 * normal()).exp()).collect();
+    let outlier: Vec<f32> = (0..n_cols).map(|i| if i % 199 == 7 { 6.0 } else { 1.0 }).collect();
+    let mut student = || {
+        // Four degrees of freedom: one weight in a thousand is beyond seven of its usual size.
+        let square: f32 = (0..4).map(|_| normal().powi(2)).sum();
+        normal() / (square / 4.0).sqrt()
+    };
+    let row = |_| outlier.iter().map(|scale| 0.02 * scale * student()).collect();
+    ((0..n_rows).map(row).collect(), importance)
+}
+
+/// What a type loses of the rows, weighted by what the columns matter.
+fn loss(ty: TensorType, rows: &[Vec<f32>], importance: Option<&[f32]>, weights: &[f32]) -> f64 {
+    let mut out = vec![0.0; weights.len()];
+    let mut sum = 0.0;
+    for row in rows {
+        dequantize(ty, &quantize_row(ty, row, importance).unwrap(), &mut out);
+        let each = row.iter().zip(&out).zip(weights);
+        sum += each.map(|((a, b), w)| f64::from(w * (a - b) * (a - b))).sum::<f64>();
+    }
+    sum
+}
+
+#[test]
+fn our_types_lose_no_more_than_ggufs_at_the_same_bits() {
+    let (rows, weights) = heavy_rows(1024, 24);
+    let source = Gguf::open(Path::new(DEFAULT)).unwrap();
+    let options = PlanOptions { allow_requantize: true, ..PlanOptions::default() };
+    let plan = |name| Plan::new(&source, parse_recipe(name).unwrap(), &options, None).unwrap();
+    for importance in [None, Some(&weights[..])] {
+        let of = |ty| loss(ty, &rows, importance, &weights);
+        let (n4, q4) = (of(TensorType::N4), of(TensorType::Q4_K));
+        let mix = |plan: &Plan| {
+            let matrices = plan.tensors.iter().filter(|t| t.shape.len() > 1);
+            matrices.map(|t| t.n_weights() as f64 * of(t.to)).sum::<f64>()
+        };
+        let (n3_m, q3_k_m) = (plan("N3_M"), plan("Q3_K_M"));
+        assert!(n3_m.bits_per_weight() <= q3_k_m.bits_per_weight());
+        let (ours, theirs) = (mix(&n3_m), mix(&q3_k_m));
+        println!(
+            "importance {}: N4 {:.3} of Q4_K, N3_M {:.3} of Q3_K_M, N3 {:.3} of Q3_K",
+            importance.is_some(),
+            n4 / q4,
+            ours / theirs,
+            of(TensorType::N3) / of(TensorType::Q3_K)
+        );
+        assert!(n4 <= q4, "N4 {n4}, Q4_K {q4}");
+        assert!(ours < theirs, "N3_M {ours}, Q3_K_M {theirs}");
+    }
+}

@@ -17,6 +17,8 @@ pub struct Ask {
     pub n_predict: usize,
     /// For the server's sampler.
     pub seed: u64,
+    /// Of its sampler; 0 takes the likeliest token.
+    pub temperature: f64,
 }
 
 /// How one went.
@@ -49,7 +51,7 @@ impl Ask {
             "stream": true,
             "stream_options": {"include_usage": true},
             "ignore_eos": true,
-            "temperature": 1.0,
+            "temperature": self.temperature,
             "seed": self.seed,
         })
     }

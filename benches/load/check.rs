@@ -198,7 +198,7 @@ async fn gap(host: &Arc<Host>, seed: u64) -> Finding {
     let mut prefill_s = Vec::new();
     for round in 0..3u64 {
         let prompt = PromptShape { n_prompt: 32, n_shared: 0 }.tokens(seed, (50 + round) << 20);
-        let ask = Ask { prompt, n_predict: 4000, seed };
+        let ask = Ask { prompt, n_predict: 4000, seed, temperature: 1.0 };
         let beside = Arc::clone(host);
         let (sender, mut ends) = tokio::sync::mpsc::unbounded_channel();
         let stream = tokio::spawn(async move { ask.watch(&beside.client, &sender).await });

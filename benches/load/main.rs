@@ -5,6 +5,7 @@
 //! cargo bench --bench load -- --model FILE --rate 2 --seconds 60      open loop
 //! cargo bench --bench load -- --model FILE --llama-server PROGRAM     both servers, in turn
 //! cargo bench --bench load -- --model FILE --check                    the promises, with figures
+//! cargo bench --bench load -- --model FILE --versus-bench --rounds 5     one client, and `bench`
 //! cargo bench --bench load -- --soak 3600 --seed 1                    anything, for an hour
 //! ```
 //!
@@ -20,6 +21,7 @@ mod prompt;
 mod report;
 mod soak;
 mod soak_kinds;
+mod versus;
 mod wire;
 
 use std::path::PathBuf;
@@ -107,6 +109,9 @@ struct Args {
     /// Only these checks, by the first words of their names; may be repeated
     #[arg(long, value_name = "NAME", requires = "check")]
     only: Vec<String>,
+    /// One client against `jetforge bench`, in turn; fails where too little is left
+    #[arg(long, conflicts_with_all = ["check", "soak", "url"])]
+    versus_bench: bool,
     /// Random load for so many seconds, then nothing may be left over
     #[arg(long, value_name = "SECONDS")]
     soak: Option<u64>,
@@ -177,6 +182,9 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     if let Some(seconds) = args.soak {
         let options = soak::server_options(args.server(&args.jetforge, 1024));
         return soak::run(&options, args.log.as_deref(), seconds, args.seed).await;
+    }
+    if args.versus_bench {
+        return versus::run(args).await;
     }
     if args.check {
         let mut findings = Vec::new();

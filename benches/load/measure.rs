@@ -34,7 +34,7 @@ impl Load {
         let prompt = self.prompt.tokens(self.seed, idx);
         // llama.cpp's seeds have 32 bits.
         let seed = (self.seed ^ idx) & 0x7fff_ffff;
-        Ask { prompt, n_predict: self.n_predict, seed }
+        Ask { prompt, n_predict: self.n_predict, seed, temperature: 1.0 }
     }
 
     /// Has the shared prefix in the cache before anything is timed.

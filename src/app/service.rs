@@ -11,13 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::shelf::StoreShelf;
-use super::{App, AppError, EMBEDDED_NAME};
-use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX};
+use super::{App, AppError, EMBEDDED_NAME, preset_of};
+use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX, PARALLEL_MAX};
 use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
+use crate::jobs::{AlwaysGo, Jobs, JobsError};
 use crate::server::{Gate, Server, ServerError};
+use crate::store::Store;
 
 /// The service before it listens.
 pub struct Service {
@@ -58,6 +60,7 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
+        let jobs = self.open_jobs(&mut notes);
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let shelf = StoreShelf {
             store: self.store.clone(),
@@ -69,14 +72,42 @@ impl App {
         let options = server.serve_options(template);
         let server = Server::with_shelf(host.clone(), options, Some(Arc::new(shelf)));
         let gate = Gate::new(server, gate_options)?;
+        if let Some(jobs) = jobs {
+            gate.keep_jobs(jobs);
+        }
         Ok(Service { host, gate, notes })
+    }
+
+    /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
+    /// says why it keeps none.
+    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<Jobs> {
+        let config = self.config().jobs.clone();
+        if !config.enabled {
+            return None;
+        }
+        let open = || -> Result<Jobs, JobsError> {
+            let opened = Store::open(&self.dirs.state)?;
+            notes.extend(opened.notes);
+            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
+            if n_interrupted > 0 {
+                notes.push(format!("{n_interrupted} jobs ran when the program last went"));
+            }
+            Ok(jobs)
+        };
+        match open() {
+            Ok(jobs) => Some(jobs),
+            Err(error) => {
+                notes.push(format!("{error}; this service keeps no jobs"));
+                None
+            }
+        }
     }
 
     /// The first model.
     fn entry(&self, source: &ModelSource, notes: &mut Vec<String>) -> Result<ModelEntry, AppError> {
         let server = &self.config().server;
         let (adapters, draft) = (server.lora.clone(), self.draft_source()?);
-        let load = LoadOptions { adapters, draft, ..self.shared_load_options() };
+        let load = LoadOptions { adapters, draft, ..self.shared_load_options(source) };
         let load = fitting(source, load, notes).map_err(|error| App::inference(source, error))?;
         let (stem, file) = match source {
             ModelSource::Embedded => (EMBEDDED_NAME.to_owned(), None),
@@ -112,7 +143,7 @@ impl App {
                 (model.name.clone(), ModelSource::File(model.files.first()?.clone()))
             }
         };
-        let load = self.shared_load_options();
+        let load = self.shared_load_options(&source);
         // What does not fit is told when it is loaded.
         let load = fitting(&source, load.clone(), &mut Vec::new()).unwrap_or(load);
         let keep_alive = Some(self.config().server.keep_alive());
@@ -120,7 +151,7 @@ impl App {
     }
 
     fn base_entry(&self, source: &ModelSource, load: LoadOptions) -> ModelEntry {
-        let n_parallel = self.config().server.n_parallel;
+        let n_parallel = load.n_parallel.unwrap_or(self.config().server.n_parallel);
         ModelEntry {
             name: String::new(),
             aliases: Vec::new(),
@@ -139,11 +170,17 @@ impl App {
         }
     }
 
-    /// What the configuration says about loading, the context shared among the sequences.
-    fn shared_load_options(&self) -> LoadOptions {
-        let n_parallel = self.config().server.n_parallel;
-        let options = self.load_options();
-        let n_ctx = options.n_ctx.map(|n| (n / n_parallel as u32).max(1));
+    /// What the configuration says about loading, the context shared among the sequences; what it
+    /// does not say comes from the model's preset, whose context is a sequence's own.
+    fn shared_load_options(&self, source: &ModelSource) -> LoadOptions {
+        let is_unset = self.settings.is_default("server.n_parallel");
+        let preset = preset_of(source).filter(|_| is_unset).map(|preset| preset.n_parallel);
+        let n_parallel = preset.unwrap_or(self.config().server.n_parallel).clamp(1, PARALLEL_MAX);
+        let options = self.load_options_of(source);
+        let n_ctx = match self.config().model.n_ctx {
+            Some(n) => Some((n / n_parallel as u32).max(1)),
+            None => options.n_ctx,
+        };
         LoadOptions { n_ctx, n_parallel: Some(n_parallel), ..options }
     }
 }

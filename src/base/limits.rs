@@ -38,6 +38,12 @@ pub const CHAT_TEMPLATE_STACK_BYTES: usize = 256 << 20;
 pub const QUANTIZE_CHUNK_WEIGHTS: usize = 4 << 20;
 /// Bytes of an importance matrix.
 pub const IMATRIX_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of the header of a safetensors file.
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of a configuration or vocabulary beside safetensors files.
+pub const FOLDER_JSON_BYTES_MAX: u64 = 64 << 20;
+/// Rows of a report's source that wait to be compared.
+pub const REPORT_ROWS_MAX: usize = 8;
 /// Tokens in a vocabulary.
 pub const VOCAB_MAX: usize = 1 << 20;
 /// Bytes of one token's text.
@@ -255,3 +261,49 @@ pub const PREFIX_STEP_BYTES: usize = 8 << 20;
 pub const PREFIX_SEEN_MAX: usize = 16_384;
 /// Milliseconds without a page after which a prompt is computed instead of read.
 pub const PREFIX_STALL_MS: u64 = 2_000;
+/// Milliseconds after which no more pages of a prompt are read, however they come.
+pub const PREFIX_FETCH_MS: u64 = 60_000;
+/// Writes that wait for the store's thread.
+pub const STORE_QUEUE_MAX: usize = 256;
+/// Writes that join the transaction of the one that waited first.
+pub const STORE_BATCH_MAX: usize = 63;
+/// Connections for readers that stay open.
+pub const STORE_READERS_KEPT: usize = 4;
+/// Time that a connection waits for another process.
+pub const STORE_BUSY_MS: u64 = 5000;
+/// Bytes that the write-ahead log keeps after a checkpoint.
+pub const STORE_WAL_BYTES_MAX: i64 = 4 << 20;
+/// Pages of 4 KiB in the write-ahead log after which they go to their places.
+pub const STORE_CHECKPOINT_PAGES: i64 = 512;
+/// Backups of the store that are kept.
+pub const STORE_BACKUPS_MAX: usize = 3;
+/// Time between two backups of the store.
+pub const STORE_BACKUP_EVERY_MS: i64 = 24 * 3600 * 1000;
+/// A store that was closed cleanly and is larger than this is not checked at start.
+pub const STORE_CHECK_BYTES_MAX: u64 = 64 << 20;
+/// Jobs that a note about a restored backup names.
+pub const STORE_LOST_NAMED_MAX: usize = 20;
+/// Bytes of a line of an import.
+pub const STORE_LINE_BYTES_MAX: usize = 128 << 20;
+/// Jobs that run at once.
+pub const JOBS_AT_ONCE_MAX: usize = 64;
+/// Jobs that wait or run.
+pub const JOBS_WAITING_MAX: i64 = 10_000;
+/// Bytes of all jobs.
+pub const JOBS_BYTES_MAX: i64 = 64 << 30;
+/// Attempts that a job may ask for.
+pub const JOBS_ATTEMPTS_MAX: i64 = 100;
+/// Jobs that one page of a list shows.
+pub const JOBS_LISTED_MAX: i64 = 500;
+/// Bytes of an answer that a job keeps.
+pub const JOB_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Readers that follow jobs at once.
+pub const JOB_READERS_MAX: usize = 256;
+/// Time between two looks at what is too old to be kept.
+pub const JOBS_PURGE_EVERY_MS: i64 = 60_000;
+/// Tries of one callback.
+pub const CALLBACK_TRIES_MAX: i64 = 8;
+/// Time that one try of a callback may take.
+pub const CALLBACK_MS: u64 = 10_000;
+/// Bytes of an answer to a callback that are looked at.
+pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;

@@ -23,6 +23,15 @@ pub enum Unit {
     /// One over another.
     #[serde(rename = "x")]
     Times,
+    /// Joules.
+    #[serde(rename = "J")]
+    Joules,
+    /// Joules for each token.
+    #[serde(rename = "J/token")]
+    JoulesPerToken,
+    /// Joules a second.
+    #[serde(rename = "W")]
+    Watts,
 }
 
 impl Unit {
@@ -35,12 +44,18 @@ impl Unit {
             Unit::GigabytesPerSecond => "GB/s",
             Unit::GigaMacs => "GMAC/s",
             Unit::Times => "x",
+            Unit::Joules => "J",
+            Unit::JoulesPerToken => "J/token",
+            Unit::Watts => "W",
         }
     }
 
     /// Whether more is better.
     pub fn is_rate(self) -> bool {
-        !matches!(self, Unit::Milliseconds | Unit::Mebibytes)
+        matches!(
+            self,
+            Unit::TokensPerSecond | Unit::GigabytesPerSecond | Unit::GigaMacs | Unit::Times
+        )
     }
 }
 

@@ -12,7 +12,9 @@
 mod advice;
 mod ask;
 mod compare;
+mod disk;
 mod edit;
+mod energy;
 mod figures;
 mod limits;
 mod model;
@@ -26,12 +28,12 @@ pub use advice::{Advice, Candidate, Profile, Verdict, advise};
 pub use compare::{Compared, compare};
 pub use figures::{Figure, Share, Unit};
 pub use limits::{Limits, kernels, memory};
-pub use model::{ModelFacts, Tests, measure};
+pub use model::{ModelFacts, Rooms, Tests, measure};
 pub use page::page;
 pub use report::{HEAD, Line, Machine, Report, markdown, read_lines, rows, title, to_lines};
 pub use tasks::{Task, find as find_tasks};
 
-use crate::inference::{BackendError, EngineError, InferenceError};
+use crate::inference::{BackendError, DiskCacheError, EngineError, InferenceError};
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum BenchError {
     /// The engine refuses a test.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Nothing can be kept on the disk.
+    #[error(transparent)]
+    Disk(#[from] DiskCacheError),
     /// A probe cannot run.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -1,23 +1,25 @@
 //! What a model does on this machine: prefill, decode, several at once, first tokens, loading.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::BenchError;
 use super::ask::{self, request, run, run_together};
+use super::disk;
 use super::edit;
+use super::energy::{self, Energy};
 use super::figures::{Figure, Unit, percentile};
 use super::limits::Limits;
 use super::tasks::Task;
 use crate::base::host;
 use crate::inference::{
-    Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource, plan_memory,
+    Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource, Request, plan_memory,
 };
 
 /// Tokens of a prompt whose time to the first token is measured, and those that come new.
 const TTFT_PROMPT: usize = 512;
-const TTFT_NEW: usize = 16;
+pub const TTFT_NEW: usize = 16;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +42,24 @@ pub struct Tests {
     pub tasks: Vec<Task>,
     /// Rounds after one that warms up.
     pub n_rounds: usize,
+    /// Where on the machine things are.
+    pub rooms: Rooms,
+}
+
+/// Where on the machine things are that tests of a model need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rooms {
+    /// The root of the tree in which sysfs has the machine's sensors.
+    pub root: PathBuf,
+    /// A folder for pages on the disk; without one no first token is measured whose prefix comes
+    /// from there.
+    pub disk: Option<PathBuf>,
+}
+
+impl Default for Rooms {
+    fn default() -> Rooms {
+        Rooms { root: PathBuf::from("/"), disk: None }
+    }
 }
 
 impl Default for Tests {
@@ -54,6 +74,7 @@ impl Default for Tests {
             edit: true,
             tasks: Vec::new(),
             n_rounds: 5,
+            rooms: Rooms::default(),
         }
     }
 }
@@ -96,7 +117,8 @@ pub fn measure(
 ) -> Result<(ModelFacts, Vec<Figure>, Vec<String>), BenchError> {
     let mut notes = Vec::new();
     let load = room(source, load, tests, &mut notes)?;
-    let mut figures = Vec::new();
+    let energy = Energy::open(&tests.rooms.root, &mut notes);
+    let mut figures = Vec::from_iter(energy.idle());
     host::reset_peak_resident();
     if tests.load {
         progress("load");
@@ -107,7 +129,7 @@ pub fn measure(
     let options = EngineOptions { n_parallel, ..EngineOptions::default() };
     let engine = Engine::start(model, options, Box::new(|_| {}))?;
     let cost = Cost::of(engine.info(), n_parallel);
-    let bench = Bench { engine: &engine, tests, limits, cost, notes: &mut notes };
+    let bench = Bench { engine: &engine, tests, limits, cost, energy: &energy, notes: &mut notes };
     figures.extend(bench.run(progress)?);
     let peak = host::peak_resident_bytes() as f64 / f64::from(1 << 20);
     figures.push(Figure::new("peak memory", Unit::Mebibytes, vec![peak]));
@@ -118,7 +140,13 @@ pub fn measure(
         n_params: cost.n_params as u64,
         backend: info.backend_name().to_owned(),
     };
+    let n_ttft = ttft_prompt(&engine);
     drop(engine);
+    if tests.ttft {
+        progress("first token from the disk");
+        let (rooms, n_rounds) = (&tests.rooms, tests.n_rounds);
+        figures.extend(disk::measure(source, &load, rooms, n_ttft, n_rounds, &mut notes)?);
+    }
     if tests.edit {
         progress("edit");
         figures.extend(edit::measure(source, &load, tests.n_rounds)?);
@@ -222,6 +250,7 @@ struct Bench<'a> {
     tests: &'a Tests,
     limits: &'a Limits,
     cost: Cost,
+    energy: &'a Energy,
     notes: &'a mut Vec<String>,
 }
 
@@ -278,18 +307,25 @@ impl Bench<'_> {
         ask::tokens(self.engine.info(), n, seed)
     }
 
-    fn prefill(&mut self, n: usize) -> Result<Option<Figure>, BenchError> {
+    /// Runs a request; what it took in joules, where that can be read.
+    fn measured(&self, request: Request) -> Result<(ask::Run, Option<f64>), BenchError> {
+        let (run, joules) = self.energy.of(|| run(self.engine, request));
+        Ok((run?, joules))
+    }
+
+    fn prefill(&mut self, n: usize) -> Result<Vec<Figure>, BenchError> {
         let test = format!("pp{n}");
         if !self.fits(&test, n + 1) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let rates = self.rounds(|round| {
-            let run = run(self.engine, request(self.prompt(n, round), 1, false))?;
-            Ok(n as f64 * 1e3 / run.timings.prefill_ms)
-        })?;
-        let figure = Figure::new(test, Unit::TokensPerSecond, rates);
+        let runs = self.rounds(|round| self.measured(request(self.prompt(n, round), 1, false)))?;
+        let rates = runs.iter().map(|(run, _)| n as f64 * 1e3 / run.timings.prefill_ms).collect();
+        let figure = Figure::new(test.clone(), Unit::TokensPerSecond, rates);
         let limit = self.limits.integer_gmac_s;
-        Ok(Some(figure.against(limit, self.cost.n_macs / 1e9, Unit::GigaMacs)))
+        let mut figures = vec![figure.against(limit, self.cost.n_macs / 1e9, Unit::GigaMacs)];
+        let joules = runs.into_iter().map(|(_, joules)| joules).collect();
+        figures.extend(energy::figures(&test, n, joules));
+        Ok(figures)
     }
 
     fn decode(&mut self, n: usize, depth: usize) -> Result<Vec<Figure>, BenchError> {
@@ -299,7 +335,8 @@ impl Bench<'_> {
         }
         // The same prompt each time: what stands before is prefilled once.
         let prompt = self.prompt(depth.max(1), 99);
-        let runs = self.rounds(|_| Ok(run(self.engine, request(prompt.clone(), n + 1, true))?))?;
+        let runs = self.rounds(|_| self.measured(request(prompt.clone(), n + 1, true)))?;
+        let (runs, joules): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
         let rates = runs.iter().map(ask::Run::decode_rate).collect();
         let bytes = self.cost.weight_bytes + self.cost.kv_bytes * (depth + n / 2) as f64;
         let figure = Figure::new(test.clone(), Unit::TokensPerSecond, rates);
@@ -310,6 +347,7 @@ impl Bench<'_> {
             let name = format!("{test}: p{p:.0} between tokens");
             figures.push(Figure::new(name, Unit::Milliseconds, values));
         }
+        figures.extend(energy::figures(&test, n + 1, joules));
         Ok(figures)
     }
 
@@ -326,7 +364,7 @@ impl Bench<'_> {
     }
 
     fn ttft(&mut self) -> Result<Vec<Figure>, BenchError> {
-        let n = TTFT_PROMPT.min(self.engine.info().n_ctx().saturating_sub(TTFT_NEW + 2));
+        let n = ttft_prompt(self.engine);
         let cold = self.rounds(|round| {
             Ok(run(self.engine, request(self.prompt(n, round), 1, false))?.ttft_ms)
         })?;
@@ -367,6 +405,11 @@ impl Bench<'_> {
             ),
         ])
     }
+}
+
+/// Tokens of the prompt whose first token is timed, as far as they fit.
+fn ttft_prompt(engine: &Engine) -> usize {
+    TTFT_PROMPT.min(engine.info().n_ctx().saturating_sub(TTFT_NEW + 2))
 }
 
 fn decode_name(n: usize, depth: usize) -> String {

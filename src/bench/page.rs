@@ -16,14 +16,21 @@ const WIDTH: f64 = 900.0;
 const BARS_AT: f64 = 260.0;
 const BAR_HEIGHT: f64 = 22.0;
 
+/// Units whose figures are worth a plot.
+const PLOTTED: [Unit; 5] = [
+    Unit::TokensPerSecond,
+    Unit::Milliseconds,
+    Unit::GigabytesPerSecond,
+    Unit::GigaMacs,
+    Unit::JoulesPerToken,
+];
+
 /// The page.
 pub fn page(reports: &[Report]) -> String {
     let mut body = String::new();
     for report in reports {
         body.push_str(&format!("<h2>{}</h2>\n", escape(&title(report))));
-        for unit in
-            [Unit::TokensPerSecond, Unit::Milliseconds, Unit::GigabytesPerSecond, Unit::GigaMacs]
-        {
+        for unit in PLOTTED {
             let figures: Vec<&Figure> = report.figures.iter().filter(|f| f.unit == unit).collect();
             if !figures.is_empty() {
                 body.push_str(&plot(&figures, unit));

@@ -71,6 +71,8 @@ pub enum Verb {
     Perplexity(verbs::perplexity::PerplexityArgs),
     /// Make a smaller file of a model
     Quantize(Box<verbs::quantize::QuantizeArgs>),
+    /// Get a model, make it small enough for a board, and keep how it is run there
+    SetupModel(verbs::setup_model::SetupModelArgs),
     /// List, import, check and remove models
     Models(verbs::models::ModelsArgs),
     /// Download a model by its name in the catalog or by its address
@@ -88,6 +90,12 @@ pub enum Verb {
     Cache(verbs::cache::CacheArgs),
     /// Make, list and revoke API keys of the service
     Key(verbs::key::KeyArgs),
+    /// List, show, retry, cancel and watch jobs of a running service
+    Jobs(verbs::jobs::JobsArgs),
+    /// Write the jobs that are kept as JSON lines or SQL
+    Export(verbs::export::ExportArgs),
+    /// Read jobs that were exported as JSON lines
+    Import(verbs::export::ImportArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions

@@ -12,7 +12,7 @@ use crate::app::AppError;
 use crate::base::config::ConfigError;
 use crate::inference::InferenceError;
 use crate::library::LibraryError;
-use crate::quantize::QuantizeError;
+use crate::quantize::{FolderError, QuantizeError};
 use crate::server::ServerError;
 
 /// Done.
@@ -132,7 +132,8 @@ fn of_library(error: &LibraryError) -> u8 {
             std::io::ErrorKind::StorageFull => NO_ROOM,
             _ => FAILURE,
         },
-        LibraryError::NoSpace { .. } => NO_ROOM,
+        LibraryError::NoSpace { .. } | LibraryError::DoesNotFit { .. } => NO_ROOM,
+        LibraryError::Inference(error) => of_inference(error),
         LibraryError::Refused { .. }
         | LibraryError::Redirect { .. }
         | LibraryError::Network { .. }
@@ -149,7 +150,14 @@ fn of_quantize(error: &QuantizeError) -> u8 {
         | QuantizeError::Pattern { .. }
         | QuantizeError::PatternUnused { .. }
         | QuantizeError::Requantize { .. } => USAGE,
+        QuantizeError::FolderRuns { .. } => USAGE,
+        QuantizeError::Folder(FolderError::Io { source, .. }) => match source.kind() {
+            std::io::ErrorKind::NotFound => MODEL,
+            _ => FAILURE,
+        },
         QuantizeError::Gguf(_)
+        | QuantizeError::Folder(_)
+        | QuantizeError::TooLarge { .. }
         | QuantizeError::PackedSource { .. }
         | QuantizeError::Native(_)
         | QuantizeError::NotFinite { .. }

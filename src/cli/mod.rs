@@ -73,6 +73,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Tokenize(args) => verbs::tokenize::run(context, &args),
         Verb::Perplexity(args) => verbs::perplexity::run(context, &args),
         Verb::Quantize(args) => verbs::quantize::run(context, &args),
+        Verb::SetupModel(args) => verbs::setup_model::run(context, &args),
         Verb::Models(args) => verbs::models::run(context, &args),
         Verb::Pull(args) => verbs::pull::run(context, &args),
         Verb::Doctor(args) => verbs::doctor::run(context, &args),
@@ -81,6 +82,9 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Warm(args) => verbs::warm::run(context, &args),
         Verb::Cache(args) => verbs::cache::run(context, &args),
         Verb::Key(args) => verbs::key::run(context, &args),
+        Verb::Jobs(args) => verbs::jobs::run(context, &args),
+        Verb::Export(args) => verbs::export::export(context, &args),
+        Verb::Import(args) => verbs::export::import(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
     }

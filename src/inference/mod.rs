@@ -29,7 +29,7 @@ pub use engine::{
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
-pub use native::{NativeError, NativeTensor, NativeWriter, Target, convert};
+pub use native::{NativeError, NativeTensor, NativeWriter, Target, convert, outline};
 pub use quant::TensorType;
 pub use quant::panel::Form;
 pub use tokenizer::{

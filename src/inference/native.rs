@@ -16,7 +16,7 @@
 use std::io::{self, Write};
 
 use super::backend::cpu::pack_panel;
-use super::gguf::{Gguf, GgufBuilder, Metadata, TensorInfo};
+use super::gguf::{Gguf, GgufBuilder, GgufError, Metadata, TensorInfo};
 use super::quant::panel::{BLOCK_LEN, Form, PANEL_ROWS, unpack};
 use super::quant::{Codes, NativePart, TensorType, write_super};
 
@@ -82,6 +82,9 @@ pub enum NativeError {
     /// The file cannot be written.
     #[error("the file cannot be written")]
     Io(#[from] io::Error),
+    /// A file that could not be read back.
+    #[error("the file could not be read back")]
+    Outline(#[from] GgufError),
     /// A tensor that no file can hold.
     #[error("tensor '{name}' cannot be {ty} with shape {shape:?}")]
     Shape {
@@ -152,18 +155,7 @@ impl<W: Write> NativeWriter<W> {
         metadata: &Metadata,
         tensors: Vec<(NativeTensor, Form)>,
     ) -> Result<NativeWriter<W>, NativeError> {
-        let mut header = GgufBuilder::new().target(target.name());
-        for (key, value) in metadata.iter().filter(|(key, _)| is_kept(key)) {
-            header = header.pair(key, value.clone());
-        }
-        header = header.pair("general.alignment", ALIGNMENT);
-        let mut placed = Vec::with_capacity(tensors.len());
-        for (tensor, form) in tensors {
-            let tensor = place(tensor, form)?;
-            let NativeTensor { name, ty, shape } = &tensor.tensor;
-            header = header.tensor_in(name, shape, *ty, form, Vec::new()).announce(tensor.n_bytes);
-            placed.push(tensor);
-        }
+        let (header, placed) = lay_out(target, metadata, tensors)?;
         out.write_all(&header.header())?;
         let rows_left = placed.first().map_or(0, |tensor| tensor.n_rows);
         let (rest, panel) = (Vec::new(), Vec::new());
@@ -254,6 +246,41 @@ impl<W: Write> NativeWriter<W> {
         self.rows_left = 0;
         self.end_tensor()
     }
+}
+
+/// The file that [`NativeWriter`] would write, with zeros for weights: for sizing it beforehand.
+///
+/// # Errors
+/// `Shape`, and `Outline` if the file could not be read back.
+pub fn outline(
+    target: Target,
+    metadata: &Metadata,
+    tensors: Vec<NativeTensor>,
+) -> Result<Gguf, NativeError> {
+    let forms = forms(target, metadata, &tensors);
+    let (file, _) = lay_out(target, metadata, tensors.into_iter().zip(forms).collect())?;
+    Ok(Gguf::outline(&file)?)
+}
+
+/// The header of a file, and where its tensors stand.
+fn lay_out(
+    target: Target,
+    metadata: &Metadata,
+    tensors: Vec<(NativeTensor, Form)>,
+) -> Result<(GgufBuilder<'static>, Vec<Placed>), NativeError> {
+    let mut header = GgufBuilder::new().target(target.name());
+    for (key, value) in metadata.iter().filter(|(key, _)| is_kept(key)) {
+        header = header.pair(key, value.clone());
+    }
+    header = header.pair("general.alignment", ALIGNMENT);
+    let mut placed = Vec::with_capacity(tensors.len());
+    for (tensor, form) in tensors {
+        let tensor = place(tensor, form)?;
+        let NativeTensor { name, ty, shape } = &tensor.tensor;
+        header = header.tensor_in(name, shape, *ty, form, Vec::new()).announce(tensor.n_bytes);
+        placed.push(tensor);
+    }
+    Ok((header, placed))
 }
 
 fn place(tensor: NativeTensor, form: Form) -> Result<Placed, NativeError> {

@@ -15,6 +15,8 @@ pub struct Board {
     pub memory_bytes: u64,
     /// Memory that the rest of the system is assumed to use.
     pub system_bytes: u64,
+    /// Cores that compute; `None` for as many as the machine turns out to have.
+    pub n_core: Option<usize>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -27,24 +29,33 @@ impl Board {
             title: "Jetson Nano 2GB Developer Kit",
             memory_bytes: 1980 * MIB,
             system_bytes: 768 * MIB,
+            n_core: Some(4),
         },
         Board {
             name: "jetson-nano-4gb",
             title: "Jetson Nano Developer Kit (4 GB)",
             memory_bytes: 3963 * MIB,
             system_bytes: 922 * MIB,
+            n_core: Some(4),
         },
         Board {
             name: "pc-16gb",
             title: "PC with 16 GB",
             memory_bytes: 15_900 * MIB,
             system_bytes: 2048 * MIB,
+            n_core: None,
         },
     ];
 
-    /// The board of this name.
+    /// The board of this name, or of its short form: `nano4gb` for `jetson-nano-4gb`.
     pub fn find(name: &str) -> Option<Board> {
-        Board::ALL.into_iter().find(|board| board.name == name)
+        let is_meant = |board: &Board| board.name == name || board.short_name() == name;
+        Board::ALL.into_iter().find(is_meant)
+    }
+
+    /// The name without its family and without dashes: `nano4gb`, `pc16gb`.
+    pub fn short_name(&self) -> String {
+        self.name.trim_start_matches("jetson-").replace('-', "")
     }
 
     /// Memory for a model: weights, KV cache and scratch.

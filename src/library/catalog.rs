@@ -27,6 +27,10 @@ pub struct CatalogEntry {
     pub url: String,
     /// Its name in the store; empty for the URL's own.
     pub file: String,
+    /// Where the weights are with 8 bits or more, to make smaller files of; empty when unknown.
+    pub source_url: String,
+    /// Hash of that file; empty when unknown.
+    pub source_sha256: String,
     /// Hash in lower-case hexadecimal; empty when unknown.
     pub sha256: String,
     /// Exact size; 0 when unknown.
@@ -119,11 +123,12 @@ fn parse(text: &str, origin: &str) -> Result<Vec<CatalogEntry>, LibraryError> {
             return Err(wrong("a model has no name".to_owned()));
         }
         let is_hash = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit());
-        if !entry.sha256.is_empty() && !is_hash(&entry.sha256) {
+        let hashes = [&entry.sha256, &entry.source_sha256];
+        if hashes.into_iter().any(|hash| !hash.is_empty() && !is_hash(hash)) {
             return Err(wrong(format!("{name}: sha256 must be 64 hexadecimal digits")));
         }
-        if !entry.url.is_empty() {
-            url::parse(&entry.url).map_err(|error| wrong(format!("{name}: {error}")))?;
+        for address in [&entry.url, &entry.source_url].into_iter().filter(|url| !url.is_empty()) {
+            url::parse(address).map_err(|error| wrong(format!("{name}: {error}")))?;
         }
         if let Some(board) = entry.boards.iter().find(|b| Board::find(b).is_none()) {
             return Err(wrong(format!("{name}: unknown board {board:?}")));
@@ -142,7 +147,9 @@ mod tests {
         assert!(catalog.entries().len() >= 11);
         for entry in catalog.entries() {
             assert!(!entry.licence.is_empty() && entry.size_about_bytes > 0, "{}", entry.name);
-            assert!(entry.url.is_empty() || entry.url.starts_with("https://"), "{}", entry.name);
+            let addresses = [&entry.url, &entry.source_url];
+            let is_safe = |url: &&String| url.is_empty() || url.starts_with("https://");
+            assert!(addresses.iter().all(is_safe), "{}", entry.name);
             assert!(entry.boards.contains(&"pc-16gb".to_owned()), "{}", entry.name);
             assert!(entry.file_name().is_some_and(|f| f.ends_with(".gguf")), "{}", entry.name);
         }

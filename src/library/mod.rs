@@ -15,6 +15,7 @@ mod catalog;
 mod digest;
 mod download;
 mod http;
+mod preset;
 mod record;
 mod store;
 mod url;
@@ -24,11 +25,13 @@ use std::path::PathBuf;
 pub use board::Board;
 pub use catalog::{Catalog, CatalogEntry};
 pub use download::{PullEvent, PullOptions, PullRequest, Pulled, pull};
+pub use preset::{Preset, choose_preset};
 pub use record::Record;
 pub use store::{Store, StoredModel, Verified};
 pub use url::file_name_of;
 
 use crate::base::format::bytes;
+use crate::inference::{InferenceError, MemoryPlan};
 
 /// Why a model cannot be had, kept or trusted.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +58,27 @@ pub enum LibraryError {
         /// What is wrong.
         message: String,
     },
+    /// No context worth having fits on the board.
+    #[error(
+        "it does not fit {}: {plan}; the board has {} MiB, less {} MiB for the system = {} MiB, \
+         {} MiB too few",
+        board.title,
+        board.memory_bytes >> 20,
+        board.system_bytes >> 20,
+        board.available_bytes() >> 20,
+        missing_bytes.div_ceil(1 << 20)
+    )]
+    DoesNotFit {
+        /// The board.
+        board: Box<Board>,
+        /// The smallest that was tried.
+        plan: Box<MemoryPlan>,
+        /// Bytes beyond what there is.
+        missing_bytes: u64,
+    },
+    /// The file is no model that runs.
+    #[error(transparent)]
+    Inference(#[from] InferenceError),
     /// A name that cannot be a file in the store.
     #[error("{name:?} cannot be a model's file name: {reason}")]
     BadName {

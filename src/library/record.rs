@@ -5,6 +5,7 @@
 //! models/.name.gguf.json      its record
 //! models/.name.gguf.part      a download or copy under way, locked by its writer
 //! models/.name.gguf.part.json what the download so far belongs to
+//! models/.name.gguf.preset.json how it is run where nobody says otherwise
 //! ```
 
 use std::io::Write;
@@ -38,13 +39,20 @@ pub struct Beside {
     pub part: PathBuf,
     /// What the unfinished download belongs to.
     pub part_record: PathBuf,
+    /// How the model is run.
+    pub preset: PathBuf,
 }
 
 /// The hidden files of `path`.
 pub fn beside(path: &Path) -> Beside {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let hidden = |suffix: &str| path.with_file_name(format!(".{name}.{suffix}"));
-    Beside { record: hidden("json"), part: hidden("part"), part_record: hidden("part.json") }
+    Beside {
+        record: hidden("json"),
+        part: hidden("part"),
+        part_record: hidden("part.json"),
+        preset: hidden("preset.json"),
+    }
 }
 
 /// Reads a small JSON file; `None` when it is absent, too large or not what it should be.

@@ -181,7 +181,7 @@ impl Store {
         for file in &model.files {
             std::fs::remove_file(file).map_err(LibraryError::io("remove", file))?;
             let beside = beside(file);
-            for hidden in [beside.record, beside.part, beside.part_record] {
+            for hidden in [beside.record, beside.part, beside.part_record, beside.preset] {
                 match std::fs::remove_file(&hidden) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         return Err(LibraryError::io("remove", hidden)(error));

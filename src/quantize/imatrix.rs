@@ -13,6 +13,7 @@
 //! the name, calls, the number of values, and sums over the calls of means, all little-endian.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -42,11 +43,17 @@ impl Importance {
     pub fn read(path: &Path) -> Result<Importance, QuantizeError> {
         let wrong =
             |reason: String| QuantizeError::ImportanceFile { path: path.to_owned(), reason };
-        let n_bytes = std::fs::metadata(path).map_err(QuantizeError::io(path))?.len();
-        if n_bytes > IMATRIX_BYTES_MAX {
-            return Err(wrong(format!("it has {n_bytes} bytes, more than any has")));
+        // Asked before opening: opening a pipe would wait for its other end.
+        if !std::fs::metadata(path).map_err(QuantizeError::io(path))?.is_file() {
+            return Err(wrong("it is not a regular file".to_owned()));
         }
-        let bytes = std::fs::read(path).map_err(QuantizeError::io(path))?;
+        let file = std::fs::File::open(path).map_err(QuantizeError::io(path))?;
+        let mut bytes = Vec::new();
+        let n_read = file.take(IMATRIX_BYTES_MAX + 1).read_to_end(&mut bytes);
+        if n_read.map_err(QuantizeError::io(path))? as u64 > IMATRIX_BYTES_MAX {
+            let most = IMATRIX_BYTES_MAX;
+            return Err(wrong(format!("it has more than {most} bytes, which none has")));
+        }
         let sha256 = hex(&Sha256::digest(&bytes));
         let mut found = if bytes.starts_with(b"GGUF") {
             read_gguf(&Gguf::from_vec(bytes)?).map_err(wrong)?

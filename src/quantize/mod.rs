@@ -1,27 +1,32 @@
 //! Floor 3: makes small model files out of large ones.
 //!
 //! ```text
-//! source.gguf --> Plan: a type for each tensor --> write: rows in, blocks out --> target.gguf
-//!                   ^                                ^
-//!                 Recipe, overrides                Importance <-- a text through the model
+//! Source --> Plan: a type for each tensor --> write: rows in, blocks out --> target.gguf
+//!   ^               ^                                ^
+//! GGUF, or        Recipe, overrides                Importance <-- a text through the model
+//! safetensors
 //! ```
 //!
 //! Nothing holds a whole model: rows are read, rounded by all threads and written, a few megabytes
 //! at a time, and the source's pages are given back. The target appears under its name only when it
 //! is whole and on the disk. This room prints nothing: callers pass a closure for progress.
 
+mod folder;
 mod imatrix;
 mod plan;
 mod recipe;
 mod report;
+mod source;
 mod write;
 
 use std::path::PathBuf;
 
+pub use folder::FolderError;
 pub use imatrix::Importance;
 pub use plan::{Override, Plan, PlanOptions, TensorPlan};
 pub use recipe::Recipe;
 pub use report::{Comparison, compare};
+pub use source::Source;
 pub use write::{WriteOptions, Written, check_target, write};
 
 use crate::base::format::bytes;
@@ -34,6 +39,18 @@ pub enum QuantizeError {
     /// The source, or an importance matrix, is not a file that can be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The source is a folder that cannot be read as a model.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A folder was to be run.
+    #[error(
+        "{path} is a folder, which does not run as it is; make a file of it first: \
+         jetforge quantize {path} model-f16.gguf F16"
+    )]
+    FolderRuns {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The model does not run, for a report or an importance matrix.
     #[error(transparent)]
     Inference(#[from] InferenceError),
@@ -94,6 +111,21 @@ pub enum QuantizeError {
         /// The row.
         row_idx: usize,
     },
+    /// A weight that the target's type cannot hold.
+    #[error(
+        "tensor '{tensor}' has a weight of {weight} in row {row_idx}, and {ty} holds 65504 at \
+         most; keep the tensor with --tensor-type '{tensor}=F32'"
+    )]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// The row.
+        row_idx: usize,
+        /// The weight.
+        weight: f32,
+        /// The type.
+        ty: TensorType,
+    },
     /// An importance matrix of another model.
     #[error(
         "the importance matrix has {got} values for '{tensor}', which is {expected} wide; it was \
@@ -146,7 +178,7 @@ pub enum QuantizeError {
         path: PathBuf,
     },
     /// The target is one of the source's files.
-    #[error("{path} is the source; choose another name for the target")]
+    #[error("{path} is the source, or a part of it; choose another name for the target")]
     SameFile {
         /// The target.
         path: PathBuf,

@@ -9,6 +9,7 @@ use super::{Importance, QuantizeError, parse_type};
 use crate::inference::gguf::{Gguf, GgufBuilder, Metadata, TensorInfo, Value};
 use crate::inference::quant::panel::Form;
 use crate::inference::quant::{Codes, TensorType};
+use crate::inference::{NativeTensor, Target, outline};
 
 /// What may differ from the recipe.
 #[derive(Debug, Default)]
@@ -171,16 +172,43 @@ impl Plan {
     }
 
     /// The file up to its tensor data.
-    pub(super) fn header(&self, metadata: &Metadata) -> Vec<u8> {
+    pub(super) fn header(&self, metadata: &Metadata) -> GgufBuilder<'static> {
         let pairs = metadata.iter();
         let file =
             pairs.fold(GgufBuilder::new(), |file, (key, value)| file.pair(key, value.clone()));
         let tensors = self.tensors.iter();
-        let file = tensors.fold(file, |file, tensor| {
+        tensors.fold(file, |file, tensor| {
             file.tensor(tensor.name.as_str(), &tensor.shape, tensor.to, Vec::new())
                 .announce(tensor.n_bytes)
-        });
-        file.header()
+        })
+    }
+
+    /// The tensors of a file that is packed for a processor.
+    pub(super) fn native_tensors(&self) -> Vec<NativeTensor> {
+        let tensor = |tensor: &TensorPlan| NativeTensor {
+            name: tensor.name.clone(),
+            ty: tensor.to,
+            shape: tensor.shape.clone(),
+        };
+        self.tensors.iter().map(tensor).collect()
+    }
+
+    /// The target before it is written, zeros for its weights: to see what memory it will take.
+    ///
+    /// # Errors
+    /// If a tensor has a shape that no file can hold.
+    pub fn outline(
+        &self,
+        source: &Gguf,
+        packed_for: Option<Target>,
+    ) -> Result<Gguf, QuantizeError> {
+        let metadata = self.metadata(source, &[]);
+        match packed_for {
+            None => Ok(Gguf::outline(&self.header(&metadata))?),
+            Some(target) => {
+                outline(target, &metadata, self.native_tensors()).map_err(QuantizeError::Native)
+            }
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Recipe {
         Recipe { name: "N3", base: N3, file_type: None, about: "3.5 bits, head at 4.5" },
         Recipe { name: "N3_M", base: N3, file_type: None, about: "3.5 bits, 4.5 where it tells" },
         Recipe { name: "N4", base: N4, file_type: None, about: "4.5 bits" },
-        Recipe { name: "N4_M", base: N4, file_type: None, about: "4.5 bits, head at 6.6" },
+        Recipe { name: "N4_M", base: N4, file_type: None, about: "4.5 bits, 6.6 where it tells" },
         recipe("Q2_K", Q2_K, 10, "2.6 bits and more where it tells"),
         recipe("Q3_K_S", Q3_K, 11, "3.4 bits"),
         recipe("Q3_K_M", Q3_K, 12, "3.4 bits, 4.5 to 5.5 where it tells"),
@@ -78,6 +78,8 @@ pub(super) enum Role {
     Head,
     /// Embeddings of a model with an output matrix.
     Embedding,
+    /// Keys of attention.
+    Key,
     /// Values of attention, alone or fused with queries and keys.
     Value,
     /// The second half of the feed-forward network.
@@ -108,6 +110,7 @@ pub(super) fn role_of(name: &str, shape: Shape) -> (Role, usize) {
         "token_embd.weight" if shape.is_tied => Role::Head,
         "token_embd.weight" => Role::Embedding,
         _ if name.contains("attn_v.weight") || name.contains("attn_qkv.weight") => Role::Value,
+        _ if name.contains("attn_k.weight") => Role::Key,
         _ if name.contains("ffn_down") => Role::Down,
         _ if name.contains("attn_output.weight") => Role::AttnOut,
         _ => Role::Other,
@@ -136,7 +139,7 @@ pub(super) fn choose(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape)
                 Q6_K
             }
         }
-        _ if role == Role::Embedding || role == Role::Other => base,
+        _ if matches!(role, Role::Embedding | Role::Key | Role::Other) => base,
         _ => choose_gguf(recipe, role, layer_idx, shape),
     }
 }
@@ -144,7 +147,8 @@ pub(super) fn choose(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape)
 /// The first and last eighth of the layers and every third between.
 fn is_telling(layer_idx: usize, n_layer: usize) -> bool {
     let eighth = n_layer / 8;
-    layer_idx < eighth || layer_idx >= 7 * n_layer / 8 || (layer_idx - eighth) % 3 == 2
+    let is_last = layer_idx >= n_layer.saturating_mul(7) / 8;
+    layer_idx < eighth || is_last || (layer_idx - eighth) % 3 == 2
 }
 
 fn choose_gguf(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape) -> TensorType {
@@ -186,11 +190,16 @@ fn choose_gguf(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape) -> Te
 }
 
 fn choose_native(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape) -> TensorType {
-    let ends = layer_idx == 0 || layer_idx + 1 == shape.n_layer;
+    let ends = layer_idx == 0 || layer_idx.checked_add(1) == Some(shape.n_layer);
     match (recipe.name, role) {
         ("N4_M", Role::Head) => Q6_K,
-        ("N3_M", Role::Value | Role::Down) => N4,
-        ("N3_M", Role::AttnOut | Role::Other) if ends => N4,
+        ("N4_M", Role::Value) if shape.n_group >= 2 => Q6_K,
+        // Where heads share keys and values these are few, and tell most for their bits; what
+        // follows attention comes next: see docs/quantize.md.
+        ("N3_M", Role::Value) if shape.n_group >= 2 => Q6_K,
+        ("N3_M", Role::Key) if shape.n_group >= 2 => N4,
+        ("N3_M", Role::Value | Role::Down | Role::AttnOut) => N4,
+        ("N3_M", Role::Key | Role::Other) if ends => N4,
         (_, Role::Head | Role::Embedding) => N4,
         _ => recipe.base,
     }

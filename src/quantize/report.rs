@@ -1,8 +1,12 @@
 //! The report: how far a quantised model is from its source, over a text.
 //!
 //! Both read the same windows, as perplexity does (the first half of each is only context), and at
-//! every scored position their distributions over the next token are compared.
+//! every scored position their distributions over the next token are compared. They run at the same
+//! time, a few rows apart, so that no window's rows have to be kept.
 
+use std::sync::mpsc::sync_channel;
+
+use crate::base::limits::REPORT_ROWS_MAX;
 use crate::inference::{InferenceError, Model, TokenId};
 
 /// How a model does beside its source.
@@ -38,20 +42,32 @@ pub fn compare(
     let (mut source_nll, mut nll, mut n_same) = (0.0, 0.0, 0usize);
     let n_windows = source.check_windows(tokens, n_ctx)?;
     for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
-        let mut rows = Vec::new();
-        source.windows(window, n_ctx, &mut |row, next| {
-            let row = log_probs(row);
-            source_nll -= f64::from(row[next as usize]);
-            rows.push(row);
-        })?;
-        let mut expected = rows.iter();
-        model.windows(window, n_ctx, &mut |row, next| {
-            let (row, expected) = (log_probs(row), expected.next().expect("the same positions"));
-            nll -= f64::from(row[next as usize]);
-            let terms = expected.iter().zip(&row);
-            let terms = terms.map(|(p, q)| f64::from(*p).exp() * f64::from(p - q));
-            divergences.push(terms.sum::<f64>().max(0.0));
-            n_same += usize::from(top(expected) == top(&row));
+        // A row of a large vocabulary has half a megabyte, and a window hundreds: so few wait.
+        let (sender, expected) = sync_channel::<Vec<f32>>(REPORT_ROWS_MAX);
+        let source = &mut *source;
+        std::thread::scope(|scope| {
+            let source = scope.spawn(move || {
+                source.windows(window, n_ctx, &mut |row, _| {
+                    // Nobody listens when the model failed, which is told there.
+                    let _ = sender.send(log_probs(row));
+                })
+            });
+            let compared = model.windows(window, n_ctx, &mut |row, next| {
+                // Nothing comes when the source failed, which is told below.
+                let Ok(expected) = expected.recv() else { return };
+                let row = log_probs(row);
+                source_nll -= f64::from(expected[next as usize]);
+                nll -= f64::from(row[next as usize]);
+                let terms = expected.iter().zip(&row);
+                let terms = terms.map(|(p, q)| f64::from(*p).exp() * f64::from(p - q));
+                divergences.push(terms.sum::<f64>().max(0.0));
+                n_same += usize::from(top(&expected) == top(&row));
+            });
+            drop(expected);
+            match source.join() {
+                Ok(result) => result.and(compared),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
         })?;
         progress(i + 1, n_windows);
     }

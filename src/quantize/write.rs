@@ -13,14 +13,14 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use super::{Importance, Plan, QuantizeError, Source, TensorPlan};
+use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS, THREADS_MAX};
+use crate::inference::gguf::{Metadata, TensorInfo, Value};
+use crate::inference::quant::{Codes, TensorType, dequantize, quantize};
+use crate::inference::{NativeError, NativeWriter, Target};
 
-use super::imatrix::hex;
-use super::{Importance, Plan, QuantizeError, TensorPlan};
-use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS};
-use crate::inference::gguf::{Gguf, Metadata, TensorInfo, Value};
-use crate::inference::quant::{dequantize, quantize};
-use crate::inference::{NativeError, NativeTensor, NativeWriter, Target};
+/// The largest number of F16.
+const F16_MAX: f32 = 65_504.0;
 
 /// A file that was written.
 #[derive(Clone, Debug)]
@@ -50,17 +50,17 @@ pub struct WriteOptions {
 /// If the target is there (unless it may be) or is the source, the disk is too full or fails, or a
 /// weight is not finite. The target is as it was then.
 pub fn write(
-    (source_path, source): (&Path, &Gguf),
+    source: &Source,
     plan: &Plan,
     importance: Option<&Importance>,
     target: &Path,
     options: WriteOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Written, QuantizeError> {
-    check_target(source_path, target, options.replace)?;
+    check_target(source, target, options.replace)?;
     let total = plan.tensor_bytes();
     check_room(target, total + total / 16)?;
-    let metadata = plan.metadata(source, &origin(source_path, source, plan, importance));
+    let metadata = plan.metadata(source.gguf(), &origin(source, plan, importance)?);
     let partial = partial_of(target);
     let had_leftover = partial.exists();
     let written = write_rows(source, plan, importance, &metadata, options, &partial, progress);
@@ -77,7 +77,7 @@ pub fn write(
 
 /// Writes the whole file under the name `partial`.
 fn write_rows(
-    source: &Gguf,
+    source: &Source,
     plan: &Plan,
     importance: Option<&Importance>,
     metadata: &Metadata,
@@ -89,10 +89,11 @@ fn write_rows(
     let out = BufWriter::with_capacity(1 << 20, file);
     let mut sink = Sink::new(out, partial, plan, metadata, options.packed_for)?;
     let (mut done, total) = (0, plan.tensor_bytes());
-    for (tensor, info) in plan.tensors.iter().zip(source.tensors()) {
+    for (tensor_idx, tensor) in plan.tensors.iter().enumerate() {
         let row = importance.filter(|_| tensor.is_guided);
         let row = row.map(|i| i.row(&tensor.name, tensor.shape[0] as usize)).transpose()?.flatten();
-        write_tensor(source, info, tensor, row, options.n_threads, &mut |bytes| {
+        let part = Part { source, tensor_idx, tensor, importance: row };
+        part.write(options.n_threads.clamp(1, THREADS_MAX), &mut |bytes| {
             done += bytes.len() as u64;
             progress(done, total);
             sink.put(bytes, partial)
@@ -130,16 +131,11 @@ impl Sink {
         packed_for: Option<Target>,
     ) -> Result<Sink, QuantizeError> {
         let Some(packed_for) = packed_for else {
-            out.write_all(&plan.header(metadata)).map_err(QuantizeError::io(path))?;
+            out.write_all(&plan.header(metadata).header()).map_err(QuantizeError::io(path))?;
             let alignment = metadata.u64("general.alignment")?.unwrap_or(32);
             return Ok(Sink::Plain { out, alignment });
         };
-        let tensors = plan.tensors.iter().map(|tensor| NativeTensor {
-            name: tensor.name.clone(),
-            ty: tensor.to,
-            shape: tensor.shape.clone(),
-        });
-        let writer = NativeWriter::new(out, packed_for, metadata, tensors.collect());
+        let writer = NativeWriter::new(out, packed_for, metadata, plan.native_tensors());
         writer.map(|writer| Sink::Packed(Box::new(writer))).map_err(native(path))
     }
 
@@ -205,10 +201,10 @@ fn folder_of(path: &Path) -> &Path {
 ///
 /// # Errors
 /// As it says.
-pub fn check_target(source: &Path, target: &Path, replace: bool) -> Result<(), QuantizeError> {
+pub fn check_target(source: &Source, target: &Path, replace: bool) -> Result<(), QuantizeError> {
     let path = target.to_owned();
-    let Ok(there) = target.canonicalize() else { return Ok(()) };
-    if source.canonicalize().is_ok_and(|source| source == there) {
+    let Ok(there) = std::fs::metadata(target) else { return Ok(()) };
+    if source.has_file(&there) {
         return Err(QuantizeError::SameFile { path });
     }
     if replace { Ok(()) } else { Err(QuantizeError::Exists { path }) }
@@ -228,15 +224,12 @@ fn check_room(target: &Path, needed: u64) -> Result<(), QuantizeError> {
 
 /// Where the target comes from, for its metadata.
 fn origin(
-    source_path: &Path,
-    source: &Gguf,
+    source: &Source,
     plan: &Plan,
     importance: Option<&Importance>,
-) -> Vec<(String, Value)> {
-    let mut hashes = vec![Sha256::new(); source.n_shards()];
-    source.scan(|shard_idx, bytes| hashes[shard_idx].update(bytes));
-    let hashes: Vec<String> = hashes.into_iter().map(|hash| hex(&hash.finalize())).collect();
-    let name = source_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+) -> Result<Vec<(String, Value)>, QuantizeError> {
+    let hashes = source.hashes()?;
+    let name = source.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let key = |key: &str| format!("jetforge.quantize.{key}");
     let mut origin = vec![
         (key("version"), Value::from(env!("CARGO_PKG_VERSION"))),
@@ -245,77 +238,101 @@ fn origin(
         (key("source_sha256"), Value::Str(hashes.join(" "))),
     ];
     origin.extend(importance.into_iter().flat_map(Importance::pairs));
-    origin
+    Ok(origin)
 }
 
-/// The target's bytes of one tensor, in order.
-fn write_tensor(
-    source: &Gguf,
-    info: &TensorInfo,
-    tensor: &TensorPlan,
-    importance: Option<&[f32]>,
-    n_threads: usize,
-    put: &mut dyn FnMut(&[u8]) -> Result<(), QuantizeError>,
-) -> Result<(), QuantizeError> {
-    let n_cols = info.shape[0] as usize;
-    let row_bytes = info.ty.row_bytes(n_cols).unwrap_or(0).max(1);
-    let chunk_rows = (QUANTIZE_CHUNK_WEIGHTS / n_cols.max(1)).max(1);
-    for (chunk_idx, bytes) in source.bytes(info).chunks(chunk_rows * row_bytes).enumerate() {
-        if tensor.to == tensor.from {
-            put(bytes)?;
-        } else {
-            let rows =
-                Rows { info, tensor, importance, row_bytes, first_row: chunk_idx * chunk_rows };
-            for blocks in rows.quantize(bytes, n_threads)? {
-                put(&blocks)?;
-            }
-        }
-        let start = chunk_idx * chunk_rows * row_bytes;
-        source.release(info, start..start + bytes.len());
-    }
-    Ok(())
-}
-
-/// A run of rows of a tensor.
-struct Rows<'a> {
-    info: &'a TensorInfo,
+/// One tensor on its way from the source to the target.
+struct Part<'a> {
+    source: &'a Source,
+    tensor_idx: usize,
     tensor: &'a TensorPlan,
     importance: Option<&'a [f32]>,
-    row_bytes: usize,
-    first_row: usize,
 }
 
-impl Rows<'_> {
-    /// The rows in the target's type, each thread's apart.
-    fn quantize(&self, bytes: &[u8], n_threads: usize) -> Result<Vec<Vec<u8>>, QuantizeError> {
-        let n_rows = bytes.len() / self.row_bytes;
-        let share = n_rows.div_ceil(n_threads.max(1)).max(1);
-        std::thread::scope(|scope| {
-            let shares = bytes.chunks(share * self.row_bytes).enumerate();
+impl Part<'_> {
+    fn info(&self) -> &TensorInfo {
+        &self.source.gguf().tensors()[self.tensor_idx]
+    }
+
+    /// The target's bytes, in order, a few megabytes of rows at a time.
+    fn write(
+        &self,
+        n_threads: usize,
+        put: &mut dyn FnMut(&[u8]) -> Result<(), QuantizeError>,
+    ) -> Result<(), QuantizeError> {
+        let info = self.info();
+        let n_cols = info.shape[0] as usize;
+        let n_rows = (info.n_elements() / info.shape[0].max(1)) as usize;
+        let chunk_rows = (QUANTIZE_CHUNK_WEIGHTS / n_cols.max(1)).max(1);
+        let mut buffer = Vec::new();
+        for first_row in (0..n_rows).step_by(chunk_rows) {
+            let rows = first_row..n_rows.min(first_row + chunk_rows);
+            let bytes = self.source.rows(self.tensor_idx, rows.clone(), &mut buffer)?;
+            for blocks in self.quantize(&bytes, first_row, n_threads)? {
+                put(blocks.as_deref().unwrap_or(&bytes))?;
+            }
+            self.source.release(self.tensor_idx, rows);
+        }
+        Ok(())
+    }
+
+    /// The rows in the target's type, each thread's apart; `None` where they stay as they are.
+    fn quantize(
+        &self,
+        bytes: &[u8],
+        first_row: usize,
+        n_threads: usize,
+    ) -> Result<Vec<Option<Vec<u8>>>, QuantizeError> {
+        let is_copied = self.tensor.to == self.tensor.from;
+        if is_copied && Codes::of(self.tensor.from) != Codes::Float {
+            return Ok(vec![None]);
+        }
+        let row_bytes = self.row_bytes();
+        let share = (bytes.len() / row_bytes).div_ceil(n_threads).max(1);
+        let blocks: Result<Vec<Vec<u8>>, QuantizeError> = std::thread::scope(|scope| {
+            let shares = bytes.chunks(share * row_bytes).enumerate();
             let threads: Vec<_> = shares
-                .map(|(i, bytes)| scope.spawn(move || self.quantize_share(bytes, i * share)))
+                .map(|(i, bytes)| {
+                    scope.spawn(move || self.quantize_share(bytes, first_row + i * share))
+                })
                 .collect();
             let joined = threads.into_iter().map(|thread| match thread.join() {
                 Ok(blocks) => blocks,
                 Err(panic) => std::panic::resume_unwind(panic),
             });
             joined.collect()
-        })
+        });
+        // Numbers that are copied were looked at, and no more.
+        let blocks = blocks?;
+        Ok(if is_copied { vec![None] } else { blocks.into_iter().map(Some).collect() })
+    }
+
+    fn row_bytes(&self) -> usize {
+        let info = self.info();
+        info.ty.row_bytes(info.shape[0] as usize).unwrap_or(0).max(1)
     }
 
     fn quantize_share(&self, bytes: &[u8], first_row: usize) -> Result<Vec<u8>, QuantizeError> {
-        let mut row = vec![0.0; self.info.shape[0] as usize];
+        let TensorPlan { name, from, to, .. } = self.tensor;
+        let mut row = vec![0.0f32; self.info().shape[0] as usize];
         let mut out = Vec::new();
-        for (i, bytes) in bytes.chunks_exact(self.row_bytes).enumerate() {
-            dequantize(self.info.ty, bytes, &mut row);
+        for (i, bytes) in bytes.chunks_exact(self.row_bytes()).enumerate() {
+            dequantize(*from, bytes, &mut row);
+            let (tensor, row_idx) = (name.clone(), first_row + i);
             if !row.iter().all(|weight| weight.is_finite()) {
-                return Err(QuantizeError::NotFinite {
-                    tensor: self.tensor.name.clone(),
-                    row_idx: self.first_row + first_row + i,
-                });
+                return Err(QuantizeError::NotFinite { tensor, row_idx });
+            }
+            if to == from {
+                continue;
+            }
+            // F16 would hold infinity, and so might the scales of types that have theirs in F16.
+            let holds_all = matches!(to, TensorType::F32 | TensorType::BF16);
+            let large = row.iter().find(|weight| weight.abs() > F16_MAX);
+            if let (Some(&weight), false) = (large, holds_all) {
+                return Err(QuantizeError::TooLarge { tensor, row_idx, weight, ty: *to });
             }
             // A plan holds no type that cannot be written.
-            out.extend(quantize(self.tensor.to, &row, self.importance).unwrap_or_default());
+            out.extend(quantize(*to, &row, self.importance).unwrap_or_default());
         }
         Ok(out)
     }

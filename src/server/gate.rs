@@ -7,8 +7,8 @@
 //! ```
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -25,6 +25,7 @@ use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
 use super::forms::in_form_of;
 use super::intake::{Intake, drain};
+use super::jobs::Door;
 use super::keys::KeyFile;
 use super::quota::Place;
 use super::ring::{Key, KeyRing};
@@ -33,6 +34,7 @@ use crate::base::limits::{
     HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     RESULT_BYTES_MAX, SOCKETS_MAX,
 };
+use crate::jobs::Jobs;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -88,6 +90,7 @@ struct Shared {
     /// Makes names of requests differ between two runs of the program.
     run: u32,
     n_request: AtomicU64,
+    jobs: OnceLock<Door>,
 }
 
 impl Gate {
@@ -113,6 +116,7 @@ impl Gate {
             sockets: Arc::new(Semaphore::new(SOCKETS_MAX)),
             run,
             n_request: AtomicU64::new(0),
+            jobs: OnceLock::new(),
         })))
     }
 
@@ -122,6 +126,16 @@ impl Gate {
     /// With the command that makes a key.
     pub fn check_exposure(&self, address: std::net::SocketAddr) -> Result<(), ServerError> {
         check_exposure(address, &self.0.access.ring)
+    }
+
+    /// Takes jobs from now on; a router that is made afterwards answers for them.
+    pub fn keep_jobs(&self, jobs: Jobs) {
+        let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Where jobs go, if the service keeps any.
+    pub(super) fn jobs(&self) -> Option<&Door> {
+        self.0.jobs.get()
     }
 
     pub(super) fn server(&self) -> &Server {

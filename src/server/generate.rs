@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::jobs::tap::{self, Tap};
 use super::state::Server;
 use crate::hosting::{HostError, Lease, parse_keep_alive};
 use crate::inference::{
@@ -68,7 +69,8 @@ fn keep_alive(fields: &Fields) -> Result<Option<Duration>, ApiError> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
+    let tap = tap::current();
+    match tokio::task::spawn_blocking(move || tap::heard_by_sync(tap, work)).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::internal("the request could not be prepared")),
     }
@@ -82,17 +84,23 @@ pub(super) struct Generation {
     /// Which stream is asked first, so that none is starved.
     next_idx: usize,
     is_detached: bool,
+    /// The job that hears the events, and how many requests it submitted before these.
+    tap: Option<(Tap, usize)>,
 }
 
 /// Hands requests to the engine. If one is refused, those before it end.
 ///
 /// # Errors
 /// What the engine refuses.
-pub(super) fn submit(lease: Lease, requests: Vec<Request>) -> Result<Generation, ApiError> {
+pub(super) fn submit(lease: Lease, mut requests: Vec<Request>) -> Result<Generation, ApiError> {
+    let tap = tap::current().map(|tap| {
+        let n_before = tap.prepare(&mut requests);
+        (tap, n_before)
+    });
     let streams: Result<Vec<Option<EventStream>>, ApiError> =
         requests.into_iter().map(|request| Ok(Some(lease.submit(request)?))).collect();
     let streams = streams?;
-    Ok(Generation { lease: Some(lease), streams, next_idx: 0, is_detached: false })
+    Ok(Generation { lease: Some(lease), streams, next_idx: 0, is_detached: false, tap })
 }
 
 impl Generation {
@@ -112,6 +120,9 @@ impl Generation {
                 Poll::Ready(None) => self.streams[prompt_idx] = None,
                 Poll::Ready(Some(event)) => {
                     self.next_idx = (prompt_idx + 1) % n;
+                    if let Some((tap, n_before)) = &self.tap {
+                        tap.heard(n_before + prompt_idx, &event);
+                    }
                     return Poll::Ready(Some((prompt_idx, event)));
                 }
             }
@@ -137,7 +148,8 @@ impl Drop for Generation {
         }
         // Outside a runtime nobody could hold the lease: then the requests end like others.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let mut rest = Generation { lease, streams, next_idx: 0, is_detached: false };
+            let mut rest =
+                Generation { lease, streams, next_idx: 0, is_detached: false, tap: None };
             runtime.spawn(async move { while rest.next().await.is_some() {} });
         }
     }

@@ -13,6 +13,7 @@ use axum::routing::get;
 
 use super::{ApiError, Gate};
 use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
+use crate::jobs::Counts;
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Gate> {
@@ -57,8 +58,26 @@ async fn metrics(State(gate): State<Gate>) -> Response {
         page.sample("jetforge_model_loaded", &labels, f64::from(u8::from(model.is_loaded)));
     }
     service_metrics(&mut page, &gate);
+    if let Some(door) = gate.jobs() {
+        match door.counts().await {
+            Ok((counts, _)) => job_metrics(&mut page, &counts),
+            Err(error) => return error.into_response(),
+        }
+    }
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], page.text).into_response()
+}
+
+/// Jobs, counted in the table.
+fn job_metrics(page: &mut Page, counts: &Counts) {
+    page.head("jetforge_jobs", "gauge", "Jobs in each state");
+    for (state, (n, _)) in counts {
+        page.sample("jetforge_jobs", &format!("state=\"{state}\""), *n as f64);
+    }
+    page.head("jetforge_job_bytes", "gauge", "Bytes that jobs of each state take on the disk");
+    for (state, (_, n_bytes)) in counts {
+        page.sample("jetforge_job_bytes", &format!("state=\"{state}\""), *n_bytes as f64);
+    }
 }
 
 /// What one engine says.

@@ -8,9 +8,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::gate::pass_gate;
+use super::jobs::keep_promise;
 use super::{
-    ApiError, Gate, Server, anthropic, autocoder, health, live, llama, metrics, ollama, openai,
-    openapi, page, status, tabby, timeline,
+    ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
+    openai, openapi, page, status, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -28,10 +29,14 @@ fn dialects() -> Router<Server> {
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
-    let own = metrics::routes().merge(timeline::routes()).merge(autocoder::desk_routes());
-    let own = own.merge(live::routes());
-    let own = own.with_state(gate.clone());
-    let routes = dialects().with_state(gate.server().clone()).merge(own);
+    let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
+    let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let dialects: Router = dialects().with_state(gate.server().clone());
+    if let Some(door) = gate.jobs() {
+        door.answer_with(dialects.clone());
+    }
+    let promises = middleware::from_fn_with_state(gate.clone(), keep_promise);
+    let routes = dialects.route_layer(promises).merge(own.with_state(gate.clone()));
     behind(gate, routes.merge(page::routes()).merge(openapi::routes()))
 }
 
@@ -70,7 +75,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok())),
     };
-    let shown = ["x-request-id", "x-jetforge-cache"].map(HeaderName::from_static);
+    let shown = ["x-request-id", "x-jetforge-cache", "x-jetforge-job", "location"]
+        .map(HeaderName::from_static);
     Some(
         CorsLayer::new()
             .allow_origin(allowed)

@@ -103,7 +103,8 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         model.retain(|setting| setting.key != "model.name");
     }
     let app = context.app(model)?;
-    let tests = tests(args)?;
+    let mut tests = tests(args)?;
+    tests.rooms.disk = Some(app.disk_cache_options().dir.join("bench"));
     let load = app.load_options();
     let isa = Isa::choose(load.isa.as_deref())?;
     let host = Host::read();

@@ -65,7 +65,7 @@ pub fn run(context: &Context, args: &InspectArgs) -> anyhow::Result<u8> {
     let app = context.app(settings)?;
     let source = app.model_source()?;
     let gguf = open(&source)?;
-    let fits = fits(&app, &gguf, args.board.as_deref());
+    let fits = fits(&app, &source, &gguf, args.board.as_deref());
     if args.json {
         print_json(&to_json(&source, &gguf, &fits, args))?;
     } else {
@@ -83,8 +83,8 @@ fn open(source: &ModelSource) -> anyhow::Result<Gguf> {
     gguf.map_err(|error| CliError::model(format!("{source}: {error}")).into())
 }
 
-fn fits(app: &App, gguf: &Gguf, board: Option<&str>) -> Vec<Fit> {
-    let options = app.load_options();
+fn fits(app: &App, source: &ModelSource, gguf: &Gguf, board: Option<&str>) -> Vec<Fit> {
+    let options = app.load_options_of(source);
     let plan = |machine: String, available_bytes: u64| Fit {
         machine,
         available_bytes,

@@ -126,7 +126,8 @@ fn request(app: &App, args: &PullArgs) -> anyhow::Result<PullRequest> {
     Ok(request)
 }
 
-fn show(bar: &ProgressBar, event: &PullEvent<'_>) {
+/// Draws what a download does.
+pub(super) fn show(bar: &ProgressBar, event: &PullEvent<'_>) {
     match event {
         PullEvent::Asking { host } => bar.set_message(format!("asking {host}")),
         PullEvent::Started { file_name, from_bytes, total_bytes } => {

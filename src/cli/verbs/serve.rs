@@ -25,7 +25,7 @@ use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, parse_keep_alive};
-use crate::server::{Listener, ServerError, router, subscriber};
+use crate::server::{JobRunner, Listener, ServerError, router, subscriber};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -311,6 +311,8 @@ async fn serve(
             _ => std::future::pending().await,
         }
     });
+    let app = router(gate.clone());
+    let runner = JobRunner::start(&gate);
     let mut failure = None;
     let mut stopping = None;
     let stop = async {
@@ -319,6 +321,8 @@ async fn serve(
             _ = terminate.recv() => {}
             error = failed => failure = error.ok(),
         }
+        // Jobs make room for requests in flight; they go on when the service is back.
+        runner.stop().await;
         let host = host.clone();
         stopping = Some(tokio::task::spawn_blocking(move || host.stop(grace)));
         tracing::info!(grace_s = grace.as_secs(), "stopping");
@@ -330,7 +334,7 @@ async fn serve(
             std::process::exit(i32::from(exit::INTERRUPTED));
         });
     };
-    listener.serve(router(gate), stop, grace).await;
+    listener.serve(app, stop, grace).await;
     watching.abort();
     sweeping.abort();
     if let Some(stopping) = stopping {

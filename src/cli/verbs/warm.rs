@@ -53,7 +53,7 @@ pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
     };
     let source = app.model_source()?;
     let adapters = app.config().server.lora.clone();
-    let options = LoadOptions { adapters, ..app.load_options() };
+    let options = LoadOptions { adapters, ..app.load_options_of(&source) };
     let model = Model::load(&source, &options).map_err(|error| App::inference(&source, error))?;
     let mut prompts = Vec::with_capacity(args.files.len());
     for path in &args.files {
@@ -76,7 +76,8 @@ pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
         settle(&engine, &disk);
         let stats = disk.stats();
         let n_written = stats.writes - n_before;
-        let n_dropped = stats.drops_budget + stats.drops_space + stats.drops_failed;
+        let n_dropped =
+            stats.drops_budget + stats.drops_space + stats.drops_failed + stats.drops_gone;
         let Timings { n_prompt, n_cached, .. } = timings;
         let seconds = started.elapsed().as_secs_f64();
         if args.json {
@@ -98,7 +99,10 @@ pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
             )?;
         }
         if n_dropped > 0 {
-            bail!("{n_dropped} pages found no room on the disk or in the day's write budget");
+            bail!(
+                "{n_dropped} pages were not kept: the disk or the day's write budget has no room, \
+                 or a file of the model cannot be read"
+            );
         }
     }
     engine.stop(Duration::from_secs(1));

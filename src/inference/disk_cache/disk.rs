@@ -16,13 +16,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 
 use super::Key;
 use crate::base::host::disk_free_bytes;
+use crate::seal::part_name;
 
 /// A file that was being written so long ago belongs to nobody any more.
 const LEFT_OVER: Duration = Duration::from_secs(600);
@@ -62,16 +62,15 @@ pub trait Disk: Send + Sync {
     fn write_ledger(&self, text: &str) -> io::Result<()>;
     /// Keeps other processes from the ledger for as long as it is held.
     fn lock(&self) -> io::Result<Option<File>>;
-    /// Seconds since the Unix epoch.
-    fn now_unix_s(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    /// Time since the Unix epoch.
+    fn now(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 }
 
 /// A directory.
 pub struct Directory {
     dir: PathBuf,
-    n_part: AtomicU64,
 }
 
 impl Directory {
@@ -83,7 +82,7 @@ impl Directory {
         for part in ["pages", "tmp", "digests"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(part))?;
         }
-        Ok(Directory { dir: dir.to_owned(), n_part: AtomicU64::new(0) })
+        Ok(Directory { dir: dir.to_owned() })
     }
 
     fn page(&self, key: &Key) -> PathBuf {
@@ -92,11 +91,9 @@ impl Directory {
 
     /// Writes a file whole or not at all.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<File> {
-        let n = self.n_part.fetch_add(1, Ordering::Relaxed);
-        let part = self.dir.join("tmp").join(format!("{}-{n}.part", std::process::id()));
+        let part = self.dir.join("tmp").join(part_name()?);
         let write = || {
-            let mut file =
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
             file.write_all(bytes)?;
             file.sync_data()?;
             fs::rename(&part, path)?;

@@ -9,31 +9,19 @@
 //! under another name does not open, and no checksum is needed beside the tag. ChaCha because it
 //! needs no instructions that a processor may lack.
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-
 use super::Miss;
-use super::keys::{KEY_LEN, Key, Keys};
+use super::keys::{Key, Keys};
+use crate::seal::{KEY_LEN, TAG_LEN};
 
 const MAGIC: &[u8; 8] = b"JFPAGE1\n";
-const TAG_LEN: usize = 16;
 /// Bytes of an entry beyond the page's.
 pub const OVERHEAD: usize = MAGIC.len() + KEY_LEN + TAG_LEN;
 
-fn cipher(keys: &Keys, salt: &[u8; KEY_LEN]) -> LessSafeKey {
-    let key = UnboundKey::new(&CHACHA20_POLY1305, &keys.seal(salt));
-    LessSafeKey::new(key.expect("the key is as long as the cipher wants it"))
-}
-
-/// The one nonce of a key that seals one entry.
-fn nonce() -> Nonce {
-    Nonce::assume_unique_for_key([0; 12])
-}
-
-fn associated(key: &Key) -> Aad<[u8; MAGIC.len() + KEY_LEN]> {
+fn associated(key: &Key) -> [u8; MAGIC.len() + KEY_LEN] {
     let mut bytes = [0; MAGIC.len() + KEY_LEN];
     bytes[..MAGIC.len()].copy_from_slice(MAGIC);
     bytes[MAGIC.len()..].copy_from_slice(&key.0);
-    Aad::from(bytes)
+    bytes
 }
 
 /// An entry of `page`, under this name.
@@ -43,10 +31,8 @@ pub fn seal(keys: &Keys, key: &Key, salt: &[u8; KEY_LEN], page: &[u8]) -> Vec<u8
     entry.extend_from_slice(salt);
     let start = entry.len();
     entry.extend_from_slice(page);
-    let sealed = &mut entry[start..];
-    let tag = cipher(keys, salt).seal_in_place_separate_tag(nonce(), associated(key), sealed);
-    // Pages are far below the 256 GiB that one nonce can seal.
-    entry.extend_from_slice(tag.expect("a page is no longer than a cipher can take").as_ref());
+    let tag = keys.sealing.seal(salt, &associated(key), &mut entry[start..]);
+    entry.extend_from_slice(&tag);
     entry
 }
 
@@ -67,8 +53,7 @@ pub fn open(keys: &Keys, key: &Key, mut entry: Vec<u8>, n_bytes: usize) -> Resul
     if magic != MAGIC {
         return Err(Miss::Damaged);
     }
-    let opened = cipher(keys, salt).open_in_place(nonce(), associated(key), sealed);
-    if opened.is_err() {
+    if !keys.sealing.open(salt, &associated(key), sealed) {
         return Err(Miss::Damaged);
     }
     entry.truncate(entry.len() - TAG_LEN);

@@ -14,9 +14,10 @@ use std::sync::{Arc, OnceLock};
 
 use ring::digest::{Context, SHA256, digest};
 
-use super::keys::{KEY_LEN, Key};
+use super::keys::Key;
 use super::worker::Shared;
 use crate::base::limits::PREFIX_DIGESTS_MAX;
+use crate::seal::KEY_LEN;
 
 /// Bytes that are digested without a thread.
 const AT_ONCE_BYTES: u64 = 64 << 20;
@@ -35,14 +36,25 @@ pub enum Part {
     File(File),
 }
 
-/// A digest of parts, as soon as it is there.
+/// A digest of parts, as soon as it is there; `None` where there will be none.
 #[derive(Debug, Default)]
-pub struct Identity(OnceLock<Digest>);
+pub struct Identity(OnceLock<Option<Digest>>);
 
 impl Identity {
     /// The digest, if it is there.
     pub fn get(&self) -> Option<&[u8; 32]> {
-        self.0.get()
+        self.0.get()?.as_ref()
+    }
+
+    /// One whose files could not be read.
+    #[cfg(test)]
+    pub fn failed() -> Identity {
+        Identity(OnceLock::from(None))
+    }
+
+    /// Whether a file could not be read: there will be no digest.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.0.get(), Some(None))
     }
 }
 
@@ -59,18 +71,19 @@ pub(super) fn identify(
     let theirs = Arc::clone(&identity);
     let work = move || {
         // Without a digest the cache stays unused for this model, which its misses tell.
-        if let Ok(digest) = memo.digest_all(&parts) {
-            let _ = theirs.0.set(digest);
-        }
+        let _ = theirs.0.set(memo.digest_all(&parts).ok());
     };
     if n_unknown <= AT_ONCE_BYTES {
         work();
     } else {
         let thread = std::thread::Builder::new().name("model-digest".into());
-        let _ = thread.spawn(move || {
+        let started = thread.spawn(move || {
             work();
             done();
         });
+        if started.is_err() {
+            let _ = identity.0.set(None);
+        }
     }
     identity
 }
@@ -125,7 +138,7 @@ impl Memo {
             return Err(io::Error::other("the file changed while it was read"));
         }
         let digest = bytes_of(context.finish());
-        if stamp.age_s(self.shared.disk.now_unix_s()) >= AGE_MIN_S {
+        if stamp.age_s(self.shared.disk.now().as_secs()) >= AGE_MIN_S {
             self.remember(&stamp, &digest);
         }
         Ok(digest)

@@ -10,18 +10,12 @@
 //! A name is keyed, so the list of files tells nobody which texts were asked. Each entry has a key
 //! of its own, so no nonce can come twice.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::DiskCacheError;
-
-/// Bytes of the device key, of a name and of a salt.
-pub const KEY_LEN: usize = 32;
+use crate::seal::{KEY_LEN, Sealer, device_key};
 
 /// The name of an entry: what it holds follows from it, and nothing else does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,20 +55,22 @@ impl Key {
 /// The keys that follow from the device key.
 pub(super) struct Keys {
     naming: hmac::Key,
-    sealing: hmac::Key,
+    /// Seals the entries.
+    pub sealing: Sealer,
     vouching: hmac::Key,
 }
 
 impl Keys {
     /// From a device key.
     pub fn new(device: &[u8; KEY_LEN]) -> Keys {
+        let sealing = Sealer::new(device, "jetforge prefix seal 1");
         let device = hmac::Key::new(hmac::HMAC_SHA256, device);
         let derive = |purpose: &str| {
             hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&device, purpose.as_bytes()).as_ref())
         };
         Keys {
             naming: derive("jetforge prefix name 1"),
-            sealing: derive("jetforge prefix seal 1"),
+            sealing,
             vouching: derive("jetforge prefix memo 1"),
         }
     }
@@ -84,18 +80,7 @@ impl Keys {
     /// # Errors
     /// If it cannot be read or made, others may read it, or it is none.
     pub fn load_or_create(path: &Path) -> Result<Keys, DiskCacheError> {
-        let failed = |source| DiskCacheError::Key { path: path.to_owned(), source };
-        if !path.exists() {
-            create(path).map_err(failed)?;
-        }
-        let file = File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
-            return Err(DiskCacheError::KeyOpen { path: path.to_owned() });
-        }
-        let mut bytes = Vec::with_capacity(KEY_LEN);
-        file.take(KEY_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-        let device: [u8; KEY_LEN] =
-            bytes.try_into().map_err(|_| DiskCacheError::KeyBroken { path: path.to_owned() })?;
+        let device = device_key(path).map_err(|source| DiskCacheError::Key { source })?;
         Ok(Keys::new(&device))
     }
 
@@ -116,11 +101,6 @@ impl Keys {
         context.update(&before.0);
         tokens.iter().for_each(|token| context.update(&token.to_le_bytes()));
         name(context)
-    }
-
-    /// The key that seals the entry with this salt.
-    pub fn seal(&self, salt: &[u8; KEY_LEN]) -> [u8; KEY_LEN] {
-        bytes(hmac::sign(&self.sealing, salt))
     }
 
     /// Vouches for bytes that are kept beside the entries.
@@ -144,66 +124,11 @@ fn bytes(tag: hmac::Tag) -> [u8; KEY_LEN] {
     out
 }
 
-/// Random bytes.
-///
-/// # Errors
-/// If the system has none.
-pub(super) fn random() -> std::io::Result<[u8; KEY_LEN]> {
-    let mut bytes = [0; KEY_LEN];
-    let none = |_| std::io::Error::other("the system gives no random bytes");
-    SystemRandom::new().fill(&mut bytes).map_err(none)?;
-    Ok(bytes)
-}
-
-/// Writes a new key under a name of its own and links it into place: of two processes one wins,
-/// and a loss of power leaves a whole key or none.
-fn create(path: &Path) -> std::io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let part = path.with_extension(format!("{}.part", std::process::id()));
-    let write = || {
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-        file.write_all(&random()?)?;
-        file.sync_all()?;
-        match fs::hard_link(&part, path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            linked => linked,
-        }
-    };
-    let written = write();
-    let _ = fs::remove_file(&part);
-    written?;
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn the_key_is_made_once_and_only_its_owner_may_read_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state/prefix.key");
-        let names = [0, 1].map(|_| Keys::load_or_create(&path).unwrap().root(b"f", b"s"));
-        assert_eq!(names[0], names[1]);
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(
-            fs::read_dir(path.parent().unwrap()).unwrap().count(),
-            1,
-            "nothing is left over"
-        );
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let open = Keys::load_or_create(&path).err().unwrap();
-        assert!(open.to_string().contains("chmod 600"), "{open}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&path, b"short").unwrap();
-        assert!(matches!(Keys::load_or_create(&path), Err(DiskCacheError::KeyBroken { .. })));
-    }
 
     fn chain(keys: &Keys, tokens: &[u32]) -> Vec<Key> {
         let mut at = keys.root(b"model", b"");

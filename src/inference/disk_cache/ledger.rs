@@ -71,7 +71,7 @@ impl Ledger {
 }
 
 fn today(disk: &dyn Disk) -> Day {
-    let unix_day = disk.now_unix_s() / DAY_S;
+    let unix_day = disk.now().as_secs() / DAY_S;
     match read(&disk.read_ledger().unwrap_or_default()) {
         // A clock that went back opens no new day.
         Some(day) if day.unix_day == unix_day || day.unix_day == unix_day + 1 => day,

@@ -11,15 +11,24 @@ use super::disk::{Disk, Listed};
 
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<Key, (Vec<u8>, u64)>,
+    entries: BTreeMap<Key, (Vec<u8>, Duration)>,
     ledger: String,
     day: u64,
-    clock: u64,
+    clock: u32,
     n_change: u128,
+    n_stamp: usize,
     n_free: Option<u64>,
     is_shut: bool,
     fails_reads: bool,
     fails_writes: bool,
+}
+
+impl State {
+    /// The time, which goes on by a nanosecond whenever somebody asks.
+    fn tick(&mut self) -> Duration {
+        self.clock += 1;
+        Duration::new(self.day * 86_400, self.clock)
+    }
 }
 
 /// See the module.
@@ -49,6 +58,11 @@ impl MemoryDisk {
     /// The day by the clock.
     pub fn set_day(&self, unix_day: u64) {
         self.lock().day = unix_day;
+    }
+
+    /// How often somebody asked whether something changed.
+    pub fn n_stamp(&self) -> usize {
+        self.lock().n_stamp
     }
 
     /// Bytes that fit beside what is there.
@@ -93,10 +107,10 @@ impl MemoryDisk {
 impl Disk for MemoryDisk {
     fn list(&self) -> io::Result<Vec<Listed>> {
         let state = self.lock();
-        let listed = |(key, (bytes, used)): (&Key, &(Vec<u8>, u64))| Listed {
+        let listed = |(key, (bytes, used)): (&Key, &(Vec<u8>, Duration))| Listed {
             key: *key,
             n_bytes: bytes.len() as u64,
-            used: Duration::from_nanos(*used),
+            used: *used,
         };
         Ok(state.entries.iter().map(listed).collect())
     }
@@ -122,9 +136,8 @@ impl Disk for MemoryDisk {
         if state.fails_writes {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        state.clock += 1;
         state.n_change += 1;
-        let used = state.clock;
+        let used = state.tick();
         state.entries.insert(*key, (bytes.to_vec(), used));
         Ok(())
     }
@@ -139,15 +152,16 @@ impl Disk for MemoryDisk {
 
     fn touch(&self, key: &Key) {
         let mut state = self.lock();
-        state.clock += 1;
-        let now = state.clock;
+        let now = state.tick();
         if let Some((_, used)) = state.entries.get_mut(key) {
             *used = now;
         }
     }
 
     fn stamp(&self) -> u128 {
-        self.lock().n_change
+        let mut state = self.lock();
+        state.n_stamp += 1;
+        state.n_change
     }
 
     fn n_free(&self) -> u64 {
@@ -167,7 +181,7 @@ impl Disk for MemoryDisk {
         Ok(None)
     }
 
-    fn now_unix_s(&self) -> u64 {
-        self.lock().day * 86_400
+    fn now(&self) -> Duration {
+        self.lock().tick()
     }
 }

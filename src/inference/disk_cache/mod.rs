@@ -12,7 +12,8 @@
 //! missing, cut, changed or foreign is a [`Miss`] with a reason; it is deleted and counted.
 //!
 //! Several processes may use one directory: entries never change, they come and go whole, the day's
-//! writes are counted under a lock, and whoever sees that the directory changed lists it again.
+//! writes are counted under a lock, and whoever sees that the directory changed lists it again. What
+//! a caller is told of it may be a second old.
 
 mod counters;
 mod disk;
@@ -35,6 +36,7 @@ pub use identity::{Identity, Part};
 pub use keys::Key;
 pub use mailbox::{Letter, Mailbox};
 
+use crate::seal::SealError;
 use disk::{Directory, Disk};
 use keys::Keys;
 use worker::{Fetch, Shared, State};
@@ -69,27 +71,10 @@ pub enum DiskCacheError {
         source: std::io::Error,
     },
     /// The device key cannot be read or made.
-    #[error("key of the prefix cache {}: {source}", path.display())]
+    #[error("prefix cache: {source}")]
     Key {
-        /// Its file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// Others may read the device key.
-    #[error("key of the prefix cache {}: others may read it; use chmod 600", path.display())]
-    KeyOpen {
-        /// Its file.
-        path: PathBuf,
-    },
-    /// The file holds no key.
-    #[error(
-        "key of the prefix cache {}: that is no key; remove it, and a new one is made",
-        path.display()
-    )]
-    KeyBroken {
-        /// Its file.
-        path: PathBuf,
+        /// What is wrong.
+        source: SealError,
     },
     /// The disk's thread could not be started.
     #[error("the disk's thread could not be started")]
@@ -101,7 +86,7 @@ pub enum DiskCacheError {
 pub enum Found {
     /// So many of the first are there.
     First(usize),
-    /// The disk has to be asked: it was not listed yet, or somebody else wrote to it.
+    /// The disk has to be asked: it was not for a while, and somebody else may have written to it.
     Unlisted,
 }
 
@@ -160,7 +145,7 @@ impl DiskCache {
     /// A cache on a disk that a test wrote, with a device key of `device` in every byte.
     #[cfg(test)]
     pub fn on(disk: Arc<dyn Disk>, device: u8, options: DiskCacheOptions) -> DiskCache {
-        DiskCache::start(disk, Keys::new(&[device; keys::KEY_LEN]), options).unwrap()
+        DiskCache::start(disk, Keys::new(&[device; crate::seal::KEY_LEN]), options).unwrap()
     }
 
     fn start(
@@ -191,15 +176,35 @@ impl DiskCache {
 
     /// How many of these entries, from the first on, are there. They count as used.
     pub fn find(&self, keys: &[Key]) -> Found {
+        let now = self.0.shared.disk.now();
         let mut state = self.lock();
-        if !state.is_listed(&*self.0.shared.disk) {
-            state.is_listing_wanted = true;
+        if !state.is_listed(now) {
+            state.is_look_wanted = true;
             self.0.shared.wake.notify_all();
             return Found::Unlisted;
         }
         let n = keys.iter().take_while(|key| state.index.contains(key)).count();
-        keys[..n].iter().rev().for_each(|key| state.index.touch(key));
+        self.touch(&mut state, &keys[..n], now);
         Found::First(n)
+    }
+
+    /// Notes that these entries were used, wherever they were read from.
+    pub fn renew(&self, keys: &[Key]) {
+        let now = self.0.shared.disk.now();
+        self.touch(&mut self.lock(), keys, now);
+    }
+
+    /// A page counts as used after those that build upon it, so that it goes after them.
+    fn touch(&self, state: &mut State, keys: &[Key], now: Duration) {
+        let n_before = state.touches.len();
+        for key in keys.iter().rev() {
+            if state.index.touch(key, now, worker::TOUCH_EVERY) {
+                state.touches.push_back(*key);
+            }
+        }
+        if state.touches.len() > n_before {
+            self.0.shared.wake.notify_all();
+        }
     }
 
     /// Whether an entry is there or on its way.
@@ -210,10 +215,13 @@ impl DiskCache {
 
     /// Reads entries of pages of `page_bytes` into the mailbox, one letter for each in order; the
     /// first that is missing ends it, with a letter that says why. Without keys the only letter
-    /// comes when the disk was listed.
+    /// comes when the disk was looked at.
     pub fn fetch(&self, mailbox: &Arc<Mailbox>, ticket: u64, keys: Vec<Key>, page_bytes: usize) {
+        let mut state = self.lock();
+        state.is_look_wanted |= keys.is_empty();
         let mailbox = Arc::clone(mailbox);
-        self.lock().fetches.push_back(Fetch::new(mailbox, ticket, keys, page_bytes));
+        state.fetches.push_back(Fetch::new(mailbox, ticket, keys, page_bytes));
+        drop(state);
         self.0.shared.wake.notify_all();
     }
 
@@ -261,15 +269,18 @@ impl DiskCache {
         self.lock().is_frugal
     }
 
-    /// Bytes in a second that reads got lately, the limit included.
+    /// Bytes in a second that reads are expected to get, the limit included: what they got lately;
+    /// where that was little, the more the longer it is ago.
     pub fn read_bytes_per_s(&self) -> f64 {
-        self.lock().stats.read_bytes_per_s
+        self.0.shared.read_bytes_per_s()
     }
 
     /// Whether nothing is left to write.
     pub fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.writes.is_empty() && state.writing.is_none() && state.fetches.is_empty()
+        let is_touching = state.is_touching || !state.touches.is_empty();
+        let is_writing = !state.writes.is_empty() || state.writing.is_some();
+        !is_touching && !is_writing && state.fetches.is_empty()
     }
 
     /// Waits until nothing is left to write, unless that takes too long.

@@ -251,12 +251,10 @@ fn two_services_on_one_directory_see_what_the_other_writes_and_clears() {
     store_all(&two, &keys[..1]);
     store_all(&one, &keys);
     assert_eq!(fetch(&two, &keys), ((0..3).map(page).collect(), None));
-    let see = |cache: &DiskCache| match cache.find(&keys) {
-        Found::Unlisted => {
-            fetch(cache, &[]);
-            cache.find(&keys)
-        }
-        found => found,
+    let see = |cache: &DiskCache| {
+        // What was seen a moment ago is believed; asking looks.
+        fetch(cache, &[]);
+        cache.find(&keys)
     };
     assert_eq!(see(&two), Found::First(3));
     let (n_page, n_bytes, _) = with.survey().unwrap();
@@ -306,4 +304,77 @@ fn a_digest_is_remembered_until_the_file_changes() {
     std::fs::write(&path, b"Weights").unwrap();
     file.set_modified(old).unwrap();
     assert_ne!(digest(), first, "a time that was set back hides nothing");
+}
+
+#[test]
+fn what_is_used_in_memory_gets_no_older_on_the_disk() {
+    let disk = Arc::new(MemoryDisk::default());
+    let cache = on(&disk, DiskCacheOptions { bytes_max: 4 * ENTRY_BYTES, ..options() });
+    let old = chain(&cache, 2);
+    store_all(&cache, &old);
+    let other = cache.next(&cache.root(b"other", b""), &[1]);
+    cache.store(other, page(9));
+    settle(&cache);
+    disk.set_day(1);
+    cache.renew(&old);
+    settle(&cache);
+    assert_eq!(disk.keys(), [other, old[1], old[0]], "a page after those that build upon it");
+    disk.take_away(&other);
+    drop(cache);
+    let cache = on(&disk, DiskCacheOptions { bytes_max: 2 * ENTRY_BYTES, ..options() });
+    cache.store(other, page(9));
+    settle(&cache);
+    assert_eq!(disk.keys(), [old[0], other]);
+}
+
+#[test]
+fn nobody_asks_the_disk_twice_within_a_moment() {
+    let disk = Arc::new(MemoryDisk::default());
+    let cache = on(&disk, options());
+    let keys = chain(&cache, 2);
+    store_all(&cache, &keys);
+    assert_eq!(cache.find(&keys), Found::First(2));
+    let n_before = disk.n_stamp();
+    (0..100).for_each(|_| assert_eq!(cache.find(&keys), Found::First(2)));
+    assert_eq!(disk.n_stamp(), n_before);
+    disk.set_day(1);
+    assert_eq!(cache.find(&keys), Found::Unlisted, "a day later it may have changed");
+    fetch(&cache, &[]);
+    assert_eq!(cache.find(&keys), Found::First(2));
+}
+
+#[test]
+fn a_disk_that_was_slow_is_asked_again() {
+    let disk = Arc::new(MemoryDisk::default());
+    // A page takes a millisecond at this speed.
+    let with = DiskCacheOptions { read_bytes_per_s_max: Some(1_000_000), ..options() };
+    let cache = on(&disk, with);
+    let keys = chain(&cache, 1);
+    store_all(&cache, &keys);
+    assert_eq!(cache.read_bytes_per_s(), 1e6);
+    cache.lock().stats.read_bytes_per_s = 1.0;
+    assert_eq!(fetch(&cache, &keys).1, None);
+    let found = cache.stats().read_bytes_per_s;
+    assert!(found < 3e5, "{found}");
+    let at_once = cache.read_bytes_per_s();
+    assert!(at_once < found * 1.01, "{at_once}");
+    disk.set_day(1);
+    let later = cache.read_bytes_per_s();
+    assert!(later > 0.99e6, "{later}");
+    assert_eq!(cache.stats().read_bytes_per_s, found, "what was measured stays what it was");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model");
+    std::fs::write(&path, b"weights").unwrap();
+    let cache = on(&Arc::default(), options());
+    let part = |file| vec![Part::File(file)];
+    // Open for writing alone: reading fails.
+    let file = std::fs::File::options().append(true).open(&path).unwrap();
+    let identity = cache.identify(part(file), || ());
+    assert!(identity.has_failed() && identity.get().is_none());
+    let identity = cache.identify(part(std::fs::File::open(&path).unwrap()), || ());
+    assert!(!identity.has_failed() && identity.get().is_some());
 }

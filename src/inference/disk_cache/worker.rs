@@ -1,9 +1,10 @@
 //! The disk's thread: one job after another, reads before writes.
 //!
 //! ```text
-//! list    at the start, and when somebody else changed the directory
+//! look    when somebody asks after a while: lists what is there, if somebody else changed it
 //! read    the next page of a fetch whose mailbox has room; fetches take turns
 //! write   the oldest page of the queue, if the day's budget and the disk have room for it
+//! touch   an entry was used that lay in memory: the disk hears of it
 //! settle  when nothing is left to write, names are brought to the disk
 //! ```
 
@@ -14,17 +15,22 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::entry::{self, OVERHEAD};
 use super::index::Index;
-use super::keys::{Key, Keys, random};
+use super::keys::{Key, Keys};
 use super::ledger::Ledger;
 use super::{DiskCacheOptions, DiskCacheStats, Letter, Mailbox, Miss};
 use crate::base::limits::{DISK_RESERVE_BYTES, PREFIX_ENTRIES_MAX, PREFIX_WRITE_QUEUE_BYTES};
+use crate::seal::random;
 
 /// How often the disk hears that an entry is in use: an inode is written each time.
-const TOUCH_EVERY_S: u64 = 600;
+pub const TOUCH_EVERY: Duration = Duration::from_secs(3600);
+/// For how long what a look at the directory said is taken to be true.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes in a second that a disk is taken to give before the first measurement.
 const READ_BYTES_PER_S: f64 = 90e6;
 /// Weight of a new measurement of the disk's speed.
 const ALPHA: f64 = 0.2;
+/// The time in which a disk that was found slow becomes half as suspect: some day it is asked again.
+const DOUBT_HALVES_IN: Duration = Duration::from_secs(60);
 
 /// A fetch on its way.
 pub struct Fetch {
@@ -47,7 +53,11 @@ pub struct State {
     pub index: Index,
     /// The disk's stamp when it was listed or last written to by us; `None` before the first list.
     stamp: Option<u128>,
-    pub is_listing_wanted: bool,
+    /// When the stamp was last compared with the disk's, by the disk's clock.
+    looked_at: Duration,
+    pub is_look_wanted: bool,
+    /// Whether a look lists in any case.
+    is_listing_wanted: bool,
     pub fetches: VecDeque<Fetch>,
     pub writes: VecDeque<(Key, Vec<u8>)>,
     pub write_bytes: usize,
@@ -55,7 +65,12 @@ pub struct State {
     pub writing: Option<Key>,
     /// The fetch whose page is being read now, unless it was canceled meanwhile.
     pub reading: Option<(Arc<Mailbox>, u64)>,
+    /// Entries that were used without being read.
+    pub touches: VecDeque<Key>,
+    pub is_touching: bool,
     pub listeners: Vec<Weak<Mailbox>>,
+    /// When a read was last measured, by the disk's clock.
+    measured_at: Duration,
     pub stats: DiskCacheStats,
     pub is_frugal: bool,
     is_unsettled: bool,
@@ -64,10 +79,14 @@ pub struct State {
 }
 
 impl State {
-    /// Whether the index says what is on the disk.
-    pub fn is_listed(&self, disk: &dyn Disk) -> bool {
-        // While we write, the stamp changes by our own doing.
-        self.stamp.is_some_and(|stamp| self.writing.is_some() || stamp == disk.stamp())
+    /// Whether the index says what is on the disk, or said so a moment ago. The disk itself is not
+    /// asked: callers are in a hurry.
+    pub fn is_listed(&self, now: Duration) -> bool {
+        // A clock that goes back makes what is known old.
+        let age = now.checked_sub(self.looked_at);
+        // Before a page is written the disk is looked at.
+        let is_fresh = self.writing.is_some() || age.is_some_and(|age| age < LOOK_EVERY);
+        self.stamp.is_some() && is_fresh
     }
 
     pub fn has_room(&self, page_bytes: usize) -> bool {
@@ -90,21 +109,23 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(disk: Arc<dyn Disk>, keys: Keys, options: DiskCacheOptions) -> Shared {
-        let limit = options.read_bytes_per_s_max.map_or(f64::INFINITY, |n| n as f64);
-        let stats = DiskCacheStats {
-            read_bytes_per_s: READ_BYTES_PER_S.min(limit),
-            ..DiskCacheStats::default()
-        };
+        let read_bytes_per_s = first_speed(&options);
+        let stats = DiskCacheStats { read_bytes_per_s, ..DiskCacheStats::default() };
         let state = State {
             index: Index::default(),
             stamp: None,
-            is_listing_wanted: true,
+            looked_at: Duration::ZERO,
+            is_look_wanted: true,
+            is_listing_wanted: false,
             fetches: VecDeque::new(),
             writes: VecDeque::new(),
             write_bytes: 0,
             writing: None,
             reading: None,
+            touches: VecDeque::new(),
+            is_touching: false,
             listeners: Vec::new(),
+            measured_at: Duration::ZERO,
             stats,
             is_frugal: false,
             is_unsettled: false,
@@ -116,6 +137,15 @@ impl Shared {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes in a second that a read is expected to get.
+    pub fn read_bytes_per_s(&self) -> f64 {
+        let state = self.lock();
+        let (measured, at) = (state.stats.read_bytes_per_s, state.measured_at);
+        drop(state);
+        let at_first = first_speed(&self.options);
+        expected_speed(measured, at_first, self.disk.now().checked_sub(at))
     }
 
     pub fn stats(&self) -> DiskCacheStats {
@@ -131,11 +161,28 @@ impl Shared {
     }
 }
 
+/// What a disk is taken to give before it was measured.
+fn first_speed(options: &DiskCacheOptions) -> f64 {
+    let limit = options.read_bytes_per_s_max.map_or(f64::INFINITY, |n| n as f64);
+    READ_BYTES_PER_S.min(limit)
+}
+
+/// What a disk is taken to give that was measured `age` ago; a clock that went back says nothing.
+fn expected_speed(measured: f64, at_first: f64, age: Option<Duration>) -> f64 {
+    if measured >= at_first {
+        return measured;
+    }
+    let Some(age) = age else { return at_first };
+    let doubt = 0.5f64.powf(age.as_secs_f64() / DOUBT_HALVES_IN.as_secs_f64());
+    at_first + (measured - at_first) * doubt
+}
+
 enum Job {
-    List,
+    Look,
     Read { fetch: Fetch, key: Key },
     End { fetch: Fetch },
     Write { key: Key, page: Vec<u8> },
+    Touch { key: Key },
     Settle,
 }
 
@@ -145,12 +192,16 @@ pub fn run(shared: &Shared) {
     shared.lock().stats.written_today = ledger.n_today();
     while let Some(job) = next_job(shared) {
         match job {
-            Job::List => list(shared),
+            Job::Look => look(shared),
             Job::Read { fetch, key } => read(shared, fetch, key),
             Job::End { fetch } => {
                 fetch.mailbox.put(Letter { ticket: fetch.ticket, page: Err(None) });
             }
             Job::Write { key, page } => write(shared, &mut ledger, key, page),
+            Job::Touch { key } => {
+                shared.disk.touch(&key);
+                shared.lock().is_touching = false;
+            }
             Job::Settle => shared.disk.settle(),
         }
     }
@@ -161,8 +212,8 @@ pub fn run(shared: &Shared) {
 fn next_job(shared: &Shared) -> Option<Job> {
     let mut state = shared.lock();
     loop {
-        if state.is_listing_wanted {
-            return Some(Job::List);
+        if state.is_look_wanted {
+            return Some(Job::Look);
         }
         let is_due = |f: &Fetch| !state.is_stopping && f.mailbox.has_room(f.page_bytes);
         if let Some(i) = state.fetches.iter().position(is_due) {
@@ -181,6 +232,10 @@ fn next_job(shared: &Shared) -> Option<Job> {
             state.is_unsettled = true;
             return Some(Job::Write { key, page });
         }
+        if let Some(key) = state.touches.pop_front() {
+            state.is_touching = true;
+            return Some(Job::Touch { key });
+        }
         if std::mem::take(&mut state.is_unsettled) {
             return Some(Job::Settle);
         }
@@ -191,24 +246,24 @@ fn next_job(shared: &Shared) -> Option<Job> {
     }
 }
 
-/// Learns what is on the disk.
-fn list(shared: &Shared) {
+/// Learns what is on the disk, unless that is known.
+fn look(shared: &Shared) {
     // Before the list, so that what changes meanwhile is listed again.
-    let stamp = shared.disk.stamp();
-    let Ok(mut listed) = shared.disk.list() else {
-        // What was known is better than nothing: the budget holds, and reads say what is gone.
-        shared.lock().is_listing_wanted = false;
-        return;
+    let (now, stamp) = (shared.disk.now(), shared.disk.stamp());
+    let is_known = {
+        let mut state = shared.lock();
+        state.is_look_wanted = false;
+        !std::mem::take(&mut state.is_listing_wanted) && state.stamp == Some(stamp)
     };
-    listed.sort_by_key(|entry| (entry.used, entry.key));
+    let listed = if is_known { None } else { shared.disk.list().ok() };
     let mut state = shared.lock();
-    let mut index = Index::default();
-    for entry in listed {
-        index.insert(entry.key, entry.n_bytes, entry.used.as_secs());
+    if let Some(listed) = listed {
+        state.index = state.index.renewed(listed);
+        state.stamp = Some(stamp);
     }
-    state.index = index;
-    state.stamp = Some(stamp);
-    state.is_listing_wanted = false;
+    // What cannot be listed: what was known is better than nothing. The budget holds, and reads say
+    // what is gone.
+    state.looked_at = now;
 }
 
 fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
@@ -235,6 +290,7 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
     if matches!(page, Err(Miss::Torn | Miss::Damaged)) {
         disk.remove(&key);
     }
+    let (now, stamp) = (disk.now(), disk.stamp());
     let is_stale = {
         let mut state = shared.lock();
         match &page {
@@ -244,6 +300,7 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
                 let speed = n_bytes as f64 / started.elapsed().as_secs_f64().max(1e-6);
                 let mean = &mut state.stats.read_bytes_per_s;
                 *mean += ALPHA * (speed - *mean);
+                state.measured_at = now;
             }
             Err(miss) => {
                 state.stats.miss(*miss, 1);
@@ -252,10 +309,11 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
                 }
                 // Somebody else removed it, and perhaps more; or we did.
                 state.is_listing_wanted |= *miss == Miss::Absent;
-                state.stamp = state.stamp.map(|_| disk.stamp());
+                state.is_look_wanted |= *miss == Miss::Absent;
+                state.stamp = state.stamp.map(|_| stamp);
             }
         }
-        state.index.is_stale(&key, disk.now_unix_s(), TOUCH_EVERY_S)
+        state.index.touch(&key, now, TOUCH_EVERY)
     };
     if is_stale {
         disk.touch(&key);
@@ -277,20 +335,19 @@ fn read(shared: &Shared, mut fetch: Fetch, key: Key) {
 fn write(shared: &Shared, ledger: &mut Ledger, key: Key, page: Vec<u8>) {
     let disk = &shared.disk;
     let n_bytes = (page.len() + OVERHEAD) as u64;
-    if shared.lock().stamp != Some(disk.stamp()) {
-        list(shared);
-    }
+    look(shared);
     let written = !shared.lock().index.contains(&key)
         && make_room(shared, n_bytes)
         && is_granted(shared, ledger, n_bytes)
         && keep(shared, &key, &page);
+    let (now, stamp) = (disk.now(), disk.stamp());
     let mut state = shared.lock();
     if written {
-        state.index.insert(key, n_bytes, disk.now_unix_s());
+        state.index.insert(key, n_bytes, now);
         state.stats.writes += 1;
         state.stats.write_bytes += n_bytes;
     }
-    state.stamp = Some(disk.stamp());
+    state.stamp = Some(stamp);
     state.writing = None;
     state.is_frugal = ledger.is_half_gone();
     state.stats.written_today = ledger.n_today();

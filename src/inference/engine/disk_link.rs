@@ -25,7 +25,7 @@ use super::options::EngineOptions;
 use super::prefix_cache::Scope;
 use super::runner::Runner;
 use crate::base::host::Host;
-use crate::base::limits::{PREFIX_SEEN_MAX, PREFIX_STALL_MS};
+use crate::base::limits::{PREFIX_FETCH_MS, PREFIX_SEEN_MAX, PREFIX_STALL_MS};
 use crate::inference::backend::PAGE_LEN;
 use crate::inference::disk_cache::{DiskCache, Found, Identity, Key, Letter, Mailbox, Miss, Part};
 use crate::inference::gguf::{Gguf, ShardBytes};
@@ -43,14 +43,25 @@ pub(super) struct Fetching {
     pub ticket: u64,
     /// Tokens in each page that is still to come; none when the disk is only asked what it has.
     pub lens: VecDeque<usize>,
-    /// When it is given up.
+    /// When it is given up unless a page comes before.
     pub stall_at: Instant,
+    /// When it is given up whatever comes.
+    end_at: Instant,
 }
 
 impl Fetching {
-    /// Gives the next page its time.
-    pub fn renew(&mut self) {
-        self.stall_at = Instant::now() + Duration::from_millis(PREFIX_STALL_MS);
+    /// A fetch that begins now, of tokens that would take `compute` to compute, zero where that is
+    /// not known. Reading for longer than that would be no gain.
+    fn new(ticket: u64, lens: VecDeque<usize>, compute: Duration, now: Instant) -> Fetching {
+        let most = Duration::from_millis(PREFIX_FETCH_MS);
+        let stall = Duration::from_millis(PREFIX_STALL_MS);
+        let end = if compute.is_zero() { most } else { compute.clamp(stall, most) };
+        Fetching { ticket, lens, stall_at: now + stall, end_at: now + end }
+    }
+
+    /// Gives the next page its time, as far as there is some left for all of them.
+    pub fn renew(&mut self, now: Instant) {
+        self.stall_at = (now + Duration::from_millis(PREFIX_STALL_MS)).min(self.end_at);
     }
 }
 
@@ -78,7 +89,7 @@ pub(super) struct DiskLink {
     pub cache: DiskCache,
     pub keeping: VecDeque<Keeping>,
     mailbox: Arc<Mailbox>,
-    model: Arc<Identity>,
+    pub model: Arc<Identity>,
     adapters: Vec<Arc<Identity>>,
     page_bytes: usize,
     n_tokens_min: usize,
@@ -151,15 +162,21 @@ impl DiskLink {
         (n_page, n_tokens): (usize, usize),
         token_us: u64,
     ) -> Wish {
-        if !self.takes(prompt.len()) || prompt.len() < n_tokens + N_TAIL_MIN {
+        if !self.takes(prompt.len()) {
             return Wish::Nothing;
         }
         let n_full = prompt.len() / PAGE_LEN;
         let Some(root) = self.root(scope) else {
-            self.cache.count_miss(Miss::Unready, (n_full - n_page.min(n_full)) as u64);
+            let miss = if self.has_failed() { Miss::Failed } else { Miss::Unready };
+            self.cache.count_miss(miss, (n_full - n_page.min(n_full)) as u64);
             return Wish::Nothing;
         };
         let mut keys = self.chain(root, prompt);
+        if prompt.len() < n_tokens + N_TAIL_MIN {
+            // Memory has it all, and keeps nothing from getting old on the disk.
+            self.cache.renew(&keys);
+            return Wish::Nothing;
+        }
         let n_found = match self.cache.find(&keys) {
             Found::Unlisted => return Wish::List,
             Found::First(n) => n,
@@ -210,14 +227,14 @@ impl DiskLink {
         token_us == 0 || read_s < n_tokens as f64 * token_us as f64 / 1e6
     }
 
-    /// Asks the disk for pages.
-    pub fn fetch(&mut self, keys: Vec<Key>, lens: VecDeque<usize>) -> Fetching {
+    /// Asks the disk for pages of tokens that take `token_us` each to compute.
+    pub fn fetch(&mut self, keys: Vec<Key>, lens: VecDeque<usize>, token_us: u64) -> Fetching {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.cache.fetch(&self.mailbox, ticket, keys, self.page_bytes);
-        let mut fetching = Fetching { ticket, lens, stall_at: Instant::now() };
-        fetching.renew();
-        fetching
+        let n_tokens = lens.iter().sum::<usize>() as u64;
+        let compute = Duration::from_micros(n_tokens.saturating_mul(token_us));
+        Fetching::new(ticket, lens, compute, Instant::now())
     }
 
     /// Wants nothing of a fetch any more.
@@ -255,9 +272,25 @@ impl DiskLink {
         Some((key, n))
     }
 
-    /// Whether prompts wait that can be kept now or as soon as the queue has room.
+    /// Whether prompts wait that can be kept now or as soon as the queue has room, or never.
     pub fn has_keeping(&self) -> bool {
-        !self.keeping.is_empty() && self.model.get().is_some()
+        let is_ready = || self.identities().all(|identity| identity.get().is_some());
+        !self.keeping.is_empty() && (is_ready() || self.has_failed())
+    }
+
+    /// Whether a file could not be digested, so that nothing can be kept.
+    pub fn has_failed(&self) -> bool {
+        self.identities().any(Identity::has_failed)
+    }
+
+    fn identities(&self) -> impl Iterator<Item = &Identity> {
+        self.adapters.iter().chain([&self.model]).map(|identity| &**identity)
+    }
+
+    /// Counts as lost what waits to be kept.
+    pub fn lose_all(&mut self) {
+        let n_left = |k: &Keeping| (k.tokens.len() - k.n_done).div_ceil(PAGE_LEN) as u64;
+        self.cache.count_lost(self.keeping.drain(..).map(|keeping| n_left(&keeping)).sum());
     }
 
     /// Whether the queue has room for a page.
@@ -331,5 +364,32 @@ impl Core {
     /// The link, where there is one.
     pub(super) fn link(&self) -> Option<&DiskLink> {
         self.disk.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_is_bounded_page_by_page_and_in_all() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let fetch =
+            |compute| Fetching::new(1, VecDeque::new(), Duration::from_secs(compute), start);
+        let mut fetching = fetch(5);
+        assert_eq!(fetching.stall_at, at(2));
+        fetching.renew(at(1));
+        assert_eq!(fetching.stall_at, at(3));
+        fetching.renew(at(4));
+        assert_eq!(fetching.stall_at, at(5), "computing it all would be done by then");
+        fetching.renew(at(5));
+        assert_eq!(fetching.stall_at, at(5));
+        let most = PREFIX_FETCH_MS / 1000;
+        for (compute, end) in [(0, most), (1, 2), (1_000_000, most)] {
+            let mut fetching = fetch(compute);
+            fetching.renew(at(1_000_000));
+            assert_eq!(fetching.stall_at, at(end));
+        }
     }
 }

@@ -238,17 +238,22 @@ impl Engine {
         self.shared.stats.timelines()
     }
 
-    /// Takes no more requests, finishes what runs for at most `grace`, then ends the thread.
+    /// Takes no more requests, finishes what runs for at most `grace`, then ends the thread and
+    /// waits for what the disk cache has still to write, a while at most.
     pub fn stop(&self, grace: Duration) {
+        self.end(grace);
+        if let Some(disk) = &self.shared.options.disk_cache {
+            disk.flush();
+        }
+    }
+
+    fn end(&self, grace: Duration) {
         self.shared.lock().stop_at.get_or_insert(Instant::now() + grace);
         self.shared.desk.wake.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic was told to `on_panic`.
             let _ = thread.join();
-        }
-        if let Some(disk) = &self.shared.options.disk_cache {
-            disk.flush();
         }
     }
 
@@ -278,7 +283,8 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop(Duration::ZERO);
+        // Whoever drops the last handle may be in a hurry: the disk's queue does without an engine.
+        self.end(Duration::ZERO);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A loaded model: file, tokenizer, template and backend, with one sequence of its own.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -80,9 +81,16 @@ impl Model {
         let mut prepared = prepare(&gguf, options)?;
         let available = options.memory_max_bytes.unwrap_or(u64::MAX);
         let memory = prepared.fit(&gguf, available)?;
-        let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let template = ChatTemplate::from_gguf(gguf.metadata())?;
         let config = prepared.config;
+        let plan = prepared.plan;
+        // A large vocabulary takes one thread as long as many weights take all of them.
+        let (tokenizer, backend) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(gguf.metadata()));
+            let backend = CpuBackend::new(plan, Arc::clone(&gguf), config.clone());
+            (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), backend)
+        });
+        let (tokenizer, mut backend) = (tokenizer?, backend?);
         let (ours, n_vocab) = ((gguf.metadata(), &tokenizer), prepared.hparams.n_vocab);
         let draft = prepared.draft.take();
         let draft = draft.map(|draft| DraftModel::load(*draft, ours, n_vocab)).transpose()?;
@@ -94,7 +102,6 @@ impl Model {
             }
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
-        let mut backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), config.clone())?;
         let mut adapter_ggufs = Vec::with_capacity(options.adapters.len());
         for path in &options.adapters {
             let gguf = Gguf::open(path)?;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub enum GgufError {
     #[error("cannot read {}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("no addresses are left for a model of {n_bytes} bytes")]
+    Outline { n_bytes: u64, source: std::io::Error },
     #[error("{} is not a regular file", .path.display())]
     NotAFile { path: PathBuf },
     #[error("{} changed its size while it was opened: is it still being written?", .path.display())]

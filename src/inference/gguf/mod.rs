@@ -165,6 +165,19 @@ impl Gguf {
         Gguf::from_memory(Source::Owned(bytes))
     }
 
+    /// The model that `builder` lays out, with zeros for the weights that it only announced: for
+    /// sizing and planning a file that is not written yet. It takes no memory but its header's.
+    ///
+    /// # Errors
+    /// As [`Gguf::from_static`], and if no room for addresses is left.
+    pub fn outline(builder: &GgufBuilder<'_>) -> Result<Gguf, GgufError> {
+        let header = builder.header();
+        let n_bytes = (header.len() as u64).saturating_add(builder.data_bytes());
+        let source = source::outline(&header, n_bytes);
+        let source = source.map_err(|source| GgufError::Outline { n_bytes, source })?;
+        Gguf::from_memory(source)
+    }
+
     fn from_memory(source: Source) -> Result<Gguf, GgufError> {
         let header = Header::parse(Arc::new(source))?;
         if let Some(part) = split::part(&header.metadata)? {

@@ -12,6 +12,8 @@ pub(super) enum Source {
     Owned(Vec<u8>),
     /// A map, and the file that it is of.
     Map(memmap2::Mmap, File),
+    /// A header, and zeros in the place of tensors; zeros that nobody reads take no memory.
+    Outline(memmap2::Mmap),
 }
 
 impl Source {
@@ -37,7 +39,7 @@ impl Deref for Source {
         match self {
             Source::Static(bytes) => bytes,
             Source::Owned(bytes) => bytes,
-            Source::Map(map, _) => map,
+            Source::Map(map, _) | Source::Outline(map) => map,
         }
     }
 }
@@ -48,9 +50,19 @@ impl std::fmt::Debug for Source {
             Source::Static(_) => "static",
             Source::Owned(_) => "owned",
             Source::Map(..) => "map",
+            Source::Outline(_) => "outline",
         };
         write!(f, "{kind}, {} bytes", self.len())
     }
+}
+
+/// `header`, followed by zeros up to `n_bytes`.
+pub(super) fn outline(header: &[u8], n_bytes: u64) -> std::io::Result<Source> {
+    let too_large = || std::io::Error::from(std::io::ErrorKind::FileTooLarge);
+    let len = usize::try_from(n_bytes).map_err(|_| too_large())?.max(header.len()).max(1);
+    let mut map = memmap2::MmapOptions::new().len(len).no_reserve_swap().map_anon()?;
+    map[..header.len()].copy_from_slice(header);
+    Ok(Source::Outline(map.make_read_only()?))
 }
 
 /// Maps a regular file whole.

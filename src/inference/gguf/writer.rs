@@ -178,6 +178,13 @@ impl<'a> GgufBuilder<'a> {
         out
     }
 
+    /// Bytes of the tensors, announced ones among them, each padded to the alignment.
+    pub fn data_bytes(&self) -> u64 {
+        let padded = |tensor: &Tensor<'_>| tensor.n_bytes.checked_next_multiple_of(self.alignment);
+        let sizes = self.tensors.iter().map(|tensor| padded(tensor).unwrap_or(u64::MAX));
+        sizes.fold(0, u64::saturating_add)
+    }
+
     /// The whole file in memory.
     pub fn build(&self) -> Vec<u8> {
         let mut out = self.header();

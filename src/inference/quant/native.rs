@@ -96,6 +96,18 @@ const fn head_bytes(n_part: usize) -> usize {
     4 + 4 * (3 * n_part).div_ceil(8)
 }
 
+// `fields` reads the number of parts off the length of the last super-block, which the rounding up
+// of its head must not hide: it adds less than a part of the smaller type, N3, has bytes of codes.
+const _: () = {
+    let mut n_part = 1;
+    while n_part < SUPER_PARTS {
+        let slack = head_bytes(n_part) - head_bytes(1);
+        assert!(head_bytes(1) == 8 && slack < 12);
+        assert!(n_part * 12 + head_bytes(n_part) < row_bytes(SUPER_PARTS, 12));
+        n_part += 1;
+    }
+};
+
 /// Bytes of a row of `n_part` parts, a part having `code_bytes` of codes.
 pub(super) const fn row_bytes(n_part: usize, code_bytes: usize) -> usize {
     let tail = match n_part % SUPER_PARTS {

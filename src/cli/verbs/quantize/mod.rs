@@ -20,20 +20,21 @@ use serde_json::json;
 use crate::app::App;
 use crate::base::config::Setting;
 use crate::base::format::bytes;
+use crate::base::limits::THREADS_MAX;
 use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, styled, table};
 use crate::cli::{Context, exit};
 use crate::inference::{EncodeOptions, Gguf, Model, Target, TokenId};
 use crate::quantize::{
-    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, WriteOptions, check_target,
-    parse_recipe, parse_type, write,
+    Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, Source, WriteOptions,
+    check_target, parse_recipe, parse_type, write,
 };
 
 /// Options of `quantize`.
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// GGUF file in F16, BF16 or F32; any shard of a split model
+    /// GGUF file in F16, BF16 or F32, any shard of a split one; or a folder of safetensors
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
     /// File to write (else named after source and recipe), and a recipe: N3, N4, Q4_K_M, Q8_0, ..
@@ -97,7 +98,7 @@ fn target_names() -> clap::builder::PossibleValuesParser {
 struct Job<'a> {
     args: &'a QuantizeArgs,
     app: App,
-    source: Gguf,
+    source: Source,
     importance: Option<Importance>,
     n_threads: usize,
 }
@@ -115,16 +116,19 @@ pub fn run(context: &Context, args: &QuantizeArgs) -> anyhow::Result<u8> {
         return Err(CliError::usage(message).into());
     }
     let app = context.app(settings(args))?;
-    let source = Gguf::open(&args.source)
-        .map_err(|error| CliError::model(format!("{}: {error}", args.source.display())))?;
+    let source = open_source(&args.source)?;
+    let runs = args.report.is_some() || args.imatrix_from.is_some();
+    if runs && !source.is_runnable() {
+        return Err(QuantizeError::FolderRuns { path: source.path().to_owned() }.into());
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let n_threads = args.threads.unwrap_or(cores).max(1);
+    let n_threads = args.threads.unwrap_or(cores).clamp(1, THREADS_MAX);
     let mut job = Job { args, app, source, importance: None, n_threads };
     job.importance = job.importance()?;
     let Some(recipe) = recipe else { return Ok(exit::OK) };
-    let plan = Plan::new(&job.source, recipe, &job.options()?, job.importance.as_ref())?;
+    let plan = Plan::new(job.source.gguf(), recipe, &job.options()?, job.importance.as_ref())?;
     if args.dry_run {
-        show(&job.source, &plan, args.json)?;
+        show(job.source.gguf(), &plan, args.json)?;
         return Ok(exit::OK);
     }
     match (&args.report, target) {
@@ -137,6 +141,16 @@ pub fn run(context: &Context, args: &QuantizeArgs) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
+/// Opens a file or a folder; what is wrong with it names it.
+pub(super) fn open_source(path: &Path) -> anyhow::Result<Source> {
+    Source::open(path).map_err(|error| match error {
+        QuantizeError::Gguf(error) => {
+            CliError::model(format!("{}: {error}", path.display())).into()
+        }
+        error => anyhow::Error::new(error),
+    })
+}
+
 fn settings(args: &QuantizeArgs) -> Vec<Setting> {
     let setting = |key: &str, option: &str, value: toml::Value| Setting {
         key: format!("model.{key}"),
@@ -147,19 +161,27 @@ fn settings(args: &QuantizeArgs) -> Vec<Setting> {
         setting("name", "SOURCE", args.source.display().to_string().into()),
         setting("n_ctx", "--ctx-size", (args.ctx_size as i64).into()),
     ];
-    let n_threads = args.threads.map(|n| setting("n_threads", "--threads", (n as i64).into()));
+    let n_threads = args.threads.map(|n| n.clamp(1, THREADS_MAX) as i64);
+    let n_threads = n_threads.map(|n| setting("n_threads", "--threads", n.into()));
     settings.extend(n_threads);
     settings
 }
 
 /// `model-f16.gguf` and Q4_K_M give `model-q4_k_m.gguf` in the same directory.
 fn default_target(source: &Path, recipe: Recipe) -> PathBuf {
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = format!("{}-{}.gguf", model_stem(source), recipe.name.to_ascii_lowercase());
+    source.with_file_name(name)
+}
+
+/// The name of a model's file without the type of its weights.
+pub(super) fn model_stem(source: &Path) -> String {
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
     let lower = stem.to_ascii_lowercase();
-    let suffix = ["bf16", "f16", "fp16", "f32"].into_iter().find(|suffix| lower.ends_with(suffix));
+    let suffixes = ["bf16", "fp16", "f16", "f32"];
+    let suffix = suffixes.into_iter().find(|suffix| lower.ends_with(suffix));
     let kept = &stem[..stem.len() - suffix.map_or(0, str::len)];
-    let kept = kept.trim_end_matches(['-', '.', '_']);
-    source.with_file_name(format!("{kept}-{}.gguf", recipe.name.to_ascii_lowercase()))
+    kept.trim_end_matches(['-', '.', '_']).to_owned()
 }
 
 impl Job<'_> {
@@ -183,7 +205,7 @@ impl Job<'_> {
         let Some(text) = &self.args.imatrix_from else { return Ok(None) };
         let path = self.args.write_imatrix.clone();
         let path = path.unwrap_or_else(|| self.args.source.with_extension("imatrix.gguf"));
-        check_target(&self.args.source, &path, self.args.force)?;
+        check_target(&self.source, &path, self.args.force)?;
         let source = self.app.model_source()?;
         let mut model = self.app.load()?;
         let tokens = tokens(&model, text)?;
@@ -246,7 +268,7 @@ impl Job<'_> {
         let packed_for = self.args.target.as_deref().and_then(Target::from_name);
         let options = WriteOptions { replace, n_threads: self.n_threads, packed_for };
         let written = write(
-            (&self.args.source, &self.source),
+            &self.source,
             plan,
             self.importance.as_ref(),
             target,

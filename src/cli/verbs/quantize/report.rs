@@ -13,7 +13,7 @@ use super::{Job, default_target, note_fallbacks, tokens};
 use crate::app::App;
 use crate::base::format::bytes;
 use crate::cli::terminal::{STRONG, print_json, steps_bar, styled, table};
-use crate::inference::{Model, ModelSource, TokenId};
+use crate::inference::{LoadOptions, Model, ModelSource, TokenId};
 use crate::quantize::{
     Comparison, Plan, PlanOptions, QuantizeError, Recipe, compare, parse_recipe,
 };
@@ -47,7 +47,15 @@ fn temporary_name(source: &Path, recipe: Recipe) -> PathBuf {
 pub fn run(job: &Job<'_>, plan: &Plan, text: &Path, target: Option<PathBuf>) -> anyhow::Result<()> {
     note_fallbacks(plan);
     let source = job.app.model_source()?;
-    let mut model = job.app.load()?;
+    // Source and candidate run at the same time, on half of the threads each.
+    let options = LoadOptions {
+        n_threads: Some((job.n_threads / 2).max(1)),
+        ..job.app.load_options_of(&source)
+    };
+    let load = |source: &ModelSource| {
+        Model::load(source, &options).map_err(|error| App::inference(source, error))
+    };
+    let mut model = load(&source)?;
     let tokens = tokens(&model, text)?;
     let mut plans = vec![plan.clone()];
     plans.extend(others(job, plan)?);
@@ -59,8 +67,7 @@ pub fn run(job: &Job<'_>, plan: &Plan, text: &Path, target: Option<PathBuf>) -> 
         let _guard = kept.is_none().then(|| Temporary(temporary.clone()));
         job.write_quietly(&plan, path, kept.is_none() || job.args.force)?;
         let candidate = ModelSource::File(path.clone());
-        let loaded = Model::load(&candidate, &job.app.load_options());
-        let mut loaded = loaded.map_err(|error| App::inference(&candidate, error))?;
+        let mut loaded = load(&candidate)?;
         let comparison = measure(job, &mut model, &mut loaded, &tokens, plan.recipe)
             .map_err(|error| App::inference(&source, error))?;
         lines.push(Line { plan, comparison });
@@ -94,7 +101,7 @@ fn others(job: &Job<'_>, plan: &Plan) -> Result<Vec<Plan>, QuantizeError> {
     let plain =
         || PlanOptions { allow_requantize: job.args.allow_requantize, ..PlanOptions::default() };
     let plan_of =
-        |recipe: Recipe| Plan::new(&job.source, recipe, &plain(), job.importance.as_ref());
+        |recipe: Recipe| Plan::new(job.source.gguf(), recipe, &plain(), job.importance.as_ref());
     if !job.args.against.is_empty() {
         return job.args.against.iter().map(|name| plan_of(parse_recipe(name)?)).collect();
     }

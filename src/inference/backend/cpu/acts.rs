@@ -60,6 +60,8 @@ pub struct ActChunk {
     pub code_sum: [i16; CHUNK_BLOCKS],
     /// The sum of each 16 codes.
     pub code_sum16: [i16; 2 * CHUNK_BLOCKS],
+    /// The sum of all codes.
+    pub whole_sum: i32,
 }
 
 impl ActChunk {
@@ -71,6 +73,7 @@ impl ActChunk {
         sum: [0.0; CHUNK_BLOCKS],
         code_sum: [0; CHUNK_BLOCKS],
         code_sum16: [0; 2 * CHUNK_BLOCKS],
+        whole_sum: 0,
     };
 
     /// Rounds up to 256 values; those past the end of `x` are zero.
@@ -116,6 +119,7 @@ impl ActChunk {
             self.code_sum16[2 * b] = sums[0] as i16;
             self.code_sum16[2 * b + 1] = sums[1] as i16;
         }
+        self.whole_sum = -self.neg_sum.iter().sum::<i32>();
     }
 }
 
@@ -151,8 +155,7 @@ pub fn quantize_rows(
     per: ActScale,
     acts: &mut Vec<ActChunk>,
 ) {
-    let n_chunk = width.div_ceil(CHUNK_LEN);
-    acts.resize((n_chunk * x.n).max(acts.len()), ActChunk::ZERO);
+    make_room(acts, width, x.n);
     let out = SharedMut::new(acts);
     pool.run(x.n, &|col, _| {
         let row = &x.data[col * x.stride..][..width];
@@ -161,7 +164,16 @@ pub fn quantize_rows(
     });
 }
 
-unsafe fn quantize_row(
+/// Makes `acts` long enough for `n` rows of `width`.
+pub fn make_room(acts: &mut Vec<ActChunk>, width: usize, n: usize) {
+    acts.resize((width.div_ceil(CHUNK_LEN) * n).max(acts.len()), ActChunk::ZERO);
+}
+
+/// Rounds a row to column `col` of the `n` of `out`.
+///
+/// # Safety
+/// `isa` comes from [`Isa::available`], and no other thread touches the column.
+pub unsafe fn quantize_row(
     isa: Isa,
     row: &[f32],
     per: ActScale,

@@ -8,6 +8,21 @@
 use crate::inference::quant::f16_to_f32;
 pub use crate::inference::quant::panel::Dot;
 
+/// Does `$body` for each number below `$n`, at most 16, written out: a loop of a large body is left
+/// rolled by the compiler, and the sums it adds to would live in memory.
+macro_rules! unroll {
+    ($n:expr, |$i:ident| $body:block) => {
+        unroll!($n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($n:expr, $i:ident, $body:block, $($at:literal)*) => {
+        $(if $at < $n {
+            let $i: usize = $at;
+            $body
+        })*
+    };
+}
+pub(super) use unroll;
+
 /// `ROWS` lanes of f32, and as many lanes of four codes or an i32.
 ///
 /// # Safety
@@ -30,6 +45,9 @@ pub unsafe trait Lanes: Copy {
     type P: Copy;
     /// Whether `add_scaled` takes 128 from codes of eight bits.
     const CENTERS_BYTES: bool;
+    /// Whether many columns meet panels expanded to bytes: where codes of eight bits cost no more
+    /// than codes of fewer.
+    const EXPANDS: bool;
 
     /// The same value in each lane.
     unsafe fn splat(x: f32) -> Self::F;
@@ -66,8 +84,8 @@ pub unsafe trait Lanes: Copy {
     /// For each row, `sum over j, k < 4 of (w[j][k] - zero) * a[4 j + k]`; `a` is within +-127, and
     /// `neg_sum` is minus the sum of `a`.
     unsafe fn dot(w: &[Self::I], a: *const i8, neg_sum: i32, dot: Dot) -> Self::F;
-    /// Zeros.
-    unsafe fn zero() -> Self::N;
+    /// The same integer in each lane.
+    unsafe fn int(x: i32) -> Self::N;
     /// Integers, each rounded to the nearest f32.
     unsafe fn to_f32(x: Self::N) -> Self::F;
     /// Scales, each within i8.
@@ -83,26 +101,41 @@ pub unsafe trait Lanes: Copy {
         scale: Self::S,
         bits: u32,
     ) -> Self::N;
+    /// [`Lanes::add_scaled`] for the columns of a tile, whose `a` are `stride` bytes apart. A set
+    /// whose dot instruction waits for the one before it takes the columns in turn at each.
+    #[inline(always)]
+    unsafe fn add_scaled_tile<const C: usize>(
+        acc: &mut [Self::N; C],
+        w: &[Self::I],
+        a: *const i8,
+        stride: usize,
+        scale: Self::S,
+        bits: u32,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            unroll!(C, |c| {
+                acc[c] = Self::add_scaled(acc[c], w, a.add(c * stride), scale, bits);
+            });
+        }
+    }
+    /// `acc + sum over j, k < 4 of w[j][k] * a[4 j + k]` for the columns of a tile, as above, where
+    /// the set [`Lanes::EXPANDS`]; the sums fit an i32.
+    #[inline(always)]
+    unsafe fn add_dots<const C: usize>(
+        acc: &mut [Self::N; C],
+        w: &[Self::I],
+        a: *const i8,
+        stride: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe { Self::add_scaled_tile(acc, w, a, stride, Self::scales(Self::int(1)), 8) }
+    }
     /// `acc + p[0] * a[0] + p[1] * a[1]`
     unsafe fn add_pairs(acc: Self::N, p: Self::P, a: *const i16) -> Self::N;
     /// `a - (b << by)`
     unsafe fn sub_shifted(a: Self::N, b: Self::N, by: u32) -> Self::N;
 }
-
-/// Does `$body` for each number below `$n`, at most 16, written out: a loop of a large body is left
-/// rolled by the compiler, and the sums it adds to would live in memory.
-macro_rules! unroll {
-    ($n:expr, |$i:ident| $body:block) => {
-        unroll!($n, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    ($n:expr, $i:ident, $body:block, $($at:literal)*) => {
-        $(if $at < $n {
-            let $i: usize = $at;
-            $body
-        })*
-    };
-}
-pub(super) use unroll;
 
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
 // instruction set of the function around it, and the intrinsic would become a call.
@@ -121,6 +154,8 @@ unsafe impl Lanes for ScalarLanes {
     type S = [i32; 16];
     type P = [[i32; 2]; 16];
     const CENTERS_BYTES: bool = false;
+    // Slower, but so the expanded form has a plain twin.
+    const EXPANDS: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -207,8 +242,8 @@ unsafe impl Lanes for ScalarLanes {
         sums.map(|s| s as f32)
     }
     #[inline(always)]
-    unsafe fn zero() -> Self::N {
-        [0; 16]
+    unsafe fn int(x: i32) -> Self::N {
+        [x; 16]
     }
     #[inline(always)]
     unsafe fn to_f32(x: Self::N) -> Self::F {

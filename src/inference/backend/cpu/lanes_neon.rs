@@ -13,8 +13,9 @@
 //! four lanes of a row before, and sums are exact, so rows come out with the bits of plain Rust.
 //!
 //! Four rows a vector, not sixteen, leave registers for the sums of eight columns, so that codes
-//! are unpacked once for eight. llvm-mca 19, which models this core, counts 5.2 to 7.2
-//! multiply-adds a cycle for such a tile, by type; the multiplier could do 8. No core was timed.
+//! are unpacked once for eight. llvm-mca, which models this core, counts 4.9 to 7.4
+//! multiply-adds a cycle for such a tile, by type (`jetpack/neon_bound.py`); the multiplier could
+//! do 8. No core was timed.
 
 // Every AArch64 processor has these instructions, so what is left to vouch for is the pointers: the
 // rule of the trait, and the reason of each block below.
@@ -62,6 +63,7 @@ unsafe impl Lanes for NeonLanes {
     type S = int32x4_t;
     type P = [int16x4_t; 2];
     const CENTERS_BYTES: bool = true;
+    const EXPANDS: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -162,8 +164,8 @@ unsafe impl Lanes for NeonLanes {
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> int32x4_t {
-        unsafe { vdupq_n_s32(0) }
+    unsafe fn int(x: i32) -> int32x4_t {
+        unsafe { vdupq_n_s32(x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: int32x4_t) -> float32x4_t {
@@ -220,12 +222,12 @@ unsafe fn products(w: &[uint8x16_t], a: *const i8, zero: u8, code_max: i32) -> i
         unroll!(8, |j| {
             if j < w.len() {
                 let a = four_acts(if j < 4 { first } else { second }, j);
-                let w = vreinterpretq_s8_u8(vsubq_u8(w[j], vdupq_n_u8(zero)));
+                let k = vreinterpretq_s8_u8(vsubq_u8(w[j], vdupq_n_u8(zero)));
                 if j % n_fit == 0 {
-                    (low, high) = (vmull_s8(vget_low_s8(w), vget_low_s8(a)), vmull_high_s8(w, a));
+                    (low, high) = (vmull_s8(vget_low_s8(k), vget_low_s8(a)), vmull_high_s8(k, a));
                 } else {
-                    low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
-                    high = vmlal_high_s8(high, w, a);
+                    low = vmlal_s8(low, vget_low_s8(k), vget_low_s8(a));
+                    high = vmlal_high_s8(high, k, a);
                 }
                 if n_fit < w.len() && (j + 1) % n_fit == 0 {
                     sums = [vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)];

@@ -4,7 +4,7 @@
 // and vouches for the pointers: the rule of the trait, and the reason of each block below.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::lanes::{Dot, Lanes};
+use super::lanes::{Dot, Lanes, unroll};
 use std::arch::x86_64::*;
 
 /// AVX2 with FMA and F16C: eight rows.
@@ -31,6 +31,7 @@ unsafe impl Lanes for Avx2Lanes {
     type S = __m256i;
     type P = __m256i;
     const CENTERS_BYTES: bool = true;
+    const EXPANDS: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -147,8 +148,8 @@ unsafe impl Lanes for Avx2Lanes {
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
+    unsafe fn int(x: i32) -> __m256i {
+        unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: __m256i) -> __m256 {
@@ -216,6 +217,7 @@ unsafe impl Lanes for Avx512Lanes {
     type S = __m512i;
     type P = __m512i;
     const CENTERS_BYTES: bool = false;
+    const EXPANDS: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -314,8 +316,8 @@ unsafe impl Lanes for Avx512Lanes {
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
+    unsafe fn int(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: __m512i) -> __m512 {
@@ -344,6 +346,39 @@ unsafe impl Lanes for Avx512Lanes {
                 sum = _mm512_dpbusd_epi32(sum, w, a);
             }
             _mm512_add_epi32(acc, _mm512_mullo_epi32(sum, scale))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled_tile<const C: usize>(
+        acc: &mut [__m512i; C],
+        w: &[__m512i],
+        a: *const i8,
+        stride: usize,
+        scale: __m512i,
+        _bits: u32,
+    ) {
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); C];
+            Self::add_dots(&mut sums, w, a, stride);
+            unroll!(C, |c| {
+                acc[c] = _mm512_add_epi32(acc[c], _mm512_mullo_epi32(sums[c], scale));
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_dots<const C: usize>(
+        acc: &mut [__m512i; C],
+        w: &[__m512i],
+        a: *const i8,
+        stride: usize,
+    ) {
+        unsafe {
+            for (j, &w) in w.iter().enumerate() {
+                unroll!(C, |c| {
+                    let a = a.add(c * stride + 4 * j).cast::<i32>().read_unaligned();
+                    acc[c] = _mm512_dpbusd_epi32(acc[c], w, _mm512_set1_epi32(a));
+                });
+            }
         }
     }
     #[inline(always)]

@@ -12,6 +12,7 @@
 //! both.
 
 use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
+use super::expand::{self, EXPAND_COLS, WIDE_BYTES};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
 use super::lanes::{Lanes, ScalarLanes};
@@ -27,6 +28,8 @@ use crate::inference::quant::{Codes, TensorType};
 
 /// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
 const TASK_BYTES: usize = 384 << 10;
+/// Columns of a tile of expanded panels.
+const WIDE_COLS: usize = 8;
 /// Tasks for each thread, at least: enough to even out the threads.
 const TASKS_PER_THREAD: usize = 6;
 
@@ -82,8 +85,12 @@ pub fn matmul(
     };
     assert!(w.data.len() == n_unit * unit_bytes);
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
+    let held_bytes = match needs_acts(w.ty) && x.n >= EXPAND_COLS {
+        true => unit_bytes.max(w.n_cols / 32 * WIDE_BYTES),
+        false => unit_bytes.max(1),
+    };
     let task_units =
-        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(TASK_BYTES / unit_bytes.max(1)).max(1);
+        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(TASK_BYTES / held_bytes).max(1);
     let task_units = if needs_acts(w.ty) { task_units } else { task_units.next_multiple_of(4) };
     pool.run(n_unit.div_ceil(task_units), &|task_idx, _| {
         let start = task_idx * task_units;
@@ -112,25 +119,52 @@ pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
 #[inline(always)]
 unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let n = job.x.n;
-    // Sums of integers stand beside those of floats.
-    let cols = match ActScale::of(F::LAYOUT) {
-        ActScale::Block => L::COLS,
-        ActScale::Chunk => L::COLS.min(8),
-    };
     let mut col = 0;
-    while col < n {
-        // SAFETY: passed on.
-        let done = unsafe {
-            match n - col {
+    // SAFETY: passed on.
+    unsafe {
+        if L::EXPANDS && n >= EXPAND_COLS {
+            col = expanded::<L, F>(job, start, end);
+        }
+        // Sums of integers stand beside those of floats.
+        let cols = match ActScale::of(F::LAYOUT) {
+            ActScale::Block => L::COLS,
+            ActScale::Chunk => L::COLS.min(8),
+        };
+        while col < n {
+            col += match n - col {
                 16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
                 8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
                 4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
                 2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
                 _ => panel_columns::<L, F, 1>(job, start, end, col),
-            }
-        };
-        col += done;
+            };
+        }
     }
+}
+
+/// Panels `start..end`, expanded to bytes, times all columns but the last few; returns how many.
+#[inline(always)]
+unsafe fn expanded<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) -> usize {
+    let (n_block, layout) = (job.w.n_cols / 32, F::LAYOUT);
+    let (panel_bytes, wide_bytes) = (layout.panel_bytes(n_block), n_block * WIDE_BYTES);
+    let mut buffer = expand::take_buffer((end - start) * wide_bytes);
+    let wide = buffer.as_mut_ptr().cast::<u8>();
+    let n = job.x.n / WIDE_COLS * WIDE_COLS;
+    // SAFETY: `matmul` asserted that panels and chunks are there; the buffer has room for all.
+    unsafe {
+        let panels = job.w.data.as_ptr().add(start * panel_bytes);
+        for i in 0..end - start {
+            expand::expand::<L, F>(panels.add(i * panel_bytes), n_block, wide.add(i * wide_bytes));
+        }
+        for col in (0..n).step_by(WIDE_COLS) {
+            for i in 0..end - start {
+                let (panel, wide) = (panels.add(i * panel_bytes), wide.add(i * wide_bytes));
+                job.tile::<L, F, WIDE_COLS, true>(panel, wide, start + i, col);
+            }
+        }
+    }
+    expand::give_back(buffer);
+    n
 }
 
 /// Panels `start..end` times `C` columns; returns `C`.
@@ -141,26 +175,44 @@ unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
     end: usize,
     col: usize,
 ) -> usize {
-    let n_block = job.w.n_cols / 32;
-    let panel_bytes = F::LAYOUT.panel_bytes(n_block);
+    let panel_bytes = F::LAYOUT.panel_bytes(job.w.n_cols / 32);
     for panel_idx in start..end {
-        for row in (0..PANEL_ROWS).step_by(L::ROWS) {
-            // SAFETY: `matmul` asserted that panels and chunks are there; the rest is passed on.
-            unsafe {
-                let panel = job.w.data.as_ptr().add(panel_idx * panel_bytes);
-                let acts = job.acts.as_ptr().add(col);
-                let sums = panel_kernel::tile::<L, F, C>(panel, n_block, row, acts, job.x.n);
-                let row = panel_idx * PANEL_ROWS + row;
-                for (c, sum) in sums.into_iter().enumerate() {
-                    job.store::<L>(row, col + c, sum);
-                }
-            }
+        // SAFETY: as above.
+        unsafe {
+            let panel = job.w.data.as_ptr().add(panel_idx * panel_bytes);
+            job.tile::<L, F, C, false>(panel, panel, panel_idx, col);
         }
     }
     C
 }
 
 impl Job<'_> {
+    /// A panel times `C` columns.
+    ///
+    /// # Safety
+    /// As [`panel_kernel::tile`]; no other thread writes these places.
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
+        &self,
+        panel: *const u8,
+        wide: *const u8,
+        panel_idx: usize,
+        col: usize,
+    ) {
+        let (n_block, n) = (self.w.n_cols / 32, self.x.n);
+        for row in (0..PANEL_ROWS).step_by(L::ROWS) {
+            // SAFETY: passed on.
+            unsafe {
+                let acts = self.acts.as_ptr().add(col);
+                let sums = panel_kernel::tile::<L, F, C, WIDE>(panel, wide, n_block, row, acts, n);
+                let row = panel_idx * PANEL_ROWS + row;
+                for (c, sum) in sums.into_iter().enumerate() {
+                    self.store::<L>(row, col + c, sum);
+                }
+            }
+        }
+    }
+
     /// Writes the sums of rows `row..row + L::ROWS`, those past the last row aside.
     ///
     /// # Safety

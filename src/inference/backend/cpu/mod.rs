@@ -6,6 +6,7 @@
 
 mod acts;
 mod attention;
+mod expand;
 mod float_rows;
 mod isa;
 mod kv_cache;
@@ -23,6 +24,7 @@ mod panel;
 mod panel_kernel;
 mod pool;
 pub mod probe;
+mod row_chain;
 mod rowwise;
 mod shared;
 mod simd;
@@ -41,13 +43,9 @@ use self::kv_cache::KvCache;
 use self::lora::Lora;
 use self::matmul::{act_scale, matmul};
 use self::pool::Pool;
-use self::rowwise::RowOp;
-use self::shared::SharedMut;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
-use super::{
-    AttentionSpec, BackendError, Batch, BufId, InputSums, Norm, Op, Plan, RopeId, Rows, WeightId,
-};
+use super::{AttentionSpec, BackendError, Batch, BufId, InputSums, Op, Plan, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;
 
@@ -202,8 +200,13 @@ impl CpuBackend {
         }
         self.acts_of = None;
         self.turn_angles(batch);
-        for op_idx in 0..n_ops {
-            self.run(self.plan.ops[op_idx], batch);
+        let mut at = 0;
+        while at < n_ops {
+            let n_chained = self.run_chain(at, n_ops, batch);
+            if n_chained == 0 {
+                self.run(self.plan.ops[at], batch);
+            }
+            at += n_chained.max(1);
         }
         let out = &self.bufs[output.0];
         let n = self.n_rows(output, batch);
@@ -222,21 +225,17 @@ impl CpuBackend {
                 self.add_table_rows(table, x, batch, false, |pos, _| pos);
             }
             Op::AddRow { x, row } => self.add_table_rows(row, x, batch, false, |_, _| 0),
-            Op::Norm { x, out, norm } => self.norm(x, out, norm, batch),
             Op::MatMul { x, weight, bias, out } => self.matmul(x, weight, bias, out, batch),
-            Op::Rope { x, rope, head_dim } => self.rope(x, rope, head_dim, batch),
             Op::Attention { q, k, v, out, spec } => {
                 self.attention((q, k, v), out, spec, batch);
             }
-            Op::Glu { gate, up, activation } => {
-                self.each_row(gate, Some(up), batch, |up| RowOp::Glu(activation, up));
-            }
-            Op::Act { x, activation } => {
-                self.each_row(x, None, batch, |_| RowOp::Act(activation));
-            }
-            Op::Add { x, y } => self.each_row(x, Some(y), batch, |y| RowOp::Add(y)),
-            Op::Scale { x, factor } => self.each_row(x, None, batch, |_| RowOp::Scale(factor)),
             Op::SelectOutputs { x, out } => self.select_outputs(x, out, batch),
+            Op::Norm { .. }
+            | Op::Rope { .. }
+            | Op::Glu { .. }
+            | Op::Act { .. }
+            | Op::Add { .. }
+            | Op::Scale { .. } => unreachable!("`run_chain` runs them"),
         }
     }
 
@@ -278,53 +277,6 @@ impl CpuBackend {
             }
         }
         self.bufs[out.0].data = data;
-    }
-
-    fn norm(&mut self, x: BufId, out: BufId, norm: Norm, batch: &Batch<'_>) {
-        if x != out {
-            let n = self.n_rows(x, batch) * self.bufs[x.0].stride;
-            let mut data = self.take(out);
-            data[..n].copy_from_slice(&self.bufs[x.0].data[..n]);
-            self.bufs[out.0].data = data;
-        }
-        let mut data = self.take(out);
-        let op = RowOp::Norm {
-            kind: norm.kind,
-            eps: norm.eps,
-            width: norm.width,
-            weight: self.weights.vector(norm.weight),
-            bias: norm.bias.map(|b| self.weights.vector(b)),
-        };
-        let (isa, buf) = (self.config.isa, &self.bufs[out.0]);
-        let n = self.n_rows(out, batch);
-        let shared = SharedMut::new(&mut data);
-        let (width, stride) = (buf.width, buf.stride);
-        self.pool.run(n, &|i, _| {
-            // SAFETY: each task owns its row; the instruction set is of this machine.
-            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op) };
-        });
-        self.bufs[out.0].data = data;
-    }
-
-    /// Does `op` to each row of `x`, given the same row of `y` (or nothing).
-    fn each_row(
-        &mut self,
-        x: BufId,
-        y: Option<BufId>,
-        batch: &Batch<'_>,
-        op: impl for<'a> Fn(&'a [f32]) -> RowOp<'a> + Sync,
-    ) {
-        let mut data = self.take(x);
-        let n = self.n_rows(x, batch);
-        let (isa, width, stride) = (self.config.isa, self.bufs[x.0].width, self.bufs[x.0].stride);
-        let other = y.map(|y| &self.bufs[y.0].data);
-        let shared = SharedMut::new(&mut data);
-        self.pool.run(n, &|i, _| {
-            let y = other.map_or(&[][..], |other| &other[i * stride..][..width]);
-            // SAFETY: each task owns its row; the instruction set is of this machine.
-            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op(y)) };
-        });
-        self.bufs[x.0].data = data;
     }
 
     fn matmul(
@@ -369,21 +321,6 @@ impl CpuBackend {
                 }));
             }
         }
-    }
-
-    fn rope(&mut self, x: BufId, rope: RopeId, head_dim: usize, batch: &Batch<'_>) {
-        let mut data = self.take(x);
-        let spec = &self.plan.ropes[rope.0];
-        let (n_pair, angles) = (spec.inv_freq.len(), &self.angles[rope.0]);
-        let (isa, width, stride) = (self.config.isa, self.bufs[x.0].width, self.bufs[x.0].stride);
-        let shared = SharedMut::new(&mut data);
-        self.pool.run(batch.tokens.len(), &|i, _| {
-            let angles = &angles[i * n_pair..][..n_pair];
-            let op = RowOp::Rope { style: spec.style, angles, head_dim };
-            // SAFETY: each task owns its row; the instruction set is of this machine.
-            unsafe { rowwise::apply(isa, shared.slice(i * stride, width), op) };
-        });
-        self.bufs[x.0].data = data;
     }
 
     fn attention(

@@ -90,7 +90,7 @@ impl CpuBackend {
             return Err(BackendError::LearnedPositions);
         }
         let distance = shift.to as f64 - shift.from as f64;
-        let turn = |rope: super::RopeId| {
+        let turn = |rope: crate::inference::backend::RopeId| {
             let spec = &self.plan.ropes[rope.0];
             let angle = |f: &f64| {
                 let (sin, cos) = (distance * f).sin_cos();

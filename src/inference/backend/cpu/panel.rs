@@ -28,12 +28,14 @@ macro_rules! with_format {
     ($ty:expr, $f:ident: $($name:ident)*) => {
         match $ty {
             $(TensorType::$name => {
+                // Its name is that of the type, so that symbols of kernels say it.
+                #[allow(non_camel_case_types)]
                 #[derive(Clone, Copy)]
-                struct Type;
-                impl $crate::inference::backend::cpu::panel::Format for Type {
+                struct $name;
+                impl $crate::inference::backend::cpu::panel::Format for $name {
                     const TYPE: TensorType = TensorType::$name;
                 }
-                $f!(Type)
+                $f!($name)
             })*
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                 unreachable!("floats have no panels")

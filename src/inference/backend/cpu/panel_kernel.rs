@@ -24,6 +24,7 @@
 //! for sixteen, on every instruction set.
 
 use super::acts::{ActChunk, ActScale, BLOCK_LEN};
+use super::expand::{Fold, WIDE_BYTES};
 use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
 
@@ -32,16 +33,19 @@ use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTE
 /// (eight columns became a third faster). One column has nothing to hide; asking made it 10 %
 /// slower.
 const AHEAD: usize = 2048;
+/// Bytes from a column to the next.
+const ACT_BYTES: usize = size_of::<ActChunk>();
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
 /// side from `acts`, `stride` chunks from one 256 weights to the next. They were rounded as
-/// [`ActScale::of`] says.
+/// [`ActScale::of`] says. With `WIDE`, codes come from `wide`, where `expand` wrote the panel.
 ///
 /// # Safety
-/// As [`Lanes`]; `panel` holds `n_block` blocks, and the chunks are there.
+/// As [`Lanes`]; `panel` and `wide` hold `n_block` blocks, and the chunks are there.
 #[inline(always)]
-pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
+pub unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     panel: *const u8,
+    wide: *const u8,
     n_block: usize,
     row: usize,
     acts: *const ActChunk,
@@ -56,10 +60,13 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
             let n_block = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
             let acts = acts.add(group_idx * stride);
             let codes = group.add(layout.scales_bytes(n_block));
-            let at = Group { scales: group, codes, n_block, row };
+            let mut at = Group { scales: group, codes, n_block, row };
+            if WIDE {
+                at.codes = wide.add(group_idx * GROUP_BLOCKS * WIDE_BYTES);
+            }
             match ActScale::of(layout) {
-                ActScale::Block => add_blocks::<L, C>(layout, at, acts, &mut sums),
-                ActScale::Chunk => add_chunk::<L, C>(layout, at, acts, &mut sums),
+                ActScale::Block => add_blocks::<L, F, C, WIDE>(at, acts, &mut sums),
+                ActScale::Chunk => add_chunk::<L, F, C, WIDE>(at, acts, &mut sums),
             }
             group = codes.add(n_block * layout.code_bytes());
         }
@@ -114,12 +121,12 @@ unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
 
 /// Adds the products of a group whose scales are floats to the sums of each column.
 #[inline(always)]
-unsafe fn add_blocks<L: Lanes, const C: usize>(
-    layout: Layout,
+unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     group: Group,
     acts: *const ActChunk,
     sums: &mut [L::F; C],
 ) {
+    let layout = F::LAYOUT;
     let is_centered = layout.dot.zero_log2.is_some();
     // SAFETY: the caller vouches for group and chunks; `b` is below `GROUP_BLOCKS`, so places lie
     // inside the arrays.
@@ -128,10 +135,10 @@ unsafe fn add_blocks<L: Lanes, const C: usize>(
             let head = group.scales.add(b * layout.super_bytes() + 2 * group.row);
             let d = load_d::<L>(layout, head);
             let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
-            if (2..=8).contains(&C) {
+            if !WIDE && (2..=8).contains(&C) {
                 group.prefetch::<L>(layout, b);
             }
-            let w = group.codes::<L>(layout, b);
+            let w = group.codes::<L>(stored(layout, WIDE), b);
             unroll!(C, |c| {
                 let a = acts.add(c);
                 let codes = (&raw const (*a).codes).cast::<i8>().add(b * BLOCK_LEN);
@@ -150,36 +157,47 @@ unsafe fn add_blocks<L: Lanes, const C: usize>(
 
 /// Adds the products of a group whose scales are integers to the sums of each column.
 #[inline(always)]
-unsafe fn add_chunk<L: Lanes, const C: usize>(
-    layout: Layout,
+unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     group: Group,
     acts: *const ActChunk,
     sums: &mut [L::F; C],
 ) {
+    let layout = F::LAYOUT;
     let bits = layout.dot.bits;
     let n_scale = if layout.has_halves() { 2 } else { 1 };
+    let fold = if WIDE { Fold::of(F::TYPE) } else { None };
     // SAFETY: as above.
     unsafe {
-        let mut ints = [L::zero(); C];
+        let mut ints = [L::int(0); C];
+        if let Some(Fold { product_zero, .. }) = fold {
+            unroll!(C, |c| {
+                let sum = (&raw const (*acts.add(c)).whole_sum).read();
+                ints[c] = L::int(-i32::from(product_zero) * sum);
+            });
+        }
         for b in 0..group.n_block {
-            if (2..=8).contains(&C) {
+            if !WIDE && (2..=8).contains(&C) {
                 group.prefetch::<L>(layout, b);
             }
-            let w = group.codes::<L>(layout, b);
+            let w = group.codes::<L>(stored(layout, WIDE), b);
+            let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);
+            if fold.is_some() {
+                L::add_dots(&mut ints, &w, codes, ACT_BYTES);
+                continue;
+            }
             let scales = [
                 L::scales(scale::<L>(layout, group, b, 0)),
                 L::scales(scale::<L>(layout, group, b, n_scale - 1)),
             ];
-            unroll!(C, |c| {
-                let codes = (&raw const (*acts.add(c)).codes).cast::<i8>().add(b * BLOCK_LEN);
-                if n_scale == 1 {
-                    ints[c] = L::add_scaled(ints[c], &w, codes, scales[0], bits);
-                } else {
-                    ints[c] = L::add_scaled(ints[c], &w[..4], codes, scales[0], bits);
-                    ints[c] = L::add_scaled(ints[c], &w[4..], codes.add(16), scales[1], bits);
-                }
-            });
+            if n_scale == 1 {
+                L::add_scaled_tile(&mut ints, &w, codes, ACT_BYTES, scales[0], bits);
+            } else {
+                L::add_scaled_tile(&mut ints, &w[..4], codes, ACT_BYTES, scales[0], bits);
+                L::add_scaled_tile(&mut ints, &w[4..], codes.add(16), ACT_BYTES, scales[1], bits);
+            }
         }
+        let is_done = fold.is_some() && layout.dot.zero_log2.is_some();
+        let n_rest = if is_done { 0 } else { n_rest::<L>(layout) };
         let rests = rests::<L>(layout, group);
         let d = load_d::<L>(layout, group.scales.add(2 * group.row));
         let dmin = match layout.dot.zero_log2 {
@@ -192,21 +210,27 @@ unsafe fn add_chunk<L: Lanes, const C: usize>(
                 1 => (&raw const (*a).code_sum).cast::<i16>(),
                 _ => (&raw const (*a).code_sum16).cast::<i16>(),
             };
-            let mut rest = L::zero();
+            let mut rest = L::int(0);
             unroll!(GROUP_BLOCKS, |i| {
-                if i < n_rest::<L>(layout) {
+                if i < n_rest {
                     rest = L::add_pairs(rest, rests[i], code_sum.add(2 * i));
                 }
             });
             let product = match layout.dot.zero_log2 {
                 None => L::fnma(L::to_f32(rest), dmin, L::mul(L::to_f32(ints[c]), d)),
-                Some(_) if n_rest::<L>(layout) == 0 => L::mul(L::to_f32(ints[c]), d),
+                Some(_) if n_rest == 0 => L::mul(L::to_f32(ints[c]), d),
                 Some(by) => L::mul(L::to_f32(L::sub_shifted(ints[c], rest, by)), d),
             };
             let scale = L::splat((&raw const (*a).scale).cast::<f32>().read());
             sums[c] = L::fma(product, scale, sums[c]);
         });
     }
+}
+
+/// How codes stand where they are read from: as the type has them, or as bytes.
+#[inline(always)]
+const fn stored(layout: Layout, is_wide: bool) -> Layout {
+    if is_wide { Layout { low: 8, high: 0, steps: None, ..layout } } else { layout }
 }
 
 /// The integer scale of half `i` of block `b`.
@@ -228,13 +252,13 @@ unsafe fn scale<L: Lanes>(layout: Layout, group: Group, b: usize, i: usize) -> L
 unsafe fn rests<L: Lanes>(layout: Layout, group: Group) -> [L::P; GROUP_BLOCKS] {
     // SAFETY: as above; the scales of eight blocks are no more bytes than a block with its codes.
     unsafe {
-        let mut pairs = [L::pairs(L::zero(), L::zero()); GROUP_BLOCKS];
+        let mut pairs = [L::pairs(L::int(0), L::int(0)); GROUP_BLOCKS];
         let at = group.scales.add(layout.head_bytes() + group.row);
         for (i, pairs) in pairs.iter_mut().enumerate().take(n_rest::<L>(layout)) {
             let (one, two) =
                 (at.add(i * layout.scale_bytes()), at.add(2 * i * layout.scale_bytes()));
             *pairs = match layout.scales {
-                Scales::Float => L::pairs(L::zero(), L::zero()),
+                Scales::Float => L::pairs(L::int(0), L::int(0)),
                 Scales::One => L::pairs(L::load_i8(two), L::load_i8(two.add(PANEL_ROWS))),
                 Scales::OneMin => {
                     L::pairs(L::load_i8(two.add(PANEL_ROWS)), L::load_i8(two.add(3 * PANEL_ROWS)))
@@ -274,8 +298,12 @@ unsafe fn unpack_codes<L: Lanes>(layout: Layout, p: *const u8) -> [L::I; 8] {
     }
 }
 
+/// Chunk `j` of the block at `p`, a code in each byte.
+///
+/// # Safety
+/// As [`Lanes`]; the block's vectors are there.
 #[inline(always)]
-unsafe fn unpack_chunk<L: Lanes>(layout: Layout, p: *const u8, j: usize) -> L::I {
+pub unsafe fn unpack_chunk<L: Lanes>(layout: Layout, p: *const u8, j: usize) -> L::I {
     let (n_low, j_bit) = (layout.low as usize, j as u32);
     // SAFETY: as above.
     unsafe {

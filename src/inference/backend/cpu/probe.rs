@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 
-use super::acts::{Rows, quantize_rows};
+use super::acts::{ActChunk, Rows, quantize_rows};
 use super::isa::{Isa, with_isa};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::lanes::unroll;
@@ -75,24 +75,54 @@ pub fn matmul_rate(
     isa: Isa,
     n_rounds: usize,
 ) -> Result<Vec<f64>, BackendError> {
-    Isa::choose(Some(isa.name()))?;
-    let mut pool = Pool::new(case.n_threads).map_err(BackendError::Threads)?;
-    let (n_cols, n_rows) = (case.n_cols(ty), case.n_rows);
-    let stride = n_cols.next_multiple_of(32);
-    let data = packed(isa, ty, n_rows, n_cols);
-    let x = activations(case.n, n_cols, stride, 2);
-    let x = Rows { data: &x, stride, n: case.n };
-    let mut acts = Vec::new();
-    if let Some(per) = act_scale(ty) {
-        quantize_rows(&mut pool, isa, x, n_cols, per, &mut acts);
+    let mut product = Product::new(ty, case, isa)?;
+    Ok(rounds(n_rounds, &mut || product.pass() as f64))
+}
+
+/// A multiplication of random data that can be done again and again.
+pub struct Product {
+    pool: Pool,
+    isa: Isa,
+    ty: TensorType,
+    n_rows: usize,
+    n_cols: usize,
+    data: Vec<u8>,
+    n: usize,
+    stride: usize,
+    x: Vec<f32>,
+    acts: Vec<ActChunk>,
+    out: Vec<f32>,
+}
+
+impl Product {
+    /// Its operands, with the activations rounded.
+    ///
+    /// # Errors
+    /// If the threads cannot be had, or the instruction set is not of this machine.
+    pub fn new(ty: TensorType, case: MatMulCase, isa: Isa) -> Result<Product, BackendError> {
+        Isa::choose(Some(isa.name()))?;
+        let mut pool = Pool::new(case.n_threads).map_err(BackendError::Threads)?;
+        let (n_cols, n_rows, n) = (case.n_cols(ty), case.n_rows, case.n);
+        let stride = n_cols.next_multiple_of(32);
+        let data = packed(isa, ty, n_rows, n_cols);
+        let x = activations(n, n_cols, stride, 2);
+        let mut acts = Vec::new();
+        if let Some(per) = act_scale(ty) {
+            let x = Rows { data: &x, stride, n };
+            quantize_rows(&mut pool, isa, x, n_cols, per, &mut acts);
+        }
+        let out = vec![0f32; n * n_rows];
+        Ok(Product { pool, isa, ty, n_rows, n_cols, data, n, stride, x, acts, out })
     }
-    let w = Matrix { ty, data: &data, n_rows, n_cols };
-    let mut out = vec![0f32; case.n * n_rows];
-    let mut pass = || {
-        matmul(&mut pool, isa, w, x, &acts, None, &mut out, n_rows);
-        (n_rows * n_cols * case.n) as f64
-    };
-    Ok(rounds(n_rounds, &mut pass))
+
+    /// Multiplies; how many multiply-adds that were.
+    pub fn pass(&mut self) -> u64 {
+        let &mut Product { isa, ty, n_rows, n_cols, n, stride, .. } = self;
+        let w = Matrix { ty, data: &self.data, n_rows, n_cols };
+        let x = Rows { data: &self.x, stride, n };
+        matmul(&mut self.pool, isa, w, x, &self.acts, None, &mut self.out, n_rows);
+        (n_rows * n_cols * n) as u64
+    }
 }
 
 /// Multiply-adds of 8-bit integers per second that the processor could do if nothing but them were

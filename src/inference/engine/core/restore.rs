@@ -52,8 +52,8 @@ impl Core {
         let prompt = &sequence.tokens[..sequence.tokens.len() - 1];
         let token_us = self.pace.prefill_token_us();
         match link.wish(&sequence.group.scope, prompt, have, token_us) {
-            Wish::Pages(keys, lens) => Some(link.fetch(keys, lens)),
-            Wish::List if may_list => Some(link.fetch(Vec::new(), Default::default())),
+            Wish::Pages(keys, lens) => Some(link.fetch(keys, lens, token_us)),
+            Wish::List if may_list => Some(link.fetch(Vec::new(), Default::default(), 0)),
             Wish::List | Wish::Nothing => None,
         }
     }
@@ -117,7 +117,7 @@ impl Core {
         sequence.n_kv += n;
         self.stats.update(|stats| stats.restored_tokens_total += n as u64);
         match sequence.fetch.as_mut() {
-            Some(fetch) if !fetch.lens.is_empty() => fetch.renew(),
+            Some(fetch) if !fetch.lens.is_empty() => fetch.renew(Instant::now()),
             _ => self.stop_fetch(i, None),
         }
         self.keep(i);
@@ -162,6 +162,9 @@ impl Core {
     pub(super) fn hand_over(&mut self) {
         let token_us = self.pace.prefill_token_us();
         let Some(link) = &mut self.disk else { return };
+        if link.has_failed() {
+            return link.lose_all();
+        }
         let mut n_left = PREFIX_STEP_BYTES;
         while n_left > 0 && link.has_keeping() && link.has_room() {
             let next = link.next_page().filter(|&(_, n)| link.is_faster(1, n, token_us));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::inference::DiskCacheStats;
+use crate::inference::disk_cache::Identity;
 use crate::inference::disk_cache::memory_disk::MemoryDisk;
 
 fn options() -> DiskCacheOptions {
@@ -258,4 +259,49 @@ fn no_page_is_lost_whatever_the_disk_does() {
         n_hit += cache.stats().hits;
     }
     assert!(n_hit > 50, "it must have been of use");
+}
+
+#[test]
+fn a_dropped_engine_does_not_wait_for_the_disk() {
+    let disk = Arc::new(MemoryDisk::default());
+    let cache = cache_on(&disk, 1);
+    let engine = with_disk(script(), 2, &cache);
+    disk.shut(true);
+    ask(&engine, &request(300, 5));
+    while engine.stats().n_keeping > 0 {
+        std::thread::yield_now();
+    }
+    let (sender, dropped) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        drop(engine);
+        sender.send(()).unwrap();
+    });
+    // Waiting for the disk would end after ten seconds.
+    dropped.recv_timeout(Duration::from_secs(8)).unwrap();
+    thread.join().unwrap();
+    disk.shut(false);
+    while !cache.is_idle() {
+        std::thread::yield_now();
+    }
+    assert_eq!(disk.keys().len(), 10, "what it handed over is kept all the same");
+}
+
+#[test]
+fn files_that_cannot_be_digested_hold_nobody_up() {
+    let cache = cache_on(&Arc::default(), 1);
+    let disk_cache = Some(cache.clone());
+    let options = EngineOptions { disk_cache, n_disk_min: 33, ..Default::default() };
+    let waker: disk_link::Waker = Arc::new(|| ());
+    let mut core = core::Core::new(script(), options, Arc::default(), &waker);
+    core.disk.as_mut().unwrap().model = Arc::new(Identity::failed());
+    let (sender, stream) = event::event_stream();
+    let (request, arrived) = (request(100, 5), std::time::Instant::now());
+    let wanted = expected(&request);
+    core.submit(handle::Submitted { request, matcher: None, sender, arrived });
+    while core.has_work() {
+        core.step();
+    }
+    assert_eq!(listen(stream, 1).unwrap().tokens[0], wanted);
+    let stats = cache.stats();
+    assert_eq!((stats.missed(Miss::Failed), stats.drops_gone, stats.writes), (3, 4, 0));
 }

@@ -1,0 +1,90 @@
+//! `jetforge export` and `jetforge import`: what the state store keeps, as text and back.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::cli::{Context, exit, terminal};
+use crate::store::{ExportFormat, Store};
+
+/// Options of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Where to; stdout by default
+    file: Option<PathBuf>,
+    /// How it is written
+    #[arg(long, value_enum, default_value = "jsonl")]
+    format: Format,
+}
+
+/// Options of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// A file of JSON lines; `-` for stdin
+    file: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A JSON object a line, texts in the clear
+    Jsonl,
+    /// SQL, texts sealed
+    Sql,
+}
+
+/// Writes everything.
+pub fn export(context: &Context, args: &ExportArgs) -> anyhow::Result<u8> {
+    let store = open(context)?;
+    let format = match args.format {
+        Format::Jsonl => ExportFormat::JsonLines,
+        Format::Sql => ExportFormat::Sql,
+    };
+    let n_row = match &args.file {
+        Some(path) => {
+            use std::os::unix::fs::OpenOptionsExt;
+            let mut options = File::options();
+            // Prompts and answers are in it.
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(path).with_context(|| path.display().to_string())?;
+            let mut out = BufWriter::new(file);
+            let n_row = store.export(format, &mut out)?;
+            out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+            n_row
+        }
+        None => {
+            let mut out = BufWriter::new(std::io::stdout().lock());
+            let n_row = store.export(format, &mut out)?;
+            out.flush()?;
+            n_row
+        }
+    };
+    terminal::note(format!("{n_row} rows"));
+    Ok(exit::OK)
+}
+
+/// Reads what is not there yet.
+pub fn import(context: &Context, args: &ImportArgs) -> anyhow::Result<u8> {
+    let store = open(context)?;
+    let imported = match args.file.to_str() {
+        Some("-") => store.import(std::io::stdin().lock())?,
+        _ => {
+            let file = File::open(&args.file).with_context(|| args.file.display().to_string())?;
+            store.import(BufReader::new(file))?
+        }
+    };
+    terminal::note(format!(
+        "{} rows added, {} were there already",
+        imported.n_added, imported.n_known
+    ));
+    Ok(exit::OK)
+}
+
+fn open(context: &Context) -> anyhow::Result<Store> {
+    let app = context.app(Vec::new())?;
+    let opened = Store::open(&app.dirs.state)?;
+    opened.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
+    Ok(opened.store)
+}

@@ -1,0 +1,358 @@
+//! What may become of a job, as a pure function of its ledger and of what happened.
+//!
+//! ```text
+//! queued --start--> running --answered--> done
+//!    ^                 |-----refused-----> failed       the request itself is wrong
+//!    |<---stumbled-----|                                may go better: again after a pause,
+//!    |                 |-----stumbled----> failed       until its attempts are spent
+//!    |<---stopped, crashed, timed out----|
+//!    |                 |-----crashed-----> set aside    broke without getting further, k times
+//!    |-----cancel, deadline--------------> cancelled, failed
+//!    |<---------retry--------------------- failed, cancelled, set aside
+//! ```
+//!
+//! A crash after new tokens became durable counts as the first one: a long job in a place where
+//! power fails often gets on, and one that always breaks in the same place does not.
+
+use crate::store::LedgerRow;
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It waits.
+    Queued,
+    /// It runs.
+    Running,
+    /// It has its answer.
+    Done,
+    /// It has none and will have none.
+    Failed,
+    /// Somebody took it back.
+    Cancelled,
+    /// It broke too often.
+    SetAside,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 6] = [
+        State::Queued,
+        State::Running,
+        State::Done,
+        State::Failed,
+        State::Cancelled,
+        State::SetAside,
+    ];
+
+    /// Its word on the wire and on the disk.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Running => "running",
+            State::Done => "done",
+            State::Failed => "failed",
+            State::Cancelled => "cancelled",
+            State::SetAside => "set_aside",
+        }
+    }
+
+    /// The state of a word.
+    pub fn from_name(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Whether nothing more happens by itself.
+    pub fn is_over(self) -> bool {
+        !matches!(self, State::Queued | State::Running)
+    }
+}
+
+/// How a text goes on after a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From its first token.
+    Fresh,
+    /// From its last durable token: those before it were computed again and were the same.
+    Resumed,
+    /// Again from the first token, for the text came out as another one.
+    Restarted,
+}
+
+impl Way {
+    /// Its word on the wire and on the disk.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Fresh => "fresh",
+            Way::Resumed => "resumed",
+            Way::Restarted => "restarted",
+        }
+    }
+}
+
+/// Something that happens to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// It begins, with so many durable tokens.
+    Started {
+        /// Of its text.
+        n_token: i64,
+    },
+    /// Tokens that were durable came out otherwise.
+    Diverged,
+    /// It was answered.
+    Answered,
+    /// It never can be.
+    Refused(String),
+    /// Not this time.
+    Stumbled(String),
+    /// It took too long.
+    TimedOut,
+    /// The service ends in good order.
+    Stopped,
+    /// The program or the power went, with so many durable tokens.
+    Crashed {
+        /// Of its text.
+        n_token: i64,
+    },
+    /// Its deadline has passed.
+    DeadlinePassed,
+    /// Somebody takes it back.
+    CancelAsked,
+    /// Somebody wants it again.
+    RetryAsked,
+}
+
+/// What is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Breaks without progress after which a job is set aside.
+    pub n_broken_max: i64,
+    /// First pause after a stumble; it doubles.
+    pub pause_ms: i64,
+    /// Longest pause.
+    pub pause_max_ms: i64,
+}
+
+/// What becomes of a job; `None` where it cannot happen in its state.
+pub fn next(
+    ledger: &LedgerRow,
+    n_attempt_max: i64,
+    happening: &Happening,
+    now_ms: i64,
+    policy: &Policy,
+) -> Option<LedgerRow> {
+    use Happening as H;
+    let state = State::from_name(&ledger.state)?;
+    let over = |state: State, reason: Option<String>| LedgerRow {
+        state: state.name().to_owned(),
+        finished_ms: Some(now_ms),
+        reason,
+        ..ledger.clone()
+    };
+    let again = |pause_ms: i64, reason: String| LedgerRow {
+        state: State::Queued.name().to_owned(),
+        due_ms: now_ms.saturating_add(pause_ms),
+        reason: Some(reason),
+        ..ledger.clone()
+    };
+    Some(match (state, happening) {
+        (State::Queued, H::Started { n_token }) => started(ledger, *n_token, now_ms),
+        (State::Running, H::Diverged) => LedgerRow {
+            epoch: ledger.epoch + 1,
+            n_token_start: 0,
+            way: Way::Restarted.name().to_owned(),
+            ..ledger.clone()
+        },
+        (State::Running, H::Answered) => over(State::Done, None),
+        (State::Running, H::Refused(why)) => over(State::Failed, Some(why.clone())),
+        (State::Running, H::Stumbled(why)) => {
+            let n_attempt = ledger.n_attempt + 1;
+            let row = match n_attempt >= n_attempt_max {
+                true => over(State::Failed, Some(format!("after {n_attempt} attempts: {why}"))),
+                false => again(pause(n_attempt, policy), why.clone()),
+            };
+            LedgerRow { n_attempt, ..row }
+        }
+        (State::Running, H::TimedOut) => {
+            let what = "it took longer than a job may";
+            broken(ledger, ledger.n_broken + 1, what, now_ms, policy)
+        }
+        (State::Running, H::Crashed { n_token }) => {
+            let has_progress = *n_token > ledger.n_token_start;
+            let n_broken = if has_progress { 1 } else { ledger.n_broken + 1 };
+            broken(ledger, n_broken, "the program or the power went while it ran", now_ms, policy)
+        }
+        (State::Running, H::Stopped) => again(0, "the service was stopped".to_owned()),
+        (State::Queued | State::Running, H::DeadlinePassed) => {
+            over(State::Failed, Some("its deadline has passed".to_owned()))
+        }
+        (State::Queued | State::Running, H::CancelAsked) => over(State::Cancelled, None),
+        (State::Failed | State::Cancelled | State::SetAside, H::RetryAsked) => LedgerRow {
+            state: State::Queued.name().to_owned(),
+            due_ms: now_ms,
+            n_attempt: 0,
+            n_broken: 0,
+            finished_ms: None,
+            reason: None,
+            ..ledger.clone()
+        },
+        _ => return None,
+    })
+}
+
+/// A ledger that has begun.
+fn started(ledger: &LedgerRow, n_token: i64, now_ms: i64) -> LedgerRow {
+    let way = match n_token > 0 {
+        true => Way::Resumed,
+        false if ledger.epoch > 1 => Way::Restarted,
+        false => Way::Fresh,
+    };
+    LedgerRow {
+        state: State::Running.name().to_owned(),
+        n_token_start: n_token,
+        way: way.name().to_owned(),
+        started_ms: Some(now_ms),
+        finished_ms: None,
+        ..ledger.clone()
+    }
+}
+
+fn broken(
+    ledger: &LedgerRow,
+    n_broken: i64,
+    what: &str,
+    now_ms: i64,
+    policy: &Policy,
+) -> LedgerRow {
+    let is_poison = n_broken >= policy.n_broken_max;
+    let state = if is_poison { State::SetAside } else { State::Queued };
+    LedgerRow {
+        state: state.name().to_owned(),
+        n_broken,
+        due_ms: now_ms,
+        finished_ms: is_poison.then_some(now_ms),
+        reason: Some(format!("{what} ({n_broken} of {})", policy.n_broken_max)),
+        ..ledger.clone()
+    }
+}
+
+/// The pause after so many attempts.
+fn pause(n_attempt: i64, policy: &Policy) -> i64 {
+    let doubled = policy.pause_ms.saturating_mul(1 << n_attempt.clamp(1, 32).saturating_sub(1));
+    doubled.min(policy.pause_max_ms)
+}
+
+/// A ledger of a new job that may run from `due_ms` on.
+pub fn fresh(due_ms: i64) -> LedgerRow {
+    LedgerRow {
+        state: State::Queued.name().to_owned(),
+        due_ms,
+        n_attempt: 0,
+        n_broken: 0,
+        epoch: 1,
+        n_token_start: 0,
+        way: Way::Fresh.name().to_owned(),
+        started_ms: None,
+        finished_ms: None,
+        reason: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: Policy = Policy { n_broken_max: 3, pause_ms: 1000, pause_max_ms: 60_000 };
+
+    fn after(steps: &[Happening]) -> LedgerRow {
+        steps.iter().enumerate().fold(fresh(0), |ledger, (i, happening)| {
+            next(&ledger, 3, happening, i as i64, &POLICY).unwrap_or_else(|| panic!("step {i}"))
+        })
+    }
+
+    fn start(n_token: i64) -> Happening {
+        Happening::Started { n_token }
+    }
+
+    fn crash(n_token: i64) -> Happening {
+        Happening::Crashed { n_token }
+    }
+
+    #[test]
+    fn a_job_that_breaks_in_one_place_is_set_aside_with_its_reason() {
+        let row = after(&[start(0), crash(0), start(0), crash(0), start(0), crash(0)]);
+        assert_eq!(row.state, "set_aside");
+        assert!(row.reason.unwrap().contains("3 of 3"));
+        let row = after(&[start(0), crash(5), start(5), crash(9), start(9), crash(12)]);
+        assert_eq!((row.state.as_str(), row.n_broken), ("queued", 1), "it gets on");
+        let row = after(&[start(0), Happening::TimedOut, start(3), Happening::TimedOut]);
+        assert_eq!((row.state.as_str(), row.n_broken), ("queued", 2));
+    }
+
+    #[test]
+    fn attempts_are_spent_with_growing_pauses() {
+        let stumble = || Happening::Stumbled("busy".to_owned());
+        let row = after(&[start(0), stumble()]);
+        assert_eq!((row.state.as_str(), row.due_ms), ("queued", 1 + 1000));
+        let row = after(&[start(0), stumble(), start(0), stumble()]);
+        assert_eq!((row.state.as_str(), row.due_ms), ("queued", 3 + 2000));
+        let row = after(&[start(0), stumble(), start(0), stumble(), start(0), stumble()]);
+        assert_eq!(row.state, "failed");
+        assert_eq!(row.reason.unwrap(), "after 3 attempts: busy");
+        assert_eq!(pause(1_000_000, &POLICY), 60_000);
+    }
+
+    #[test]
+    fn how_a_text_goes_on_is_said() {
+        assert_eq!(after(&[start(0)]).way, "fresh");
+        let stopped = [start(0), Happening::Stopped, start(7)];
+        assert_eq!((after(&stopped).way.as_str(), after(&stopped).n_token_start), ("resumed", 7));
+        let other = [start(0), crash(7), start(7), Happening::Diverged];
+        let row = after(&other);
+        assert_eq!((row.way.as_str(), row.epoch, row.n_token_start), ("restarted", 2, 0));
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        prop_oneof![
+            (0i64..50).prop_map(|n_token| Happening::Started { n_token }),
+            Just(Happening::Diverged),
+            Just(Happening::Answered),
+            Just(Happening::Refused("no".to_owned())),
+            Just(Happening::Stumbled("busy".to_owned())),
+            Just(Happening::TimedOut),
+            Just(Happening::Stopped),
+            (0i64..50).prop_map(|n_token| Happening::Crashed { n_token }),
+            Just(Happening::DeadlinePassed),
+            Just(Happening::CancelAsked),
+            Just(Happening::RetryAsked),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: what is over stays so until it is asked for again,
+        /// an answer is final, and nothing is tried more often than it may be.
+        #[test]
+        fn every_order_of_happenings_keeps_the_promises(
+            steps in proptest::collection::vec(happening(), 0..60),
+        ) {
+            let mut ledger = fresh(0);
+            for (i, step) in steps.iter().enumerate() {
+                let before = State::from_name(&ledger.state).unwrap();
+                let Some(row) = next(&ledger, 3, step, i as i64, &POLICY) else { continue };
+                let after = State::from_name(&row.state).unwrap();
+                prop_assert!(!before.is_over() || *step == Happening::RetryAsked);
+                prop_assert_ne!(before, State::Done, "an answer is final");
+                prop_assert_eq!(after.is_over(), row.finished_ms.is_some());
+                prop_assert!(row.n_attempt <= 3 && row.n_broken <= 3);
+                prop_assert!(row.n_attempt < 3 || after.is_over());
+                prop_assert!(row.n_broken < 3 || after == State::SetAside);
+                prop_assert!(row.epoch >= ledger.epoch);
+                let has_reason = row.reason.is_some();
+                prop_assert!(has_reason || !matches!(after, State::Failed | State::SetAside));
+                ledger = row;
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Jobs over a real store, without anybody who answers.
+
+use super::*;
+use crate::jobs::AlwaysGo;
+
+fn open(dir: &std::path::Path, config: JobsConfig) -> (Jobs, usize) {
+    let store = Store::open(dir).unwrap().store;
+    Jobs::open(store, config, Box::new(AlwaysGo)).unwrap()
+}
+
+fn asked(body: &str) -> Asked {
+    Asked {
+        endpoint: "/v1/completions".to_owned(),
+        body: body.as_bytes().to_vec(),
+        n_attempt_max: 3,
+        ..Asked::default()
+    }
+}
+
+fn new(jobs: &Jobs, asked: Asked) -> Job {
+    match jobs.submit(asked).unwrap() {
+        Submitted::New(job) => job,
+        Submitted::Known(job) => panic!("{job:?}"),
+    }
+}
+
+fn run(jobs: &Jobs) -> Option<Run> {
+    match jobs.take().unwrap() {
+        Taken::Run(run) => Some(*run),
+        Taken::Wait { .. } => None,
+    }
+}
+
+fn answered(text: &str) -> Ended {
+    let outcome = Outcome { status: 200, media_type: "application/json".into(), body: text.into() };
+    Ended { happening: Happening::Answered, outcome: Some(outcome), tail: None }
+}
+
+fn piece(token: u32) -> Piece {
+    Piece { prompt_idx: 0, answer_idx: 0, text: format!("t{token}"), tokens: vec![token] }
+}
+
+#[test]
+fn the_same_name_and_body_is_the_same_job_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let named = |body: &str| Asked { request_id: Some("r1".into()), ..asked(body) };
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, named(r#"{"prompt": "a", "n": 1}"#));
+    let first = run(&jobs).unwrap();
+    jobs.end(&first.job, answered("the answer")).unwrap();
+    drop(jobs);
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let again = jobs.submit(named(r#"{"n":1,"prompt":"a"}"#)).unwrap();
+    let Submitted::Known(known) = again else { panic!("{again:?}") };
+    assert_eq!((known.row.id.clone(), known.state), (job.row.id.clone(), State::Done));
+    assert_eq!(jobs.outcome(&known).unwrap().unwrap().body, b"the answer");
+    let other = jobs.submit(named(r#"{"prompt": "b", "n": 1}"#)).unwrap_err();
+    assert!(matches!(other, JobsError::Conflict { id, .. } if id == job.row.id));
+    let theirs = jobs.submit(Asked { tenant: 7, ..named(r#"{"prompt": "b"}"#) }).unwrap();
+    assert!(matches!(theirs, Submitted::New(_)), "names belong to a tenant");
+    assert!(matches!(jobs.get(7, &job.row.id), Err(JobsError::Unknown)), "and so do jobs");
+    assert_eq!(jobs.list(7, None, None, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn what_ran_when_the_program_went_goes_on_and_in_the_end_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, asked("{}"));
+    let first = run(&jobs).unwrap();
+    assert_eq!((first.pieces.len(), first.job.row.ledger.way.as_str()), (0, "fresh"));
+    jobs.append(vec![(first.job.clone(), 2, vec![piece(5), piece(6)])]).unwrap();
+    drop(jobs);
+    let mut ways = Vec::new();
+    for _ in 0..3 {
+        let (jobs, n_interrupted) = open(dir.path(), JobsConfig::default());
+        assert_eq!(n_interrupted, 1);
+        let Some(run) = run(&jobs) else { break };
+        assert_eq!(run.pieces, [piece(5), piece(6)]);
+        ways.push((run.job.row.ledger.way.clone(), run.job.row.ledger.n_broken));
+        drop(jobs);
+    }
+    assert_eq!(ways, [("resumed".to_owned(), 1), ("resumed".to_owned(), 2)]);
+    let (jobs, n_interrupted) = open(dir.path(), JobsConfig::default());
+    assert_eq!(n_interrupted, 0);
+    let aside = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!(aside.state, State::SetAside);
+    assert_eq!(jobs.counts().unwrap().0["set_aside"].0, 1);
+    assert_eq!(jobs.retry(0, &job.row.id).unwrap().state, State::Queued);
+    let run = run(&jobs).unwrap();
+    let anew = jobs.restart(&run.job).unwrap();
+    assert_eq!((anew.row.ledger.epoch, anew.row.n_token), (2, 0));
+    jobs.append(vec![(anew.clone(), 1, vec![piece(9)])]).unwrap();
+    assert_eq!(jobs.pieces(&anew, 1, 0).unwrap(), [], "the other text is gone");
+    assert_eq!(jobs.pieces(&anew, 2, 0).unwrap(), [(1, piece(9))]);
+    jobs.end(&anew, Ended { tail: Some((2, vec![piece(10)])), ..answered("x") }).unwrap();
+    assert_eq!(jobs.pieces(&anew, 2, 1).unwrap(), [(2, piece(10))]);
+}
+
+#[test]
+fn a_job_that_was_taken_back_while_it_ran_stays_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, asked("{}"));
+    let first = run(&jobs).unwrap();
+    assert_eq!(jobs.cancel(0, &job.row.id).unwrap().state, State::Cancelled);
+    jobs.end(&first.job, answered("too late")).unwrap();
+    let job = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((job.state, jobs.outcome(&job).unwrap()), (State::Cancelled, None));
+    let twice = jobs.cancel(0, &job.row.id).unwrap_err();
+    assert!(matches!(twice, JobsError::Illegal { state: State::Cancelled }));
+}
+
+#[test]
+fn the_queue_is_bounded_by_count_and_by_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = JobsConfig { n_waiting_max: 2, bytes_max: 4000, ..JobsConfig::default() };
+    let (jobs, _) = open(dir.path(), config);
+    new(&jobs, asked("{}"));
+    let heavy = asked(&"x".repeat(4000));
+    assert!(matches!(jobs.submit(heavy), Err(JobsError::FullBytes { .. })));
+    new(&jobs, asked("{}"));
+    assert!(matches!(jobs.submit(asked("{}")), Err(JobsError::FullCount { n: 2 })));
+    let first = run(&jobs).unwrap();
+    jobs.end(&first.job, answered("y")).unwrap();
+    new(&jobs, asked("{}"));
+}
+
+#[test]
+fn a_deadline_passes_and_times_and_priorities_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let late = new(&jobs, Asked { deadline_ms: Some(1), ..asked("{}") });
+    let far = now_ms() + 3_600_000;
+    new(&jobs, Asked { not_before_ms: Some(far), ..asked("{}") });
+    let low = new(&jobs, asked("{}"));
+    let high = new(&jobs, Asked { priority: 3, ..asked("{}") });
+    let order: Vec<String> = std::iter::from_fn(|| run(&jobs)).map(|run| run.job.row.id).collect();
+    assert_eq!(order, [high.row.id, low.row.id]);
+    let late = jobs.get(0, &late.row.id).unwrap();
+    assert_eq!(late.state, State::Failed);
+    assert_eq!(late.row.ledger.reason.as_deref(), Some("its deadline has passed"));
+}
+
+#[test]
+fn hours_of_jobs_hold_them_up_with_their_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    struct Hot;
+    impl Pace for Hot {
+        fn verdict(&self, _: i64) -> Verdict {
+            Verdict::Wait { reason: "the board is too hot".into(), until_ms: None }
+        }
+    }
+    let store = Store::open(dir.path()).unwrap().store;
+    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(Hot)).unwrap();
+    new(&jobs, asked("{}"));
+    assert_eq!(run(&jobs), None);
+    assert_eq!(jobs.counts().unwrap().1.as_deref(), Some("the board is too hot"));
+}

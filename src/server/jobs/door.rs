@@ -1,0 +1,196 @@
+//! The door between HTTP and the jobs: one place that all of them go through, so that whoever
+//! waits for a change hears of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use super::tap::Tap;
+use crate::base::limits::JOB_READERS_MAX;
+use crate::jobs::{Counts, Job, Jobs, JobsError, Outcome};
+use crate::server::ApiError;
+use crate::store::StoreError;
+
+/// When to try again if the queue is full.
+const FULL_RETRY: Duration = Duration::from_secs(30);
+
+/// See the module. Clones share it.
+#[derive(Clone)]
+pub(in crate::server) struct Door(Arc<Inner>);
+
+struct Inner {
+    jobs: Jobs,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+    live: Mutex<BTreeMap<i64, Live>>,
+    readers: Arc<Semaphore>,
+    /// Answers the bodies of jobs.
+    dialects: OnceLock<Router>,
+    /// Held while pieces become durable, so that the last ones come last.
+    flushing: tokio::sync::Mutex<()>,
+}
+
+/// A job that runs here.
+#[derive(Clone)]
+pub(super) struct Live {
+    /// With its epoch of now.
+    pub job: Job,
+    pub tap: Tap,
+    /// Somebody took it back.
+    pub cancelled: Arc<Notify>,
+}
+
+impl Door {
+    pub fn new(jobs: Jobs) -> Door {
+        Door(Arc::new(Inner {
+            jobs,
+            changed: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+            live: Mutex::default(),
+            readers: Arc::new(Semaphore::new(JOB_READERS_MAX)),
+            dialects: OnceLock::new(),
+            flushing: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Says who answers.
+    pub fn answer_with(&self, dialects: Router) {
+        let _ = self.0.dialects.set(dialects);
+    }
+
+    pub(super) fn dialects(&self) -> Option<Router> {
+        self.0.dialects.get().cloned()
+    }
+
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.0.jobs
+    }
+
+    pub(super) fn readers(&self) -> &Arc<Semaphore> {
+        &self.0.readers
+    }
+
+    pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<i64, Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn flushing(&self) -> &tokio::sync::Mutex<()> {
+        &self.0.flushing
+    }
+
+    /// Hears of changes from now on.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Tells everybody who waits.
+    pub(super) fn tell(&self) {
+        self.0.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Hears of the end of the service.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
+    }
+
+    pub(super) fn stop(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    /// Asks the jobs something, on a thread that may wait for the disk.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Jobs) -> Result<T, JobsError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let jobs = self.0.jobs.clone();
+        match tokio::task::spawn_blocking(move || question(&jobs)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ApiError::internal("the jobs could not be asked")),
+        }
+    }
+
+    /// Jobs and bytes in each state.
+    pub async fn counts(&self) -> Result<(Counts, Option<String>), ApiError> {
+        self.ask(Jobs::counts).await
+    }
+
+    /// A job as it goes over the wire, with its answer if it has one.
+    pub(super) async fn view_with_answer(&self, job: Job) -> Result<Value, ApiError> {
+        let (job, outcome) = self
+            .ask(move |jobs| {
+                let outcome = jobs.outcome(&job)?;
+                Ok((job, outcome))
+            })
+            .await?;
+        let mut view = view(&job);
+        if let Some(outcome) = outcome {
+            view["answer"] = answer(&outcome);
+        }
+        Ok(view)
+    }
+}
+
+/// An answer as a value: JSON where it is that.
+fn answer(outcome: &Outcome) -> Value {
+    serde_json::from_slice(&outcome.body)
+        .unwrap_or_else(|_| json!(String::from_utf8_lossy(&outcome.body)))
+}
+
+/// A job as it goes over the wire, without its texts.
+pub(super) fn view(job: &Job) -> Value {
+    let (row, ledger) = (&job.row, &job.row.ledger);
+    json!({
+        "id": row.id,
+        "object": "job",
+        "state": job.state.name(),
+        "endpoint": row.endpoint,
+        "request_id": row.request_id,
+        "priority": row.priority,
+        "created_ms": row.created_ms,
+        "due_ms": ledger.due_ms,
+        "deadline_ms": row.deadline_ms,
+        "started_ms": ledger.started_ms,
+        "finished_ms": ledger.finished_ms,
+        "attempts": row.n_attempt_max,
+        "n_attempt": ledger.n_attempt,
+        "n_broken": ledger.n_broken,
+        "n_token": row.n_token,
+        "way": ledger.way,
+        "n_token_resumed": ledger.n_token_start,
+        "epoch": ledger.epoch,
+        "reason": ledger.reason,
+        "status": row.status,
+        "callback": row.callback,
+        "callback_state": row.callback_state,
+        "events": format!("/v1/jobs/{}/events", row.id),
+    })
+}
+
+impl From<JobsError> for ApiError {
+    fn from(error: JobsError) -> ApiError {
+        let message = error.to_string();
+        let conflict = |message| ApiError::new(StatusCode::CONFLICT, "conflict_error", message);
+        match error {
+            JobsError::Conflict { .. } | JobsError::Illegal { .. } => conflict(message),
+            JobsError::Unknown => ApiError::not_found(message),
+            JobsError::FullCount { .. } => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let error = ApiError::new(status, "rate_limit_error", message);
+                ApiError { retry_after: Some(FULL_RETRY), ..error }
+            }
+            JobsError::FullBytes { .. } => {
+                ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage_error", message)
+            }
+            JobsError::Store(StoreError::Busy) => {
+                ApiError::unavailable(message, Duration::from_secs(1))
+            }
+            JobsError::Store(_) | JobsError::Record { .. } => ApiError::internal(message),
+        }
+    }
+}

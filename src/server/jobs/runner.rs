@@ -1,0 +1,299 @@
+//! Runs jobs: takes the next one, posts its body to its endpoint, and writes down how it went.
+//!
+//! ```text
+//! take -> run, in a task of its own -> end       as many at once as configured
+//! every flush_ms: what running jobs have said since becomes durable, in one commit
+//! stop: what runs is broken off and waits again, with every token it had said
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::callback;
+use super::door::{Door, Live};
+use super::tap::{Tap, heard_by};
+use crate::base::limits::JOB_ANSWER_BYTES_MAX;
+use crate::inference::{Priority, TenantId};
+use crate::jobs::{Ended, Happening, Job, Outcome, Run, Taken};
+use crate::server::{Caller, Gate};
+use crate::store::now_ms;
+
+/// Longest sleep without a look: clocks may jump.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Pause after the store could not be asked.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(5);
+/// How long the end of running jobs may take.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// The tasks that run jobs.
+pub struct JobRunner {
+    door: Option<Door>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl JobRunner {
+    /// Runs the jobs of a gate, if it has any, once there is a router before it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(gate: &Gate) -> JobRunner {
+        let Some(door) = gate.jobs().cloned() else {
+            return JobRunner { door: None, tasks: Vec::new() };
+        };
+        let tasks = vec![
+            tokio::spawn(take(door.clone())),
+            tokio::spawn(flush(door.clone())),
+            tokio::spawn(callback::send(door.clone())),
+        ];
+        JobRunner { door: Some(door), tasks }
+    }
+
+    /// Breaks off what runs, so that it waits again, and returns when that is on the disk.
+    pub async fn stop(self) {
+        let Some(door) = self.door else { return };
+        let mut changes = door.changes();
+        door.stop();
+        let over = async {
+            while !door.live().is_empty() {
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(STOP_MAX, over).await;
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Takes jobs as long as the service runs.
+async fn take(door: Door) {
+    let mut stopping = door.stopping();
+    let mut changes = door.changes();
+    while !*stopping.borrow_and_update() {
+        changes.mark_unchanged();
+        let taken = door.ask(|jobs| jobs.take()).await;
+        let pause = match taken {
+            Ok(Taken::Run(run)) => {
+                start(&door, *run, Priority::Background);
+                continue;
+            }
+            Ok(Taken::Wait { until_ms: None }) => LOOK_EVERY,
+            Ok(Taken::Wait { until_ms: Some(at) }) => {
+                let ms = u64::try_from(at.saturating_sub(now_ms())).unwrap_or(0);
+                Duration::from_millis(ms.max(1)).min(LOOK_EVERY)
+            }
+            Err(error) => {
+                tracing::error!(error = error.message, "jobs cannot be taken");
+                TROUBLE_PAUSE
+            }
+        };
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = stopping.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Runs a job in a task of its own.
+pub(super) fn start(door: &Door, run: Run, priority: Priority) {
+    let seed = u32::try_from(run.job.row.seed).unwrap_or(0);
+    let live = Live {
+        job: run.job.clone(),
+        tap: Tap::new(seed, &run.pieces),
+        cancelled: Arc::new(Notify::new()),
+    };
+    door.live().insert(run.job.row.n, live.clone());
+    door.tell();
+    tokio::spawn(attend(door.clone(), run, live, priority));
+}
+
+/// A job's run from its start to its end on the disk.
+async fn attend(door: Door, run: Run, live: Live, priority: Priority) {
+    let n = run.job.row.n;
+    let mut stopping = door.stopping();
+    let (limit, at_limit) = limit(&door, &run.job);
+    // A panic of a dialect costs this attempt and nothing else.
+    let work = heard_by(Some(live.tap.clone()), post(door.dialects(), run, priority));
+    let mut work = tokio::spawn(work);
+    let (happening, outcome) = tokio::select! {
+        done = &mut work => match done {
+            Ok(outcome) => judge(outcome),
+            Err(_) => (Happening::Stumbled("the request met a bug".to_owned()), None),
+        },
+        () = tokio::time::sleep(limit) => (at_limit, None),
+        () = live.cancelled.notified() => (Happening::CancelAsked, None),
+        _ = stopping.wait_for(|stops| *stops) => (Happening::Stopped, None),
+    };
+    work.abort();
+    if happening == Happening::Answered {
+        live.tap.end();
+    }
+    let flushing = door.flushing().lock().await;
+    let ended = settle(&door, n, &live.tap, happening, outcome).await;
+    drop(flushing);
+    if let Err(error) = ended {
+        tracing::error!(job = live.job.row.id, error = error.message, "a job's end is not kept");
+    }
+    door.live().remove(&n);
+    door.tell();
+}
+
+/// Writes down how a run ended, with its last tokens.
+async fn settle(
+    door: &Door,
+    n: i64,
+    tap: &Tap,
+    happening: Happening,
+    outcome: Option<Outcome>,
+) -> Result<(), crate::server::ApiError> {
+    let Some(Live { job, .. }) = door.live().get(&n).cloned() else { return Ok(()) };
+    let drained = tap.drain();
+    door.ask(move |jobs| {
+        let mut job = job;
+        let mut tail = drained;
+        if tail.as_ref().is_some_and(|drained| drained.has_diverged) {
+            match jobs.restart(&job) {
+                Ok(anew) => job = anew,
+                // It was taken back, or the disk is in trouble; its end is tried all the same.
+                Err(_) => tail = None,
+            }
+        }
+        let tail = tail.filter(|drained| !drained.pieces.is_empty());
+        let tail = tail.map(|drained| (drained.end, drained.pieces));
+        jobs.end(&job, Ended { happening, outcome, tail })
+    })
+    .await
+}
+
+/// How long a job may run, and what it means when it has.
+fn limit(door: &Door, job: &Job) -> (Duration, Happening) {
+    let run_max = Duration::from_secs(door.jobs().config().run_max_s);
+    let left = job
+        .row
+        .deadline_ms
+        .map(|at| Duration::from_millis(u64::try_from(at.saturating_sub(now_ms())).unwrap_or(0)));
+    match left {
+        Some(left) if left < run_max => (left, Happening::DeadlinePassed),
+        _ => (run_max, Happening::TimedOut),
+    }
+}
+
+/// Posts a job's body to its endpoint.
+async fn post(dialects: Option<Router>, run: Run, priority: Priority) -> Result<Outcome, String> {
+    let Some(dialects) = dialects else { return Err("nobody answers yet".to_owned()) };
+    let row = &run.job.row;
+    let mut body: Value = serde_json::from_slice(&run.body).map_err(|error| error.to_string())?;
+    if let Some(fields) = body.as_object_mut() {
+        // The pieces are the stream; the answer is whole.
+        fields.insert("stream".to_owned(), json!(false));
+        for own in ["stream_options", "on_disconnect", "request_id"] {
+            fields.remove(own);
+        }
+    }
+    let caller =
+        Caller { tenant: TenantId(row.tenant as u64), priority, request_id: row.id.clone() };
+    let request = Request::post(row.endpoint.as_str())
+        .header(header::CONTENT_TYPE, "application/json")
+        .extension(caller)
+        .body(Body::from(body.to_string()))
+        .map_err(|error| error.to_string())?;
+    let answer = TowerToHyperService::new(dialects).call(request).await;
+    let (parts, body) = match answer {
+        Ok(answer) => answer.into_parts(),
+        Err(never) => match never {},
+    };
+    let body = Limited::new(body, JOB_ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| format!("the answer cannot be kept: {error}"))?;
+    let media_type = parts.headers.get(header::CONTENT_TYPE);
+    let media_type = media_type.and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
+    Ok(Outcome {
+        status: i64::from(parts.status.as_u16()),
+        media_type: media_type.to_owned(),
+        body: body.to_bytes().to_vec(),
+    })
+}
+
+/// What an answer means for its job.
+fn judge(outcome: Result<Outcome, String>) -> (Happening, Option<Outcome>) {
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(why) => return (Happening::Stumbled(why), None),
+    };
+    let status = u16::try_from(outcome.status).ok().and_then(|n| StatusCode::from_u16(n).ok());
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let why = format!("the answer was {status}");
+    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    let happening = match () {
+        () if status.is_success() => Happening::Answered,
+        () if status.is_client_error() && !passes.contains(&status) => Happening::Refused(why),
+        () if status == StatusCode::NOT_IMPLEMENTED => Happening::Refused(why),
+        () => Happening::Stumbled(why),
+    };
+    (happening, Some(outcome))
+}
+
+/// Makes what running jobs have said durable, again and again.
+async fn flush(door: Door) {
+    let period = Duration::from_millis(door.jobs().config().flush_ms);
+    let mut every = tokio::time::interval(period);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let flushing = door.flushing().lock().await;
+        let live: Vec<Live> = door.live().values().cloned().collect();
+        let mut has_any = false;
+        let mut rows = Vec::new();
+        for Live { job, tap, .. } in live {
+            let Some(drained) = tap.drain() else { continue };
+            let mut job = job;
+            if drained.has_diverged {
+                let before = job.clone();
+                match door.ask(move |jobs| jobs.restart(&before)).await {
+                    Ok(anew) => job = anew,
+                    // It was taken back meanwhile, or the disk is in trouble.
+                    Err(_) => {
+                        tap.put_back(drained);
+                        continue;
+                    }
+                }
+                if let Some(live) = door.live().get_mut(&job.row.n) {
+                    live.job = job.clone();
+                }
+            }
+            has_any = true;
+            rows.push((job, tap, drained));
+        }
+        let written: Vec<_> = rows
+            .iter()
+            .filter(|(.., drained)| !drained.pieces.is_empty())
+            .map(|(job, _, drained)| (job.clone(), drained.end, drained.pieces.clone()))
+            .collect();
+        let result = match written.is_empty() {
+            true => Ok(()),
+            false => door.ask(move |jobs| jobs.append(written)).await,
+        };
+        if let Err(error) = result {
+            tracing::error!(error = error.message, "what jobs have written is not kept yet");
+            for (_, tap, mut drained) in rows {
+                // A text that began anew has done so already.
+                drained.has_diverged = false;
+                tap.put_back(drained);
+            }
+        }
+        drop(flushing);
+        if has_any {
+            door.tell();
+        }
+    }
+}

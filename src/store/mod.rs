@@ -1,0 +1,210 @@
+//! Floor 1: what must survive: one SQLite file in the state directory, and the only SQL.
+//!
+//! ```text
+//! state.db          WAL, synchronous=FULL; prompts and answers sealed with the device key
+//! state.lock        held by the one process that may write
+//! state.1.backup …  copies that were opened and checked, the newest first
+//! state.broken      what could not be used, kept for whoever wants to look
+//! ```
+//!
+//! One thread writes. What waits for it goes into one transaction, and nobody hears of a write
+//! before its commit is on the disk. Readers have connections of their own and never wait.
+//!
+//! There is no second file for what may be lost: the prefix cache keeps its own, and nothing else
+//! needs one.
+
+mod backup;
+mod connection;
+mod export;
+mod jobs;
+mod open;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rusqlite::Connection;
+
+use crate::base::limits::STORE_READERS_KEPT;
+use crate::seal::{SealError, Sealer};
+pub use export::{ExportFormat, Imported};
+pub use jobs::{
+    AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
+    StateCount, Update,
+};
+use writer::Writer;
+
+/// Why the store cannot do what it is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file cannot be used.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("{}: another jetforge uses it; stop that one first", path.display())]
+    Locked {
+        /// The file of the lock.
+        path: PathBuf,
+    },
+    /// SQLite says no.
+    #[error("the state store: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// What was written did not reach the disk.
+    #[error("the state store could not write: {why}")]
+    Commit {
+        /// What happened.
+        why: String,
+    },
+    /// It is broken, and no backup is whole.
+    #[error(
+        "{}: it is broken ({why}), and there is no backup that is whole; move it away to start \
+         with nothing",
+        path.display()
+    )]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// A newer program wrote it.
+    #[error("{}: version {found} was written by a newer program; this one knows {known}",
+        path.display())]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest that is known.
+        known: i64,
+    },
+    /// The device key cannot be had.
+    #[error(transparent)]
+    Key(#[from] SealError),
+    /// It was sealed with another device key.
+    #[error("{}: another device key sealed it; put that key back beside it", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Something sealed does not open.
+    #[error("{what} does not open: it was changed")]
+    Sealed {
+        /// What it is.
+        what: String,
+    },
+    /// A line of an import cannot be read.
+    #[error("line {line}: {why}")]
+    Line {
+        /// Which, from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// Too many writes wait.
+    #[error("the disk is slower than what is to be written; try again in a second")]
+    Busy,
+    /// The store has been closed, or its disk takes no transaction.
+    #[error("the state store takes no more writes")]
+    Closed,
+}
+
+/// A store, and what its owner should know of how it was found.
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// Such as a restored backup with what was lost.
+    pub notes: Vec<String>,
+}
+
+/// See the module. Clones share it; the last one to go marks it as closed cleanly.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    sealer: Sealer,
+    /// Before the lock, so that it is dropped first.
+    writer: Writer,
+    readers: Mutex<Vec<Connection>>,
+    _lock: std::fs::File,
+}
+
+impl Store {
+    /// Opens the store of a state directory, and makes it if there is none.
+    ///
+    /// # Errors
+    /// If another process has it, or neither it nor a backup can be used.
+    pub fn open(dir: &Path) -> Result<Opened, StoreError> {
+        open::open(dir)
+    }
+
+    fn new(dir: &Path, sealer: Sealer, writer: Writer, lock: std::fs::File) -> Store {
+        let readers = Mutex::default();
+        Store(Arc::new(Inner { dir: dir.to_owned(), sealer, writer, readers, _lock: lock }))
+    }
+
+    /// Runs `work` in a transaction and returns when it is on the disk.
+    fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.0.writer.write(work)
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let lock = || self.0.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock().pop();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => connection::reader(&connection::file(&self.0.dir))?,
+        };
+        let result = work(&connection);
+        let mut readers = lock();
+        if readers.len() < STORE_READERS_KEPT {
+            readers.push(connection);
+        }
+        result
+    }
+
+    /// Copies the store to a checked backup now.
+    ///
+    /// # Errors
+    /// If the disk does not take it, or the copy is not whole.
+    pub fn back_up(&self) -> Result<(), StoreError> {
+        self.0.writer.back_up()
+    }
+
+    /// Commits since the store was opened.
+    pub fn n_commit(&self) -> u64 {
+        self.0.writer.n_commit()
+    }
+
+    fn seal(&self, name: &str, text: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let sealed = self.0.sealer.wrap(name, text);
+        sealed.map_err(|source| StoreError::File { path: self.0.dir.clone(), source })
+    }
+
+    fn unseal(&self, name: &str, value: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let text = self.0.sealer.unwrap(name, value);
+        text.ok_or_else(|| StoreError::Sealed { what: name.to_owned() })
+    }
+}
+
+/// Milliseconds since the Unix epoch, by this machine's clock.
+pub fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,111 @@
+//! The tables, as the steps that made them: step n takes a file of version n - 1 to version n.
+//!
+//! A step never changes once it is released; a new one follows. Columns named `sealed_…` are under
+//! the device key. Times are milliseconds since the Unix epoch by the machine's clock.
+
+use rusqlite::Connection;
+
+/// See the module.
+pub const STEPS: [&str; 1] = ["
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+
+CREATE TABLE jobs (
+    n               INTEGER PRIMARY KEY,
+    id              TEXT NOT NULL UNIQUE,
+    tenant          INTEGER NOT NULL,
+    request_id      TEXT,
+    body_hash       BLOB NOT NULL,
+    endpoint        TEXT NOT NULL,
+    n_bytes         INTEGER NOT NULL,
+    sealed_body     BLOB NOT NULL,
+    seed            INTEGER NOT NULL,
+    priority        INTEGER NOT NULL,
+    created_ms      INTEGER NOT NULL,
+    deadline_ms     INTEGER,
+    n_attempt_max   INTEGER NOT NULL,
+    state           TEXT NOT NULL,
+    due_ms          INTEGER NOT NULL,
+    n_attempt       INTEGER NOT NULL,
+    n_broken        INTEGER NOT NULL,
+    epoch           INTEGER NOT NULL,
+    n_token_start   INTEGER NOT NULL,
+    way             TEXT NOT NULL,
+    started_ms      INTEGER,
+    finished_ms     INTEGER,
+    reason          TEXT,
+    status          INTEGER,
+    answer_type     TEXT,
+    sealed_answer   BLOB,
+    callback        TEXT,
+    callback_state  TEXT,
+    n_callback      INTEGER NOT NULL DEFAULT 0,
+    callback_due_ms INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX jobs_by_request ON jobs (tenant, request_id) WHERE request_id IS NOT NULL;
+CREATE INDEX jobs_by_state ON jobs (state);
+
+CREATE TABLE pieces (
+    job             INTEGER NOT NULL REFERENCES jobs (n) ON DELETE CASCADE,
+    epoch           INTEGER NOT NULL,
+    end             INTEGER NOT NULL,
+    sealed_pieces   BLOB NOT NULL,
+    PRIMARY KEY (job, epoch, end)
+) STRICT, WITHOUT ROWID;
+"];
+
+/// The newest version.
+pub const NEWEST: i64 = STEPS.len() as i64;
+
+/// The version of a file; 0 for a new one.
+///
+/// # Errors
+/// If it is no database.
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Takes a file to the newest version.
+#[cfg(test)]
+pub fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    migrate_by(connection, &STEPS)
+}
+
+/// Takes a file to the version of these steps, in one transaction.
+///
+/// # Errors
+/// If a step does not work; then none has.
+pub fn migrate_by(connection: &mut Connection, steps: &[&str]) -> rusqlite::Result<()> {
+    let from = usize::try_from(version(connection)?).unwrap_or(0);
+    let transaction = connection.transaction()?;
+    for step in steps.iter().skip(from) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", steps.len() as i64)?;
+    transaction.commit()
+}
+
+/// A value of the table `meta`.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn meta<T: rusqlite::types::FromSql>(
+    connection: &Connection,
+    key: &str,
+) -> rusqlite::Result<Option<T>> {
+    let mut rows = connection.prepare("SELECT value FROM meta WHERE key = ?1")?;
+    let mut rows = rows.query([key])?;
+    rows.next()?.map(|row| row.get(0)).transpose()
+}
+
+/// Sets a value of the table `meta`.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn set_meta(
+    connection: &Connection,
+    key: &str,
+    value: impl rusqlite::ToSql,
+) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+    connection.execute(sql, rusqlite::params![key, value]).map(|_| ())
+}

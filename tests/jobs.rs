@@ -1,0 +1,352 @@
+//! Work that survives: the real binary, killed in the middle of jobs, and what it promised.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cli::jetforge;
+use crate::serve::Process;
+use crate::support::http::{Answer, Wire, get, post, request, send, until};
+
+const N_TOKEN: usize = 160;
+
+/// A service whose jobs become durable every few milliseconds.
+fn serve(home: &Path, more: &[&str]) -> Process {
+    let options = ["-c", "2048", "-np", "4", "--metrics", "--set", "jobs.flush_ms=5"];
+    let patient = ["--set", "jobs.n_broken_max=20"];
+    Process::start(home, &[&options[..], &patient, more].concat())
+}
+
+fn completion(i: usize) -> Value {
+    json!({
+        "prompt": format!("def f{i}(a, b):"),
+        "n_predict": N_TOKEN,
+        "ignore_eos": true,
+        "cache_prompt": false,
+        // Every other one draws its tokens, without a seed of its own.
+        "temperature": if i % 2 == 0 { 0.0 } else { 1.0 },
+    })
+}
+
+fn job(i: usize) -> Value {
+    json!({ "endpoint": "/completion", "body": completion(i), "request_id": format!("r{i}") })
+}
+
+fn one(address: SocketAddr, id: &str) -> Value {
+    get(address, &format!("/v1/jobs/{id}")).json()
+}
+
+fn id_of(answer: &Answer) -> String {
+    assert!([200, 202].contains(&answer.status), "{}", answer.text());
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits for the end of a job.
+fn ended(address: SocketAddr, id: &str) -> Value {
+    let mut job = Value::Null;
+    until("the job is over", || {
+        job = one(address, id);
+        !["queued", "running"].contains(&job["state"].as_str().unwrap())
+    });
+    job
+}
+
+/// A reader of a job's events, who remembers what it heard across every cut.
+#[derive(Default)]
+struct Reader {
+    last: Option<String>,
+    text: String,
+    n_token: usize,
+    n_restart: usize,
+    is_over: bool,
+    /// Each id, with the bytes and tokens of text up to it.
+    marks: Vec<(String, usize, usize)>,
+}
+
+impl Reader {
+    /// Hears until the end, the cut, or so many tokens.
+    fn hear(&mut self, address: SocketAddr, id: &str, n_token_max: usize) {
+        let mut wire = Wire::open(address);
+        let last = self.last.clone();
+        let headers: Vec<(&str, &str)> =
+            last.iter().map(|id| ("last-event-id", id.as_str())).collect();
+        wire.write(request("GET", &format!("/v1/jobs/{id}/events"), &headers, ""));
+        assert_eq!(wire.read_head().unwrap().0, 200);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = wire.read_chunk() {
+            bytes.extend(chunk);
+            while let Some(end) = bytes.windows(2).position(|pair| pair == b"\n\n") {
+                let frame: Vec<u8> = bytes.drain(..end + 2).collect();
+                self.frame(&String::from_utf8(frame).unwrap());
+            }
+            if self.is_over || self.n_token >= n_token_max {
+                return;
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: &str) {
+        let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name));
+        let data = field("data: ").map(|data| serde_json::from_str::<Value>(data).unwrap());
+        match field("event: ") {
+            Some("text") => {
+                let data = data.unwrap();
+                self.text += data["text"].as_str().unwrap();
+                self.n_token += data["tokens"].as_array().unwrap().len();
+            }
+            Some("restart") => {
+                self.n_restart += 1;
+                self.text.clear();
+                self.n_token = 0;
+            }
+            Some("end") => self.is_over = true,
+            _ => {}
+        }
+        if let Some(id) = field("id: ") {
+            self.marks.push((id.to_owned(), self.text.len(), self.n_token));
+            self.last = Some(id.to_owned());
+        }
+    }
+}
+
+/// Waits until jobs in each state are as many when they are counted as when they are listed: they
+/// run on while it looks.
+fn wait_for_true_counters(address: SocketAddr) {
+    until("the counters are true", || {
+        let list = get(address, "/v1/jobs?limit=500").json();
+        let metrics = get(address, "/metrics").text();
+        list["counts"].as_object().unwrap().iter().all(|(state, n)| {
+            let jobs = list["data"].as_array().unwrap();
+            let listed = jobs.iter().filter(|job| job["state"] == **state).count();
+            let line = format!("jetforge_jobs{{state=\"{state}\"}} {listed}\n");
+            *n == listed && metrics.contains(&line)
+        })
+    });
+}
+
+#[test]
+fn jobs_outlive_kill_9_at_any_moment_and_each_is_answered_once() {
+    let home = tempfile::tempdir().unwrap();
+    let n_job = 6;
+    let mut ids: Vec<String> = Vec::new();
+    let mut readers: Vec<Reader> = (0..n_job).map(|_| Reader::default()).collect();
+    // Tokens of the watched job after which the program is killed: seeded, the same every time.
+    for (round, n_token) in [3, 40, 120, 20, 150].into_iter().enumerate() {
+        let service = serve(home.path(), &[]);
+        for i in ids.len()..(2 * round + 2).min(n_job) {
+            ids.push(id_of(&post(service.address, "/v1/jobs", &job(i))));
+        }
+        wait_for_true_counters(service.address);
+        let watched = round % ids.len();
+        readers[watched].hear(service.address, &ids[watched], n_token);
+        drop(service);
+    }
+    let service = serve(home.path(), &[]);
+    let address = service.address;
+    let mut ways = Vec::new();
+    for (i, id) in ids.iter().enumerate() {
+        let again = post(address, "/v1/jobs", &job(i));
+        assert_eq!(id_of(&again), *id, "the same request is the same job");
+        let done = ended(address, id);
+        assert_eq!(done["state"], "done", "{done}");
+        readers[i].hear(address, id, usize::MAX);
+        let content = done["answer"]["content"].as_str().unwrap();
+        assert_eq!(readers[i].text, content, "job {i}: each token once");
+        assert_eq!((readers[i].n_token, readers[i].n_restart), (N_TOKEN, 0));
+        if i % 2 == 0 {
+            let alone = post(address, "/completion", &completion(i)).json();
+            assert_eq!(alone["content"], *content, "as if nothing had happened");
+        }
+        ways.push(done["way"].as_str().unwrap().to_owned());
+    }
+    assert!(ways.iter().any(|way| way == "resumed"), "{ways:?}");
+    let list = get(address, "/v1/jobs?limit=500").json();
+    assert_eq!(list["data"].as_array().unwrap().len(), n_job, "none is there twice");
+    assert_eq!(list["counts"]["done"], n_job);
+    wait_for_true_counters(address);
+    let other = json!({ "endpoint": "/completion", "body": completion(1), "request_id": "r0" });
+    assert_eq!(post(address, "/v1/jobs", &other).status, 409);
+}
+
+#[test]
+fn a_reader_may_leave_and_come_back_at_any_token() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let id = id_of(&post(service.address, "/v1/jobs", &job(0)));
+    let whole = ended(service.address, &id)["answer"]["content"].as_str().unwrap().to_owned();
+    let mut reader = Reader::default();
+    reader.hear(service.address, &id, usize::MAX);
+    assert_eq!(reader.text, whole);
+    assert!(reader.marks.len() > 10, "{:?}", reader.marks);
+    for (id_of_event, n_text, n_token) in &reader.marks {
+        let mut late = Reader { last: Some(id_of_event.clone()), ..Reader::default() };
+        late.hear(service.address, &id, usize::MAX);
+        assert_eq!((late.n_token, late.n_restart), (N_TOKEN - n_token, 0));
+        assert_eq!(late.text, whole[*n_text..], "behind {id_of_event}");
+    }
+    let mut stranger = Reader { last: Some("7-5".to_owned()), ..Reader::default() };
+    stranger.hear(service.address, &id, usize::MAX);
+    assert_eq!((stranger.text, stranger.n_restart), (whole, 1), "another text begins anew");
+}
+
+#[test]
+fn ordinary_requests_become_jobs_and_their_answers_are_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let mut bodies = Vec::new();
+    for round in 0..2 {
+        let service = serve(home.path(), &[]);
+        let address = service.address;
+        let kept = send(
+            address,
+            "POST",
+            "/completion",
+            &[("idempotency-key", "k1")],
+            &completion(1).to_string(),
+        );
+        assert_eq!(kept.status, 200, "{}", kept.text());
+        bodies.push((kept.body.clone(), kept.header("x-jetforge-job").unwrap().to_owned()));
+        let other = completion(3).to_string();
+        let other = send(address, "POST", "/completion", &[("idempotency-key", "k1")], &other);
+        assert_eq!(other.status, 409, "{}", other.text());
+        let body = json!({"prompt": "x", "n_predict": 3, "n_probs": "wrong"});
+        let key = [("idempotency-key", "k2")];
+        let wrong = send(address, "POST", "/completion", &key, &body.to_string());
+        assert_eq!((wrong.status, wrong.error_type().as_str()), (400, "invalid_request_error"));
+        if round == 0 {
+            let prefer = [("prefer", "respond-async")];
+            let body = completion(2).to_string();
+            let later = send(address, "POST", "/completion", &prefer, &body);
+            assert_eq!(later.status, 202, "{}", later.text());
+            assert_eq!(later.header("preference-applied"), Some("respond-async"));
+            let place = later.header("location").unwrap().to_owned();
+            let done = ended(address, place.rsplit('/').next().unwrap());
+            assert_eq!(done["state"], "done");
+            // The caller leaves at once; the answer is kept under its name.
+            let mut body = completion(4);
+            body["on_disconnect"] = json!("detach");
+            body["request_id"] = json!("left");
+            let mut wire = Wire::open(address);
+            wire.write(request("POST", "/completion", &[], &body.to_string()));
+            until("it has arrived", || {
+                let list = get(address, "/v1/jobs").json();
+                list["data"].as_array().unwrap().iter().any(|job| job["request_id"] == "left")
+            });
+            drop(wire);
+            let answer = post(address, "/completion", &body);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(answer.json()["tokens_predicted"], N_TOKEN);
+        }
+    }
+    assert_eq!(bodies[0], bodies[1], "the same bytes also after a restart");
+}
+
+#[test]
+fn jobs_are_bounded_belong_to_their_key_and_can_be_taken_back() {
+    let home = tempfile::tempdir().unwrap();
+    let limits = ["--set", "jobs.n_waiting_max=2", "--set", "jobs.windows_utc=['00:00-00:01']"];
+    let keys = ["--api-key", "alpha,beta", "--set", "jobs.bytes_max=20000"];
+    let service = serve(home.path(), &[&limits[..], &keys].concat());
+    let address = service.address;
+    let ask = |key: &str, method: &str, path: &str, body: &str| {
+        send(address, method, path, &[("authorization", &format!("Bearer {key}"))], body)
+    };
+    let far = json!({
+        "endpoint": "completion", "body": completion(0), "not_before_ms": 32_503_680_000_000u64,
+    })
+    .to_string();
+    let id = id_of(&ask("alpha", "POST", "/v1/jobs", &far));
+    for (method, path) in [
+        ("GET", format!("/v1/jobs/{id}")),
+        ("DELETE", format!("/v1/jobs/{id}")),
+        ("POST", format!("/v1/jobs/{id}/retry")),
+        ("GET", format!("/v1/jobs/{id}/events")),
+    ] {
+        let answer = ask("beta", method, &path, "");
+        assert_eq!((answer.status, answer.error_type().as_str()), (404, "not_found_error"));
+    }
+    assert_eq!(ask("beta", "GET", "/v1/jobs", "").json()["data"], json!([]));
+    id_of(&ask("beta", "POST", "/v1/jobs", &far));
+    let full = ask("beta", "POST", "/v1/jobs", &far);
+    assert_eq!((full.status, full.header("retry-after")), (429, Some("30")));
+    let path = format!("/v1/jobs/{id}");
+    assert_eq!(ask("alpha", "DELETE", &path, "").json()["state"], "cancelled");
+    assert_eq!(ask("alpha", "DELETE", &path, "").status, 409);
+    let heavy = json!({"endpoint": "completion", "body": {"prompt": "x".repeat(20_000)}});
+    let heavy = ask("alpha", "POST", "/v1/jobs", &heavy.to_string());
+    assert_eq!((heavy.status, heavy.error_type().as_str()), (507, "storage_error"));
+    for (body, param) in [
+        (json!({"endpoint": "/health", "body": {}}), "endpoint"),
+        (json!({"endpoint": "completion"}), "body"),
+        (json!({"endpoint": "completion", "body": {}, "attempts": 0}), "attempts"),
+        (json!({"endpoint": "completion", "body": {}, "callback": "http://x:1/"}), "callback"),
+    ] {
+        let answer = ask("alpha", "POST", "/v1/jobs", &body.to_string());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[test]
+fn the_verbs_speak_with_a_running_service_and_carry_jobs_elsewhere() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let id = id_of(&post(service.address, "/v1/jobs", &job(0)));
+    let url = service.address.to_string();
+    let run = |home: &Path, args: &[&str]| {
+        let output = jetforge(home).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let jobs = |args: &[&str]| run(home.path(), &[&["jobs", "--url", &url], args].concat());
+    let (code, said, errors) = jobs(&["watch", &id]);
+    let content = ended(service.address, &id)["answer"]["content"].as_str().unwrap().to_owned();
+    assert_eq!((code, said), (Some(0), format!("{content}\n")), "{errors}");
+    let (code, said, errors) = jobs(&["list"]);
+    assert!(code == Some(0) && said.contains(&id) && said.contains("done"), "{said}{errors}");
+    let (_, said, _) = jobs(&["show", &id]);
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["answer"]["content"], *content);
+    let (code, _, errors) = jobs(&["cancel", &id]);
+    assert!(code == Some(1) && errors.contains("the job is done"), "{errors}");
+    let (code, _, errors) = run(home.path(), &["export"]);
+    assert!(code == Some(1) && errors.contains("another jetforge uses it"), "{errors}");
+    drop(service);
+    let file = home.path().join("jobs.jsonl").display().to_string();
+    let (code, _, errors) = run(home.path(), &["export", &file]);
+    assert_eq!(code, Some(0), "{errors}");
+    let other = tempfile::tempdir().unwrap();
+    let (code, _, errors) = run(other.path(), &["import", &file]);
+    assert_eq!(code, Some(0), "{errors}");
+    let service = serve(other.path(), &[]);
+    assert_eq!(one(service.address, &id)["answer"]["content"], *content);
+}
+
+#[test]
+fn a_finished_job_calls_back_where_it_may() {
+    let home = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let heard = std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let (stream, _) = listener.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let (mut line, mut n) = (String::new(), 0);
+        while stream.read_line(&mut line).unwrap() > 2 {
+            let head = line.to_ascii_lowercase();
+            if let Some(length) = head.strip_prefix("content-length:") {
+                n = length.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = vec![0; n];
+        stream.read_exact(&mut body).unwrap();
+        let _ = stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+        serde_json::from_slice::<Value>(&body).unwrap()
+    });
+    let service = serve(home.path(), &["--set", &format!("jobs.callbacks=['{host}']")]);
+    let mut body = job(0);
+    body["callback"] = json!(format!("http://{host}/done"));
+    let id = id_of(&post(service.address, "/v1/jobs", &body));
+    let told = heard.join().unwrap();
+    assert_eq!((told["id"].as_str(), told["state"].as_str()), (Some(&*id), Some("done")));
+    until("it is written down", || one(service.address, &id)["callback_state"] == "sent");
+}
