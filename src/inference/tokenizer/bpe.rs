@@ -118,7 +118,7 @@ fn bad_merge(lines: &[&str], vocab: &Vocab, reason: &str) -> TokenizerError {
         };
         !parts(line).is_some_and(is_token)
     };
-    match lines.iter().position(|line| is_bad(line)) {
+    match lines.iter().position(is_bad) {
         Some(merge_idx) => bad(merge_idx, lines[merge_idx], NO_TOKENS),
         None => TokenizerError::BadBpe { reason: reason.to_owned() },
     }
