@@ -192,8 +192,8 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
         }
         _ => vec![],
     };
-    let rules: Vec<Json> = rules.into_iter().chain([bytes]).collect();
-    let pre = json!({"type": "Sequence", "pretokenizers": rules});
+    let all = [rules, vec![bytes]].concat();
+    let pre = json!({"type": "Sequence", "pretokenizers": all});
     let tokenizer = json!({
         "added_tokens": added,
         "pre_tokenizer": if is_spm { Json::Null } else { pre },

@@ -18,6 +18,7 @@ use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
 use crate::jobs::{AlwaysGo, Jobs, JobsError};
+use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
 
@@ -62,11 +63,12 @@ impl App {
         let memory_max_bytes = self.memory_for_models();
         let jobs = self.open_jobs(&mut notes);
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
-        let shelf = StoreShelf {
-            store: self.store.clone(),
-            catalog: self.catalog()?,
-            pull: self.pull_options(),
-        };
+        let catalog = self.catalog().unwrap_or_else(|error| {
+            notes.push(format!("{error}; no model can be got over the network"));
+            Catalog::default()
+        });
+        let (store, pull) = (self.store.clone(), self.pull_options());
+        let shelf = StoreShelf { store, catalog, pull };
         let find: Finder = Box::new(move |name| self.found(name));
         let host = Host::new(vec![first], memory_max_bytes, find, on_panic);
         let options = server.serve_options(template);

@@ -70,7 +70,7 @@ struct CatalogFile {
 }
 
 /// All models by name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Catalog {
     entries: Vec<CatalogEntry>,
 }
