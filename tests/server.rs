@@ -160,7 +160,7 @@ fn paths_and_methods_that_are_not_there_are_told_in_json() {
     assert_eq!(answer.json()["error"]["message"], "File Not Found");
     let answer = send(house.address, "DELETE", "/health", &[], "");
     assert_eq!((answer.status, answer.error_type().as_str()), (405, "invalid_request_error"));
-    assert_eq!(get(house.address, "/v1/health").json(), json!({"status": "ok"}));
+    assert_eq!(get(house.address, "/v1/health").json()["status"], "ok");
     let answer = send(house.address, "GET", "/health", &[("x-request-id", "mine-7")], "");
     assert_eq!(answer.header("x-request-id"), Some("mine-7"));
     let answer = send(house.address, "GET", "/health", &[("x-request-id", "not mine")], "");

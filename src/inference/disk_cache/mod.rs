@@ -12,8 +12,8 @@
 //! missing, cut, changed or foreign is a [`Miss`] with a reason; it is deleted and counted.
 //!
 //! Several processes may use one directory: entries never change, they come and go whole, the day's
-//! writes are counted under a lock, and whoever sees that the directory changed lists it again. What
-//! a caller is told of it may be a second old.
+//! writes are counted under a lock, and whoever sees that the directory changed lists it again.
+//! What a caller is told of it may be a second old.
 
 mod counters;
 mod disk;

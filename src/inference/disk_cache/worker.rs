@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const READ_BYTES_PER_S: f64 = 90e6;
 /// Weight of a new measurement of the disk's speed.
 const ALPHA: f64 = 0.2;
-/// The time in which a disk that was found slow becomes half as suspect: some day it is asked again.
+/// The time in which a disk that was found slow becomes half as suspect: it is asked again.
 const DOUBT_HALVES_IN: Duration = Duration::from_secs(60);
 
 /// A fetch on its way.

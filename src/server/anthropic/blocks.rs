@@ -107,8 +107,8 @@ pub(super) fn whole(changes: Vec<Change>) -> Vec<Value> {
             (Change::Start(block), _) => blocks.push(block),
             (Change::Delta(delta), Some(block)) => {
                 for name in ["text", "thinking"] {
-                    if let (Some(more), Value::String(text)) =
-                        (delta[name].as_str(), &mut block[name])
+                    if let (Some(more), Some(Value::String(text))) =
+                        (delta[name].as_str(), block.get_mut(name))
                     {
                         text.push_str(more);
                     }

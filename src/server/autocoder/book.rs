@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(all, book.lock().n_bytes);
         let many: Vec<Ticket> =
             (0..TASKS_RUNNING_MAX).map(|n| new(&book, &format!("m{n}"))).collect();
-        assert_eq!(claim(&book, "one more", "p").err().map(|e| e.status.as_u16()), Some(503));
+        assert_eq!(claim(&book, "one-more", "p").err().map(|e| e.status.as_u16()), Some(503));
         drop(many);
     }
 }
