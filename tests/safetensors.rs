@@ -192,8 +192,8 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
         }
         _ => vec![],
     };
-    let all = [rules, vec![bytes]].concat();
-    let pre = json!({"type": "Sequence", "pretokenizers": all});
+    let rules: Vec<Json> = rules.into_iter().chain([bytes]).collect();
+    let pre = json!({"type": "Sequence", "pretokenizers": rules});
     let tokenizer = json!({
         "added_tokens": added,
         "pre_tokenizer": if is_spm { Json::Null } else { pre },
@@ -393,7 +393,6 @@ fn weights_that_the_target_cannot_hold_are_named() {
     let kept = run_it(&["F16", "--tensor-type", "blk.0.ffn_up.weight=F32"]);
     assert_eq!(kept.code, Some(0), "{}", kept.err);
     let norm = twin.tensors.iter().position(|t| t.0 == "model.norm.weight").unwrap();
-    let mut twin = twin;
     twin.tensors[norm].3[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
     twin.write(1);
     let run = run(twin.dir.path(), &["quantize", "model", "y.gguf", "BF16"]);

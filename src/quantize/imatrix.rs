@@ -44,15 +44,19 @@ impl Importance {
         let wrong =
             |reason: String| QuantizeError::ImportanceFile { path: path.to_owned(), reason };
         // Asked before opening: opening a pipe would wait for its other end.
-        if !std::fs::metadata(path).map_err(QuantizeError::io(path))?.is_file() {
+        let metadata = std::fs::metadata(path).map_err(QuantizeError::io(path))?;
+        if !metadata.is_file() {
             return Err(wrong("it is not a regular file".to_owned()));
+        }
+        let too_large = || wrong(format!("it has more than {IMATRIX_BYTES_MAX} bytes"));
+        if metadata.len() > IMATRIX_BYTES_MAX {
+            return Err(too_large());
         }
         let file = std::fs::File::open(path).map_err(QuantizeError::io(path))?;
         let mut bytes = Vec::new();
         let n_read = file.take(IMATRIX_BYTES_MAX + 1).read_to_end(&mut bytes);
         if n_read.map_err(QuantizeError::io(path))? as u64 > IMATRIX_BYTES_MAX {
-            let most = IMATRIX_BYTES_MAX;
-            return Err(wrong(format!("it has more than {most} bytes, which none has")));
+            return Err(too_large());
         }
         let sha256 = hex(&Sha256::digest(&bytes));
         let mut found = if bytes.starts_with(b"GGUF") {

@@ -29,8 +29,8 @@ fn dialects() -> Router<Server> {
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
-    let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
-    let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let own = metrics::routes().merge(timeline::routes()).merge(autocoder::desk_routes());
+    let own = own.merge(live::routes()).merge(jobs::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     if let Some(door) = gate.jobs() {
         door.answer_with(dialects.clone());
