@@ -55,8 +55,7 @@ impl Store {
         self.read(|connection| {
             for (table, sql) in TABLES {
                 let mut rows = connection.prepare(sql)?;
-                let names: Vec<String> =
-                    rows.column_names().map(str::to_owned).collect();
+                let names: Vec<String> = rows.column_names().map(str::to_owned).collect();
                 let mut rows = rows.query([])?;
                 while let Some(row) = rows.next()? {
                     let values = names
