@@ -23,13 +23,22 @@ pub(super) use routes::routes;
 pub use runner::JobRunner;
 
 /// Paths that jobs may be for, and a short name where there is one.
-const ENDPOINTS: [(&str, &str); 14] = [
+const ENDPOINTS: [(&str, &str); 23] = [
     ("/v1/chat/completions", "chat"),
     ("/v1/completions", "completions"),
     ("/completion", "completion"),
     ("/infill", "infill"),
     ("/v1/embeddings", "embeddings"),
     ("/v1/rerank", "rerank"),
+    ("/v1/messages", "messages"),
+    ("/generate", "generate"),
+    ("/refactor", "refactor"),
+    ("/explain", "explain"),
+    ("/test", "test"),
+    ("/api/generate", ""),
+    ("/api/chat", ""),
+    ("/api/embed", ""),
+    ("/api/embeddings", ""),
     ("/chat/completions", ""),
     ("/completions", ""),
     ("/embedding", ""),

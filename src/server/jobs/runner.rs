@@ -197,7 +197,7 @@ async fn post(dialects: Option<Router>, run: Run, priority: Priority) -> Result<
     if let Some(fields) = body.as_object_mut() {
         // The pieces are the stream; the answer is whole.
         fields.insert("stream".to_owned(), json!(false));
-        for own in ["stream_options", "on_disconnect", "request_id"] {
+        for own in ["stream_options", "on_disconnect"] {
             fields.remove(own);
         }
     }
