@@ -25,8 +25,12 @@ TOOLS = [{
 }]
 
 
+# The package has no argument for it any more.
+GREEDY = {"temperature": 0}
+
+
 def ask(client, **more):
-    more = {"messages": ASK, "temperature": 0, "max_tokens": 20, **more}
+    more = {"messages": ASK, "extra_body": GREEDY, "max_tokens": 20, **more}
     return client.messages.create(model="default", **more)
 
 
@@ -42,7 +46,7 @@ def message(client):
 
 def streaming(client):
     whole = ask(client)
-    with client.messages.stream(model="default", messages=ASK, temperature=0,
+    with client.messages.stream(model="default", messages=ASK, extra_body=GREEDY,
                                 max_tokens=20) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
@@ -76,7 +80,7 @@ def tools(client):
                       {"role": "user", "content": result}]
     again = ask(client, messages=messages, tools=TOOLS)
     assert again.stop_reason, again
-    with client.messages.stream(model="default", messages=ASK, temperature=0, tools=TOOLS,
+    with client.messages.stream(model="default", messages=ASK, extra_body=GREEDY, tools=TOOLS,
                                 tool_choice=choice, max_tokens=120) as stream:
         final = stream.get_final_message()
     assert final.content[-1].input == use.input, (final, answer)
@@ -119,7 +123,8 @@ def asynchronous(client):
     async def several():
         async with anthropic.AsyncAnthropic(base_url=str(client.base_url),
                                             api_key=client.api_key, max_retries=0) as own:
-            asked = [own.messages.create(model="default", messages=ASK, temperature=0, max_tokens=8)
+            asked = [own.messages.create(model="default", messages=ASK, extra_body=GREEDY,
+                                         max_tokens=8)
                      for _ in range(4)]
             return await asyncio.gather(*asked)
     answers = asyncio.run(several())

@@ -302,6 +302,14 @@ impl DiskCache {
 
     /// Counters and gauges.
     pub fn stats(&self) -> DiskCacheStats {
+        let now = self.0.shared.disk.now();
+        let mut state = self.lock();
+        // Nobody waits for it: the next figures are those of the disk.
+        if !state.is_listed(now) {
+            state.is_look_wanted = true;
+            self.0.shared.wake.notify_all();
+        }
+        drop(state);
         self.0.shared.stats()
     }
 
