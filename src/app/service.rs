@@ -68,7 +68,11 @@ impl App {
             Catalog::default()
         });
         let (store, pull) = (self.store.clone(), self.pull_options());
-        let shelf = StoreShelf { store, catalog, pull };
+        let served = match &source {
+            ModelSource::File(path) => Some(path.clone()),
+            ModelSource::Embedded => None,
+        };
+        let shelf = StoreShelf { store, catalog, pull, served };
         let find: Finder = Box::new(move |name| self.found(name));
         let host = Host::new(vec![first], memory_max_bytes, find, on_panic);
         let options = server.serve_options(template);

@@ -3,6 +3,8 @@
 //! A caller over the network names models of the catalog, never an address: the service asks no
 //! host that its owner did not choose.
 
+use std::path::PathBuf;
+
 use crate::library::{
     Catalog, LibraryError, PullEvent, PullOptions, PullRequest, Store, StoredModel, pull,
 };
@@ -16,6 +18,8 @@ pub struct StoreShelf {
     pub catalog: Catalog,
     /// How it is got.
     pub pull: PullOptions,
+    /// The file that the service was started with: it stays.
+    pub served: Option<PathBuf>,
 }
 
 impl Shelf for StoreShelf {
@@ -48,8 +52,26 @@ impl Shelf for StoreShelf {
         pulled.map(drop).map_err(|error| failed(&error))
     }
 
-    fn remove(&self, name: &str) -> Result<(), ShelfError> {
+    fn remove(&self, name: &str, loaded: &[String]) -> Result<(), ShelfError> {
+        // The store finds a model whatever the case of its name.
+        let is_loaded = |name: &str| loaded.iter().any(|own| own.eq_ignore_ascii_case(name));
+        let in_use = || {
+            let message = format!("model {name:?} is loaded; unload it with keep_alive 0 first");
+            ShelfError::InUse(message)
+        };
+        if is_loaded(name) {
+            return Err(in_use());
+        }
         let model = self.store.find(name).map_err(|error| failed(&error))?;
+        let whole = |file: &PathBuf| file.canonicalize().ok();
+        let served = self.served.as_ref().and_then(whole);
+        if served.is_some() && model.files.iter().any(|file| whole(file) == served) {
+            let message = format!("model {name:?} is the one that the service was started with");
+            return Err(ShelfError::InUse(message));
+        }
+        if is_loaded(&model.name) {
+            return Err(in_use());
+        }
         self.store.remove(&model).map_err(|error| failed(&error))
     }
 }

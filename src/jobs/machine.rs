@@ -151,7 +151,7 @@ pub fn next(
     };
     let again = |pause_ms: i64, reason: String| LedgerRow {
         state: State::Queued.name().to_owned(),
-        due_ms: now_ms.saturating_add(pause_ms),
+        due_ms: if pause_ms == 0 { DUE_AT_ONCE } else { now_ms.saturating_add(pause_ms) },
         reason: Some(reason),
         ..ledger.clone()
     };
@@ -189,7 +189,7 @@ pub fn next(
         (State::Queued | State::Running, H::CancelAsked) => over(State::Cancelled, None),
         (State::Failed | State::Cancelled | State::SetAside, H::RetryAsked) => LedgerRow {
             state: State::Queued.name().to_owned(),
-            due_ms: now_ms,
+            due_ms: DUE_AT_ONCE,
             n_attempt: 0,
             n_broken: 0,
             finished_ms: None,
@@ -229,7 +229,7 @@ fn broken(
     LedgerRow {
         state: state.name().to_owned(),
         n_broken,
-        due_ms: now_ms,
+        due_ms: DUE_AT_ONCE,
         finished_ms: is_poison.then_some(now_ms),
         reason: Some(format!("{what} ({n_broken} of {})", policy.n_broken_max)),
         ..ledger.clone()
@@ -241,6 +241,10 @@ fn pause(n_attempt: i64, policy: &Policy) -> i64 {
     let doubled = policy.pause_ms.saturating_mul(1 << n_attempt.clamp(1, 32).saturating_sub(1));
     doubled.min(policy.pause_max_ms)
 }
+
+/// When a job is due that waits for no moment. Times after 1970 are for those that do: this clock
+/// may have been set back since.
+pub const DUE_AT_ONCE: i64 = 0;
 
 /// A ledger of a new job that may run from `due_ms` on.
 pub fn fresh(due_ms: i64) -> LedgerRow {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::machine::{self, Happening, Policy, State};
+use super::machine::{self, DUE_AT_ONCE, Happening, Policy, State};
 use super::pace::{Pace, Verdict, Windows};
 use super::pieces::{Piece, of_row, to_row};
 use super::schedule::{Next, Waiting, choose};
@@ -178,7 +178,7 @@ impl Jobs {
         let now = now_ms();
         self.purge(now)?;
         let body_hash = hash(&asked.endpoint, &asked.body);
-        let mut ledger = machine::fresh(asked.not_before_ms.unwrap_or(now));
+        let mut ledger = machine::fresh(asked.not_before_ms.unwrap_or(DUE_AT_ONCE));
         if asked.starts_now {
             let started = Happening::Started { n_token: 0 };
             ledger = machine::next(&ledger, 1, &started, now, &self.0.policy).unwrap_or(ledger);
@@ -254,7 +254,8 @@ impl Jobs {
             tenant: Some(tenant as i64),
             state: state.map(|state| state.name().to_owned()),
             before_n,
-            n_max: n_max.clamp(1, JOBS_LISTED_MAX),
+            // One more than a page tells whether there is another.
+            n_max: n_max.clamp(1, JOBS_LISTED_MAX + 1),
         };
         self.0.store.jobs(&filter)?.into_iter().map(Job::of).collect()
     }

@@ -96,6 +96,10 @@ impl Text {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    fn has_failed(&self) -> bool {
+        self.lock().end.as_ref().is_some_and(|end| end["finish_reason"] == "error")
+    }
+
     fn is_over(&self) -> bool {
         self.lock().end.is_some()
     }
@@ -113,7 +117,8 @@ impl Texts {
     /// The text of this name, and whether it is new: then it is the caller's to write.
     fn enter(&self, key: &Key, digest: CacheKey) -> Result<(Arc<Text>, bool), ApiError> {
         let mut kept = self.lock();
-        if let Some(text) = kept.find(key) {
+        // What failed may go again.
+        if let Some(text) = kept.find(key).filter(|text| !text.has_failed()) {
             return match text.digest == digest {
                 true => Ok((text, false)),
                 false => {
@@ -196,6 +201,8 @@ async fn answer(
     }
     let mut body = fields.clone();
     ["offset", "stream"].iter().for_each(|name| drop(body.0.remove(*name)));
+    // Nobody may be reading, and a context that is shifted never fills up.
+    body.0.insert("context_shift".into(), false.into());
     let (text, is_new) = texts.enter(&key, digest(&Value::Object(body.0.clone())))?;
     if is_new {
         body.0.insert("request_id".into(), key.1.as_str().into());
@@ -324,15 +331,14 @@ async fn follow(
     };
     let mut changed = text.changed.subscribe();
     loop {
+        // Also what was taken back before anybody listened.
+        if text.lock().is_canceled {
+            text.change(|written| written.end = Some(json!({"finish_reason": "canceled"})));
+            return Ok(());
+        }
         let event = tokio::select! {
             event = generation.next() => event,
-            _ = changed.changed() => {
-                if text.lock().is_canceled {
-                    text.change(|written| written.end = Some(json!({"finish_reason": "canceled"})));
-                    return Ok(());
-                }
-                continue;
-            }
+            _ = changed.changed() => continue,
         };
         match event {
             None => return Err(ApiError::from(EngineError::Stopping)),
@@ -346,7 +352,6 @@ async fn follow(
                 if !more.is_empty() {
                     text.change(|written| written.text.push_str(&more));
                 }
-                // Nobody may be reading, and a context that is shifted never fills up.
                 if text.lock().text.len() > LIVE_TEXT_BYTES_MAX {
                     let end = json!({"finish_reason": "length", "usage": usage_json(&timings)});
                     text.change(|written| written.end = Some(end));

@@ -33,7 +33,8 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let own = own.merge(autocoder::desk_routes()).merge(live::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     if let Some(door) = gate.jobs() {
-        door.answer_with(dialects.clone());
+        // As below: the body of a job was bounded when it came.
+        door.answer_with(dialects.clone().layer(DefaultBodyLimit::disable()));
     }
     let promises = middleware::from_fn_with_state(gate.clone(), keep_promise);
     let routes = dialects.route_layer(promises).merge(own.with_state(gate.clone()));

@@ -32,6 +32,9 @@ pub enum ShelfError {
     /// There is no such model.
     #[error("{0}")]
     Unknown(String),
+    /// It is loaded.
+    #[error("{0}")]
+    InUse(String),
     /// It cannot be got, or not be taken away.
     #[error("{0}")]
     Failed(String),
@@ -48,9 +51,9 @@ pub trait Shelf: Send + Sync {
     /// If no source of it is known, or it cannot be had.
     fn pull(&self, name: &str, on_step: &mut dyn FnMut(PullStep)) -> Result<(), ShelfError>;
 
-    /// Deletes a model.
+    /// Deletes a model, unless it goes by one of the names in `loaded`.
     ///
     /// # Errors
     /// If it is not here, or not to be deleted.
-    fn remove(&self, name: &str) -> Result<(), ShelfError>;
+    fn remove(&self, name: &str, loaded: &[String]) -> Result<(), ShelfError>;
 }

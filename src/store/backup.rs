@@ -28,7 +28,11 @@ pub fn make(connection: &Connection) -> Result<(), StoreError> {
     let path = PathBuf::from(connection.path().unwrap_or_default());
     let dir = path.parent().unwrap_or(Path::new(".")).to_owned();
     let part = dir.join("state.part");
-    copy(connection, &part)?;
+    if let Err(error) = copy(connection, &part) {
+        // Half a copy would keep a full disk full.
+        let _ = fs::remove_file(&part);
+        return Err(error);
+    }
     let failed = |source| StoreError::File { path: part.clone(), source };
     for idx in (1..STORE_BACKUPS_MAX).rev() {
         if file(&dir, idx).exists() {

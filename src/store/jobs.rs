@@ -414,10 +414,12 @@ impl Store {
             let over = format!("NOT {OPEN} AND callback_state IS NOT 'due'");
             let old = format!("DELETE FROM jobs WHERE {over} AND finished_ms < ?1");
             let n_old = connection.execute(&old, [before_ms])?;
+            // What waits takes its room first, and no more than half of all: see `insert`.
             let heavy = format!(
                 "DELETE FROM jobs WHERE {over} AND n IN (SELECT n FROM (SELECT n, sum(n_bytes + \
-                 coalesce(length(sealed_answer), 0)) OVER (ORDER BY n DESC) AS total FROM jobs) \
-                 WHERE total > ?1)"
+                 coalesce(length(sealed_answer), 0)) OVER (ORDER BY n DESC) AS total FROM jobs \
+                 WHERE NOT {OPEN}) WHERE total > ?1 - (SELECT coalesce(sum(n_bytes), 0) FROM jobs \
+                 WHERE {OPEN}))"
             );
             Ok(n_old + connection.execute(&heavy, [bytes_max])?)
         })
@@ -471,14 +473,17 @@ pub(super) fn insert(
     }
     let sql = format!(
         "SELECT count(*) FILTER (WHERE {OPEN}), \
-         coalesce(sum(n_bytes + coalesce(length(sealed_answer), 0)), 0) FROM jobs"
+         coalesce(sum(n_bytes + coalesce(length(sealed_answer), 0)), 0), \
+         coalesce(sum(n_bytes) FILTER (WHERE {OPEN}), 0) FROM jobs"
     );
-    let (n, n_bytes): (i64, i64) =
-        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (n, n_bytes, n_open_bytes): (i64, i64, i64) =
+        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if n >= limits.n_max {
         return Ok(Insert::FullCount(n));
     }
-    if n_bytes + sealed.len() as i64 > limits.bytes_max {
+    // What waits leaves half of the room to answers that nobody has fetched yet.
+    let n_more = sealed.len() as i64;
+    if n_bytes + n_more > limits.bytes_max || n_open_bytes + n_more > limits.bytes_max / 2 {
         return Ok(Insert::FullBytes(n_bytes));
     }
     let sql = "INSERT INTO jobs (id, tenant, request_id, body_hash, endpoint, n_bytes, \

@@ -43,6 +43,9 @@ pub fn open(dir: &Path) -> Result<Opened, StoreError> {
             }
             Found::Broken { why } => notes.push(backup::restore(dir, &why)?),
         }
+    } else if backup::file(dir, 1).exists() {
+        // The power went while a backup was put in its place.
+        notes.push(backup::restore(dir, "it is missing")?);
     } else {
         // Only its owner may read it; the log beside it gets the same mode.
         let private =

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -108,7 +109,11 @@ fn in_savepoint<T>(
     }
 }
 
+/// The time after a backup that failed in which none is tried.
+const BACKUP_PAUSE: Duration = Duration::from_secs(3600);
+
 fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
+    let mut failed_at: Option<Instant> = None;
     while let Ok(first) = orders.recv() {
         let mut works = Vec::new();
         let mut copies = Vec::new();
@@ -128,10 +133,12 @@ fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
                 let result = why.clone().map_or(Ok(()), |why| Err(StoreError::Commit { why }));
                 let _ = answer.send(result);
             }
-        } else if is_backup_due(&connection)
+        } else if failed_at.is_none_or(|at| at.elapsed() >= BACKUP_PAUSE)
+            && is_backup_due(&connection)
             && let Err(error) = backup::make(&connection)
         {
             tracing::error!(%error, "the state store could not be backed up");
+            failed_at = Some(Instant::now());
         }
     }
     let end = schema::set_meta(&connection, "is_clean", 1)
@@ -145,7 +152,15 @@ fn commit(connection: &Connection, works: Vec<Work>) {
     let mut tells = Vec::new();
     let begun = connection.execute_batch("BEGIN IMMEDIATE");
     let committed = begun.and_then(|()| {
-        tells = works.into_iter().map(|work| work(connection)).collect();
+        for work in works {
+            tells.push(work(connection));
+            // A full disk takes the whole transaction back. What comes next would stand alone, and
+            // stay although its caller is told that it failed; those that wait hear of no answer.
+            if connection.is_autocommit() {
+                let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+                return Err(rusqlite::Error::SqliteFailure(full, None));
+            }
+        }
         connection.execute_batch("COMMIT")
     });
     if committed.is_err() && !connection.is_autocommit() {

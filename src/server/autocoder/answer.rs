@@ -230,17 +230,22 @@ fn spoken(spec: &ParserSpec, text: &str) -> String {
 /// the answer ended before it.
 fn code_of(text: &str) -> String {
     let mut blocks: Vec<String> = Vec::new();
-    let mut inside: Option<String> = None;
+    let mut inside: Option<(usize, String)> = None;
     for line in text.split_inclusive('\n') {
-        let is_fence = line.trim_start().starts_with("```");
-        match (&mut inside, is_fence) {
-            (None, true) => inside = Some(String::new()),
-            (None, false) => {}
-            (Some(_), true) => blocks.extend(inside.take()),
-            (Some(block), false) => block.push_str(line),
+        let bare = line.trim();
+        let n_tick = bare.len() - bare.trim_start_matches('`').len();
+        match &mut inside {
+            None if n_tick >= 3 => inside = Some((n_tick, String::new())),
+            None => {}
+            // As CommonMark has it: as many ticks as opened it, and nothing behind them.
+            Some((n_open, block)) if n_tick >= *n_open && bare.len() == n_tick => {
+                blocks.push(std::mem::take(block));
+                inside = None;
+            }
+            Some((_, block)) => block.push_str(line),
         }
     }
-    blocks.extend(inside);
+    blocks.extend(inside.map(|(_, block)| block));
     match blocks.is_empty() {
         true => text.trim().to_owned(),
         false => blocks.iter().map(|b| b.trim_end()).collect::<Vec<&str>>().join("\n\n"),
@@ -267,6 +272,7 @@ mod tests {
     fn code_is_what_stands_between_fences() {
         assert_eq!(code_of("Here:\n```python\na = 1\n\nb = 2\n```\nDone."), "a = 1\n\nb = 2");
         assert_eq!(code_of("```\na\n```\nand\n```js\nb\n```"), "a\n\nb");
+        assert_eq!(code_of("````md\n```py\nx\n```\nend\n````\n"), "```py\nx\n```\nend");
         assert_eq!(code_of("```python\ncut off"), "cut off");
         assert_eq!(code_of("  a = 1\n"), "a = 1");
         assert_eq!(code_of(""), "");

@@ -22,6 +22,10 @@ const DEFAULTS: [(&str, f64); 3] = [("max_tokens", 1024.0), ("temperature", 0.7)
 const BESIDE: [&str; 7] =
     ["request_id", "request_type", "prompt", "parameters", "context_chunks", "code", "language"];
 
+/// What says how an answer comes, and not what it is: the same task comes by several doors.
+const BY_THE_WAY: [&str; 5] =
+    ["stream", "stream_options", "on_disconnect", "priority", "deadline_ms"];
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -90,12 +94,14 @@ impl Task {
     /// What is the same for the same task, whichever form it came in.
     pub fn digest(&self) -> CacheKey {
         let chunks = self.chunks.iter().map(|chunk| json!([chunk.content, chunk.class as u8]));
+        let mut parameters = self.parameters.0.clone();
+        BY_THE_WAY.iter().for_each(|name| drop(parameters.remove(*name)));
         digest(&json!({
             "kind": self.kind.name(),
             "prompt": self.prompt,
             "code": self.code,
             "language": self.language,
-            "parameters": self.parameters.0,
+            "parameters": parameters,
             "chunks": chunks.collect::<Vec<Value>>(),
         }))
     }

@@ -29,6 +29,7 @@ pub(super) use self::book::Book;
 use self::book::Claim;
 use self::message::{Kind, Task};
 use super::fields::Fields;
+use super::jobs::tap;
 use super::state::{Caller, Server};
 use super::{ApiError, Gate};
 use axum::extract::FromRequest;
@@ -114,8 +115,9 @@ async fn ask(server: Server, caller: Caller, task: Task) -> Result<Arc<Answer>, 
         let result = answer::write(&server, &caller, &task).await;
         ticket.finish(result);
     };
-    // Whoever named a task may come back for its answer; nobody can for one without a name.
-    match is_named {
+    // Whoever named a task may come back for its answer; nobody can for one without a name. A job
+    // is not left by its caller, and hears its own tokens only in its own task.
+    match is_named && tap::current().is_none() {
         true => drop(tokio::spawn(work)),
         false => work.await,
     }

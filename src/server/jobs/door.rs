@@ -153,7 +153,7 @@ pub(super) fn view(job: &Job) -> Value {
         "request_id": row.request_id,
         "priority": row.priority,
         "created_ms": row.created_ms,
-        "due_ms": ledger.due_ms,
+        "due_ms": ledger.due_ms.max(job.row.created_ms),
         "deadline_ms": row.deadline_ms,
         "started_ms": ledger.started_ms,
         "finished_ms": ledger.finished_ms,

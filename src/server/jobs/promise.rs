@@ -120,12 +120,19 @@ async fn wait(door: &Door, asked: Asked, priority: Priority) -> Result<Response,
     let (tenant, body) = (asked.tenant, asked.body.clone());
     // Heard from before it can end.
     let mut changes = door.changes();
-    let job = match door.ask(move |jobs| jobs.submit(asked)).await? {
-        Submitted::New(job) => {
+    let owner = door.clone();
+    // In a task of its own: if the caller leaves meanwhile, what is on the disk runs all the same.
+    let submitted = tokio::spawn(async move {
+        let submitted = owner.ask(move |jobs| jobs.submit(asked)).await?;
+        if let Submitted::New(job) = &submitted {
             let run = Run { job: job.clone(), body, pieces: Vec::new() };
-            runner::start(door, run, priority);
-            job
+            runner::start(&owner, run, priority);
         }
+        Ok::<Submitted, ApiError>(submitted)
+    });
+    let broken = |_| ApiError::internal("the job could not be taken in");
+    let job = match submitted.await.map_err(broken)?? {
+        Submitted::New(job) => job,
         Submitted::Known(job) => again(door, tenant, job).await?,
     };
     let id = job.row.id;

@@ -21,10 +21,11 @@ use tokio::task::JoinHandle;
 
 use super::callback;
 use super::door::{Door, Live};
-use super::tap::{Tap, heard_by};
+use super::tap::{Drained, Tap, heard_by};
 use crate::base::limits::JOB_ANSWER_BYTES_MAX;
 use crate::inference::{Priority, TenantId};
 use crate::jobs::{Ended, Happening, Job, Outcome, Run, Taken};
+use crate::server::forms::in_form_of;
 use crate::server::{Caller, Gate};
 use crate::store::now_ms;
 
@@ -139,15 +140,15 @@ async fn attend(door: Door, run: Run, live: Live, priority: Priority) {
     if happening == Happening::Answered {
         live.tap.end();
     }
-    let flushing = door.flushing().lock().await;
-    let ended = settle(&door, n, &live.tap, happening, outcome).await;
-    drop(flushing);
-    if let Err(error) = ended {
+    if let Err(error) = settle(&door, n, &live.tap, happening, outcome).await {
         tracing::error!(job = live.job.row.id, error = error.message, "a job's end is not kept");
     }
     door.live().remove(&n);
     door.tell();
 }
+
+/// The time between two tries to write down how a run ended.
+const END_PAUSE: Duration = Duration::from_secs(1);
 
 /// Writes down how a run ended, with its last tokens.
 async fn settle(
@@ -157,8 +158,32 @@ async fn settle(
     happening: Happening,
     outcome: Option<Outcome>,
 ) -> Result<(), crate::server::ApiError> {
-    let Some(Live { job, .. }) = door.live().get(&n).cloned() else { return Ok(()) };
-    let drained = tap.drain();
+    let mut drained = tap.drain();
+    loop {
+        let flushing = door.flushing().lock().await;
+        let Some(Live { job, .. }) = door.live().get(&n).cloned() else { return Ok(()) };
+        if drained.is_none() {
+            drained = tap.drain();
+        }
+        let end = (job, drained.clone(), happening.clone(), outcome.clone());
+        let ended = written_down(door, end).await;
+        drop(flushing);
+        match ended {
+            // A full disk, or a backup that takes long: the answer waits for it.
+            Err(error) if error.status.is_server_error() && !*door.stopping().borrow() => {
+                tracing::warn!(error = error.message, "a job's end waits for the disk");
+                tokio::time::sleep(END_PAUSE).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Tries once to write down how a run ended.
+async fn written_down(
+    door: &Door,
+    (job, drained, happening, outcome): (Job, Option<Drained>, Happening, Option<Outcome>),
+) -> Result<(), crate::server::ApiError> {
     door.ask(move |jobs| {
         let mut job = job;
         let mut tail = drained;
@@ -210,7 +235,7 @@ async fn post(dialects: Option<Router>, run: Run, priority: Priority) -> Result<
         .map_err(|error| error.to_string())?;
     let answer = TowerToHyperService::new(dialects).call(request).await;
     let (parts, body) = match answer {
-        Ok(answer) => answer.into_parts(),
+        Ok(answer) => in_form_of(Some(&row.endpoint), &row.id, answer).into_parts(),
         Err(never) => match never {},
     };
     let body = Limited::new(body, JOB_ANSWER_BYTES_MAX).collect().await;

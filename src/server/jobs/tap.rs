@@ -72,6 +72,7 @@ struct Heard {
 }
 
 /// What is to be made durable.
+#[derive(Clone)]
 pub(in crate::server) struct Drained {
     /// The text is another one than before: these are all of its pieces.
     pub has_diverged: bool,

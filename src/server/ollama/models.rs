@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::wire::{lease, model_name, plain_name, timestamp};
+use super::wire::{lease, model_name, timestamp};
 use crate::hosting::HostedModel;
 use crate::inference::ModelInfo;
 use crate::inference::gguf::Value as GgufValue;
@@ -220,6 +220,7 @@ fn shelf(server: &Server) -> Result<Arc<dyn Shelf>, ApiError> {
 fn failed(error: ShelfError) -> ApiError {
     match error {
         ShelfError::Unknown(message) => ApiError::not_found(message),
+        ShelfError::InUse(message) => ApiError::conflict(message).at("model"),
         ShelfError::Failed(message) => ApiError::internal(message),
     }
 }
@@ -288,10 +289,7 @@ pub(super) async fn delete(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let (shelf, name) = (shelf(&server)?, named(&fields)?);
-    if server.0.host.engines().iter().any(|(own, _)| own == plain_name(&name)) {
-        let message = format!("model {name:?} is loaded; unload it with keep_alive 0 first");
-        return Err(ApiError::conflict(message).at("model"));
-    }
-    blocking(move || shelf.remove(&name).map_err(failed)).await?;
+    let loaded: Vec<String> = server.0.host.engines().into_iter().map(|(own, _)| own).collect();
+    blocking(move || shelf.remove(&name, &loaded).map_err(failed)).await?;
     Ok(().into_response())
 }
