@@ -16,3 +16,4 @@ pub mod quantize;
 pub mod seal;
 pub mod server;
 pub mod store;
+pub mod sync;

@@ -17,10 +17,11 @@ use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
-use crate::jobs::{AlwaysGo, Jobs, JobsError};
+use crate::jobs::{AlwaysGo, Jobs};
 use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
+use crate::sync::Node;
 
 /// The service before it listens.
 pub struct Service {
@@ -61,7 +62,7 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
-        let jobs = self.open_jobs(&mut notes);
+        let (sync, jobs) = self.open_jobs(&mut notes).unzip();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
@@ -81,27 +82,31 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
+        if let Some(sync) = sync {
+            gate.keep_sync(sync);
+        }
         Ok(Service { host, gate, notes })
     }
 
-    /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
+    /// The jobs of the state directory, and who tells peers of them. A service whose jobs cannot be had answers requests, and
     /// says why it keeps none.
-    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<Jobs> {
+    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<(Node, Jobs)> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
         }
-        let open = || -> Result<Jobs, JobsError> {
+        let open = || -> Result<(Node, Jobs), Box<dyn std::error::Error>> {
             let opened = Store::open(&self.dirs.state)?;
             notes.extend(opened.notes);
+            let sync = Node::open(opened.store.clone())?;
             let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
             }
-            Ok(jobs)
+            Ok((sync, jobs))
         };
         match open() {
-            Ok(jobs) => Some(jobs),
+            Ok(kept) => Some(kept),
             Err(error) => {
                 notes.push(format!("{error}; this service keeps no jobs"));
                 None

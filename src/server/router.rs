@@ -11,7 +11,7 @@ use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
     ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
-    openai, openapi, page, status, tabby, timeline,
+    openai, openapi, page, status, sync, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -23,7 +23,6 @@ fn dialects() -> Router<Server> {
         .merge(anthropic::routes())
         .merge(ollama::routes())
         .merge(tabby::routes())
-        .merge(status::routes())
 }
 
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
@@ -31,6 +30,7 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let own = own.merge(sync::routes()).merge(sync::peer_routes()).merge(status::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     if let Some(door) = gate.jobs() {
         // As below: the body of a job was bounded when it came.

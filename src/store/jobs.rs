@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::sync::{JobTold, Teller};
 use super::{Store, StoreError};
 
 /// A job that is to be.
@@ -247,7 +248,14 @@ impl Store {
     /// If the disk does not take it; then it is not there.
     pub fn insert_job(&self, new: NewJobRow, limits: QueueLimits) -> Result<Insert, StoreError> {
         let sealed = self.seal(&body_name(&new.id), &new.body)?;
-        self.write(move |connection| insert(connection, &new, &sealed, limits))
+        let teller = self.0.teller.clone();
+        self.write(move |connection| {
+            let inserted = insert(connection, &new, &sealed, limits)?;
+            if let Insert::New(row) = &inserted {
+                teller.job(connection, &JobTold { row, body: Some(&new.body), answer: None })?;
+            }
+            Ok(inserted)
+        })
     }
 
     /// A job by its id.
@@ -380,11 +388,17 @@ impl Store {
             Ok((answer, pieces.transpose()?, update))
         };
         let sealed = updates.into_iter().map(seal).collect::<Result<Vec<_>, StoreError>>()?;
+        let teller = self.0.teller.clone();
         self.write(move |connection| {
             let change = |(answer, pieces, update): &(Option<Vec<u8>>, Option<Vec<u8>>, Update)| {
-                change(connection, update, answer.as_deref(), pieces.as_deref())
+                let is_done = change(connection, update, answer.as_deref(), pieces.as_deref())?;
+                // Only what is over calls back.
+                if is_done && update.calls_back {
+                    tell_over(connection, &teller, update)?;
+                }
+                Ok(is_done)
             };
-            Ok(sealed.iter().map(change).collect::<rusqlite::Result<_>>()?)
+            sealed.iter().map(change).collect()
         })
     }
 
@@ -457,6 +471,13 @@ impl Store {
                    n_callback = n_callback + 1 WHERE id = ?1";
         self.write(move |c| Ok(c.execute(sql, params![id, state, due_ms]).map(|_| ())?))
     }
+}
+
+/// Tells peers of a job that is over.
+fn tell_over(connection: &Connection, teller: &Teller, update: &Update) -> Result<(), StoreError> {
+    let row = find(connection, "n = ?1", [update.n])?;
+    let row = row.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    teller.job(connection, &JobTold { row: &row, body: None, answer: update.answer.as_ref() })
 }
 
 pub(super) fn insert(

@@ -20,6 +20,7 @@ mod jobs;
 mod open;
 mod peers;
 mod schema;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -38,6 +39,8 @@ pub use jobs::{
     StateCount, Update,
 };
 pub use peers::Peer;
+use sync::Teller;
+pub use sync::{ActRow, HeldRow, JobTold, OutRow, RecordRow, SyncTx, Tells};
 use writer::Writer;
 
 /// Why the store cannot do what it is asked for.
@@ -141,6 +144,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     sealer: Sealer,
+    teller: Teller,
     /// Before the lock, so that it is dropped first.
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
@@ -157,8 +161,9 @@ impl Store {
     }
 
     fn new(dir: &Path, sealer: Sealer, writer: Writer, lock: std::fs::File) -> Store {
-        let readers = Mutex::default();
-        Store(Arc::new(Inner { dir: dir.to_owned(), sealer, writer, readers, _lock: lock }))
+        let (dir, readers, teller) =
+            (dir.to_owned(), Mutex::default(), Teller::new(sealer.clone()));
+        Store(Arc::new(Inner { dir, sealer, teller, writer, readers, _lock: lock }))
     }
 
     /// Runs `work` in a transaction and returns when it is on the disk.

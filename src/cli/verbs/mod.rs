@@ -17,5 +17,6 @@ pub mod pull;
 pub mod quantize;
 pub mod serve;
 pub mod setup_model;
+pub mod sync;
 pub mod tokenize;
 pub mod warm;
