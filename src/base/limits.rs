@@ -305,8 +305,10 @@ pub const SYNC_KEY_BYTES_MAX: usize = 256;
 pub const SYNC_OUTBOX_MAX: u64 = 50_000;
 /// Bytes of an outbox, for each peer.
 pub const SYNC_OUTBOX_BYTES_MAX: u64 = 256 << 20;
-/// How long entries stay that the peer has, should its store go back in time.
-pub const SYNC_KEEP_MS: i64 = 3 * 24 * 3600 * 1000;
+/// Entries that stay though the peer has them, should its store go back in time.
+pub const SYNC_KEEP_MAX: u64 = 2_000;
+/// Bytes beyond which none stays for that.
+pub const SYNC_KEEP_BYTES_MAX: u64 = 32 << 20;
 /// Entries of a peer that are known again: more than it can send twice.
 pub const SYNC_SEEN_MAX: u64 = 2 * SYNC_OUTBOX_MAX;
 /// Entries that are set aside, for each peer; the oldest go first.

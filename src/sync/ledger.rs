@@ -1,8 +1,4 @@
 //! The machine's disk over the tables of the store.
-//!
-//! What a node wrote itself about its jobs is kept without its text: the jobs' own table has it.
-
-use serde_json::Value;
 
 use super::clock::Stamp;
 use super::disk::{Disk, Front};
@@ -38,13 +34,10 @@ pub fn record_of(row: RecordRow) -> Result<Record, StoreError> {
     Ok(Record { origin: row.origin, entry })
 }
 
-fn row_of(record: &Record, node: &str) -> RecordRow {
+fn row_of(record: &Record) -> RecordRow {
     let Entry { kind, key, .. } = &record.entry;
-    let text = match kind == "job" && record.origin == node {
-        true => text(&Entry { body: Value::Null, ..record.entry.clone() }),
-        false => text(&record.entry),
-    };
-    RecordRow { kind: kind.clone(), key: key.clone(), origin: record.origin.clone(), text }
+    let (origin, text) = (record.origin.clone(), text(&record.entry));
+    RecordRow { kind: kind.clone(), key: key.clone(), origin, text }
 }
 
 /// An entry out of its row. One that was changed on the disk goes as what it is, so that those
@@ -142,11 +135,11 @@ impl Disk for Ledger<'_, '_> {
     }
 
     fn put_record(&mut self, record: &Record) -> Result<(), StoreError> {
-        self.tx.put_record(&row_of(record, &self.node))
+        self.tx.put_record(&row_of(record))
     }
 
     fn put_copy(&mut self, record: &Record) -> Result<(), StoreError> {
-        self.tx.put_copy(&row_of(record, &self.node))
+        self.tx.put_copy(&row_of(record))
     }
 
     fn act(&mut self, peer: &str, entry: &Entry) -> Result<(), StoreError> {

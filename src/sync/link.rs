@@ -1,7 +1,7 @@
 //! The machine: two logs, one each way, of which each side keeps what the other may still need.
 //!
 //! ```text
-//! outbox   base | acked by the peer, kept for a while | waiting … last      seq grows by one
+//! outbox   base | acked by the peer, kept for now | waiting … last      seq grows by one
 //! inbox    cursor: applied up to here, without gaps; ids of what was applied
 //! ```
 //!
@@ -28,7 +28,9 @@ use super::clock::{hear as hear_clock, tick};
 use super::disk::{Disk, Front};
 use super::rules::{Record, VOID, Verdict, check, inherit, judge};
 use super::wire::{ENTRY_BYTES, Entry, Hello, Limits, Mark, Message};
-use crate::base::limits::{SYNC_KEEP_MS, SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX};
+use crate::base::limits::{
+    SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX, SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
+};
 
 /// What is kept of a link, beside the entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,13 +96,21 @@ pub struct Bounds {
     pub n_max: u64,
     /// Bytes.
     pub bytes_max: u64,
-    /// How long entries stay that the peer has, in case that its store goes back in time.
-    pub keep_ms: i64,
+    /// Entries that stay though the peer has them, in case that its store goes back in time. They
+    /// are counted, since a clock may jump by years.
+    pub n_keep: u64,
+    /// What all may take while some of them stay for that alone.
+    pub keep_bytes: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { n_max: SYNC_OUTBOX_MAX, bytes_max: SYNC_OUTBOX_BYTES_MAX, keep_ms: SYNC_KEEP_MS }
+        Bounds {
+            n_max: SYNC_OUTBOX_MAX,
+            bytes_max: SYNC_OUTBOX_BYTES_MAX,
+            n_keep: SYNC_KEEP_MAX,
+            keep_bytes: SYNC_KEEP_BYTES_MAX,
+        }
     }
 }
 
@@ -136,6 +146,8 @@ pub struct Change {
     pub body: serde_json::Value,
     /// The one peer that hears of it; `None` for all.
     pub to: Option<String>,
+    /// Another table has what it is, so that the record here need not.
+    pub is_elsewhere: bool,
 }
 
 /// What a message did.
@@ -170,9 +182,9 @@ pub fn change<D: Disk>(
     let over = known.as_ref().map(|record| record.entry.at);
     let clock = tick(disk.clock()?, now_ms);
     let at = over.map_or(clock, |over| clock.max(over.next()));
-    let Change { kind, key, rank, body, to } = change;
+    let Change { kind, key, rank, body, to, is_elsewhere } = change;
     let entry = Entry { seq: 0, id, at, over, kind, key, rank, body };
-    if known.is_some_and(|known| judge(&known, &origin, &entry) == Verdict::Passed) {
+    if known.as_ref().is_some_and(|known| judge(known, &origin, &entry) == Verdict::Passed) {
         return Ok(false);
     }
     disk.set_clock(clock)?;
@@ -181,7 +193,13 @@ pub fn change<D: Disk>(
             push(disk, &peer, entry.clone(), now_ms, bounds)?;
         }
     }
-    disk.put_record(&Record { origin, entry })?;
+    let mut record = Record { origin, entry };
+    if is_elsewhere {
+        record.entry.body = serde_json::Value::Null;
+    } else if let Some(known) = &known {
+        inherit(known, &mut record);
+    }
+    disk.put_record(&record)?;
     Ok(true)
 }
 
@@ -198,7 +216,7 @@ fn push<D: Disk>(
     link.n_bytes += n_bytes;
     let front = Front { seq: link.last, id: entry.id, n_bytes, written_ms };
     disk.put_entry(peer, &Entry { seq: link.last, ..entry }, front)?;
-    trim(disk, peer, &mut link, written_ms, bounds)?;
+    trim(disk, peer, &mut link, bounds)?;
     disk.set_link(peer, &link)
 }
 
@@ -212,15 +230,15 @@ fn trim<D: Disk>(
     disk: &mut D,
     peer: &str,
     link: &mut Link,
-    now_ms: i64,
     bounds: &Bounds,
 ) -> Result<(), D::Error> {
     while let Some(front) = disk.front(peer)? {
         let n = link.last - link.base.seq;
         let is_over = n > bounds.n_max || link.n_bytes > bounds.bytes_max;
-        let has_it = front.seq <= link.acked;
-        let is_old = has_it && now_ms.saturating_sub(front.written_ms) > bounds.keep_ms;
-        if !is_over && !is_old {
+        let n_spare = link.acked.saturating_sub(link.base.seq);
+        let has_it = n_spare > 0;
+        let is_spare = n_spare > bounds.n_keep || link.n_bytes > bounds.keep_bytes;
+        if !is_over && !(has_it && is_spare) {
             break;
         }
         disk.drop_entry(peer, front.seq)?;
@@ -273,7 +291,7 @@ pub fn hear<D: Disk>(
     link.their_lost = message.n_lost;
     link.their_missed = message.n_missed;
     link.limits = message.hello.limits;
-    trim(disk, peer, &mut link, now_ms, bounds)?;
+    trim(disk, peer, &mut link, bounds)?;
     if link != before {
         disk.set_link(peer, &link)?;
     }

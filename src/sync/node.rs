@@ -133,7 +133,14 @@ impl Node {
     /// If the disk does not take it.
     pub fn note(&self, kind: &str, body: serde_json::Value) -> Result<bool, SyncError> {
         let key = format!("{kind}-{:016x}", draw()?);
-        self.change(Change { kind: kind.to_owned(), key, rank: 0, body, to: None })
+        self.change(Change {
+            kind: kind.to_owned(),
+            key,
+            rank: 0,
+            body,
+            to: None,
+            is_elsewhere: false,
+        })
     }
 
     /// Looks whether something was written since it last looked: who is well is called.

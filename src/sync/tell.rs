@@ -71,5 +71,6 @@ fn change_of(told: &JobTold<'_>) -> Change {
     text("answer", told.answer.map(|answer| answer.body.as_slice()));
     let rank = job_rank(state).unwrap_or_default();
     let key = row.id.clone();
-    Change { kind: "job".to_owned(), key, rank, body: Value::Object(body), to: None }
+    let (kind, body) = ("job".to_owned(), Value::Object(body));
+    Change { kind, key, rank, body, to: None, is_elsewhere: true }
 }

@@ -116,8 +116,10 @@ impl World {
         let who_calls = random.below(3);
         let small = random.percent(15);
         let bounds = match small {
-            true => Bounds { n_max: 6, bytes_max: 4000, keep_ms: 60_000 },
-            false => Bounds { n_max: 10_000, bytes_max: 1 << 24, keep_ms: 600_000_000 },
+            true => Bounds { n_max: 6, bytes_max: 4000, n_keep: 2, keep_bytes: 2000 },
+            false => {
+                Bounds { n_max: 10_000, bytes_max: 1 << 24, n_keep: 10_000, keep_bytes: 1 << 24 }
+            }
         };
         let tight = random.percent(10);
         let nodes = [0, 1].map(|i: usize| {
@@ -217,7 +219,7 @@ impl World {
         let is_void =
             body.to_string().len() + key.len() + 256 > self.nodes[1 - i].limits.entry_bytes;
         let is_void = is_void || key.starts_with("bad");
-        let made = Change { kind: name.0.clone(), key, rank, body, to: None };
+        let made = Change { kind: name.0.clone(), key, rank, body, to: None, is_elsewhere: false };
         let (blow, now, bounds) = (self.blow(), self.wall_ms(i), self.bounds);
         let node = &mut self.nodes[i];
         let done = node.disk.transact(blow, |disk| change(disk, made, id, now, &bounds));

@@ -45,7 +45,7 @@ fn state(side: &Side) -> String {
 
 fn change(kind: &str, key: &str, body: Value) -> Change {
     let rank = body["state"].as_str().and_then(job_rank).unwrap_or(0);
-    Change { kind: kind.into(), key: key.into(), rank, body, to: None }
+    Change { kind: kind.into(), key: key.into(), rank, body, to: None, is_elsewhere: false }
 }
 
 fn body(side: &Side, kind: &str, key: &str) -> Value {
@@ -117,7 +117,7 @@ fn a_job_is_told_in_the_transaction_that_changes_it_and_its_answer_beats_a_cance
     submit(&nano, "job-before");
     pair(&nano, &pc);
     let job = submit(&nano, "job-1");
-    assert_eq!(state(&nano), "1 waiting (oldest 0 s)", "nothing is told of what was before");
+    assert!(state(&nano).starts_with("1 waiting "), "nothing is told of what was before");
     exchange(&nano, &pc);
     assert_eq!((state(&nano), state(&pc)), ("synced".into(), "synced".into()));
     assert_eq!(body(&pc, "job", "job-1")["request"], json!({"prompt": "secret"}));
@@ -178,7 +178,7 @@ fn a_message_that_comes_twice_does_nothing_twice_and_a_foreign_one_nothing_at_al
     let first = b.sync.answer(a.sync.node(), &asked).unwrap().1;
     let again = b.sync.answer(a.sync.node(), &asked).unwrap().1;
     assert_eq!((first.n_applied, again.n_applied), (1, 0));
-    assert_eq!(state(&a), "1 waiting (oldest 0 s)", "the answer was lost, so nobody knows");
+    assert!(state(&a).starts_with("1 waiting "), "the answer was lost, so nobody knows");
     exchange(&a, &b);
     assert_eq!(state(&a), "synced");
     let error = b.sync.answer("somebody", &asked).unwrap_err().to_string();
@@ -282,7 +282,7 @@ fn entries_travel_by_a_file() {
     assert!(file.iter().filter(|byte| **byte == b'\n').count() > 2, "in several messages");
     assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 600);
     assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
-    assert_eq!(state(&a), "600 waiting (oldest 0 s)", "nobody has told it");
+    assert!(state(&a).starts_with("600 waiting (oldest "), "nobody has told it");
     let mut back = Vec::new();
     b.sync.export(&mut back).unwrap();
     a.sync.import(&mut &back[..]).unwrap();
