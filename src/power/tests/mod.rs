@@ -1,0 +1,5 @@
+//! Boards that are not here, as folders of their files; what nonsense in them does; and hours of a
+//! Nano's life against a thermal model.
+
+mod readings;
+pub mod trees;
