@@ -322,5 +322,7 @@ pub const POWER_SENSORS_MAX: usize = 256;
 pub const POWER_LOG_RECORDS_MAX: usize = 65_536;
 /// Settings that are written for one profile.
 pub const POWER_WRITES_MAX: usize = 1_024;
+/// Models whose clocks are remembered.
+pub const POWER_CALIBRATIONS_MAX: usize = 32;
 /// Bytes of the journal of what was set before.
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;

@@ -8,7 +8,12 @@
 //! Only this room reads the kernel's sensors. It knows nothing of tokens' meaning.
 
 mod board;
+mod brake;
+mod calibrate;
+mod config;
 mod energy;
+mod governor;
+mod heat;
 mod profile;
 mod sensors;
 mod sysfs;

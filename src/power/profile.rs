@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!            goal in decode            cores  clocks                jobs
-//! max        the most tokens           all    as the supply allows  yes
+//! max        the most tokens           all    as the supply allows  when cool
 //! balanced   95 % of the most          all    as the supply allows  when cool
-//! eco        least energy of a token   2      NVIDIA's 5 W mode     no
-//! auto       balanced while somebody waits, eco for jobs and when nobody does
+//! eco        least energy of a token   all *  NVIDIA's 5 W mode     no
+//! auto       balanced while somebody waits, eco for jobs (when cool) and when nobody does
+//!                                      * two beside a GPU that computes
 //! ```
 //!
 //! The supply comes before the profile: nothing here goes above what it can give. Clocks of the
@@ -177,7 +178,7 @@ pub struct Ladder {
 const CPU_KHZ_MIN: u32 = 300_000;
 const GPU_HZ_MIN: u64 = 150_000_000;
 /// Clock of cores that feed a GPU.
-const FEEDING_KHZ: u32 = 921_600;
+const FEEDING_KHZ: u32 = 918_000;
 
 impl Ladder {
     /// The ladder over these clocks, each list lowest first.

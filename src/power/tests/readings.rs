@@ -116,7 +116,7 @@ fn contents() -> impl Strategy<Value = Option<Vec<u8>>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     /// Any files of a Nano may hold anything or vanish, before the first reading or after it.
     #[test]
