@@ -7,6 +7,7 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod hub;
 mod prefixes;
 mod service;
 mod shelf;
@@ -20,12 +21,14 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
+use crate::hub::{HubConfig, HubError};
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
 use crate::server::{ServerConfig, ServerError};
+pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
 pub use service::Service;
 
@@ -53,6 +56,8 @@ pub struct Config {
     pub prefix_cache: PrefixCacheConfig,
     /// Work that survives.
     pub jobs: JobsConfig,
+    /// The hub.
+    pub hub: HubConfig,
 }
 
 /// The section `model`.
@@ -122,6 +127,7 @@ impl Shape for Config {
         }
         self.prefix_cache.check()?;
         self.jobs.check()?;
+        self.hub.check()?;
         self.server.check()
     }
 }
@@ -141,6 +147,9 @@ pub enum AppError {
     /// The service cannot start.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The hub cannot start.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A model cannot be loaded or run.
     #[error("{model}: {source}")]
     Inference {

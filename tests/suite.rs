@@ -9,6 +9,7 @@ mod cli;
 mod generation;
 mod grammar;
 mod hostile;
+mod hub;
 mod jobs;
 mod live;
 mod llama_api;

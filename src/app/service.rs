@@ -217,10 +217,13 @@ fn fitting(
 }
 
 fn read(path: &Path, n_bytes_max: u64) -> Result<String, ServerError> {
-    let read = || {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().map_err(|source| ServerError::File { path: path.to_owned(), source })
+    read_file(path, n_bytes_max)
+        .map_err(|source| ServerError::File { path: path.to_owned(), source })
+}
+
+/// The start of a small file.
+pub(super) fn read_file(path: &Path, n_bytes_max: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
+    Ok(text)
 }

@@ -91,6 +91,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AppError::Dirs(_) => Some(USAGE),
             AppError::Library(error) => Some(of_library(error)),
             AppError::Server(error) => Some(of_server(error)),
+            AppError::Hub(_) => Some(USAGE),
             AppError::Inference { source, .. } => Some(of_inference(source)),
         };
     }

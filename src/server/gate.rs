@@ -24,6 +24,7 @@ use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
 use super::forms::in_form_of;
+use super::forward::Forward;
 use super::intake::{Intake, drain};
 use super::jobs::Door;
 use super::keys::KeyFile;
@@ -91,6 +92,7 @@ struct Shared {
     run: u32,
     n_request: AtomicU64,
     jobs: OnceLock<Door>,
+    forward: OnceLock<Arc<dyn Forward>>,
 }
 
 impl Gate {
@@ -117,6 +119,7 @@ impl Gate {
             run,
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
+            forward: OnceLock::new(),
         })))
     }
 
@@ -131,6 +134,17 @@ impl Gate {
     /// Takes jobs from now on; a router that is made afterwards answers for them.
     pub fn keep_jobs(&self, jobs: Jobs) {
         let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Asks `forward` from now on where requests are answered; a router that is made afterwards
+    /// does so.
+    pub fn forward_with(&self, forward: Arc<dyn Forward>) {
+        let _ = self.0.forward.set(forward);
+    }
+
+    /// Who decides where requests are answered, if it is not always here.
+    pub(super) fn forward(&self) -> Option<&Arc<dyn Forward>> {
+        self.0.forward.get()
     }
 
     /// Where jobs go, if the service keeps any.

@@ -3,11 +3,13 @@
 pub mod bench;
 pub mod cache;
 pub mod chat;
+pub mod client;
 pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod export;
 pub mod generate;
+pub mod hub;
 pub mod inspect;
 pub mod jobs;
 pub mod key;

@@ -16,7 +16,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::Service;
+use crate::app::{App, AppError, Service};
 use crate::base::config::Setting;
 use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
@@ -24,7 +24,8 @@ use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
-use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, parse_keep_alive};
+use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
+use crate::hub::{Hub, Probes};
 use crate::server::{JobRunner, Listener, ServerError, router, subscriber};
 
 /// How often idle models are looked for.
@@ -264,16 +265,27 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let app = context.app(args.settings()?)?;
+    let port = app.config().server.port;
+    let keys = args.api_key.clone();
+    launch(app, port, move |app, on_panic| Ok((app.service(keys, on_panic)?, None)))
+}
+
+/// Serves what `wire` makes of the program, until it is told to stop.
+pub(super) fn launch(
+    app: App,
+    port: u16,
+    wire: impl FnOnce(App, OnPanic) -> Result<(Service, Option<Arc<Hub>>), AppError>,
+) -> anyhow::Result<u8> {
     let config = app.config().server.clone();
     let level = config.log_level().unwrap_or(tracing::Level::INFO);
     let events = subscriber(config.log_format, level, std::io::stderr);
     // Only a second service in one process could find another here.
     let _ = tracing::subscriber::set_global_default(events);
     crash::install();
-    let address = address_of(&config.host, config.port)?;
+    let address = address_of(&config.host, port)?;
     let listen = config.listen_options();
     let grace = Duration::from_secs(config.stop_grace_s);
-    let service = app.service(args.api_key.clone(), Arc::new(crash::end))?;
+    let (service, hub) = wire(app, Arc::new(crash::end))?;
     service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     service.gate.check_exposure(address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -287,6 +299,7 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
         let signals = [SignalKind::interrupt(), SignalKind::terminate()];
         let [interrupt, terminate] = signals.map(signal);
         announce(listener.address())?;
+        let _probes = hub.as_ref().map(Probes::start);
         serve(service, listener, [interrupt?, terminate?], grace).await
     });
     // What still runs, such as a model that loads, is not waited for.
