@@ -18,6 +18,7 @@ mod connection;
 mod export;
 mod jobs;
 mod open;
+mod peers;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use jobs::{
     AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
     StateCount, Update,
 };
+pub use peers::Peer;
 use writer::Writer;
 
 /// Why the store cannot do what it is asked for.
@@ -109,6 +111,12 @@ pub enum StoreError {
         line: usize,
         /// What is wrong.
         why: String,
+    },
+    /// There are as many peers as there can be.
+    #[error("there are {n} peers already; forget one first")]
+    PeersFull {
+        /// How many.
+        n: usize,
     },
     /// Too many writes wait.
     #[error("the disk is slower than what is to be written; try again in a second")]

@@ -6,7 +6,8 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 1] = ["
+pub const STEPS: [&str; 2] = [
+    "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
 CREATE TABLE jobs (
@@ -51,7 +52,19 @@ CREATE TABLE pieces (
     sealed_pieces   BLOB NOT NULL,
     PRIMARY KEY (job, epoch, end)
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+CREATE TABLE peers (
+    node            TEXT PRIMARY KEY,
+    name            TEXT NOT NULL,
+    address         TEXT NOT NULL,
+    sealed_key      BLOB NOT NULL,
+    key_digest      BLOB NOT NULL,
+    certificate     BLOB,
+    paired_ms       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+",
+];
 
 /// The newest version.
 pub const NEWEST: i64 = STEPS.len() as i64;
