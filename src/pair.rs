@@ -280,12 +280,8 @@ mod tests {
         let (mut a, mut b) = sides("7k3m-w9qd", "7K3MW9QD");
         assert!(a.sealer().is_err());
         assert!(exchange(&mut a, &mut b).1.is_ok());
-        let salt = seal::random().unwrap();
-        let mut bytes = b"the key".to_vec();
-        let tag = a.sealer().unwrap().seal(&salt, b"x", &mut bytes);
-        assert_ne!(bytes, b"the key");
-        assert!(b.sealer().unwrap().open(&salt, b"x", &mut bytes, &tag));
-        assert_eq!(bytes, b"the key");
+        let sealed = a.sealer().unwrap().wrap("x", b"the key").unwrap();
+        assert_eq!(b.sealer().unwrap().unwrap("x", &sealed).as_deref(), Some(&b"the key"[..]));
         assert!(a.commitment().is_err() && a.bind([0; 32]).is_err());
     }
 

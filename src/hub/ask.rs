@@ -135,7 +135,10 @@ impl Asked {
     /// The headers for a backend: the caller's key stays here.
     pub fn headers(&self) -> HeaderMap {
         let own = &self.admitted.parts.headers;
-        let passed = PASSED.iter().filter_map(|name| Some((name.clone(), own.get(name)?.clone())));
+        let passed = PASSED.into_iter().filter_map(|name| {
+            let value = own.get(&name)?.clone();
+            Some((name, value))
+        });
         let mut headers: HeaderMap = passed.collect();
         let caller = self.admitted.parts.extensions.get::<Caller>();
         if let Some(id) = caller.and_then(|caller| caller.request_id.parse().ok()) {

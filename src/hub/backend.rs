@@ -46,6 +46,18 @@ pub(super) struct State {
     pub version: Option<String>,
 }
 
+impl State {
+    /// Takes in what an appliance tells of itself.
+    pub fn tell(&mut self, n_busy: usize, version: Option<String>) {
+        (self.n_busy, self.version) = (n_busy, version);
+    }
+
+    /// Takes in how many it answers at once, which only llama.cpp and we tell.
+    pub fn seat(&mut self, n_place: Option<usize>) {
+        (self.n_place, self.speaks_llama) = (n_place.unwrap_or(0), n_place.is_some());
+    }
+}
+
 impl Backend {
     pub fn new(
         kind: Kind,
@@ -71,6 +83,11 @@ impl Backend {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it has not told how many it answers at once.
+    pub fn is_unseated(&self) -> bool {
+        self.state().n_place == 0
     }
 
     /// Counts a request of ours until what comes back is dropped.

@@ -54,12 +54,13 @@ impl Drop for Probes {
 }
 
 async fn watch(hub: Arc<Hub>, backend: Arc<Backend>, target: Target) {
+    let due = || backend.state().health.probe_ms();
     loop {
-        let due_ms = backend.state().health.probe_ms();
+        let due_ms = due();
         let left = Duration::from_millis(due_ms.saturating_sub(hub.now_ms()));
         // A request that fails meanwhile changes when it is due.
         tokio::time::sleep(left.clamp(PAUSE_MIN, Duration::from_secs(1))).await;
-        if backend.state().health.probe_ms() <= hub.now_ms() {
+        if due() <= hub.now_ms() {
             probe(&hub, &backend, &target).await;
         }
     }
@@ -120,23 +121,19 @@ async fn look(hub: &Hub, backend: &Backend, target: &Target) -> Result<Found, Di
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = value["models"].as_array().map(Vec::as_slice).unwrap_or_default();
         let count = |name: &str| models.iter().filter_map(|model| model[name].as_u64()).sum::<u64>();
-        let mut state = backend.state();
-        state.n_busy = usize::try_from(count("running") + count("waiting")).unwrap_or(usize::MAX);
-        state.version = value["version"].as_str().map(str::to_owned);
-        drop(state);
+        let n_busy = usize::try_from(count("running") + count("waiting"));
+        let version = value["version"].as_str().map(str::to_owned);
+        backend.state().tell(n_busy.unwrap_or(usize::MAX), version);
         if let (Ok((200, body)), Some(stock)) =
             (ask(hub, backend, target, "/api/tags").await, &mut stock)
         {
             add_tags(stock, &body);
         }
     }
-    let is_new = backend.state().n_place == 0;
-    if is_new && let Ok((200, body)) = ask(hub, backend, target, "/props").await {
+    if backend.is_unseated() && let Ok((200, body)) = ask(hub, backend, target, "/props").await {
         let props: Value = serde_json::from_slice(&body).unwrap_or_default();
         let n_place = props["total_slots"].as_u64().and_then(|n| usize::try_from(n).ok());
-        let mut state = backend.state();
-        state.n_place = n_place.unwrap_or(0);
-        state.speaks_llama = n_place.is_some();
+        backend.state().seat(n_place);
     }
     backend.state().stock = stock;
     Ok(Found::Well)

@@ -314,7 +314,10 @@ fn media_type(headers: &HeaderMap) -> String {
 }
 
 fn passed(headers: &HeaderMap) -> HeaderMap {
-    let passed = PASSED.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone())));
+    let passed = PASSED.into_iter().filter_map(|name| {
+        let value = headers.get(&name)?.clone();
+        Some((name, value))
+    });
     passed.collect()
 }
 

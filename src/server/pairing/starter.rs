@@ -1,0 +1,48 @@
+//! The PC's side of a pairing.
+
+use serde_json::{Value, json};
+
+use super::{
+    FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part,
+};
+use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
+use crate::server::Client;
+
+/// Pairs with the service that `client` speaks with, by the code that it shows. `ours` is what it
+/// gets to know; what it tells comes back.
+///
+/// # Errors
+/// If it is not there, shows another code or none, or somebody stands in between.
+pub fn pair_with(
+    client: &Client,
+    code: Code,
+    ours: &Introduction,
+) -> Result<Introduction, PairingError> {
+    let hello = Hello::new()?;
+    let said = json!({"step": "hello", "version": VERSION, "public": hex(&hello.public)});
+    let heard = ask(client, &said)?;
+    let theirs = part(heard["public"].as_str()).ok_or(PairingError::Foreign("no public key"))?;
+    let session = heard["session"].as_str().ok_or(PairingError::Foreign("no session"))?;
+    let mut side = Side::new(Role::Starter, hello, theirs, code)?;
+    let tell = |step: &str, own: Part| {
+        let said = json!({"step": step, "session": session, "part": hex(&own)});
+        let heard = ask(client, &said)?;
+        part(heard["part"].as_str()).ok_or(PairingError::Foreign("no part"))
+    };
+    for _ in 0..LETTERS {
+        let theirs = tell("commit", side.commitment()?)?;
+        side.bind(theirs)?;
+        let theirs = tell("reveal", side.reveal()?)?;
+        side.check(&theirs)?;
+    }
+    let sealer = side.sealer()?;
+    let sealed = ours.seal(&sealer, FROM_STARTER)?;
+    let heard = ask(client, &json!({"step": "finish", "session": session, "sealed": sealed}))?;
+    let sealed = heard["sealed"].as_str().unwrap_or_default();
+    Introduction::open(&sealer, FROM_ANSWERER, sealed)
+        .ok_or(PairingError::Foreign("its introduction does not open"))
+}
+
+fn ask(client: &Client, said: &Value) -> Result<Value, PairingError> {
+    Ok(client.post("POST", "/v1/pair", said.to_string().as_bytes())?)
+}
