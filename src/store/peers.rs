@@ -72,7 +72,8 @@ impl Store {
             format!("INSERT OR REPLACE INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
         self.write(move |connection| {
             let others = "SELECT count(*) FROM peers WHERE node <> ?1";
-            let n: usize = connection.query_row(others, [&peer.node], |row| row.get(0))?;
+            let n: i64 = connection.query_row(others, [&peer.node], |row| row.get(0))?;
+            let n = usize::try_from(n).unwrap_or(usize::MAX);
             if n >= PEERS_MAX {
                 return Err(StoreError::PeersFull { n });
             }
