@@ -27,10 +27,10 @@ use crate::inference::{
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
-use crate::server::{ServerConfig, ServerError};
+use crate::server::{PairingError, ServerConfig, ServerError};
 pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
-pub use service::Service;
+pub use service::{Service, machine_name};
 
 /// Prefix of the environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "JETFORGE_";
@@ -149,6 +149,9 @@ pub enum AppError {
     /// The service cannot start.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The pairing code cannot be made.
+    #[error(transparent)]
+    Pairing(#[from] PairingError),
     /// The hub cannot start.
     #[error(transparent)]
     Hub(#[from] HubError),

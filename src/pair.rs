@@ -125,8 +125,7 @@ impl Hello {
     /// If the system has no random bytes.
     pub fn new() -> Result<Hello, PairError> {
         let none = |_| PairError::Random(std::io::Error::other("the system gives none"));
-        let secret =
-            EphemeralPrivateKey::generate(&X25519, &SystemRandom::new()).map_err(none)?;
+        let secret = EphemeralPrivateKey::generate(&X25519, &SystemRandom::new()).map_err(none)?;
         let public = secret.compute_public_key().map_err(none)?;
         let public = public.as_ref().try_into().expect("an X25519 key has 32 bytes");
         Ok(Hello { secret, public })

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,8 @@ fn appliance(home: &Path, options: &[&str]) -> Process {
 
 /// A hub before these servers outside, without an engine of its own.
 fn hub_before(home: &Path, fakes: &[&Fake], options: &[&str]) -> Process {
-    let urls: Vec<String> = fakes.iter().map(|fake| format!("http://{}/v1", fake.address)).collect();
+    let urls: Vec<String> =
+        fakes.iter().map(|fake| format!("http://{}/v1", fake.address)).collect();
     let urls = urls.join(",");
     let own = ["--no-local", "--external-llama", &urls];
     let hub = hub(home, &[&own, options].concat());
@@ -52,8 +53,10 @@ fn host(answer: &Answer) -> &str {
 /// The texts of an answer's frames, and its last frame.
 fn frames(text: &str) -> (String, Value) {
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    let values: Vec<Value> =
-        data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect();
+    let values: Vec<Value> = data
+        .filter(|data| *data != "[DONE]")
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
     let part = |value: &Value| {
         let choice = &value["choices"][0];
         let text = choice["text"].as_str().or(value["content"].as_str());
@@ -79,9 +82,7 @@ fn a_hub_passes_requests_on_and_says_who_answered() {
     });
     let body = json!({"model": "coder", "prompt": "def add(a, b):", "max_tokens": 16,
         "temperature": 0});
-    let ask = |body: &Value| {
-        send(hub.address, "POST", "/v1/completions", &mine, &body.to_string())
-    };
+    let ask = |body: &Value| send(hub.address, "POST", "/v1/completions", &mine, &body.to_string());
     let answer = ask(&body);
     assert_eq!((answer.status, host(&answer)), (200, address.as_str()), "{}", answer.text());
     let own = [("authorization", "Bearer jf-nano")];
@@ -96,7 +97,11 @@ fn a_hub_passes_requests_on_and_says_who_answered() {
     assert_eq!(frames(&answer.text()).0, direct["choices"][0]["text"].as_str().unwrap());
     // The hub's own engine has a model as well, and the appliance's are listed beside it.
     let ids: Vec<Value> = get(hub.address, "/v1/models").json()["data"]
-        .as_array().unwrap().iter().map(|model| model["id"].clone()).collect();
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].clone())
+        .collect();
     assert!(ids.contains(&json!("default")) && ids.contains(&json!("coder")), "{ids:?}");
     // Keys: ours at the door, the hub's own at the appliance.
     assert_eq!(post(hub.address, "/v1/completions", &body).status, 401);
@@ -125,8 +130,22 @@ fn a_hub_passes_requests_on_and_says_who_answered() {
     let status = run(&["hub", "status", "--url", &url, "--key", "jf-mine", "--json"]);
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["backends"][0]["name"], *address);
-    let args = ["client", "--prompt", "def add(a, b):", "--raw", "--model", "coder", "-n", "16",
-        "--temp", "0", "--url", &url, "--key", "jf-mine"];
+    let args = [
+        "client",
+        "--prompt",
+        "def add(a, b):",
+        "--raw",
+        "--model",
+        "coder",
+        "-n",
+        "16",
+        "--temp",
+        "0",
+        "--url",
+        &url,
+        "--key",
+        "jf-mine",
+    ];
     assert_eq!(run(&args).trim_end(), direct["choices"][0]["text"].as_str().unwrap().trim_end());
 }
 
@@ -218,7 +237,9 @@ fn a_server_outside_that_errs_costs_a_try_and_no_answer() {
         Act::Bytes("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n<html>"),
         Act::Bytes("no HTTP at all\r\n\r\n"),
         Act::Bytes(""),
-        Act::Bytes("HTTP/1.1 200 OK\r\ncontent-length: 90\r\ncontent-type: application/json\r\n\r\n{"),
+        Act::Bytes(
+            "HTTP/1.1 200 OK\r\ncontent-length: 90\r\ncontent-type: application/json\r\n\r\n{",
+        ),
         Act::Silence,
         Act::Json(401, json!({"error": {"message": "whose key?"}})),
     ];

@@ -20,6 +20,7 @@ mod native;
 mod ollama;
 mod openai;
 mod pages;
+mod pairing;
 mod perplexity;
 mod prefixes;
 mod pull;

@@ -7,6 +7,7 @@ use crate::base::limits::HUB_KEY_FILE_BYTES_MAX;
 use crate::hub::{
     BackendOptions, Hub, HubConfig, HubError, Kind, LocalOptions, LocalView, Stocked,
 };
+use crate::store::{Peer, Store};
 
 /// Keys of backends that were given at start, in the clear.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +33,13 @@ impl App {
         let config = self.config().hub.clone();
         let n_place = self.config().server.n_parallel;
         let is_spare = self.config().model.name.is_none();
-        let backends = backends(&config, &keys)?;
-        let service = self.service(api_keys, on_panic)?;
+        let mut backends = backends(&config, &keys)?;
+        let mut service = self.service(api_keys, on_panic)?;
+        let peers = service.store.as_ref().map_or(Ok(Vec::new()), Store::peers);
+        match peers {
+            Ok(peers) => add_peers(&mut backends, peers)?,
+            Err(error) => service.notes.push(format!("{error}; paired appliances are not asked")),
+        }
         let host = service.host.clone();
         let look = Box::new(move || {
             let stats: Vec<_> =
@@ -54,6 +60,25 @@ impl App {
         service.gate.forward_with(Arc::clone(&hub) as _);
         Ok((service, hub))
     }
+}
+
+/// Adds the machines that this one is paired with. One that was typed as well gets its key.
+fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(), HubError> {
+    for peer in peers.into_iter().filter(|peer| !peer.address.is_empty()) {
+        let mut is_typed = false;
+        for backend in backends.iter_mut().filter(|own| own.kind == Kind::Appliance) {
+            if backend.is_at(&peer.address)? {
+                is_typed = true;
+                backend.key = backend.key.take().or_else(|| Some(peer.key.clone()));
+            }
+        }
+        if !is_typed {
+            let (kind, name) = (Kind::Appliance, Some(peer.name));
+            let (address, key) = (peer.address, Some(peer.key));
+            backends.push(BackendOptions { kind, address, name, key });
+        }
+    }
+    Ok(())
 }
 
 fn backends(config: &HubConfig, keys: &BackendKeys) -> Result<Vec<BackendOptions>, HubError> {

@@ -30,6 +30,8 @@ pub struct Service {
     pub gate: Gate,
     /// What the owner should know, such as a context that was reduced.
     pub notes: Vec<String>,
+    /// What survives, if it could be opened.
+    pub store: Option<Store>,
 }
 
 impl App {
@@ -61,7 +63,9 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
-        let jobs = self.open_jobs(&mut notes);
+        let mut kept = None;
+        let jobs = self.open_jobs(&mut kept, &mut notes);
+        let state_dir = self.dirs.state.clone();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
@@ -81,12 +85,15 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
-        Ok(Service { host, gate, notes })
+        if let Some(store) = &kept {
+            gate.pair_with(&state_dir, store.clone(), machine_name());
+        }
+        Ok(Service { host, gate, notes, store: kept })
     }
 
     /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
     /// says why it keeps none.
-    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<Jobs> {
+    fn open_jobs(&self, kept: &mut Option<Store>, notes: &mut Vec<String>) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
@@ -94,6 +101,7 @@ impl App {
         let open = || -> Result<Jobs, JobsError> {
             let opened = Store::open(&self.dirs.state)?;
             notes.extend(opened.notes);
+            *kept = Some(opened.store.clone());
             let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
@@ -189,6 +197,12 @@ impl App {
         };
         LoadOptions { n_ctx, n_parallel: Some(n_parallel), ..options }
     }
+}
+
+/// What this machine is called.
+pub fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "jetforge".to_owned() } else { name }
 }
 
 /// Options that fit the memory: a context that nobody asked for is reduced, with a note.

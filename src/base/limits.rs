@@ -309,6 +309,10 @@ pub const CALLBACK_TRIES_MAX: i64 = 8;
 pub const CALLBACK_MS: u64 = 10_000;
 /// Bytes of an answer to a callback that are looked at.
 pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;
+/// Seconds for which a pairing code is good.
+pub const PAIR_S: u64 = 600;
+/// Exchanges that may be begun with one pairing code.
+pub const PAIR_TRIES_MAX: u32 = 5;
 /// Failures in a row after which the hub ejects a backend.
 pub const HUB_EJECT_FAILURES: u32 = 3;
 /// First pause of an ejected backend; it doubles.

@@ -81,6 +81,8 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Serve(args) => verbs::serve::run(context, &args),
         Verb::Hub(args) => verbs::hub::run(context, &args),
         Verb::Orchestrate(args) => verbs::hub::orchestrate(context, &args),
+        Verb::Pair(args) => verbs::pair::run(context, &args),
+        Verb::Setup(args) => verbs::setup::run(context, &args),
         Verb::Client(args) => verbs::client::run(context, &args),
         Verb::Warm(args) => verbs::warm::run(context, &args),
         Verb::Cache(args) => verbs::cache::run(context, &args),

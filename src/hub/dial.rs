@@ -116,8 +116,11 @@ impl Dialer {
             };
             Ok((status, body.map_err(broken)?.to_bytes()))
         };
-        let late =
-            || DialError { was_sent: true, failure: Failure::Slow, why: "no answer in time".into() };
+        let late = || DialError {
+            was_sent: true,
+            failure: Failure::Slow,
+            why: "no answer in time".into(),
+        };
         tokio::time::timeout(wait, asked).await.map_err(|_| late())?
     }
 }

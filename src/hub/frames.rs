@@ -85,9 +85,8 @@ impl Splitter {
                 continue;
             }
             let before = &self.bytes[..idx];
-            let is_end = self.form == Form::Lines
-                || before.ends_with(b"\n")
-                || before.ends_with(b"\n\r");
+            let is_end =
+                self.form == Form::Lines || before.ends_with(b"\n") || before.ends_with(b"\n\r");
             if is_end {
                 return Some(idx + 1);
             }

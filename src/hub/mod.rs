@@ -86,6 +86,21 @@ pub struct BackendOptions {
     pub key: Option<String>,
 }
 
+impl BackendOptions {
+    /// Whether it is the one at this address.
+    ///
+    /// # Errors
+    /// If one of them is no address.
+    pub fn is_at(&self, address: &str) -> Result<bool, HubError> {
+        Ok(self.target()? == Target::read(address, Some(NANO_PORT))?)
+    }
+
+    fn target(&self) -> Result<Target, HubError> {
+        let default_port = (self.kind == Kind::Appliance).then_some(NANO_PORT);
+        Target::read(&self.address, default_port)
+    }
+}
+
 /// How this machine's engine stands.
 #[derive(Clone, Debug, Default)]
 pub struct LocalView {
@@ -127,8 +142,7 @@ impl Hub {
     ) -> Result<Arc<Hub>, HubError> {
         let mut own = Vec::new();
         for options in backends {
-            let default_port = (options.kind == Kind::Appliance).then_some(NANO_PORT);
-            let target = Target::read(&options.address, default_port)?;
+            let target = options.target()?;
             let name = options.name.unwrap_or_else(|| target.authority());
             own.push(Backend::new(options.kind, name, Some(target), options.key));
         }

@@ -180,7 +180,15 @@ impl View {
             Haste::Later => (cost, full),
         };
         let is_unknown = self.standing == Standing::Unknown;
-        (self.is_spare, has, !fits, is_unknown, first, self.wait(), mix(need.affinity ^ mix(self.id)))
+        (
+            self.is_spare,
+            has,
+            !fits,
+            is_unknown,
+            first,
+            self.wait(),
+            mix(need.affinity ^ mix(self.id)),
+        )
     }
 }
 
@@ -192,8 +200,7 @@ pub fn rank(need: &Need, views: &[View]) -> Vec<usize> {
         Standing::Ejected { until_ms } => Some(until_ms),
         Standing::Unknown | Standing::Well => None,
     };
-    let mut order: Vec<usize> =
-        able.iter().copied().filter(|&idx| is_out(idx).is_none()).collect();
+    let mut order: Vec<usize> = able.iter().copied().filter(|&idx| is_out(idx).is_none()).collect();
     order.sort_by_cached_key(|&idx| views[idx].order(need));
     if order.is_empty() {
         order.extend(able.into_iter().min_by_key(|&idx| (is_out(idx), idx)));

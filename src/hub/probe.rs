@@ -120,7 +120,8 @@ async fn look(hub: &Hub, backend: &Backend, target: &Target) -> Result<Found, Di
         }
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = value["models"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let count = |name: &str| models.iter().filter_map(|model| model[name].as_u64()).sum::<u64>();
+        let count =
+            |name: &str| models.iter().filter_map(|model| model[name].as_u64()).sum::<u64>();
         let n_busy = usize::try_from(count("running") + count("waiting"));
         let version = value["version"].as_str().map(str::to_owned);
         backend.state().tell(n_busy.unwrap_or(usize::MAX), version);
@@ -130,7 +131,9 @@ async fn look(hub: &Hub, backend: &Backend, target: &Target) -> Result<Found, Di
             add_tags(stock, &body);
         }
     }
-    if backend.is_unseated() && let Ok((200, body)) = ask(hub, backend, target, "/props").await {
+    if backend.is_unseated()
+        && let Ok((200, body)) = ask(hub, backend, target, "/props").await
+    {
         let props: Value = serde_json::from_slice(&body).unwrap_or_default();
         let n_place = props["total_slots"].as_u64().and_then(|n| usize::try_from(n).ok());
         backend.state().seat(n_place);
@@ -163,7 +166,8 @@ fn stock(body: &[u8]) -> Option<Vec<Stocked>> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let data = value["data"].as_array()?;
     let model = |model: &Value| {
-        let own = [&model["id"]].into_iter().chain(model["aliases"].as_array().into_iter().flatten());
+        let own =
+            [&model["id"]].into_iter().chain(model["aliases"].as_array().into_iter().flatten());
         let n_ctx = model["meta"]["n_ctx"].as_u64().and_then(|n| usize::try_from(n).ok());
         let names: Vec<String> = own.filter_map(Value::as_str).map(str::to_owned).collect();
         (!names.is_empty()).then_some(Stocked { names, n_ctx })
@@ -190,7 +194,8 @@ mod tests {
 
     #[test]
     fn models_are_read_from_either_list() {
-        let list = br#"{"data":[{"id":"a","aliases":["b"],"meta":{"n_ctx":64}},{"id":"c"},{"x":1}]}"#;
+        let list =
+            br#"{"data":[{"id":"a","aliases":["b"],"meta":{"n_ctx":64}},{"id":"c"},{"x":1}]}"#;
         let mut own = stock(list).unwrap();
         assert_eq!(own[0], Stocked { names: vec!["a".into(), "b".into()], n_ctx: Some(64) });
         assert_eq!(own.len(), 2);

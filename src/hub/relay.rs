@@ -97,7 +97,9 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
         let response = missed.response.map(|response| named(response, &backend.name));
         match retry::next(missed.outcome, trip.stakes(false)) {
             Next::Another | Next::Replay => said = response.or(said),
-            Next::Answer | Next::Fail => return response.or(said).unwrap_or_else(|| trip.refusal()),
+            Next::Answer | Next::Fail => {
+                return response.or(said).unwrap_or_else(|| trip.refusal());
+            }
         }
     }
     said.unwrap_or_else(|| trip.refusal())
@@ -210,9 +212,7 @@ impl Trip {
         response: Response,
         kind: &str,
     ) -> Result<Response, Missed> {
-        let lost = |failure, why| {
-            self.failed(backend, DialError { was_sent: true, failure, why })
-        };
+        let lost = |failure, why| self.failed(backend, DialError { was_sent: true, failure, why });
         let (parts, body) = response.into_parts();
         let body = tokio::select! {
             body = collect(body, self.hub.waits().answer) => body,

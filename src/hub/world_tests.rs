@@ -142,8 +142,7 @@ impl World {
                 peer.n_vain += 1;
                 assert!(peer.n_vain <= HUB_EJECT_FAILURES || peer.mood == Mood::Erring);
             }
-            let stakes =
-                Stakes { is_kept, can_replay: false, n_left: order.len() - i - 1 };
+            let stakes = Stakes { is_kept, can_replay: false, n_left: order.len() - i - 1 };
             match next(outcome, stakes) {
                 Next::Answer => return outcome == Outcome::Status(200),
                 Next::Another => {}

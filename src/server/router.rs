@@ -12,7 +12,7 @@ use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
     ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
-    openai, openapi, page, status, tabby, timeline,
+    openai, openapi, page, pairing, status, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -31,7 +31,7 @@ fn dialects() -> Router<Server> {
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
-    let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     let dialects = match gate.forward().cloned() {
         Some(forward) => dialects.route_layer(middleware::from_fn_with_state(forward, pass_on)),
@@ -81,8 +81,9 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok())),
     };
-    let shown = ["x-request-id", "x-jetforge-cache", "x-jetforge-job", "x-jetforge-host", "location"]
-        .map(HeaderName::from_static);
+    let shown =
+        ["x-request-id", "x-jetforge-cache", "x-jetforge-job", "x-jetforge-host", "location"]
+            .map(HeaderName::from_static);
     Some(
         CorsLayer::new()
             .allow_origin(allowed)

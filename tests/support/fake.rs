@@ -57,7 +57,10 @@ impl Fake {
 
     /// A server outside with the model `name`, which does `act` with everything else than
     /// questions for it.
-    pub fn external(name: &'static str, act: impl Fn(&Heard) -> Act + Send + Sync + 'static) -> Fake {
+    pub fn external(
+        name: &'static str,
+        act: impl Fn(&Heard) -> Act + Send + Sync + 'static,
+    ) -> Fake {
         Fake::start(move |heard| match heard.path.as_str() {
             "/v1/models" => Act::Json(200, json!({"object": "list", "data": [{"id": name}]})),
             "/props" => Act::Json(404, json!({"error": {"message": "no"}})),

@@ -18,6 +18,7 @@ use toml::Value;
 
 use crate::app::{App, AppError, Service};
 use crate::base::config::Setting;
+use crate::base::limits::PAIR_S;
 use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
 use crate::cli::exit::CliError;
@@ -26,7 +27,7 @@ use crate::cli::terminal;
 use crate::cli::{Context, exit};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
 use crate::hub::{Hub, Probes};
-use crate::server::{JobRunner, Listener, ServerError, router, subscriber};
+use crate::server::{JobRunner, Listener, PairOffer, ServerError, router, subscriber};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -141,6 +142,9 @@ pub struct ServeArgs {
     /// More events; the same as --log-level debug
     #[arg(short, long)]
     verbose: bool,
+    /// Show a code by which another machine can be paired; until then nobody has a key
+    #[arg(long)]
+    pair: bool,
     /// Keep no prompts on the disk
     #[arg(long)]
     no_disk_cache: bool,
@@ -267,7 +271,16 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let app = context.app(args.settings()?)?;
     let port = app.config().server.port;
     let keys = args.api_key.clone();
-    launch(app, port, move |app, on_panic| Ok((app.service(keys, on_panic)?, None)))
+    let offer = args.pair.then(|| PairOffer::new(&app.dirs.state));
+    launch(app, port, move |app, on_panic| {
+        let mut service = app.service(keys, on_panic)?;
+        if let Some(offer) = offer {
+            let code = offer.make()?;
+            service.gate.require_keys();
+            service.notes.push(format!("pairing code {}, good for {PAIR_S} s", code.show()));
+        }
+        Ok((service, None))
+    })
 }
 
 /// Serves what `wire` makes of the program, until it is told to stop.

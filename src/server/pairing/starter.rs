@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part,
-};
+use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::Client;
 
