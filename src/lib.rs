@@ -7,6 +7,7 @@ pub mod app;
 pub mod base;
 pub mod bench;
 pub mod cli;
+pub mod discovery;
 pub mod hosting;
 pub mod hub;
 pub mod inference;

@@ -281,7 +281,7 @@ fn a_server_outside_without_an_answer_is_a_failure_that_ends() {
     // It is named a model, for a server outside may want one; words of ours are not sent there.
     assert_eq!(silent.heard()[0].json()["model"], "m");
     let answer = post(hub.address, "/api/generate", &json!({"model": "m", "prompt": "x"}));
-    assert_eq!(answer.status, 404, "{}", answer.text());
+    assert_eq!(answer.status, 501, "{}", answer.text());
 }
 
 #[test]

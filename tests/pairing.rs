@@ -65,6 +65,27 @@ fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
 }
 
 #[test]
+fn an_appliance_that_announces_itself_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    // A port of this test's own, on the loopback.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let group = format!("hub.discovery={}", socket.local_addr().unwrap());
+    drop(socket);
+    let nano = Process::start(home.path(), &["--announce", "--set", &group]);
+    let args = ["hub", "discover", "--wait", "1000", "--json", "--set", &group];
+    let (code, found, said) = run(home.path(), &args);
+    assert_eq!(code, 0, "{said}");
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["found"][0]["address"], nano.address.to_string(), "{found}");
+    assert_eq!(found["found"][0]["node"].as_str().unwrap().len(), 16);
+    let other = tempfile::tempdir().unwrap();
+    let (_, shown, _) = run(home.path(), &["pair"]);
+    let args = ["setup", "--code", shown.trim(), "--set", &group];
+    let (code, _, said) = run(other.path(), &args);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
 fn tries_are_counted_whoever_makes_them_and_however_far_they_go() {
     let home = tempfile::tempdir().unwrap();
     let nano = Process::start(home.path(), &["--pair"]);

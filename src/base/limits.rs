@@ -309,6 +309,14 @@ pub const CALLBACK_TRIES_MAX: i64 = 8;
 pub const CALLBACK_MS: u64 = 10_000;
 /// Bytes of an answer to a callback that are looked at.
 pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;
+/// Bytes of a message of multicast DNS.
+pub const DISCOVERY_BYTES_MAX: usize = 9000;
+/// Machines that one look at the network finds.
+pub const DISCOVERED_MAX: usize = 256;
+/// Records of one message that are read.
+pub const DNS_RECORDS_MAX: usize = 64;
+/// Pointers and labels of one name.
+pub const DNS_JUMPS_MAX: usize = 16;
 /// Seconds for which a pairing code is good.
 pub const PAIR_S: u64 = 600;
 /// Exchanges that may be begun with one pairing code.

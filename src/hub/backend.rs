@@ -27,8 +27,8 @@ pub(super) struct Backend {
     n_ours: AtomicUsize,
     pub n_answered: AtomicU64,
     pub n_failed: AtomicU64,
-    /// Whether its probes say that it is gone: then nobody waits for it any longer.
-    is_gone: watch::Sender<bool>,
+    /// Counts probes that found it gone: then nobody waits for it any longer.
+    n_gone: watch::Sender<u64>,
 }
 
 /// What is learned of a backend.
@@ -77,7 +77,7 @@ impl Backend {
             n_ours: AtomicUsize::new(0),
             n_answered: AtomicU64::new(0),
             n_failed: AtomicU64::new(0),
-            is_gone: watch::Sender::new(false),
+            n_gone: watch::Sender::new(0),
         })
     }
 
@@ -96,14 +96,15 @@ impl Backend {
         Busy(Arc::clone(self))
     }
 
-    /// Says what the probes find.
-    pub fn set_gone(&self, is_gone: bool) {
-        self.is_gone.send_if_modified(|old| std::mem::replace(old, is_gone) != is_gone);
+    /// Says that a probe found it gone.
+    pub fn tell_gone(&self) {
+        self.n_gone.send_modify(|n| *n += 1);
     }
 
-    /// Returns when the probes find that it is gone.
+    /// Returns when a probe finds that it is gone. What was found before does not count: whoever
+    /// asks it all the same has a reason to.
     pub async fn gone(&self) {
-        if self.is_gone.subscribe().wait_for(|is_gone| *is_gone).await.is_err() {
+        if self.n_gone.subscribe().changed().await.is_err() {
             std::future::pending().await
         }
     }

@@ -1,5 +1,6 @@
 //! The section `hub` of the configuration.
 
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ pub struct HubConfig {
     pub nano: Vec<String>,
     /// Servers that speak OpenAI's words, as URLs. Prompts leave for them; none unless configured.
     pub external_llama: Vec<String>,
+    /// Whether this machine's service tells hubs on the LAN where it is.
+    pub announce: bool,
+    /// Where machines tell and ask, by multicast DNS.
+    pub discovery: SocketAddrV4,
     /// A file with the keys of backends: on each line an address as above, a space, its key.
     pub key_file: Option<PathBuf>,
     /// Whether this machine's own engine answers as well.
@@ -43,6 +48,8 @@ impl Default for HubConfig {
             port: 9999,
             nano: Vec::new(),
             external_llama: Vec::new(),
+            announce: false,
+            discovery: crate::discovery::GROUP,
             key_file: None,
             local: true,
             n_try: HUB_TRIES_MAX,

@@ -92,7 +92,9 @@ async fn probe(hub: &Hub, backend: &Backend, target: &Target) {
     let (now, why) = (state.health.standing(), state.health.why().map(str::to_owned));
     drop(state);
     let is_out = |standing| matches!(standing, Standing::Ejected { .. });
-    backend.set_gone(is_out(now));
+    if is_out(now) {
+        backend.tell_gone();
+    }
     if is_out(before) != is_out(now) || before == Standing::Unknown {
         let standing = if is_out(now) { "ejected" } else { "well" };
         tracing::info!(host = backend.name, standing, why, "a backend changed");

@@ -293,6 +293,11 @@ fn nobody(hub: &Hub, asked: &Asked) -> ApiError {
     let Some(model) = &asked.need.model else {
         return ApiError::not_supported("no backend of this hub speaks the words of this path");
     };
+    let is_it = |own: &String| own.eq_ignore_ascii_case(model);
+    if hub.model_names().iter().any(is_it) {
+        let message = format!("no backend with the model {model:?} speaks the words of this path");
+        return ApiError::not_supported(message);
+    }
     let known = hub.model_names().join(", ");
     ApiError::not_found(format!("model {model:?} is not known here; there are: {known}"))
         .at("model")

@@ -13,10 +13,11 @@
 //! tokens at the seam and the place of a chat's template would be guesses. Where the texts differ,
 //! the client is told that it failed. The price is the time to write the part once more.
 //!
-//! Only texts are followed. A stream that has said anything else that grows (calls of tools,
-//! probabilities, token numbers) cannot be compared and is not taken up.
+//! Texts are followed, and the numbers of their tokens where llama.cpp's frames have them. A stream
+//! that has said anything else that grows (calls of tools, probabilities) cannot be compared and is
+//! not taken up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::Value;
 
@@ -26,13 +27,14 @@ use crate::base::limits::HUB_TRANSCRIPT_BYTES_MAX;
 type Channel = (u64, &'static str);
 
 /// Fields that grow and are no text.
-const OTHER: [&str; 6] =
-    ["tool_calls", "function_call", "logprobs", "tokens", "completion_probabilities", "refusal"];
+const OTHER: [&str; 5] =
+    ["tool_calls", "function_call", "logprobs", "completion_probabilities", "refusal"];
 
 /// What a client has heard.
 #[derive(Clone, Debug, Default)]
 pub struct Transcript {
     texts: BTreeMap<Channel, String>,
+    tokens: BTreeMap<u64, VecDeque<Value>>,
     finished: BTreeSet<u64>,
     /// Fields that name the answer in each of its frames.
     names: BTreeMap<&'static str, Value>,
@@ -56,6 +58,10 @@ impl Transcript {
             self.n_bytes += text.len();
             self.texts.entry(channel).or_default().push_str(text);
         }
+        if let Some(tokens) = value.get("tokens").and_then(Value::as_array) {
+            self.n_bytes += tokens.len() * size_of::<Value>();
+            self.tokens.entry(index(value)).or_default().extend(tokens.iter().cloned());
+        }
         self.finished.extend(finished(value));
         self.is_closed |= value["stop"] == true || value["done"] == true || has_error(value);
         for name in ["id", "created"] {
@@ -66,6 +72,7 @@ impl Transcript {
         if self.n_bytes > HUB_TRANSCRIPT_BYTES_MAX {
             self.is_opaque = true;
             self.texts.clear();
+            self.tokens.clear();
         }
     }
 
@@ -97,7 +104,8 @@ impl Transcript {
     /// Begins to compare.
     pub fn replay(&self) -> Replay {
         Replay {
-            left: self.texts.iter().map(|(channel, text)| (*channel, text.clone())).collect(),
+            left: self.texts.clone(),
+            tokens: self.tokens.clone(),
             finished: self.finished.clone(),
             names: self.names.clone(),
             has_any: self.has_any,
@@ -109,6 +117,7 @@ impl Transcript {
 #[derive(Clone, Debug)]
 pub struct Replay {
     left: BTreeMap<Channel, String>,
+    tokens: BTreeMap<u64, VecDeque<Value>>,
     finished: BTreeSet<u64>,
     names: BTreeMap<&'static str, Value>,
     has_any: bool,
@@ -142,6 +151,7 @@ impl Replay {
                 self.left.remove(&channel);
             }
         }
+        is_new |= self.pass_tokens(&mut value)?;
         for idx in finished(&value) {
             if self.left.keys().any(|(own, _)| *own == idx) {
                 return Err(Diverged);
@@ -157,6 +167,21 @@ impl Replay {
             }
         }
         Ok(Some(value))
+    }
+
+    /// Leaves out the tokens that the client has heard; whether others are left.
+    fn pass_tokens(&mut self, value: &mut Value) -> Result<bool, Diverged> {
+        let idx = index(value);
+        let Some(tokens) = value.get_mut("tokens").and_then(Value::as_array_mut) else {
+            return Ok(false);
+        };
+        if let Some(heard) = self.tokens.get_mut(&idx) {
+            let n = heard.len().min(tokens.len());
+            if !heard.drain(..n).eq(tokens.drain(..n)) {
+                return Err(Diverged);
+            }
+        }
+        Ok(!tokens.is_empty())
     }
 
     /// Whether the client has heard more than the replay has said.
@@ -310,12 +335,20 @@ mod tests {
     fn what_is_no_text_cannot_be_compared() {
         let call = json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0}]}}]});
         assert!(!heard(&[call]).can_replay());
-        assert!(!heard(&[json!({"content": "x", "tokens": [1]})]).can_replay());
-        assert!(heard(&[json!({"content": "x", "tokens": [], "stop": false})]).can_replay());
         let mut long = Transcript::default();
         let text = "x".repeat(HUB_TRANSCRIPT_BYTES_MAX / 2 + 1);
         (0..2).for_each(|_| long.hear(&json!({ "content": text })));
         assert!(!long.can_replay());
+    }
+
+    #[test]
+    fn tokens_are_compared_as_texts_are() {
+        let frame = |text: &str, tokens: &[u32]| json!({"content": text, "tokens": tokens});
+        let transcript = heard(&[frame("a", &[1]), frame("", &[2])]);
+        let mut replay = transcript.replay();
+        assert_eq!(replay.pass(frame("a", &[1, 2, 3])), Ok(Some(frame("", &[3]))));
+        assert_eq!(replay.pass(frame("b", &[4])), Ok(Some(frame("b", &[4]))));
+        assert_eq!(transcript.replay().pass(frame("a", &[7])), Err(Diverged));
     }
 
     #[test]

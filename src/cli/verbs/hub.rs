@@ -2,9 +2,10 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::{self, ClientArgs};
 use super::serve::launch;
@@ -14,6 +15,7 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{print_json, table};
 use crate::cli::{Context, exit};
+use crate::discovery::browse;
 use crate::server::Client;
 
 /// Options of `hub`.
@@ -28,6 +30,15 @@ pub struct HubArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Look for appliances on the LAN that announce themselves
+    Discover {
+        /// How long, in milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 2000)]
+        wait: u64,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the backends of a running hub and how they stand
     Status {
         /// Where the hub is
@@ -116,6 +127,7 @@ impl HubServeArgs {
 pub fn run(context: &Context, args: &HubArgs) -> anyhow::Result<u8> {
     match &args.what {
         Some(What::Status { url, key, json }) => status(context, url.as_deref(), key, *json),
+        Some(What::Discover { wait, json }) => discover(context, *wait, *json),
         None => serve(context, &args.serve),
     }
 }
@@ -143,6 +155,22 @@ fn serve(context: &Context, args: &HubServeArgs) -> anyhow::Result<u8> {
 pub fn address(context: &Context) -> anyhow::Result<String> {
     let app = context.app(Vec::new())?;
     Ok(format!("{}:{}", app.config().server.host, app.config().hub.port))
+}
+
+fn discover(context: &Context, wait_ms: u64, as_json: bool) -> anyhow::Result<u8> {
+    let app = context.app(Vec::new())?;
+    let found = browse(app.config().hub.discovery, Duration::from_millis(wait_ms))?;
+    if as_json {
+        let found = found.iter().map(
+            |own| json!({"name": own.name, "node": own.node, "address": own.address.to_string()}),
+        );
+        print_json(&json!({ "found": found.collect::<Vec<_>>() }))?;
+        return Ok(exit::OK);
+    }
+    let mut rows = vec![["NAME", "ADDRESS", "NODE"].map(str::to_owned).to_vec()];
+    rows.extend(found.into_iter().map(|own| vec![own.name, own.address.to_string(), own.node]));
+    write!(std::io::stdout(), "{}", table(&rows))?;
+    Ok(exit::OK)
 }
 
 fn status(

@@ -6,7 +6,7 @@
 //! a broken engine     exit code 70, with where it broke and nothing of what it worked on
 //! ```
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::{App, AppError, Service};
+use crate::app::{App, AppError, Service, machine_name};
 use crate::base::config::Setting;
 use crate::base::limits::PAIR_S;
 use crate::cli::args::{ModelArgs, parse_size};
@@ -25,6 +25,7 @@ use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
+use crate::discovery::{Announcement, Responder};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
 use crate::hub::{Hub, Probes};
 use crate::server::{JobRunner, Listener, PairOffer, ServerError, router, subscriber};
@@ -145,6 +146,9 @@ pub struct ServeArgs {
     /// Show a code by which another machine can be paired; until then nobody has a key
     #[arg(long)]
     pair: bool,
+    /// Tell hubs on the LAN where this service is
+    #[arg(long)]
+    announce: bool,
     /// Keep no prompts on the disk
     #[arg(long)]
     no_disk_cache: bool,
@@ -171,6 +175,11 @@ impl ServeArgs {
             key: "model.n_batch".to_owned(),
             value: i64::from(n).into(),
             option: "--ubatch-size".to_owned(),
+        }));
+        settings.extend(self.announce.then(|| Setting {
+            key: "hub.announce".to_owned(),
+            value: true.into(),
+            option: "--announce".to_owned(),
         }));
         let mut add = |key: &str, option: &str, value: Option<Value>| {
             settings.extend(value.map(|value| Setting {
@@ -290,6 +299,7 @@ pub(super) fn launch(
     wire: impl FnOnce(App, OnPanic) -> Result<(Service, Option<Arc<Hub>>), AppError>,
 ) -> anyhow::Result<u8> {
     let config = app.config().server.clone();
+    let hub_config = app.config().hub.clone();
     let level = config.log_level().unwrap_or(tracing::Level::INFO);
     let events = subscriber(config.log_format, level, std::io::stderr);
     // Only a second service in one process could find another here.
@@ -312,6 +322,9 @@ pub(super) fn launch(
         let signals = [SignalKind::interrupt(), SignalKind::terminate()];
         let [interrupt, terminate] = signals.map(signal);
         announce(listener.address())?;
+        let _responder = hub_config
+            .announce
+            .then(|| announced(&service, hub_config.discovery, listener.address().port()));
         let _probes = hub.as_ref().map(Probes::start);
         serve(service, listener, [interrupt?, terminate?], grace).await
     });
@@ -412,6 +425,19 @@ async fn sweep(host: Host) {
         let host = host.clone();
         // An engine's thread is waited for, which is no work for a thread that speaks HTTP.
         let _ = tokio::task::spawn_blocking(move || host.sweep()).await;
+    }
+}
+
+/// Tells hubs that ask where the service is. Without that it serves all the same.
+fn announced(service: &Service, group: SocketAddrV4, port: u16) -> Option<Responder> {
+    let node = service.store.as_ref().and_then(|store| store.node().ok()).unwrap_or_default();
+    let announcement = Announcement { name: machine_name(), node, port };
+    match Responder::start(group, announcement) {
+        Ok(responder) => Some(responder),
+        Err(error) => {
+            terminal::note(format!("note: {error}; hubs do not find this service by themselves"));
+            None
+        }
     }
 }
 

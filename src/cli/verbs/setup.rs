@@ -1,26 +1,32 @@
 //! `jetforge setup`: on the PC, pairs it with an appliance by the code that the appliance shows.
 
 use std::io::{BufRead, Write};
+use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use crate::app::machine_name;
+use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json};
 use crate::cli::{Context, exit};
+use crate::discovery::browse;
 use crate::pair::Code;
 use crate::server::{Client, Introduction, PairingError, pair_with, random_key};
 use crate::store::{Peer, Store, now_ms};
 
+/// How long appliances have to announce themselves.
+const BROWSE: Duration = Duration::from_secs(2);
 /// Bytes of a line with a code.
 const LINE_BYTES_MAX: u64 = 256;
 
 /// Options of `setup`.
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// Address of the appliance
+    /// Address of the appliance; the one on the LAN that announces itself by default
     #[arg(long, value_name = "ADDRESS")]
-    nano_ip: String,
+    nano_ip: Option<String>,
     /// Its port
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     nano_port: u16,
@@ -45,10 +51,9 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
         None => asked()?,
     };
     let code = Code::read(&code).map_err(PairingError::from)?;
-    let host = args.nano_ip.trim_matches(['[', ']']);
-    let address = match host.contains(':') {
-        true => format!("[{host}]:{}", args.nano_port),
-        false => format!("{host}:{}", args.nano_port),
+    let address = match &args.nano_ip {
+        Some(host) => typed(host.trim_matches(['[', ']']), args.nano_port),
+        None => announced(app.config().hub.discovery)?,
     };
     let name = args.name.clone().unwrap_or_else(machine_name);
     let ours = Introduction { node: store.node()?, name, key: random_key()? };
@@ -69,6 +74,27 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
         terminal::note("`jetforge hub` asks it from now on");
     }
     Ok(exit::OK)
+}
+
+fn typed(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+/// The one appliance that announces itself.
+fn announced(group: SocketAddrV4) -> anyhow::Result<String> {
+    let found = browse(group, BROWSE)?;
+    match &found[..] {
+        [one] => Ok(one.address.to_string()),
+        [] => Err(CliError::usage("no appliance announces itself; give --nano-ip").into()),
+        many => {
+            let all: Vec<String> = many.iter().map(|own| own.address.to_string()).collect();
+            let message = format!("there are {}; give --nano-ip", all.join(", "));
+            Err(CliError::usage(message).into())
+        }
+    }
 }
 
 /// A code that a person types.
