@@ -80,9 +80,18 @@ fn an_appliance_that_announces_itself_is_found() {
     assert_eq!(found["found"][0]["node"].as_str().unwrap().len(), 16);
     let other = tempfile::tempdir().unwrap();
     let (_, shown, _) = run(home.path(), &["pair"]);
-    let args = ["setup", "--code", shown.trim(), "--set", &group];
+    // A hub that runs has the store, pairs, and asks the appliance from then on.
+    let hub = Process::start_verb(other.path(), "hub", &["--port", "0", "--no-local"]);
+    let address = hub.address.to_string();
+    let args = ["setup", "--code", shown.trim(), "--hub", &address, "--set", &group];
     let (code, _, said) = run(other.path(), &args);
     assert_eq!(code, 0, "{said}");
+    until("the appliance is well", || {
+        let status = send(hub.address, "GET", "/v1/status", &[], "").json();
+        status["upstream"]["backends"][0]["standing"] == "well"
+    });
+    let answer = post(hub.address, "/completion", &json!({"prompt": "x", "n_predict": 2}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
 #[test]

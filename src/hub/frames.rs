@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn frames_are_the_same_however_the_network_cuts_them() {
-        let text = ": hi\r\n\r\ndata: {\"a\":1}\n\nevent: x\ndata: {\"b\":\"\\n\"}\r\n\r\ndata: [DONE]\n\n";
+        let text = ": hi\r\n\r\ndata: {\"a\":1}\n\nevent: x\ndata: {\"b\":\"\\n\"}\r\n\r\n\
+                    data: [DONE]\n\n";
         let whole = |n: usize| {
             let mut splitter = Splitter::new(Form::Events);
             let mut frames = Vec::new();

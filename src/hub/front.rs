@@ -12,11 +12,21 @@ use serde_json::{Value, json};
 
 use super::ask::Asked;
 use super::relay::{HOST, relay};
-use super::{Hub, LOCAL};
+use super::{BackendOptions, Hub, Kind, LOCAL, probe};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
 use crate::server::{Admitted, Answering, Forward, Here};
+use crate::store::Peer;
 
 impl Forward for Hub {
+    fn join(self: Arc<Self>, peer: Peer) {
+        let (kind, name) = (Kind::Appliance, Some(peer.name));
+        let (address, key) = (peer.address, Some(peer.key));
+        // An address that was spoken with a moment ago is one.
+        if let Ok(backend) = (BackendOptions { kind, address, name, key }).backend() {
+            probe::join(&self, backend);
+        }
+    }
+
     fn answer(self: Arc<Self>, request: Admitted, here: Here) -> Answering {
         Box::pin(async move {
             let route = request.parts.extensions.get::<MatchedPath>().cloned();

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `policy`, `health`, `retry` and `replay` decide and know no network; `relay` and `stream` carry
-//! out what they say; `probe` finds out who is well. The hub is a layer of the service: keys, quotas,
-//! bounds, jobs and dialects are the service's own.
+//! out what they say; `probe` finds out who is well. The hub is a layer of the service: keys,
+//! quotas, bounds, jobs and dialects are the service's own.
 
 mod ask;
 mod backend;
@@ -29,8 +29,8 @@ mod world_tests;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use backend::Backend;
@@ -41,6 +41,7 @@ use health::Moment;
 pub use policy::{Kind, Stocked};
 pub use probe::Probes;
 use target::Target;
+use tokio::task::JoinHandle;
 
 use crate::base::limits::HUB_BACKENDS_MAX;
 
@@ -95,6 +96,12 @@ impl BackendOptions {
         Ok(self.target()? == Target::read(address, Some(NANO_PORT))?)
     }
 
+    fn backend(self) -> Result<Arc<Backend>, HubError> {
+        let target = self.target()?;
+        let name = self.name.unwrap_or_else(|| target.authority());
+        Ok(Backend::new(self.kind, name, Some(target), self.key))
+    }
+
     fn target(&self) -> Result<Target, HubError> {
         let default_port = (self.kind == Kind::Appliance).then_some(NANO_PORT);
         Target::read(&self.address, default_port)
@@ -123,7 +130,8 @@ pub struct LocalOptions {
 /// See the module.
 pub struct Hub {
     config: HubConfig,
-    backends: Vec<Arc<Backend>>,
+    backends: RwLock<Vec<Arc<Backend>>>,
+    probes: Mutex<Option<Vec<JoinHandle<()>>>>,
     look: Option<Box<dyn Fn() -> LocalView + Send + Sync>>,
     dialer: Dialer,
     started: Instant,
@@ -142,9 +150,7 @@ impl Hub {
     ) -> Result<Arc<Hub>, HubError> {
         let mut own = Vec::new();
         for options in backends {
-            let target = options.target()?;
-            let name = options.name.unwrap_or_else(|| target.authority());
-            own.push(Backend::new(options.kind, name, Some(target), options.key));
+            own.push(options.backend()?);
         }
         let look = local.map(|local| {
             let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None);
@@ -163,7 +169,8 @@ impl Hub {
         let seed = RandomState::new().build_hasher().finish();
         Ok(Arc::new(Hub {
             config,
-            backends: own,
+            backends: RwLock::new(own),
+            probes: Mutex::new(None),
             look,
             dialer,
             started: Instant::now(),
@@ -179,8 +186,18 @@ impl Hub {
         self.config.waits()
     }
 
-    fn backends(&self) -> &[Arc<Backend>] {
-        &self.backends
+    /// The backends of this moment.
+    fn backends(&self) -> Vec<Arc<Backend>> {
+        self.backends.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a backend in, in the place of one at the same address.
+    fn add(&self, backend: Arc<Backend>) {
+        let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|old| old.target.is_none() || old.target != backend.target);
+        if own.len() < HUB_BACKENDS_MAX {
+            own.insert(0, backend);
+        }
     }
 
     fn dialer(&self) -> &Dialer {
@@ -202,7 +219,7 @@ impl Hub {
 
     /// Learns how this machine's engine stands.
     fn look_at_local(&self) {
-        let local = self.backends.iter().find(|backend| backend.target.is_none());
+        let local = self.backends().into_iter().find(|backend| backend.target.is_none());
         if let (Some(look), Some(backend)) = (&self.look, local) {
             let view = look();
             let mut state = backend.state();
@@ -214,7 +231,7 @@ impl Hub {
     /// Every model that a backend lists.
     fn model_names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
-        for backend in &self.backends {
+        for backend in self.backends() {
             let state = backend.state();
             let stock = state.stock.iter().flatten();
             names.extend(stock.filter_map(|model| model.names.first().cloned()));

@@ -10,7 +10,7 @@
 //! A backend whose probes eject it is one that nobody waits for any longer: requests that hang on
 //! it, as after a cut of its power, are given to others.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -31,7 +31,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 const LOADING_MS: u64 = 500;
 
 /// The tasks that probe; they end when this is dropped.
-pub struct Probes(Vec<JoinHandle<()>>);
+pub struct Probes(Arc<Hub>);
 
 impl Probes {
     /// Probes the backends of a hub from now on.
@@ -39,17 +39,33 @@ impl Probes {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(hub: &Arc<Hub>) -> Probes {
-        let remote = hub.backends().iter().filter_map(|backend| {
-            let target = backend.target.clone()?;
-            Some(tokio::spawn(watch(Arc::clone(hub), Arc::clone(backend), target)))
-        });
-        Probes(remote.collect())
+        let backends = hub.backends();
+        let tasks = backends.iter().filter_map(|backend| spawn(hub, backend)).collect();
+        *hub.probes.lock().unwrap_or_else(PoisonError::into_inner) = Some(tasks);
+        Probes(Arc::clone(hub))
     }
+}
+
+/// Takes a backend in that is probed as the others are.
+pub(super) fn join(hub: &Arc<Hub>, backend: Arc<Backend>) {
+    hub.add(Arc::clone(&backend));
+    let mut tasks = hub.probes.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before the first probes it comes with all others.
+    if let Some(tasks) = &mut *tasks {
+        tasks.retain(|task| !task.is_finished());
+        tasks.extend(spawn(hub, &backend));
+    }
+}
+
+fn spawn(hub: &Arc<Hub>, backend: &Arc<Backend>) -> Option<JoinHandle<()>> {
+    let target = backend.target.clone()?;
+    Some(tokio::spawn(watch(Arc::clone(hub), Arc::clone(backend), target)))
 }
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        self.0.iter().for_each(JoinHandle::abort);
+        let tasks = self.0.probes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        tasks.iter().flatten().for_each(JoinHandle::abort);
     }
 }
 
@@ -60,6 +76,9 @@ async fn watch(hub: Arc<Hub>, backend: Arc<Backend>, target: Target) {
         let left = Duration::from_millis(due_ms.saturating_sub(hub.now_ms()));
         // A request that fails meanwhile changes when it is due.
         tokio::time::sleep(left.clamp(PAUSE_MIN, Duration::from_secs(1))).await;
+        if !hub.backends().iter().any(|own| Arc::ptr_eq(own, &backend)) {
+            return;
+        }
         if due() <= hub.now_ms() {
             probe(&hub, &backend, &target).await;
         }

@@ -109,10 +109,10 @@ impl Trip {
     fn plan(hub: Arc<Hub>, asked: Asked, here: Here) -> Result<Trip, ApiError> {
         let now_ms = hub.now_ms();
         hub.look_at_local();
-        let views: Vec<_> = hub.backends().iter().map(|backend| backend.view(now_ms)).collect();
+        let backends = hub.backends();
+        let views: Vec<_> = backends.iter().map(|backend| backend.view(now_ms)).collect();
         let order = rank(&asked.need, &views).into_iter().take(hub.config().n_try);
-        let left: VecDeque<Arc<Backend>> =
-            order.map(|idx| Arc::clone(&hub.backends()[idx])).collect();
+        let left: VecDeque<Arc<Backend>> = order.map(|idx| Arc::clone(&backends[idx])).collect();
         if left.is_empty() {
             return Err(nobody(&hub, &asked));
         }

@@ -24,7 +24,8 @@ use super::{ApiError, ServerError};
 const PUBLIC: [&str; 7] =
     ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json", "/v1/pair"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 10] = [
+const ADMIN: [(&str, Option<Method>); 11] = [
+    ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),
     ("/slots/{id}", None),

@@ -23,6 +23,7 @@ use hyper::body::Bytes;
 
 use super::ApiError;
 use crate::base::limits::HTTP_BODIES_BYTES_MAX;
+use crate::store::Peer;
 
 /// A request as it was let in: its head, with the caller in its extensions, and its whole body.
 #[derive(Clone)]
@@ -53,6 +54,9 @@ pub type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 pub trait Forward: Send + Sync {
     /// Answers a request, by `here` or by somebody else.
     fn answer(self: Arc<Self>, request: Admitted, here: Here) -> Answering;
+
+    /// Takes a machine in that this one was paired with just now.
+    fn join(self: Arc<Self>, peer: Peer);
 }
 
 /// The layer itself.

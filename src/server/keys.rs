@@ -234,7 +234,7 @@ fn hex(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// If the system has no random bytes.
-pub fn random_key() -> std::io::Result<String> {
+pub(super) fn random_key() -> std::io::Result<String> {
     let mut bytes = [0u8; 32];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -12,9 +12,8 @@ use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json};
 use crate::cli::{Context, exit};
 use crate::discovery::browse;
-use crate::pair::Code;
-use crate::server::{Client, Introduction, PairingError, pair_with, random_key};
-use crate::store::{Peer, Store, now_ms};
+use crate::server::{Client, pair_and_keep};
+use crate::store::{Store, StoreError};
 
 /// How long appliances have to announce themselves.
 const BROWSE: Duration = Duration::from_secs(2);
@@ -36,6 +35,12 @@ pub struct SetupArgs {
     /// What this machine is called there
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// The hub that runs on this machine, if one does
+    #[arg(long, value_name = "HOST:PORT")]
+    hub: Option<String>,
+    /// The key to show to it
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -45,32 +50,41 @@ pub struct SetupArgs {
 pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     // First of all, so that no code is spent on a pairing that could not be kept.
-    let store = Store::open(&app.dirs.state)?.store;
-    let code = match &args.code {
-        Some(code) => code.clone(),
-        None => asked()?,
+    let store = match Store::open(&app.dirs.state) {
+        Ok(opened) => Some(opened.store),
+        // A running hub has it, and pairs for us.
+        Err(StoreError::Locked { .. }) => None,
+        Err(error) => return Err(error.into()),
     };
-    let code = Code::read(&code).map_err(PairingError::from)?;
     let address = match &args.nano_ip {
         Some(host) => typed(host.trim_matches(['[', ']']), args.nano_port),
         None => announced(app.config().hub.discovery)?,
     };
+    let code = match &args.code {
+        Some(code) => code.clone(),
+        None => asked()?,
+    };
     let name = args.name.clone().unwrap_or_else(machine_name);
-    let ours = Introduction { node: store.node()?, name, key: random_key()? };
-    let theirs = pair_with(&Client::new(&address, None), code, &ours)?;
-    store.insert_peer(Peer {
-        node: theirs.node.clone(),
-        name: theirs.name.clone(),
-        address: format!("http://{address}"),
-        key_digest: ours.key_digest(),
-        key: theirs.key,
-        certificate: None,
-        paired_ms: now_ms(),
-    })?;
+    let paired = match store {
+        Some(store) => {
+            let peer = pair_and_keep(&store, &address, &code, &name)?;
+            json!({"node": peer.node, "name": peer.name})
+        }
+        None => {
+            let said = json!({"address": address, "code": code, "name": name});
+            let hub = match &args.hub {
+                Some(hub) => hub.clone(),
+                None => super::hub::address(context)?,
+            };
+            let hub = Client::new(&hub, args.key.clone());
+            hub.post("POST", "/v1/pair/ask", said.to_string().as_bytes())?
+        }
+    };
     if args.json {
-        print_json(&json!({"node": theirs.node, "name": theirs.name, "address": address}))?;
+        print_json(&paired)?;
     } else {
-        writeln!(std::io::stdout(), "paired with {} at {address}", theirs.name)?;
+        let name = paired["name"].as_str().unwrap_or_default();
+        writeln!(std::io::stdout(), "paired with {name} at {address}")?;
         terminal::note("`jetforge hub` asks it from now on");
     }
     Ok(exit::OK)

@@ -12,7 +12,10 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, VERSION, hex, part};
+use super::{
+    FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
+    pair_and_keep, part,
+};
 use crate::pair::{Hello, PairError, Role, Side};
 use crate::seal;
 use crate::server::fields::Fields;
@@ -25,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The routes of this file.
 pub(in crate::server) fn routes() -> Router<Gate> {
-    Router::new().route("/v1/pair", post(pair))
+    Router::new().route("/v1/pair", post(pair)).route("/v1/pair/ask", post(ask))
 }
 
 /// See the module. Clones share it.
@@ -136,6 +139,26 @@ impl PairDesk {
         tracing::info!(peer = theirs.name, node = theirs.node, "paired");
         Ok(json!({ "sealed": ours.seal(&sealer, FROM_ANSWERER).map_err(internal)? }))
     }
+}
+
+/// Has this machine pair with an appliance, for an owner whose service holds the store.
+async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let missing = || ApiError::not_supported("this service keeps no state and cannot be paired");
+    let desk = gate.pair_desk().cloned().ok_or_else(missing)?;
+    let text = |name: &str| fields.0.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (address, code) = (text("address").to_owned(), text("code").to_owned());
+    let name = if text("name").is_empty() { desk.0.name.as_str() } else { text("name") }.to_owned();
+    let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
+    let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
+    let peer = peer.map_err(|error| match error {
+        PairingError::Pair(PairError::NoCode) => ApiError::field("code", error.to_string()),
+        error => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", error.to_string()),
+    })?;
+    let told = json!({ "node": peer.node, "name": peer.name });
+    if let Some(forward) = gate.forward() {
+        Arc::clone(forward).join(peer);
+    }
+    Ok(Json(told))
 }
 
 async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, ApiError> {

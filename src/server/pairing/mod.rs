@@ -19,11 +19,12 @@ use sha2::{Digest, Sha256};
 pub(super) use desk::PairDesk;
 pub(super) use desk::routes;
 pub use offer::PairOffer;
-pub use starter::pair_with;
+pub use starter::pair_and_keep;
 
 use super::ClientError;
 use crate::pair::{PART_LEN, PairError, Part};
 use crate::seal::Sealer;
+use crate::store::StoreError;
 
 /// The version of these messages.
 const VERSION: u64 = 1;
@@ -48,11 +49,14 @@ pub enum PairingError {
     /// The file of the code cannot be used.
     #[error("the pairing code: {0}")]
     Offer(#[from] std::io::Error),
+    /// It is not kept.
+    #[error("the pairing is not kept: {0}")]
+    Store(#[from] StoreError),
 }
 
 /// What each side tells the other at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Introduction {
+pub(super) struct Introduction {
     /// What it calls itself: 16 hexadecimal digits.
     pub node: String,
     /// What people call it.

@@ -4,14 +4,42 @@ use serde_json::{Value, json};
 
 use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
-use crate::server::Client;
+use crate::server::{Client, random_key};
+use crate::store::{Peer, Store, now_ms};
+
+/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`. This
+/// machine is called `name` there.
+///
+/// # Errors
+/// As [`pair_with`], and if the store does not take it.
+pub fn pair_and_keep(
+    store: &Store,
+    address: &str,
+    code: &str,
+    name: &str,
+) -> Result<Peer, PairingError> {
+    let code = Code::read(code)?;
+    let ours = Introduction { node: store.node()?, name: name.to_owned(), key: random_key()? };
+    let theirs = pair_with(&Client::new(address, None), code, &ours)?;
+    let peer = Peer {
+        node: theirs.node,
+        name: theirs.name,
+        address: format!("http://{address}"),
+        key_digest: ours.key_digest(),
+        key: theirs.key,
+        certificate: None,
+        paired_ms: now_ms(),
+    };
+    store.insert_peer(peer.clone())?;
+    Ok(peer)
+}
 
 /// Pairs with the service that `client` speaks with, by the code that it shows. `ours` is what it
 /// gets to know; what it tells comes back.
 ///
 /// # Errors
 /// If it is not there, shows another code or none, or somebody stands in between.
-pub fn pair_with(
+fn pair_with(
     client: &Client,
     code: Code,
     ours: &Introduction,
