@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::openai::{Api, HERMES, real, saying};
 use crate::serve::Process;
-use crate::support::http::{get, send};
+use crate::support::http::{get, post, send};
 use crate::support::recipe::Recipe;
 use crate::support::skip::{node_with, python_with};
 
@@ -156,6 +156,13 @@ async fn prompts_of_every_kind() {
     assert_eq!(n, count("prompt_eval_count") + count("eval_count"));
     let more = generate(json!({"prompt": "More.", "context": context})).await;
     assert!(more["prompt_eval_count"].as_u64().unwrap() > n, "{more}");
+    // A text starts once, also where it goes on.
+    let bos = context[0].clone();
+    let more = generate(json!({"prompt": "More.", "raw": true, "context": context})).await;
+    let plain = generate(json!({"prompt": "More.", "raw": true})).await;
+    let (n_more, n_plain) = (&more["prompt_eval_count"], &plain["prompt_eval_count"]);
+    let n_bos = u64::from(tokens(&api, "x").await[0] == bos);
+    assert_eq!(n_more.as_u64().unwrap(), n + n_plain.as_u64().unwrap() - n_bos);
     for (body, reason) in [
         (json!({}), "load"),
         (json!({"prompt": "", "keep_alive": 0}), "unload"),
@@ -166,6 +173,23 @@ async fn prompts_of_every_kind() {
     }
     let loaded = api.post("/api/chat", json!({"messages": []})).await;
     assert_eq!((&loaded["done_reason"], &loaded["done"]), (&json!("load"), &json!(true)));
+}
+
+/// The tokens of a text with those that stand around it.
+async fn tokens(api: &Api, text: &str) -> Vec<Value> {
+    let body = json!({"content": text, "add_special": true});
+    api.post("/tokenize", body).await["tokens"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_verbose_look_shows_the_long_lists() {
+    let api = real();
+    let show = async |is_verbose: bool| {
+        let said = api.post("/api/show", json!({"verbose": is_verbose})).await;
+        said["model_info"]["tokenizer.ggml.tokens"].clone()
+    };
+    assert_eq!(show(false).await, Value::Null);
+    assert!(show(true).await.as_array().is_some_and(|tokens| tokens.len() > 1000));
 }
 
 #[tokio::test]
@@ -212,6 +236,22 @@ fn models_come_and_go_on_the_real_shelf() {
         send(service.address, "DELETE", "/api/delete", &[], &body)
     };
     assert_eq!(delete("default").status, 409, "it is loaded");
+    let ask = |body: Value| post(service.address, "/api/generate", &body);
+    assert_eq!(ask(json!({"model": "tiny", "keep_alive": -1})).json()["done_reason"], "load");
+    for spelling in ["tiny", "Tiny", "TINY:latest"] {
+        assert_eq!(delete(spelling).status, 409, "{spelling} is loaded");
+    }
+    let loaded = || {
+        let models = get(service.address, "/api/ps").json()["models"].clone();
+        models.as_array().unwrap().iter().any(|model| model["name"] == "tiny")
+    };
+    assert!(loaded());
+    for _ in 0..2 {
+        // What is not loaded is not loaded to be unloaded.
+        let said = ask(json!({"model": "tiny", "keep_alive": 0})).json();
+        assert_eq!((&said["model"], &said["done_reason"]), (&json!("tiny"), &json!("unload")));
+        assert!(!loaded());
+    }
     assert_eq!(delete("tiny:latest").status, 200);
     assert!(!store.join("tiny.gguf").exists());
     let gone = delete("tiny");

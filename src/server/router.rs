@@ -31,6 +31,7 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let own = own.merge(tabby::health_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     if let Some(door) = gate.jobs() {
         // As below: the body of a job was bounded when it came.

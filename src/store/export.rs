@@ -138,6 +138,9 @@ impl Store {
                     _ => imported.n_added += 1,
                 }
             }
+            let sums = "UPDATE jobs SET piece_bytes = \
+                        (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = n)";
+            connection.execute(sums, [])?;
             Ok(imported)
         })
     }

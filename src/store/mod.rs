@@ -18,6 +18,7 @@ mod connection;
 mod export;
 mod jobs;
 mod open;
+mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -32,9 +33,9 @@ use rusqlite::Connection;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
-pub use jobs::{
-    AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
-    StateCount, Update,
+pub use rows::{
+    AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
+    PieceRow, QueueLimits, StateCount, Update,
 };
 use writer::Writer;
 

@@ -3,6 +3,7 @@
 pub mod hosted;
 pub mod http;
 pub mod recipe;
+pub mod run;
 pub mod skip;
 pub mod socket;
 pub mod source;
