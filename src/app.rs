@@ -68,6 +68,8 @@ pub struct ModelConfig {
     pub n_batch: Option<u32>,
     /// Threads; unset takes the machine's cores.
     pub n_threads: Option<usize>,
+    /// Whether each thread stays on a core of its own: for a machine that does nothing else.
+    pub pin_threads: bool,
     /// Instruction set of the kernels; unset takes the best that the machine has.
     pub isa: Option<String>,
     /// How keys and values are stored, `f16` or `f32`.
@@ -285,6 +287,7 @@ impl App {
             draft: None,
             n_batch: model.n_batch,
             n_threads: model.n_threads,
+            pin_threads: model.pin_threads,
             isa: model.isa.clone(),
             memory_max_bytes: Some(self.memory_for_models()),
         }

@@ -22,6 +22,7 @@ mod pages;
 mod perplexity;
 mod prefixes;
 mod pull;
+mod quality;
 mod quantize;
 mod safetensors;
 mod sampler;

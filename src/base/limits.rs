@@ -285,6 +285,8 @@ pub const STORE_CHECK_BYTES_MAX: u64 = 64 << 20;
 pub const STORE_LOST_NAMED_MAX: usize = 20;
 /// Bytes of a line of an import.
 pub const STORE_LINE_BYTES_MAX: usize = 128 << 20;
+/// Machines that this one is paired with.
+pub const PEERS_MAX: usize = 64;
 /// Jobs that run at once.
 pub const JOBS_AT_ONCE_MAX: usize = 64;
 /// Jobs that wait or run.

@@ -118,6 +118,9 @@ pub struct ModelArgs {
     /// Threads; -1 for as many as there are cores
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
+    /// Keep each thread on a core of its own: for a machine that does nothing else
+    #[arg(long)]
+    pub pin: bool,
     /// Instruction set of the kernels
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
@@ -157,6 +160,7 @@ impl ModelArgs {
         add("n_ctx", "--ctx-size", self.ctx_size.filter(|n| *n > 0).map(Into::into));
         add("n_batch", "--batch-size", self.batch_size.map(Into::into));
         add("n_threads", "--threads", self.threads.filter(|n| *n >= 0).map(Into::into));
+        add("pin_threads", "--pin", self.pin.then(|| true.into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));

@@ -470,21 +470,22 @@ fn a_migration_is_whole_or_has_not_happened_and_a_newer_file_is_left_alone() {
         insert(&store, 0);
     }
     let mut connection = Connection::open(&path).unwrap();
-    let (known, newer) = (schema::NEWEST, schema::NEWEST + 1);
-    let with = |step: &'static str| [&schema::STEPS[..], &[step]].concat();
+    let (now, next) = (schema::NEWEST, schema::NEWEST + 1);
+    let with = |step| [&schema::STEPS[..], &[step]].concat();
     let broken = with("CREATE TABLE more (x); SELECT broken");
     assert!(schema::migrate_by(&mut connection, &broken).is_err());
-    assert_eq!(schema::version(&connection).unwrap(), known);
+    assert_eq!(schema::version(&connection).unwrap(), now);
     let works = with("CREATE TABLE more (x)");
     open::update_by(&mut connection, dir.path(), &works).unwrap();
-    assert_eq!(schema::version(&connection).unwrap(), newer);
-    let before = Connection::open(dir.path().join(format!("state.{newer}.before"))).unwrap();
-    assert_eq!(schema::version(&before).unwrap(), known, "a checked copy of what was");
+    assert_eq!(schema::version(&connection).unwrap(), next);
+    let before = Connection::open(dir.path().join(format!("state.{next}.before"))).unwrap();
+    assert_eq!(schema::version(&before).unwrap(), now, "a checked copy of what was");
     drop(connection);
     let bytes = fs::read(&path).unwrap();
     let error = Store::open(dir.path()).map(|_| ()).unwrap_err();
-    let is_so = matches!(error, StoreError::TooNew { found, .. } if found == newer);
-    assert!(is_so, "{error}");
+    let is_newer =
+        matches!(error, StoreError::TooNew { found, known, .. } if found == next && known == now);
+    assert!(is_newer, "{error}");
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
 

@@ -146,10 +146,12 @@ async fn attend(
     let mut work = tokio::spawn(heard_by(Some(live.tap.clone()), work));
     let (happening, outcome) = tokio::select! {
         done = &mut work => match done {
-            Ok(_) if live.tap.has_failed() => {
-                (Happening::Stumbled("the text broke off".to_owned()), None)
-            }
-            Ok(outcome) => judge(outcome),
+            Ok(outcome) => match judge(outcome) {
+                (Happening::Answered, _) if live.tap.has_failed() => {
+                    (Happening::Stumbled("the text broke off".to_owned()), None)
+                }
+                judged => judged,
+            },
             Err(_) => (Happening::Stumbled("the request met a bug".to_owned()), None),
         },
         () = tokio::time::sleep(limit) => (at_limit, None),
