@@ -86,7 +86,7 @@ fn start(
     request.n_probs = top.unwrap_or(0);
     let tokenizer = info.tokenizer();
     let mut parser = None;
-    let mut own_tokens = if !is_text {
+    let tokens = if !is_text {
         let mut chat = json!({ "messages": messages(&text("system")?, &prompt) });
         if let Some(schema) = schema {
             let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
@@ -114,13 +114,7 @@ fn start(
         let encoded = tokenizer.encode(&whole, encode);
         encoded.map_err(|error| ApiError::field("prompt", error.to_string()))?
     };
-    let mut tokens = context(fields, tokenizer)?;
-    // A text has one start, and the context brought it.
-    let bos = tokenizer.special().bos;
-    if !tokens.is_empty() && bos.is_some() && own_tokens.first().copied() == bos {
-        own_tokens.remove(0);
-    }
-    tokens.extend(own_tokens);
+    let mut tokens = behind_context(fields, tokens, tokenizer)?;
     let n_dropped = fit_prompt(&mut tokens, wishes.trim, info.n_ctx(), request.n_predict)?;
     let context = (!is_text).then(|| tokens.clone());
     request.prompt = tokens;
@@ -145,14 +139,24 @@ fn messages(system: &str, prompt: &str) -> Vec<Value> {
     messages
 }
 
-/// Tokens that an earlier answer gave back, to go on from there.
-fn context(fields: &Fields, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, ApiError> {
+/// A prompt behind the tokens that an earlier answer gave back, to go on from there.
+fn behind_context(
+    fields: &Fields,
+    prompt: Vec<TokenId>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<TokenId>, ApiError> {
     let given = fields.array("context")?.map(Vec::as_slice).unwrap_or_default();
     let is_whole = |item: &&Value| item.is_i64() || item.is_u64();
     if !given.iter().all(|item| is_whole(&item)) {
         return Err(ApiError::field("context", "context must be an array of tokens"));
     }
-    given.iter().map(|item| token(item, "context", tokenizer)).collect()
+    let before = given.iter().map(|item| token(item, "context", tokenizer));
+    let mut tokens = before.collect::<Result<Vec<TokenId>, ApiError>>()?;
+    // A text has one start, and the context brought it.
+    let bos = tokenizer.special().bos.filter(|_| !tokens.is_empty());
+    let has_start = bos.is_some() && prompt.first().copied() == bos;
+    tokens.extend_from_slice(&prompt[usize::from(has_start)..]);
+    Ok(tokens)
 }
 
 /// A template of Ollama's with its variables filled in; those with more in them are refused.
