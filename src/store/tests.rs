@@ -194,8 +194,8 @@ fn a_disk_that_loses_and_reorders_what_was_not_synced_leaves_one_moment_or_the_n
         note(&store);
         live(&store, &mut note);
         // Enough for the log to go to its places and to begin anew, again and again.
-        for i in 4..16 {
-            let body = vec![b'a' + i as u8; 300_000];
+        for i in 4..18 {
+            let body = vec![b'a' + i as u8; 600_000];
             store.insert_job(NewJobRow { body, ..new_job(i) }, LIMITS).unwrap();
             note(&store);
         }
@@ -207,7 +207,7 @@ fn a_disk_that_loses_and_reorders_what_was_not_synced_leaves_one_moment_or_the_n
     let (mut n_before, mut n_after) = (0, 0);
     for (i, pair) in moments.windows(2).enumerate() {
         let [(before, told_before), (after, told_after)] = pair else { continue };
-        for _ in 0..6 {
+        for _ in 0..4 {
             let torn = before.torn(after, &mut random);
             let at = tempfile::tempdir().unwrap();
             fs::copy(dir.path().join("device.key"), at.path().join("device.key")).unwrap();
