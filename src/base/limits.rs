@@ -301,8 +301,12 @@ pub const JOBS_LISTED_MAX: i64 = 500;
 pub const JOB_ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Readers that follow jobs at once.
 pub const JOB_READERS_MAX: usize = 256;
-/// Time between two looks at what is too old to be kept.
+/// Milliseconds between two looks at what is too old to be kept.
 pub const JOBS_PURGE_EVERY_MS: i64 = 60_000;
+/// The same where no job comes or goes.
+pub const JOBS_PURGE_IDLE_MS: i64 = 3_600_000;
+/// Callbacks of one host that are looked at together.
+pub const CALLBACKS_MAX: i64 = 16;
 /// Tries of one callback.
 pub const CALLBACK_TRIES_MAX: i64 = 8;
 /// Time that one try of a callback may take.
