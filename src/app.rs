@@ -25,6 +25,7 @@ use crate::inference::{
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
+use crate::power::PowerConfig;
 use crate::server::{ServerConfig, ServerError};
 pub use prefixes::PrefixCacheConfig;
 pub use service::Service;
@@ -53,6 +54,8 @@ pub struct Config {
     pub prefix_cache: PrefixCacheConfig,
     /// Work that survives.
     pub jobs: JobsConfig,
+    /// Heat and power of the board.
+    pub power: PowerConfig,
 }
 
 /// The section `model`.
@@ -122,6 +125,7 @@ impl Shape for Config {
         }
         self.prefix_cache.check()?;
         self.jobs.check()?;
+        self.power.check()?;
         self.server.check()
     }
 }

@@ -163,9 +163,10 @@ fn allows(path: &str, value: &str) -> Option<bool> {
 }
 
 impl Actuator {
-    /// Sets the trees under `root`, and keeps its journal in the directory of states.
-    pub fn new(root: &Path, state_dir: &Path) -> Actuator {
-        Actuator { sysfs: Sysfs::new(root), journal: state_dir.join("power.journal.json") }
+    /// Sets the trees under `root`, and keeps the journal of this name in the directory of states.
+    pub fn new(root: &Path, state_dir: &Path, name: &str) -> Actuator {
+        let journal = state_dir.join(format!("{name}.journal.json"));
+        Actuator { sysfs: Sysfs::new(root), journal }
     }
 
     /// What would change: files that are there and hold something else, in the order in which they
@@ -397,7 +398,7 @@ mod tests {
         }
 
         fn actuator(&self) -> Actuator {
-            Actuator::new(self.root.path(), self.state.path())
+            Actuator::new(self.root.path(), self.state.path(), "power")
         }
 
         fn text(&self, path: &str) -> String {

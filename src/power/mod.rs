@@ -4,13 +4,14 @@
 //! sysfs under a root --> EnergyMeter --> joules so far
 //!                    --> Sensors ------> Readings: clocks, heat, watts, memory, what is absent
 //!
-//! PowerConfig + Board + Readings -> Policy
-//! Policy, State, Vitals, EngineView -> govern -> State, EnginePace, Settings
-//! Settings -> plan -> Actuator -> files of the kernel, and a journal of what stood there
+//! PowerConfig, Board, Readings -> policy
+//! policy, state, Readings, EngineView -> governor -> EnginePace, and settings of the board
+//! settings -> Actuator -> files of the kernel, and a journal of what stood there
+//! Keeper: all of this once a second
 //! ```
 //!
-//! Only this room reads the kernel's sensors, and only `apply.rs` of it writes. It knows nothing of
-//! tokens but how many there were.
+//! Only this room reads the kernel's sensors, and only `apply.rs` of it writes to the board. It
+//! knows nothing of tokens but how many there were.
 
 mod apply;
 mod board;
@@ -20,6 +21,7 @@ mod config;
 mod energy;
 mod governor;
 mod heat;
+mod keeper;
 mod nvpmodel;
 mod profile;
 mod sensors;
@@ -28,15 +30,11 @@ mod sysfs;
 mod tests;
 mod tune;
 
-pub use apply::{Actuator, ApplyError, Change, plan};
-pub use board::{Board, BoardKind};
-pub use calibrate::Calibration;
+pub use apply::{Actuator, ApplyError, Change};
+pub use board::Board;
 pub use config::PowerConfig;
 pub use energy::{EnergyMeter, NoEnergy};
-pub use governor::{
-    Cause, Decision, EnginePace, EngineView, Phase, Policy, Settings, State, Vitals, govern,
-};
+pub use governor::{Cause, Decision, EnginePace, EngineView, Phase};
+pub use keeper::{Keeper, choose, chosen, tune};
 pub use profile::{Profile, Tier};
 pub use sensors::{Readings, Sensors};
-pub use sysfs::Sysfs;
-pub use tune::{Tuning, tune};

@@ -29,7 +29,7 @@ const SWAPPINESS: &str = "10";
 const ZRAM_PARTS: u64 = 4;
 
 /// The settings for a board as it was read.
-pub fn tune(sysfs: &Sysfs, board: &Board, readings: &Readings, supply: Supply) -> Tuning {
+pub fn tuning(sysfs: &Sysfs, board: &Board, readings: &Readings, supply: Supply) -> Tuning {
     let mut tuning = Tuning::default();
     if board.is_nano() {
         let id = u32::from(supply == Supply::Watts5);
@@ -140,8 +140,8 @@ mod tests {
     fn lines(dir: &tempfile::TempDir, supply: Supply) -> (Vec<String>, Vec<String>) {
         let mut sensors = Sensors::open(dir.path());
         let readings = sensors.read();
-        let tuning = tune(&Sysfs::new(dir.path()), sensors.board(), &readings, supply);
-        let actuator = Actuator::new(dir.path(), dir.path());
+        let tuning = tuning(&Sysfs::new(dir.path()), sensors.board(), &readings, supply);
+        let actuator = Actuator::new(dir.path(), dir.path(), "tune");
         let changes = actuator.changes(&tuning.wanted).unwrap();
         let line = |c: &crate::power::apply::Change| format!("{} {}->{}", c.path, c.before, c.value);
         (changes.iter().map(line).collect(), tuning.notes)
