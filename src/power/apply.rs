@@ -134,7 +134,8 @@ fn allows(path: &str, value: &str) -> Option<bool> {
     if let Some((core, file)) =
         path.strip_prefix(CPU).and_then(|rest| rest.strip_prefix("/cpu")?.split_once('/'))
     {
-        let core_idx: usize = core.parse().ok().filter(|_| core.bytes().all(|b| b.is_ascii_digit()))?;
+        let core_idx: usize =
+            core.parse().ok().filter(|_| core.bytes().all(|b| b.is_ascii_digit()))?;
         return match file {
             _ if core_idx >= POWER_CORES_MAX => None,
             // The first core stays: some kernels cannot turn it off, and something must run.
@@ -202,7 +203,8 @@ impl Actuator {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut journal = self.read()?.unwrap_or(Journal { boot: self.boot(), changes: Vec::new() });
+        let mut journal =
+            self.read()?.unwrap_or(Journal { boot: self.boot(), changes: Vec::new() });
         if journal.boot != self.boot() {
             journal = Journal { boot: self.boot(), changes: Vec::new() };
         }
@@ -230,8 +232,7 @@ impl Actuator {
         let Some(journal) = self.read()? else { return Ok(Vec::new()) };
         let (mut done, mut failed) = (Vec::new(), None);
         let is_ours = journal.boot == self.boot();
-        let changes: Vec<Change> =
-            journal.changes.into_iter().rev().filter(|_| is_ours).collect();
+        let changes: Vec<Change> = journal.changes.into_iter().rev().filter(|_| is_ours).collect();
         for change in &changes {
             check(&change.path, &change.before)?;
             // Once before it counts: a minimum may be above a maximum that is still to come.
@@ -277,8 +278,11 @@ impl Actuator {
     fn write(&self, path: &str, value: &str) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Write { path: path.into(), value: value.into(), source };
         // Without `create`: a file that the kernel does not have is not made.
-        let mut file =
-            File::options().write(true).truncate(true).open(self.sysfs.path(path)).map_err(failed)?;
+        let mut file = File::options()
+            .write(true)
+            .truncate(true)
+            .open(self.sysfs.path(path))
+            .map_err(failed)?;
         file.write_all(value.as_bytes()).map_err(failed)
     }
 
@@ -419,7 +423,10 @@ mod tests {
         /// Every file that may be set, and what stands there.
         fn all(&self) -> BTreeMap<String, String> {
             let paths = self.slow().into_iter().map(|change| change.path);
-            paths.chain([SWAPPINESS.to_owned()]).map(|path| (path.clone(), self.text(&path))).collect()
+            paths
+                .chain([SWAPPINESS.to_owned()])
+                .map(|path| (path.clone(), self.text(&path)))
+                .collect()
         }
     }
 
@@ -527,7 +534,10 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             let error = bench.actuator().revert().unwrap_err();
             assert!(matches!(error, ApplyError::NoJournal { .. }), "{text:?}");
-            assert!(matches!(bench.actuator().apply(&bench.slow()), Err(ApplyError::NoJournal { .. })));
+            assert!(matches!(
+                bench.actuator().apply(&bench.slow()),
+                Err(ApplyError::NoJournal { .. })
+            ));
         }
     }
 

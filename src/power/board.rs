@@ -59,12 +59,14 @@ const TREES: [&str; 2] = ["proc/device-tree", "sys/firmware/devicetree/base"];
 impl Board {
     /// Reads which board this is. It always is one, if perhaps a PC that says nothing.
     pub fn identify(sysfs: &Sysfs) -> Board {
-        let in_tree = |file: &str| TREES.iter().find_map(|t| sysfs.bytes(&format!("{t}/{file}")).ok());
+        let in_tree =
+            |file: &str| TREES.iter().find_map(|t| sysfs.bytes(&format!("{t}/{file}")).ok());
         let words = in_tree("compatible").unwrap_or_default();
         let words = words.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         let compatible: Vec<String> =
             words.map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect();
-        let in_tree = |file: &str| TREES.iter().find_map(|t| sysfs.text(&format!("{t}/{file}")).ok());
+        let in_tree =
+            |file: &str| TREES.iter().find_map(|t| sysfs.text(&format!("{t}/{file}")).ok());
         let of_pc = || sysfs.text("sys/class/dmi/id/product_name").ok();
         let memory_bytes = memory_bytes(sysfs);
         Board {

@@ -61,8 +61,7 @@ impl Brake {
         let held = present.min(level_idx);
         let is_over = matches!((limit_mw, mw), (Some(limit), Some(mw)) if mw > limit);
         if self.is_alarm(n_over_current) {
-            let is_again =
-                self.alarm_ms.is_some_and(|at| now_ms.saturating_sub(at) < FORGIVE_MS);
+            let is_again = self.alarm_ms.is_some_and(|at| now_ms.saturating_sub(at) < FORGIVE_MS);
             let doubled = self.wait_ms.saturating_mul(2).clamp(ALARM_WAIT_MS, ALARM_WAIT_MS_MAX);
             self.wait_ms = if is_again { doubled } else { ALARM_WAIT_MS };
             self.alarm_ms = Some(now_ms);

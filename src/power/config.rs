@@ -212,7 +212,9 @@ impl PowerConfig {
             n_core: bounds.n_core_max.filter(|_| board.is_nano()),
             n_threads: config.n_threads,
             n_batch: config.n_batch,
-            background: config.background.unwrap_or(tier != Tier::Eco || self.profile == Profile::Auto),
+            background: config
+                .background
+                .unwrap_or(tier != Tier::Eco || self.profile == Profile::Auto),
             goal: match tier {
                 Tier::Eco => Goal::Energy(ECO_SHARE),
                 Tier::Balanced => Goal::Share(self.share_min),

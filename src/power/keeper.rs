@@ -63,7 +63,17 @@ impl Keeper {
         let known = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let state = State::with_calibrations(known, &policy.ladder);
         let state_dir = state_dir.to_owned();
-        Ok(Keeper { config, policy, state, sensors, readings, actuator, state_dir, set: None, trouble })
+        Ok(Keeper {
+            config,
+            policy,
+            state,
+            sensors,
+            readings,
+            actuator,
+            state_dir,
+            set: None,
+            trouble,
+        })
     }
 
     /// Which board it is.

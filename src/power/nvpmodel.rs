@@ -28,8 +28,7 @@ pub struct PowerMode {
 }
 
 /// Where the file is: a link to the one of the board.
-const FILES: [&str; 2] =
-    ["etc/nvpmodel.conf", "etc/nvpmodel/nvpmodel_t210_jetson-nano.conf"];
+const FILES: [&str; 2] = ["etc/nvpmodel.conf", "etc/nvpmodel/nvpmodel_t210_jetson-nano.conf"];
 
 /// The modes that this machine describes; none where there is no such file.
 pub fn power_modes(sysfs: &Sysfs) -> Vec<PowerMode> {
@@ -64,8 +63,7 @@ fn parse(text: &str) -> Vec<PowerMode> {
             }
             (None, [param, arg, value]) => {
                 let path = paths.get(&((*param).to_owned(), (*arg).to_owned()));
-                if let (Some(mode), Some(path), Ok(value)) =
-                    (modes.last_mut(), path, value.parse())
+                if let (Some(mode), Some(path), Ok(value)) = (modes.last_mut(), path, value.parse())
                 {
                     mode.values.push((path.clone(), value));
                 }

@@ -123,11 +123,8 @@ pub struct Bounds {
 }
 
 /// NVIDIA's mode 1, `5W`.
-pub const MODE_5W: Bounds = Bounds {
-    cpu_khz_max: Some(918_000),
-    gpu_hz_max: Some(640_000_000),
-    n_core_max: Some(2),
-};
+pub const MODE_5W: Bounds =
+    Bounds { cpu_khz_max: Some(918_000), gpu_hz_max: Some(640_000_000), n_core_max: Some(2) };
 
 impl Bounds {
     /// What both allow.

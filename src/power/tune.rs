@@ -66,7 +66,8 @@ impl Tuning {
             let gpu = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
             let top_hz = gpu.and_then(|gpu| gpu.steps_hz.last().copied()).unwrap_or(0);
             let settings = super::governor::Settings {
-                cpu_khz_max: at_most(&readings.cpu.steps_khz, bounds.cpu_khz_max).unwrap_or(top_khz),
+                cpu_khz_max: at_most(&readings.cpu.steps_khz, bounds.cpu_khz_max)
+                    .unwrap_or(top_khz),
                 gpu_hz_max: gpu
                     .and_then(|gpu| at_most(&gpu.steps_hz, bounds.gpu_hz_max))
                     .unwrap_or(top_hz),
@@ -143,7 +144,8 @@ mod tests {
         let tuning = tuning(&Sysfs::new(dir.path()), sensors.board(), &readings, supply);
         let actuator = Actuator::new(dir.path(), dir.path(), "tune");
         let changes = actuator.changes(&tuning.wanted).unwrap();
-        let line = |c: &crate::power::apply::Change| format!("{} {}->{}", c.path, c.before, c.value);
+        let line =
+            |c: &crate::power::apply::Change| format!("{} {}->{}", c.path, c.before, c.value);
         (changes.iter().map(line).collect(), tuning.notes)
     }
 

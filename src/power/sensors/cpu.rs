@@ -89,8 +89,11 @@ fn core(sysfs: &Sysfs, core_idx: usize) -> CoreReading {
 /// A table of clocks, sorted; what is no number is left out.
 pub fn steps_of<T: std::str::FromStr + Ord>(sysfs: &Sysfs, path: &str) -> Vec<T> {
     let text = sysfs.text(path).unwrap_or_default();
-    let mut steps: Vec<T> =
-        text.split_whitespace().filter_map(|word| word.parse().ok()).take(POWER_STEPS_MAX).collect();
+    let mut steps: Vec<T> = text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .take(POWER_STEPS_MAX)
+        .collect();
     steps.sort();
     steps.dedup();
     steps

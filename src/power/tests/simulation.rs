@@ -123,8 +123,7 @@ impl World {
         let nano = Nano::new(&mut rng, air_c, has_fan);
         let policy = policy_of(config);
         let start = Vitals { temp_mc: Some(40_000), ..Vitals::default() };
-        let (state, last) =
-            govern(&policy, &State::default(), &start, &EngineView::default(), 0);
+        let (state, last) = govern(&policy, &State::default(), &start, &EngineView::default(), 0);
         World {
             policy,
             nano,
@@ -254,7 +253,10 @@ fn max_is_the_fastest_and_eco_the_cheapest() {
             (world.tokens, world.joules / world.tokens)
         };
         let (max, balanced, eco) = (run(Profile::Max), run(Profile::Balanced), run(Profile::Eco));
-        assert!(max.0 >= balanced.0 && balanced.0 >= eco.0, "seed {seed}: {max:?} {balanced:?} {eco:?}");
+        assert!(
+            max.0 >= balanced.0 && balanced.0 >= eco.0,
+            "seed {seed}: {max:?} {balanced:?} {eco:?}"
+        );
         assert!(balanced.0 >= 0.93 * max.0, "seed {seed}: {max:?} {balanced:?}");
         assert!(balanced.1 < max.1, "seed {seed}: {max:?} {balanced:?}");
         assert!(eco.1 < max.1, "seed {seed}: {max:?} {eco:?}");
