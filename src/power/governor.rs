@@ -3,7 +3,7 @@
 //! ```text
 //! (state, vitals, engine, now) -> (state, decision)
 //!
-//! who waits      -> tier      auto: balanced for people, eco for jobs; raised at once, lowered late
+//! who waits      -> tier      auto: balanced for people, eco for jobs; rises at once, falls late
 //! tier, phase    -> level     idle: lowest   prefill: highest   decode: what calibration found
 //! heat, supply   -> caps      on the level, and on the share of the time that computes
 //! ```

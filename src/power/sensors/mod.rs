@@ -41,8 +41,8 @@ pub struct Absent {
     pub reason: Reason,
 }
 
-/// One look at the board. Units stand in the names: kHz and Hz, thousandths of a degree, millivolts,
-/// milliamperes, milliwatts, bytes.
+/// One look at the board. Units stand in the names: kHz and Hz, thousandths of a degree,
+/// millivolts, milliamperes, milliwatts, bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Readings {
     /// Cores and how busy they are.
