@@ -53,7 +53,8 @@ impl Hub {
     fn upstream(&self) -> Value {
         self.look_at_local();
         let now_ms = self.now_ms();
-        let backends = self.backends().iter().map(|backend| backend.to_json(now_ms));
+        let backends = self.backends();
+        let backends = backends.iter().map(|backend| backend.to_json(now_ms));
         json!({ "backends": backends.collect::<Vec<_>>(), "tries": self.config().n_try })
     }
 
