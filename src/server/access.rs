@@ -89,6 +89,15 @@ impl Access {
         Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", message))
     }
 
+    fn key(&self, headers: &HeaderMap) -> Option<Arc<Key>> {
+        presented(headers).and_then(|text| self.ring.find(text))
+    }
+
+    /// Whether the caller shows a key, or needs none for anything.
+    pub fn knows(&self, headers: &HeaderMap) -> bool {
+        !self.ring.is_required() || self.key(headers).is_some()
+    }
+
     /// The caller's key; `None` where none is needed.
     pub fn check_key(
         &self,
@@ -99,7 +108,7 @@ impl Access {
         if !self.ring.is_required() || route.is_some_and(|route| PUBLIC.contains(&route)) {
             return Ok(None);
         }
-        let key = presented(headers).and_then(|text| self.ring.find(text));
+        let key = self.key(headers);
         let Some(key) = key else { return Err(ApiError::unauthorized("Invalid API Key")) };
         let needed = scope_of(method, route);
         if key.scopes.contains(&needed) {

@@ -53,6 +53,7 @@ mod status;
 mod tabby;
 mod talk;
 mod timeline;
+mod vectors;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -32,6 +32,7 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
+    let own = own.merge(tabby::health_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     let dialects = match gate.forward().cloned() {
         Some(forward) => dialects.route_layer(middleware::from_fn_with_state(forward, pass_on)),

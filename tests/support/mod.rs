@@ -4,6 +4,7 @@ pub mod fake;
 pub mod hosted;
 pub mod http;
 pub mod recipe;
+pub mod run;
 pub mod skip;
 pub mod socket;
 pub mod source;
