@@ -285,6 +285,22 @@ fn a_server_outside_without_an_answer_is_a_failure_that_ends() {
 }
 
 #[test]
+fn with_hedging_a_second_one_answers_for_a_silent_one() {
+    let home = tempfile::tempdir().unwrap();
+    let silent = Fake::external("m", |_| Act::Silence);
+    let good = Fake::external("m", |_| Act::Json(200, completion("fine")));
+    let hub = hub_before(home.path(), &[&silent, &good], &["--set", "hub.hedge_ms=20"]);
+    let mut n = 0;
+    until("the silent one is asked first", || {
+        n += 1;
+        let body = json!({"model": "m", "prompt": format!("{n}")});
+        let answer = post(hub.address, "/v1/completions", &body);
+        assert_eq!((answer.status, host(&answer)), (200, good.address.to_string().as_str()));
+        !silent.heard().is_empty()
+    });
+}
+
+#[test]
 fn a_stream_goes_on_as_the_same_text_or_ends_as_a_failure() {
     let is_same = Arc::new(AtomicBool::new(true));
     let text = |same: &AtomicBool| if same.load(Ordering::SeqCst) { "def add" } else { "fn add" };

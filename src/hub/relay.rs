@@ -83,8 +83,9 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
         Err(error) => return error.into_response(),
     };
     let mut said = None;
-    while let Some(backend) = trip.left.pop_front() {
-        let missed = match trip.open(&backend).await {
+    while let Some(first) = trip.left.pop_front() {
+        let (backend, opened) = trip.attempt(first).await;
+        let missed = match opened {
             Ok(Opened::Whole(response)) => return named(response, &backend.name),
             Ok(Opened::Stream(incoming, headers)) => {
                 let response = stream::respond(trip, incoming, headers);
@@ -92,8 +93,7 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
             }
             Err(missed) => missed,
         };
-        tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
-        trip.told.push(format!("{}: {}", backend.name, missed.why));
+        trip.tell(&backend, &missed);
         let response = missed.response.map(|response| named(response, &backend.name));
         match retry::next(missed.outcome, trip.stakes(false)) {
             Next::Another | Next::Replay => said = response.or(said),
@@ -134,6 +134,44 @@ impl Trip {
         let error = ApiError::unavailable(message, RETRY);
         ApiError { status: StatusCode::BAD_GATEWAY, kind: "upstream_error", ..error }
             .into_response()
+    }
+
+    fn tell(&mut self, backend: &Backend, missed: &Missed) {
+        tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
+        self.told.push(format!("{}: {}", backend.name, missed.why));
+    }
+
+    /// One try; two side by side if hedging is on and the first one takes long. Whoever answers
+    /// first wins, and the other one is left.
+    async fn attempt(&mut self, first: Arc<Backend>) -> (Arc<Backend>, Result<Opened, Missed>) {
+        let hedge = Duration::from_millis(self.hub.config().hedge_ms);
+        let second = self.left.front().filter(|_| !hedge.is_zero() && !self.asked.is_kept).cloned();
+        let Some(second) = second else {
+            let opened = self.open(&first).await;
+            return (first, opened);
+        };
+        let (winner, lost) = {
+            let mut one = std::pin::pin!(self.open(&first));
+            if let Ok(opened) = tokio::time::timeout(hedge, &mut one).await {
+                return (Arc::clone(&first), opened);
+            }
+            let mut two = std::pin::pin!(self.open(&second));
+            tokio::select! {
+                opened = &mut one => match opened {
+                    Ok(_) => ((Arc::clone(&first), opened), None),
+                    Err(missed) => ((Arc::clone(&second), two.await), Some((&first, missed))),
+                },
+                opened = &mut two => match opened {
+                    Ok(_) => ((Arc::clone(&second), opened), None),
+                    Err(missed) => ((Arc::clone(&first), one.await), Some((&second, missed))),
+                },
+            }
+        };
+        self.left.pop_front();
+        if let Some((backend, missed)) = lost {
+            self.tell(backend, &missed);
+        }
+        winner
     }
 
     /// Asks one backend, and writes down how it went.
