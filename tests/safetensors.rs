@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::cli::jetforge;
 use crate::support::recipe::Recipe;
+use crate::support::run::Run;
 
 /// A tensor of a folder: name, type, shape from the outermost, bytes.
 type Tensor = (String, &'static str, Vec<u64>, Vec<u8>);
@@ -27,17 +28,17 @@ struct Twin {
 }
 
 /// Hugging Face's name of a tensor.
-fn name_of(gguf: &str) -> String {
+fn name_of(gguf: &str, is_phi: bool) -> String {
     let parts = [
         ("attn_norm", "input_layernorm"),
         ("attn_q", "self_attn.q_proj"),
         ("attn_k", "self_attn.k_proj"),
         ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
+        ("attn_output", if is_phi { "self_attn.dense" } else { "self_attn.o_proj" }),
         ("ffn_norm", "post_attention_layernorm"),
         ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
+        ("ffn_up", if is_phi { "mlp.fc1" } else { "mlp.up_proj" }),
+        ("ffn_down", if is_phi { "mlp.fc2" } else { "mlp.down_proj" }),
     ];
     match gguf.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, rest)) => {
@@ -47,9 +48,12 @@ fn name_of(gguf: &str) -> String {
         }
         None => match gguf {
             "token_embd.weight" => "model.embed_tokens.weight".to_owned(),
-            "output_norm.weight" => "model.norm.weight".to_owned(),
-            "output.weight" => "lm_head.weight".to_owned(),
-            other => panic!("{other}"),
+            other => match other.split_once('.') {
+                Some(("output_norm", kind)) if is_phi => format!("model.final_layernorm.{kind}"),
+                Some(("output_norm", kind)) => format!("model.norm.{kind}"),
+                Some(("output", kind)) => format!("lm_head.{kind}"),
+                _ => panic!("{other}"),
+            },
         },
     }
 }
@@ -85,17 +89,35 @@ impl Twin {
             _ if name.contains("attn_k.") => Some(number("attention.head_count_kv") as usize),
             _ => None,
         };
-        let tensors = gguf.tensors().iter().map(|info| {
+        let is_phi = arch == "phi2";
+        let tensors = gguf.tensors().iter().flat_map(|info| {
             let bytes = gguf.bytes(info);
             let bytes = n_head(&info.name).map_or(bytes.to_vec(), |n| in_halves(bytes, n));
             let shape: Vec<u64> = info.shape.iter().rev().copied().collect();
             let dtype = if info.ty == TensorType::BF16 { "BF16" } else { "F32" };
-            (name_of(&info.name), dtype, shape, bytes)
+            // One matrix for three in the recipe; the folder keeps them apart.
+            let parts: &[&str] =
+                if info.name.contains("attn_qkv") { &["q", "k", "v"] } else { &[""] };
+            let (n_bytes, mut shape) = (bytes.len() / parts.len(), shape);
+            shape[0] /= parts.len() as u64;
+            let part = |(i, part): (usize, &&str)| {
+                let name = name_of(&info.name.replace("qkv", part), is_phi);
+                (name, dtype, shape.clone(), bytes[i * n_bytes..][..n_bytes].to_vec())
+            };
+            parts.iter().enumerate().map(part).collect::<Vec<Tensor>>()
         });
         let tensors = tensors.collect();
-        let class = if arch == "llama" { "LlamaForCausalLM" } else { "Qwen2ForCausalLM" };
+        let class = match arch.as_str() {
+            "llama" => "LlamaForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            "phi2" => "PhiForCausalLM",
+            _ => "StableLmForCausalLM",
+        };
+        let is_layer_norm = matches!(arch.as_str(), "phi2" | "stablelm");
+        let eps = if is_layer_norm { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+        let eps = float(&format!("attention.{eps}"));
         let mut config = json!({
-            "architectures": [class], "hidden_act": "silu",
+            "architectures": [class], "hidden_act": if is_phi { "gelu_new" } else { "silu" },
             "vocab_size": number("vocab_size"),
             "hidden_size": number("embedding_length"),
             "intermediate_size": number("feed_forward_length"),
@@ -103,10 +125,17 @@ impl Twin {
             "num_attention_heads": number("attention.head_count"),
             "num_key_value_heads": number("attention.head_count_kv"),
             "max_position_embeddings": number("context_length"),
-            "rms_norm_eps": float("attention.layer_norm_rms_epsilon"),
+            if is_layer_norm { "layer_norm_eps" } else { "rms_norm_eps" }: eps,
             "rope_theta": float("rope.freq_base"),
             "tie_word_embeddings": gguf.tensor("output.weight").is_none(),
         });
+        if let Ok(Some(n)) = meta.u64(&format!("{arch}.rope.dimension_count")) {
+            let head_dim = number("embedding_length") / number("attention.head_count");
+            config["partial_rotary_factor"] = (n as f64 / head_dim as f64).into();
+        }
+        if let Ok(Some(is_parallel)) = meta.bool(&format!("{arch}.use_parallel_residual")) {
+            config["use_parallel_residual"] = is_parallel.into();
+        }
         if let Ok(Some(factor)) = meta.f32(&format!("{arch}.rope.scaling.factor")) {
             config["rope_scaling"] = json!({"type": "linear", "factor": factor});
         }
@@ -178,9 +207,10 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
     let merges = meta.strs("tokenizer.ggml.merges").unwrap().unwrap_or_default();
     let split =
         |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"});
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+    let is_phi = meta.str("tokenizer.ggml.pre").unwrap() == Some("phi-2");
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": is_phi});
     let rules = match meta.str("tokenizer.ggml.pre").unwrap() {
-        Some("qwen2") => vec![split(concat!(
+        Some("qwen2" | "stablelm2") => vec![split(concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ))],
@@ -212,17 +242,9 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
     (tokenizer, settings)
 }
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
 fn run(dir: &Path, args: &[&str]) -> Run {
     let mut command: Command = jetforge(Path::new("/nonexistent"));
-    let output = command.current_dir(dir).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    Run::of(command.current_dir(dir).args(args))
 }
 
 /// Greedy text, and the probabilities of each token, of a file.
@@ -230,20 +252,23 @@ fn answer(dir: &Path, model: &str) -> (String, String) {
     let args = ["generate", "--raw", "-p", "def add(a, b):", "-n", "12", "--temp", "0", "-m"];
     let more = [model, "--n-probs", "5", "--json", "--kv-type", "f32"];
     let run = run(dir, &[&args[..], &more].concat());
-    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(run.code, 0, "{}", run.err);
     let json: Json = serde_json::from_str(&run.out).unwrap();
     (json["text"].to_string(), json["probs"].to_string())
 }
 
 #[test]
 fn a_folder_becomes_the_file_that_its_twin_is() {
-    for (case, is_bf16, n_file, recipe) in
-        [("llama", false, 1, "F32"), ("llama-linear", true, 3, "BF16"), ("qwen2", true, 2, "BF16")]
-    {
+    for (case, is_bf16, n_file, recipe) in [
+        ("llama", false, 1, "F32"),
+        ("llama-linear", true, 3, "BF16"),
+        ("qwen2", true, 2, "BF16"),
+        ("stablelm", true, 2, "BF16"),
+    ] {
         let twin = Twin::new(case, is_bf16);
         twin.write(n_file);
         let made = run(twin.dir.path(), &["quantize", "model", "made.gguf", recipe]);
-        assert_eq!(made.code, Some(0), "{case}: {}", made.err);
+        assert_eq!(made.code, 0, "{case}: {}", made.err);
         let got = Gguf::open(&twin.dir.path().join("made.gguf")).unwrap();
         assert_eq!(got.tensors().len(), twin.gguf.tensors().len(), "{case}");
         for info in twin.gguf.tensors() {
@@ -255,6 +280,8 @@ fn a_folder_becomes_the_file_that_its_twin_is() {
             // Scores follow the numbers of tokens; the recipe's are its own.
             if ["general.name", "general.quantization_version", "tokenizer.ggml.scores"]
                 .contains(&key)
+                // Qwen's rule by another name.
+                || (case == "stablelm" && key == "tokenizer.ggml.pre")
             {
                 continue;
             }
@@ -269,6 +296,19 @@ fn a_folder_becomes_the_file_that_its_twin_is() {
     }
 }
 
+/// Phi keeps queries, keys and values apart, and the recipe's file has them in one matrix: other
+/// tensors, the same numbers.
+#[test]
+fn a_folder_of_phi_answers_as_its_twin_does() {
+    let twin = Twin::new("phi2", false);
+    twin.write(2);
+    let dir = twin.dir.path();
+    let made = run(dir, &["quantize", "model", "made.gguf", "F32"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    std::fs::write(dir.join("twin.gguf"), Recipe::read("phi2").build(TensorType::F32)).unwrap();
+    assert_eq!(answer(dir, "made.gguf"), answer(dir, "twin.gguf"));
+}
+
 /// From the folder at once, and over a file in between: the same weights.
 #[test]
 fn quantised_at_once_or_in_two_steps_is_the_same() {
@@ -277,7 +317,7 @@ fn quantised_at_once_or_in_two_steps_is_the_same() {
     let dir = twin.dir.path();
     let ok = |args: &[&str]| {
         let run = run(dir, args);
-        assert_eq!(run.code, Some(0), "{}", run.err);
+        assert_eq!(run.code, 0, "{}", run.err);
         run.out
     };
     ok(&["quantize", "model", "N3_M"]);
@@ -301,9 +341,9 @@ fn what_is_not_understood_is_refused() {
     let twin = || Twin::new("qwen2", true);
     type Change = fn(&mut Twin);
     let cases: [(Change, &str); 10] = [
-        (|t| t.config["architectures"][0] = "MambaForCausalLM".into(), "Qwen2ForCausalLM are"),
+        (|t| t.config["architectures"][0] = "MambaForCausalLM".into(), "StableLmForCausalLM are"),
         (|t| t.config["rope_scaling"] = json!({"type": "dynamic", "factor": 2}), "linear and yarn"),
-        (|t| t.config["hidden_act"] = "gelu".into(), "silu is"),
+        (|t| t.config["hidden_act"] = "gelu".into(), "of the family"),
         (|t| t.config["num_hidden_layers"] = u64::MAX.into(), "of a usual size"),
         (|t| t.config["vocab_size"] = 64.into(), "beyond vocab_size"),
         (|t| drop(t.tensors.remove(4)), "the weights have no"),
@@ -317,12 +357,7 @@ fn what_is_not_understood_is_refused() {
         change(&mut twin);
         twin.write(1);
         let run = run(twin.dir.path(), &["quantize", "model", "x.gguf", "F16"]);
-        assert!(
-            run.code == Some(3) && run.err.contains(says),
-            "{says}: {:?} {}",
-            run.code,
-            run.err
-        );
+        assert!(run.code == 3 && run.err.contains(says), "{says}: {:?} {}", run.code, run.err);
         assert!(!twin.dir.path().join("x.gguf").exists());
     }
     let whole = twin();
@@ -330,17 +365,17 @@ fn what_is_not_understood_is_refused() {
     let dir = whole.dir.path();
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/perplexity/text.txt");
     let report = run(dir, &["quantize", "model", "N4", "--report", text.to_str().unwrap()]);
-    assert!(report.code == Some(2) && report.err.contains("model-f16.gguf F16"), "{}", report.err);
+    assert!(report.code == 2 && report.err.contains("model-f16.gguf F16"), "{}", report.err);
     let shard = path.join("model-00001-of-00002.safetensors");
     let own = run(dir, &["quantize", "model", shard.to_str().unwrap(), "F16", "--force"]);
-    assert!(own.code == Some(1) && own.err.contains("a part of it"), "{}", own.err);
+    assert!(own.code == 1 && own.err.contains("a part of it"), "{}", own.err);
     let index = path.join("model.safetensors.index.json");
     std::fs::write(&index, r#"{"weight_map": {"a": "../x.safetensors"}}"#).unwrap();
     let away = run(dir, &["quantize", "model", "F16"]);
-    assert!(away.code == Some(3) && away.err.contains("elsewhere"), "{}", away.err);
+    assert!(away.code == 3 && away.err.contains("elsewhere"), "{}", away.err);
     std::fs::remove_file(index).unwrap();
     let two = run(dir, &["quantize", "model", "F16"]);
-    assert!(two.code == Some(3) && two.err.contains("nor one .safetensors"), "{}", two.err);
+    assert!(two.code == 3 && two.err.contains("nor one .safetensors"), "{}", two.err);
 }
 
 /// Llama's vocabulary as SentencePiece's own file, whose scores and kinds are taken as they stand.
@@ -368,7 +403,7 @@ fn a_sentencepiece_file_is_taken_as_it_stands() {
     let path = twin.write(1);
     std::fs::write(path.join("tokenizer.model"), model).unwrap();
     let made = run(twin.dir.path(), &["quantize", "model", "made.gguf", "F32"]);
-    assert_eq!(made.code, Some(0), "{}", made.err);
+    assert_eq!(made.code, 0, "{}", made.err);
     let got = Gguf::open(&twin.dir.path().join("made.gguf")).unwrap();
     for key in ["model", "pre", "tokens", "scores", "token_type", "bos_token_id", "eos_token_id"] {
         let key = format!("tokenizer.ggml.{key}");
@@ -387,15 +422,15 @@ fn weights_that_the_target_cannot_hold_are_named() {
     let dir = twin.dir.path();
     let run_it = |args: &[&str]| run(dir, &[&["quantize", "model", "x.gguf"][..], args].concat());
     let refused = run_it(&["F16"]);
-    assert_eq!(refused.code, Some(3), "{}", refused.err);
+    assert_eq!(refused.code, 3, "{}", refused.err);
     assert!(refused.err.contains("'blk.0.ffn_up.weight' has a weight of 999424 in row 1"));
     assert!(refused.err.contains("--tensor-type 'blk.0.ffn_up.weight=F32'"), "{}", refused.err);
     let kept = run_it(&["F16", "--tensor-type", "blk.0.ffn_up.weight=F32"]);
-    assert_eq!(kept.code, Some(0), "{}", kept.err);
+    assert_eq!(kept.code, 0, "{}", kept.err);
     let norm = twin.tensors.iter().position(|t| t.0 == "model.norm.weight").unwrap();
     twin.tensors[norm].3[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
     twin.write(1);
     let run = run(twin.dir.path(), &["quantize", "model", "y.gguf", "BF16"]);
-    assert_eq!(run.code, Some(3), "{}", run.err);
+    assert_eq!(run.code, 3, "{}", run.err);
     assert!(run.err.contains("'output_norm.weight'"), "copied numbers are looked at: {}", run.err);
 }

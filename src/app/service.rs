@@ -31,6 +31,8 @@ pub struct Service {
     pub gate: Gate,
     /// What the owner should know, such as a context that was reduced.
     pub notes: Vec<String>,
+    /// What survives, if it could be opened.
+    pub store: Option<Store>,
 }
 
 impl App {
@@ -62,7 +64,9 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
-        let (sync, jobs) = self.open_jobs(&mut notes).unzip();
+        let mut kept = None;
+        let jobs = self.open_jobs(&mut kept, &mut notes);
+        let state_dir = self.dirs.state.clone();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
@@ -82,31 +86,35 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
-        if let Some(sync) = sync {
+        let store = kept.map(|(store, sync)| {
+            gate.pair_with(&state_dir, store.clone(), machine_name());
             gate.keep_sync(sync);
-        }
-        Ok(Service { host, gate, notes })
+            store
+        });
+        Ok(Service { host, gate, notes, store })
     }
 
-    /// The jobs of the state directory, and who tells peers of them. A service whose jobs cannot be had answers requests, and
-    /// says why it keeps none.
-    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<(Node, Jobs)> {
+    /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A
+    /// service whose jobs cannot be had answers requests, and says why it keeps none.
+    fn open_jobs(&self, kept: &mut Option<(Store, Node)>, notes: &mut Vec<String>) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
         }
-        let open = || -> Result<(Node, Jobs), Box<dyn std::error::Error>> {
+        let open = || -> Result<Jobs, Box<dyn std::error::Error>> {
             let opened = Store::open(&self.dirs.state)?;
             notes.extend(opened.notes);
+            // Peers are told of what ran when the program went, so this comes before the jobs.
             let sync = Node::open(opened.store.clone())?;
+            *kept = Some((opened.store.clone(), sync));
             let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
             }
-            Ok((sync, jobs))
+            Ok(jobs)
         };
         match open() {
-            Ok(kept) => Some(kept),
+            Ok(jobs) => Some(jobs),
             Err(error) => {
                 notes.push(format!("{error}; this service keeps no jobs"));
                 None
@@ -196,6 +204,12 @@ impl App {
     }
 }
 
+/// What this machine is called.
+pub fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "jetforge".to_owned() } else { name }
+}
+
 /// Options that fit the memory: a context that nobody asked for is reduced, with a note.
 fn fitting(
     source: &ModelSource,
@@ -222,10 +236,13 @@ fn fitting(
 }
 
 fn read(path: &Path, n_bytes_max: u64) -> Result<String, ServerError> {
-    let read = || {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().map_err(|source| ServerError::File { path: path.to_owned(), source })
+    read_file(path, n_bytes_max)
+        .map_err(|source| ServerError::File { path: path.to_owned(), source })
+}
+
+/// The start of a small file.
+pub(super) fn read_file(path: &Path, n_bytes_max: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
+    Ok(text)
 }

@@ -122,6 +122,35 @@ impl Client {
         Ok(last)
     }
 
+    /// Asks for a stream and hears each of its values.
+    ///
+    /// # Errors
+    /// If it is not there, refuses, fails on its way or breaks off.
+    pub fn stream(
+        &self,
+        path: &str,
+        value: &Value,
+        mut hear: impl FnMut(&Value),
+    ) -> Result<(), ClientError> {
+        let answer = self.send("POST", path, &[], value.to_string().as_bytes())?;
+        for line in BufReader::new(answer).lines() {
+            let line = line.map_err(|error| self.broken(error))?;
+            let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+            if data == "[DONE]" {
+                return Ok(());
+            }
+            let data: Value =
+                serde_json::from_str(data).map_err(|error| self.foreign(error.to_string()))?;
+            if let Some(message) = data["error"]["message"].as_str() {
+                let status = data["error"]["code"].as_u64().and_then(|n| u16::try_from(n).ok());
+                let (status, message) = (status.unwrap_or(500), message.to_owned());
+                return Err(ClientError::Refused { status, message });
+            }
+            hear(&data);
+        }
+        Err(self.foreign("the answer broke off"))
+    }
+
     /// Sends a request and reads the head of its answer.
     fn send(
         &self,
@@ -134,6 +163,9 @@ impl Client {
         stream.set_read_timeout(Some(SILENCE_MAX)).map_err(|error| self.broken(error))?;
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
         head += &format!("connection: close\r\ncontent-length: {}\r\n", body.len());
+        if !body.is_empty() {
+            head += "content-type: application/json\r\n";
+        }
         if let Some(key) = &self.key {
             head += &format!("authorization: Bearer {key}\r\n");
         }

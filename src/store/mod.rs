@@ -19,6 +19,7 @@ mod export;
 mod jobs;
 mod open;
 mod peers;
+mod rows;
 mod schema;
 mod sync;
 #[cfg(test)]
@@ -34,11 +35,11 @@ use rusqlite::Connection;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
-pub use jobs::{
-    AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
-    StateCount, Update,
-};
 pub use peers::Peer;
+pub use rows::{
+    AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
+    PieceRow, QueueLimits, StateCount, Update,
+};
 use sync::Teller;
 pub use sync::{ActRow, HeldRow, JobTold, OutRow, RecordRow, SyncTx, Tells};
 use writer::Writer;

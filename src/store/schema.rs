@@ -6,7 +6,7 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 3] = [
+pub const STEPS: [&str; 4] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -63,6 +63,14 @@ CREATE TABLE peers (
     certificate     BLOB,
     paired_ms       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+",
+    // Counts a job's changes, adds its pieces up, and says at which uptime it was seen to be over.
+    "
+ALTER TABLE jobs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN piece_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN over_up_ms INTEGER;
+UPDATE jobs SET piece_bytes =
+    (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = jobs.n);
 ",
     "
 CREATE TABLE links (

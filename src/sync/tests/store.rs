@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::store::{
-    AnswerRow, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, Store, Update,
+    AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, Store, Update,
 };
 use crate::sync::{Change, Node, job_rank};
 
@@ -101,13 +101,14 @@ fn finish(side: &Side, job: &JobRow) {
     let update = Update {
         n: job.n,
         id: job.id.clone(),
-        from: "queued",
+        revision: job.revision,
         ledger: ledger("done"),
         answer: Some(AnswerRow { status: 200, media_type: "application/json".into(), body }),
         pieces: None,
         calls_back: true,
+        limits: None,
     };
-    assert_eq!(side.store.update_jobs(vec![update]).unwrap(), [true]);
+    assert_eq!(side.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
 }
 
 #[test]
