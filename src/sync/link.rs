@@ -238,7 +238,8 @@ fn trim<D: Disk>(
         let n_spare = link.acked.saturating_sub(link.base.seq);
         let has_it = n_spare > 0;
         let is_spare = n_spare > bounds.n_keep || link.n_bytes > bounds.keep_bytes;
-        if !is_over && !(has_it && is_spare) {
+        let goes = is_over || (has_it && is_spare);
+        if !goes {
             break;
         }
         disk.drop_entry(peer, front.seq)?;
@@ -323,9 +324,8 @@ fn hear_mark<D: Disk>(
         *link = Link { base: has, last: link.last + n, acked: has.seq, ..*link };
         return Ok(true);
     }
-    if has.seq > link.acked {
-        link.acked = has.seq;
-    } else if is_fresh && has.seq < link.acked {
+    // Less than before is believed of an answer to our last message alone.
+    if is_fresh || has.seq > link.acked {
         link.acked = has.seq;
     }
     Ok(false)
