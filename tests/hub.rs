@@ -11,6 +11,7 @@ use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::fake::{Act, Fake, completion, piece};
 use crate::support::http::{Answer, Wire, get, post, request, send, until};
+use crate::support::socket::Socket;
 
 /// A hub on a free port that probes often and waits briefly.
 fn hub(home: &Path, options: &[&str]) -> Process {
@@ -118,6 +119,17 @@ fn a_hub_passes_requests_on_and_says_who_answered() {
     wrong["temperature"] = json!("hot");
     let answer = ask(&wrong);
     assert_eq!((answer.status, host(&answer)), (400, address.as_str()), "{}", answer.text());
+    // AutoCoder's tasks, by its WebSocket: the appliance keeps them under their ids.
+    let task = json!({"request_id": "t1", "request_type": "code_generation",
+        "prompt": "def add(a, b):", "parameters": {"max_tokens": 8, "temperature": 0}});
+    let mut socket = Socket::open(hub.address, "/ws", &mine).ok().unwrap();
+    socket.send(&task.to_string());
+    let said: Value = serde_json::from_str(&socket.read().unwrap()).unwrap();
+    assert_eq!((&said["request_id"], &said["status"]), (&json!("t1"), &json!("success")), "{said}");
+    assert_eq!(send(nano.address, "GET", "/tasks/t1", &own, "").status, 200);
+    socket.send(r#"{"request_id": "t2", "prompt": 7}"#);
+    let said: Value = serde_json::from_str(&socket.read().unwrap()).unwrap();
+    assert_eq!((&said["request_id"], &said["status"]), (&json!("t2"), &json!("error")), "{said}");
     // The page of the hub, as a person sees it.
     let url = format!("{}", hub.address);
     let run = |args: &[&str]| {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::request::Parts;
@@ -95,6 +96,8 @@ struct Shared {
     n_request: AtomicU64,
     jobs: OnceLock<Door>,
     forward: OnceLock<Arc<dyn Forward>>,
+    /// The dialects behind it.
+    elsewhere: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
 }
 
@@ -123,6 +126,7 @@ impl Gate {
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
             forward: OnceLock::new(),
+            elsewhere: OnceLock::new(),
             pair_desk: OnceLock::new(),
         })))
     }
@@ -159,6 +163,15 @@ impl Gate {
     /// does so.
     pub fn forward_with(&self, forward: Arc<dyn Forward>) {
         let _ = self.0.forward.set(forward);
+    }
+
+    /// Says who answers requests that come by other ways than HTTP, where that may be elsewhere.
+    pub(super) fn answer_elsewhere(&self, dialects: Router) {
+        let _ = self.0.elsewhere.set(dialects);
+    }
+
+    pub(super) fn elsewhere(&self) -> Option<Router> {
+        self.0.elsewhere.get().cloned()
     }
 
     /// Who decides where requests are answered, if it is not always here.
