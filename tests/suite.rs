@@ -22,6 +22,7 @@ mod openai;
 mod pages;
 mod pairing;
 mod perplexity;
+mod power;
 mod prefixes;
 mod pull;
 mod quality;

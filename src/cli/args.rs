@@ -106,6 +106,10 @@ pub enum Verb {
     Export(verbs::export::ExportArgs),
     /// Read jobs that were exported as JSON lines
     Import(verbs::export::ImportArgs),
+    /// Show heat, watts and clocks of this machine, or choose a power profile
+    Power(verbs::power::PowerArgs),
+    /// Set the system up for the appliance, or show how that would be done
+    Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions
