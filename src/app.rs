@@ -7,6 +7,7 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod hub;
 mod prefixes;
 mod service;
 mod shelf;
@@ -20,14 +21,17 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
+use crate::hub::{HubConfig, HubError};
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
-use crate::server::{ServerConfig, ServerError};
+use crate::power::PowerConfig;
+use crate::server::{PairingError, ServerConfig, ServerError};
+pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
-pub use service::Service;
+pub use service::{Service, machine_name};
 
 /// Prefix of the environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "JETFORGE_";
@@ -53,6 +57,10 @@ pub struct Config {
     pub prefix_cache: PrefixCacheConfig,
     /// Work that survives.
     pub jobs: JobsConfig,
+    /// The hub.
+    pub hub: HubConfig,
+    /// Heat and power of the board.
+    pub power: PowerConfig,
 }
 
 /// The section `model`.
@@ -124,6 +132,8 @@ impl Shape for Config {
         }
         self.prefix_cache.check()?;
         self.jobs.check()?;
+        self.hub.check()?;
+        self.power.check()?;
         self.server.check()
     }
 }
@@ -143,6 +153,12 @@ pub enum AppError {
     /// The service cannot start.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The pairing code cannot be made.
+    #[error(transparent)]
+    Pairing(#[from] PairingError),
+    /// The hub cannot start.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A model cannot be loaded or run.
     #[error("{model}: {source}")]
     Inference {

