@@ -14,13 +14,13 @@
 //! both: HMAC(X25519(a, b), a, b), the key that seals what follows
 //! ```
 //!
-//! The code does not cross the wire. Who only listens learns it from the nonces afterwards, when it
-//! is spent, and not the secret. Who stands in between has two secrets with two machines: the public
-//! keys differ, and it has to guess each letter before it is told, one in 2^40 for the whole code.
-//! A wrong guess ends the exchange after the letter that it learned. Letters one by one are what
-//! makes that so: with one commitment to the whole code, the first reveal would give all of it away,
-//! to be used at the other machine. (Bluetooth's passkey entry is made the same way.) A code is good
-//! for a few exchanges, begun ones included, and for one that succeeds.
+//! The code does not cross the wire. Who only listens learns it from the nonces afterwards, when
+//! it is spent, and not the secret. Who stands in between has two secrets with two machines: the
+//! public keys differ, and it has to guess each letter before it is told, one in 2^40 for the
+//! whole code. A wrong guess ends the exchange after the letter that it learned. Letters one by
+//! one are what makes that so: with one commitment to the whole code, the first reveal would give
+//! all of it away, to be used at the other machine. (Bluetooth's passkey entry is made the same
+//! way.) A code is good for a few exchanges, begun ones included, and for one that succeeds.
 
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::hmac;
