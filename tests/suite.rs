@@ -34,6 +34,7 @@ mod server;
 mod setup;
 mod speculation;
 mod support;
+mod sync;
 mod terminal;
 mod tidy;
 mod tokenizer;

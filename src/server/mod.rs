@@ -50,6 +50,7 @@ mod sockets;
 mod sse;
 mod state;
 mod status;
+mod sync;
 mod tabby;
 mod talk;
 mod timeline;
@@ -73,6 +74,7 @@ pub use pairing::{PairOffer, PairingError, pair_and_keep};
 pub use router::router;
 pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
+pub use sync::SyncRunner;
 
 /// Why the service cannot start, or keys cannot be kept.
 #[derive(Debug, thiserror::Error)]
