@@ -7,6 +7,7 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod hub;
 mod prefixes;
 mod service;
 mod shelf;
@@ -20,14 +21,16 @@ use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
+use crate::hub::{HubConfig, HubError};
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
-use crate::server::{ServerConfig, ServerError};
+use crate::server::{PairingError, ServerConfig, ServerError};
+pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
-pub use service::Service;
+pub use service::{Service, machine_name};
 
 /// Prefix of the environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "JETFORGE_";
@@ -53,6 +56,8 @@ pub struct Config {
     pub prefix_cache: PrefixCacheConfig,
     /// Work that survives.
     pub jobs: JobsConfig,
+    /// The hub.
+    pub hub: HubConfig,
 }
 
 /// The section `model`.
@@ -68,6 +73,8 @@ pub struct ModelConfig {
     pub n_batch: Option<u32>,
     /// Threads; unset takes the machine's cores.
     pub n_threads: Option<usize>,
+    /// Whether each thread stays on a core of its own: for a machine that does nothing else.
+    pub pin_threads: bool,
     /// Instruction set of the kernels; unset takes the best that the machine has.
     pub isa: Option<String>,
     /// How keys and values are stored, `f16` or `f32`.
@@ -122,6 +129,7 @@ impl Shape for Config {
         }
         self.prefix_cache.check()?;
         self.jobs.check()?;
+        self.hub.check()?;
         self.server.check()
     }
 }
@@ -141,6 +149,12 @@ pub enum AppError {
     /// The service cannot start.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The pairing code cannot be made.
+    #[error(transparent)]
+    Pairing(#[from] PairingError),
+    /// The hub cannot start.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A model cannot be loaded or run.
     #[error("{model}: {source}")]
     Inference {
@@ -285,6 +299,7 @@ impl App {
             draft: None,
             n_batch: model.n_batch,
             n_threads: model.n_threads,
+            pin_threads: model.pin_threads,
             isa: model.isa.clone(),
             memory_max_bytes: Some(self.memory_for_models()),
         }

@@ -116,6 +116,7 @@ fn a_hundred_ids_on_one_socket_are_each_answered_once() {
 fn a_wrong_message_is_an_error_with_its_id_and_the_socket_goes_on() {
     let house = counting();
     let mut socket = Socket::open(house.address, "/ws", &[]).ok().unwrap();
+    let long = "l".repeat(99);
     for (text, id) in [
         (r#"{"request_id": "cut-off", "prompt": "#, json!("cut-off")),
         ("no json", json!("")),
@@ -125,6 +126,7 @@ fn a_wrong_message_is_an_error_with_its_id_and_the_socket_goes_on() {
         (r#"{"request_id": "t", "prompt": "p", "request_type": "poem"}"#, json!("t")),
         (r#"{"request_id": "h", "prompt": "p", "parameters": {"temperature": "hot"}}"#, json!("h")),
         (r#"{"request_id": "m", "prompt": "p", "context_chunks": [1]}"#, json!("m")),
+        (&format!(r#"{{"request_id": "{long}", "prompt": "p"}}"#), json!(long)),
     ] {
         socket.send(text);
         let said = socket.json();
@@ -202,6 +204,9 @@ fn chunks_keep_to_their_shares_and_are_counted_as_tokenize_counts() {
     assert_eq!(post(house.address, "/generate", &many).status, 200);
     let context = get(house.address, "/tasks/y").json()["context"].clone();
     assert!(!context["dropped"].as_array().unwrap().is_empty(), "{context}");
+    // What stands between chunks is within the budget, too.
+    let (n, joins) = (context["tokens"].as_u64().unwrap(), context["joins"].as_u64().unwrap());
+    assert!(joins > 0 && n + joins <= context["budget"].as_u64().unwrap(), "{context}");
 }
 
 #[test]
@@ -231,6 +236,14 @@ fn sockets_ask_for_the_same_keys_pages_and_quotas_as_every_route() {
         socket.json()["metadata"]["error"]["code"].clone()
     };
     assert_eq!([status("q1"), status("q2")], [Value::Null, json!(429)], "to open it was the first");
+    // Whether a key may ask is looked at before what it asks.
+    socket.send("no json");
+    assert_eq!(socket.json()["metadata"]["error"]["code"], 429);
+    let mut status = |id: &str| {
+        socket.send(&nested(id, "p").to_string());
+        socket.json()["metadata"]["error"]["code"].clone()
+    };
+    assert_eq!(status("q3"), 429);
     let other = send(house.address, "GET", "/logs", &[("authorization", &bearer)], "");
     assert_eq!(other.status, 403, "the log is the owner's");
     file.revoke("pc").unwrap();

@@ -22,8 +22,15 @@ impl Runner {
         let gguf = Arc::new(Gguf::from_vec(file.to_vec()).expect("the reader takes the file"));
         let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
         let plan = plan(&gguf, &hparams).expect("the tensors are there");
-        let config =
-            CpuConfig { n_threads, n_batch: 128, n_outputs: 128, n_page: N_PAGE, kv_type, isa };
+        let config = CpuConfig {
+            n_threads,
+            pin_threads: false,
+            n_batch: 128,
+            n_outputs: 128,
+            n_page: N_PAGE,
+            kv_type,
+            isa,
+        };
         Runner { backend: CpuBackend::new(plan, gguf, config).expect("the backend starts") }
     }
 

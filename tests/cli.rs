@@ -5,10 +5,11 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::support::run::Run;
 use crate::support::skip::skip;
 
 /// The binary with `home` as its home directory and an environment of its own.
@@ -18,30 +19,9 @@ pub fn jetforge(home: &Path) -> Command {
     command
 }
 
-struct Run {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Run {
-    fn of(output: Output) -> Run {
-        Run {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    fn json(&self) -> Value {
-        assert_eq!(self.code, 0, "{}", self.err);
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
-    }
-}
-
 fn run(args: &[&str]) -> Run {
     let home = tempfile::tempdir().unwrap();
-    Run::of(jetforge(home.path()).args(args).output().unwrap())
+    Run::from(jetforge(home.path()).args(args).output().unwrap())
 }
 
 fn run_with_input(args: &[&str], input: &str) -> Run {
@@ -55,7 +35,7 @@ fn run_with_input(args: &[&str], input: &str) -> Run {
         .unwrap();
     // A program that fails early may not read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    Run::of(child.wait_with_output().unwrap())
+    Run::from(child.wait_with_output().unwrap())
 }
 
 const QUICK_SORT: &str = "write a quick sort example and print the sorted result";
@@ -252,7 +232,7 @@ fn perplexity_measures_a_file() {
 #[test]
 fn models_are_imported_verified_and_removed() {
     let home = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| Run::of(jetforge(home.path()).args(args).output().unwrap());
+    let run = |args: &[&str]| Run::from(jetforge(home.path()).args(args).output().unwrap());
     let stick = home.path().join("Tiny.gguf");
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf"), &stick).unwrap();
     let imported = run(&["models", "import", stick.to_str().unwrap()]);
@@ -289,7 +269,7 @@ fn config_shows_values_and_sources() {
     let show = |args: &[&str]| {
         let mut command = jetforge(home.path());
         command.env("JETFORGE_MODEL_N_CTX", "256").env("JETFORGE_MODDEL", "x");
-        Run::of(command.args(args).output().unwrap())
+        Run::from(command.args(args).output().unwrap())
     };
     let run = show(&["config", "show", "--json", "--set", "sampling.top_k=5"]);
     let keys = run.json();
@@ -317,7 +297,7 @@ fn the_service_has_directories_of_its_own() {
         .args(["config", "paths", "--json"])
         .output()
         .unwrap();
-    let paths = Run::of(output).json();
+    let paths = Run::from(output).json();
     assert_eq!(paths["config"], "/etc/jetforge");
     assert_eq!(paths["models"], "/var/lib/jetforge/models");
     assert_eq!(paths["cache"], "/var/cache/jetforge");
@@ -361,7 +341,7 @@ fn a_closed_pipe_ends_quietly() {
             .spawn()
             .unwrap();
         drop(child.stdout.take());
-        let run = Run::of(child.wait_with_output().unwrap());
+        let run = Run::from(child.wait_with_output().unwrap());
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{args:?}");
     }
 }
@@ -379,7 +359,7 @@ fn an_interrupt_stops_the_answer() {
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let run = Run::of(child.wait_with_output().unwrap());
+    let run = Run::from(child.wait_with_output().unwrap());
     assert_eq!(run.code, 130, "{}", run.err);
 }
 

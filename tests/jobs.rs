@@ -1,13 +1,17 @@
 //! Work that survives: the real binary, killed in the middle of jobs, and what it promised.
 
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::http::{Answer, Wire, get, post, request, send, until};
+use crate::support::socket::Socket;
 
 const N_TOKEN: usize = 160;
 
@@ -272,9 +276,14 @@ fn jobs_are_bounded_belong_to_their_key_and_can_be_taken_back() {
     let path = format!("/v1/jobs/{id}");
     assert_eq!(ask("alpha", "DELETE", &path, "").json()["state"], "cancelled");
     assert_eq!(ask("alpha", "DELETE", &path, "").status, 409);
-    let heavy = json!({"endpoint": "completion", "body": {"prompt": "x".repeat(20_000)}});
-    let heavy = ask("alpha", "POST", "/v1/jobs", &heavy.to_string());
-    assert_eq!((heavy.status, heavy.error_type().as_str()), (507, "storage_error"));
+    // What waits may take half of the 20,000 bytes.
+    for (n, status) in [(20_000, 507), (10_000, 507), (9_000, 202)] {
+        let heavy = json!({"endpoint": "completion", "body": {"prompt": "x".repeat(n)}});
+        let heavy = ask("alpha", "POST", "/v1/jobs", &heavy.to_string());
+        let kind = heavy.error_type_if_any();
+        let expected = (status == 507).then(|| "storage_error".to_owned());
+        assert_eq!((heavy.status, kind), (status, expected), "{n}");
+    }
     for (body, param) in [
         (json!({"endpoint": "/health", "body": {}}), "endpoint"),
         (json!({"endpoint": "completion"}), "body"),
@@ -283,6 +292,115 @@ fn jobs_are_bounded_belong_to_their_key_and_can_be_taken_back() {
     ] {
         let answer = ask("alpha", "POST", "/v1/jobs", &body.to_string());
         assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)));
+    }
+}
+
+#[test]
+fn a_caller_waits_as_long_as_it_says_and_no_cached_answer_is_a_jobs() {
+    let home = tempfile::tempdir().unwrap();
+    let never = ["--set", "jobs.n_at_once=1", "--set", "jobs.windows_utc=['00:00-00:01']"];
+    let service = serve(home.path(), &never);
+    let mut body = completion(0);
+    body["cache_result"] = json!(true);
+    let ask = |headers: &[(&str, &str)]| {
+        send(service.address, "POST", "/completion", headers, &body.to_string())
+    };
+    let plain = ask(&[]);
+    assert_eq!((plain.status, plain.header("x-jetforge-cache")), (200, Some("miss")));
+    assert_eq!(ask(&[]).header("x-jetforge-cache"), Some("hit"));
+    let later = ask(&[("prefer", "respond-async")]);
+    assert_eq!(later.status, 202, "{}", later.text());
+    let patient = ask(&[("prefer", "respond-async, wait=0"), ("idempotency-key", "k")]);
+    assert_eq!((patient.status, patient.json()["state"].as_str()), (202, Some("queued")));
+    assert!(patient.header("location").is_some_and(|place| place.starts_with("/v1/jobs/job-")));
+    let kept = ask(&[("idempotency-key", "k2")]);
+    assert_eq!((kept.status, kept.header("x-jetforge-cache")), (200, None));
+    assert!(kept.header("x-jetforge-job").is_some());
+}
+
+#[test]
+fn a_stream_goes_on_without_its_reader_and_is_kept_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let mut body = completion(0);
+    body["stream"] = json!(true);
+    body["on_disconnect"] = json!("detach");
+    body["request_id"] = json!("left");
+    let mut streams = Vec::new();
+    for round in 0..2 {
+        let service = serve(home.path(), &[]);
+        if round == 0 {
+            let mut wire = Wire::open(service.address);
+            wire.write(request("POST", "/completion", &[], &body.to_string()));
+            assert!(wire.read_chunk_after_head(), "it streams");
+            drop(wire);
+        }
+        let kept = post(service.address, "/completion", &body);
+        assert_eq!((kept.status, kept.header("content-type")), (200, Some("text/event-stream")));
+        streams.push(kept.text());
+        if round == 0 {
+            // Whoever stays hears the same words, though it took another time.
+            let plain = post(service.address, "/completion", &completion(0)).json();
+            let said: String = kept
+                .text()
+                .lines()
+                .filter_map(|line| line.strip_prefix("data: "))
+                .map(|data| serde_json::from_str::<Value>(data).unwrap())
+                .map(|data| data["content"].as_str().unwrap().to_owned())
+                .collect();
+            assert_eq!(said, plain["content"]);
+            let mut other = body.clone();
+            other["request_id"] = json!("stayed");
+            let whole = post(service.address, "/completion", &other);
+            assert!(whole.header("x-jetforge-job").is_some(), "{whole:?}");
+            assert!(whole.text().lines().filter(|line| line.starts_with("data: ")).count() > 2);
+        }
+    }
+    assert_eq!(streams[0], streams[1], "the same bytes also after a restart");
+}
+
+#[test]
+fn an_autocoder_task_has_one_answer_through_all_doors_and_is_told_as_it_is_written() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let address = service.address;
+    let task = |id: &str| {
+        json!({"request_id": id, "request_type": "completion", "prompt": "def add(a, b):",
+            "parameters": {"max_tokens": 40, "temperature": 0.9}})
+    };
+    // A job, a body and a message, whichever of them comes first.
+    for first in 0..3 {
+        let body = task(&format!("t{first}"));
+        let by_job = || {
+            let asked = json!({"endpoint": "generate", "body": body});
+            let id = id_of(&post(address, "/v1/jobs", &asked));
+            let done = ended(address, &id);
+            assert_eq!(done["state"], "done", "{done}");
+            let mut reader = Reader::default();
+            reader.hear(address, &id, usize::MAX);
+            (done["answer"].clone(), reader.text)
+        };
+        let by_body = || post(address, "/generate", &body).json();
+        let by_message = || {
+            let mut socket = Socket::open(address, "/ws", &[]).ok().unwrap();
+            socket.send(&body.to_string());
+            socket.json()
+        };
+        let mut answers = Vec::new();
+        for door in (0..3).map(|i| (first + i) % 3) {
+            answers.push(match door {
+                0 => {
+                    let (answer, text) = by_job();
+                    if first == 0 {
+                        assert_eq!(answer["generated_code"], text, "its pieces are its text");
+                    }
+                    answer
+                }
+                1 => by_body(),
+                _ => by_message(),
+            });
+        }
+        assert_eq!(answers[0]["status"], "success", "{}", answers[0]);
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{first}: {answers:?}");
     }
 }
 
@@ -320,33 +438,53 @@ fn the_verbs_speak_with_a_running_service_and_carry_jobs_elsewhere() {
     assert_eq!(one(service.address, &id)["answer"]["content"], *content);
 }
 
-#[test]
-fn a_finished_job_calls_back_where_it_may() {
-    let home = tempfile::tempdir().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let heard = std::thread::spawn(move || {
-        use std::io::{BufRead, BufReader, Read, Write};
-        let (stream, _) = listener.accept().unwrap();
-        let mut stream = BufReader::new(stream);
-        let (mut line, mut n) = (String::new(), 0);
-        while stream.read_line(&mut line).unwrap() > 2 {
-            let head = line.to_ascii_lowercase();
-            if let Some(length) = head.strip_prefix("content-length:") {
-                n = length.trim().parse().unwrap();
-            }
-            line.clear();
+/// Takes one callback.
+fn heard(listener: &TcpListener) -> Value {
+    let (stream, _) = listener.accept().unwrap();
+    let mut stream = BufReader::new(stream);
+    let (mut line, mut n) = (String::new(), 0);
+    while stream.read_line(&mut line).unwrap() > 2 {
+        let head = line.to_ascii_lowercase();
+        if let Some(length) = head.strip_prefix("content-length:") {
+            n = length.trim().parse().unwrap();
         }
-        let mut body = vec![0; n];
-        stream.read_exact(&mut body).unwrap();
-        let _ = stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
-        serde_json::from_slice::<Value>(&body).unwrap()
+        line.clear();
+    }
+    let mut body = vec![0; n];
+    stream.read_exact(&mut body).unwrap();
+    let _ = stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+    serde_json::from_slice(&body).unwrap()
+}
+
+#[test]
+fn a_finished_job_calls_back_where_it_may_and_a_dead_host_delays_no_other() {
+    let home = tempfile::tempdir().unwrap();
+    let [dead, alive] = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [dead_host, host] = [&dead, &alive].map(|l| l.local_addr().unwrap().to_string());
+    let n_dead = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_dead);
+    std::thread::spawn(move || {
+        // Takes every call and answers none.
+        let mut held = Vec::new();
+        for stream in dead.incoming() {
+            counted.fetch_add(1, Ordering::SeqCst);
+            held.push(stream);
+        }
     });
-    let service = serve(home.path(), &["--set", &format!("jobs.callbacks=['{host}']")]);
-    let mut body = job(0);
-    body["callback"] = json!(format!("http://{host}/done"));
-    let id = id_of(&post(service.address, "/v1/jobs", &body));
-    let told = heard.join().unwrap();
+    let callbacks = format!("jobs.callbacks=['{dead_host}', '{host}']");
+    let service = serve(home.path(), &["--set", &callbacks]);
+    let ask = |i: usize, host: &str| {
+        let mut body = job(i);
+        body["body"]["n_predict"] = json!(2);
+        body["callback"] = json!(format!("http://{host}/done"));
+        let id = id_of(&post(service.address, "/v1/jobs", &body));
+        ended(service.address, &id);
+        id
+    };
+    (0..4).for_each(|i| drop(ask(i, &dead_host)));
+    let id = ask(4, &host);
+    let told = heard(&alive);
     assert_eq!((told["id"].as_str(), told["state"].as_str()), (Some(&*id), Some("done")));
+    assert!(n_dead.load(Ordering::SeqCst) < 4, "it did not wait for all of them");
     until("it is written down", || one(service.address, &id)["callback_state"] == "sent");
 }

@@ -2,11 +2,13 @@
 
 use std::process::Command;
 
+use jetforge::inference::Script;
+use jetforge::server::{Class, GateOptions, Grant, KeyFile, Scope};
 use serde_json::{Value, json};
 
 use crate::serve::Process;
-use crate::server::{House, counted, plan};
-use crate::support::http::{get, post, send};
+use crate::server::{House, Pause, counted, plan};
+use crate::support::http::{get, post, send, until};
 use crate::support::skip::node_with;
 use crate::support::socket::Socket;
 
@@ -111,6 +113,72 @@ fn what_cannot_be_taken_up_is_said_and_a_text_can_be_ended() {
     };
     assert_eq!((ends(&mut socket), ends(&mut other)), (json!("canceled"), json!("canceled")));
     house.rest();
+}
+
+#[test]
+fn a_text_that_failed_may_go_again() {
+    let house = counting();
+    let mut socket = open(&house);
+    let body = |temperature: Value| {
+        json!({"request_id": "again", "prompt": "p", "max_tokens": 5,
+            "temperature": temperature})
+    };
+    socket.send(&body(json!("hot")).to_string());
+    let said = socket.json();
+    assert_eq!((&said["done"], &said["finish_reason"]), (&json!(true), &json!("error")), "{said}");
+    socket.send(&body(json!(0)).to_string());
+    let (text, last) = read(&mut socket, "again", 0);
+    assert!(!text.is_empty() && last["finish_reason"] == "length", "{last}");
+}
+
+/// A key that may have one request at once.
+fn with_key(script: Script) -> (House, String, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let grant = Grant {
+        class: Class::Interactive,
+        scopes: vec![Scope::Inference],
+        per_minute: None,
+        at_once: Some(1),
+    };
+    let key = KeyFile::new(dir.path()).create("pc", grant).unwrap();
+    let mut plan = plan();
+    plan.gate = GateOptions { state_dir: Some(dir.path().to_owned()), ..GateOptions::default() };
+    plan.script = Some(script);
+    (plan.start(), format!("Bearer {key}"), dir)
+}
+
+#[test]
+fn a_text_keeps_its_callers_place_while_it_is_written_and_whoever_reads_it_needs_none() {
+    let (pause, script) = Pause::at(20);
+    let (house, bearer, _dir) = with_key(script);
+    let headers = [("authorization", bearer.as_str())];
+    let open = || Socket::open(house.address, "/ws/completions", &headers).ok();
+    let plain = || {
+        let body = json!({"prompt": "p", "max_tokens": 1}).to_string();
+        send(house.address, "POST", "/v1/completions", &headers, &body).status
+    };
+    let mut socket = open().unwrap();
+    until("the place of opening is free", || plain() == 200);
+    let endless = json!({"request_id": "e", "prompt": "p", "max_tokens": 1_000_000});
+    socket.send(&endless.to_string());
+    assert_eq!(socket.json()["done"], false);
+    drop(socket);
+    // To open a socket takes a place as well.
+    assert!(open().is_none(), "the text is written on");
+    assert_eq!(plain(), 429);
+    pause.release();
+    until("it ends by itself: the context is full", || plain() == 200);
+}
+
+#[test]
+fn health_names_the_model_to_those_alone_who_may_use_it() {
+    let (house, bearer, _dir) = with_key(Box::new(counted));
+    let ask =
+        |path: &str, headers: &[(&str, &str)]| send(house.address, "GET", path, headers, "").json();
+    assert_eq!(ask("/v1/health", &[]), json!({"status": "ok"}));
+    assert_eq!(ask("/v1/health", &[("authorization", "Bearer x")]), json!({"status": "ok"}));
+    assert_eq!(ask("/v1/health", &[("authorization", &bearer)])["model"], "default");
+    assert_eq!(ask("/health", &[]), json!({"status": "ok", "gpu_available": false}));
 }
 
 #[test]

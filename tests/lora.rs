@@ -24,7 +24,15 @@ fn backend(case: &str) -> (CpuBackend, Vec<AdapterIdx>) {
     let plan = plan(&gguf, &hparams).expect("a plan");
     let isa = Isa::choose(None).expect("the fastest");
     let (n_threads, n_page, kv_type) = (2, 8, KvType::F32);
-    let config = CpuConfig { n_threads, n_batch: 64, n_outputs: 64, n_page, kv_type, isa };
+    let config = CpuConfig {
+        n_threads,
+        pin_threads: false,
+        n_batch: 64,
+        n_outputs: 64,
+        n_page,
+        kv_type,
+        isa,
+    };
     let mut backend = CpuBackend::new(plan, gguf, config).expect("the weights are there");
     let titles = golden_json(&format!("lora/{case}"))["adapters"].clone();
     let load = |title: &Json| {

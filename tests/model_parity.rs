@@ -128,13 +128,14 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
 
-fn argmax(row: &[f32]) -> usize {
+/// The likeliest token.
+pub fn argmax(row: &[f32]) -> usize {
     let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
     best.expect("a row has tokens")
 }
 
 /// KL divergence of softmax(`ours`) from softmax(`theirs`), in nats.
-fn kl(theirs: &[f32], ours: &[f32]) -> f64 {
+pub fn kl(theirs: &[f32], ours: &[f32]) -> f64 {
     let log_sum = |row: &[f32]| row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     let (sum_theirs, sum_ours) = (log_sum(theirs), log_sum(ours));
     let terms = theirs.iter().zip(ours).map(|(t, o)| {

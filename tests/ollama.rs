@@ -5,9 +5,9 @@ use std::process::Command;
 use jetforge::inference::quant::TensorType;
 use serde_json::{Value, json};
 
-use crate::openai::{Api, HERMES, real, saying};
+use crate::openai::{Api, HERMES, of, real, saying};
 use crate::serve::Process;
-use crate::support::http::{get, send};
+use crate::support::http::{get, post, send};
 use crate::support::recipe::Recipe;
 use crate::support::skip::{node_with, python_with};
 
@@ -169,6 +169,34 @@ async fn prompts_of_every_kind() {
 }
 
 #[tokio::test]
+async fn a_text_that_goes_on_has_one_start() {
+    let api = of(Recipe::read("llama").build(TensorType::F32));
+    let bos = json!(1);
+    let first = whole(&api, "/api/generate", json!({"prompt": "a"})).await;
+    let context = first["context"].as_array().unwrap().clone();
+    assert_eq!(context[0], bos);
+    for body in [json!({"prompt": "a"}), json!({"prompt": "a", "raw": true})] {
+        let alone = whole(&api, "/api/generate", body.clone()).await;
+        let mut more = body.clone();
+        more["context"] = context.clone().into();
+        let more = whole(&api, "/api/generate", more).await;
+        let count = |answer: &Value| answer["prompt_eval_count"].as_u64().unwrap() as usize;
+        assert_eq!(count(&more), context.len() + count(&alone) - 1, "{body}: {more}");
+    }
+}
+
+#[tokio::test]
+async fn a_verbose_look_shows_the_long_lists() {
+    let api = real();
+    let show = async |is_verbose: bool| {
+        let said = api.post("/api/show", json!({"verbose": is_verbose})).await;
+        said["model_info"]["tokenizer.ggml.tokens"].clone()
+    };
+    assert_eq!(show(false).await, Value::Null);
+    assert!(show(true).await.as_array().is_some_and(|tokens| tokens.len() > 1000));
+}
+
+#[tokio::test]
 async fn errors_are_a_text() {
     let api = real();
     for (path, body, words) in [
@@ -212,6 +240,22 @@ fn models_come_and_go_on_the_real_shelf() {
         send(service.address, "DELETE", "/api/delete", &[], &body)
     };
     assert_eq!(delete("default").status, 409, "it is loaded");
+    let ask = |body: Value| post(service.address, "/api/generate", &body);
+    assert_eq!(ask(json!({"model": "tiny", "keep_alive": -1})).json()["done_reason"], "load");
+    for spelling in ["tiny", "Tiny", "TINY:latest"] {
+        assert_eq!(delete(spelling).status, 409, "{spelling} is loaded");
+    }
+    let loaded = || {
+        let models = get(service.address, "/api/ps").json()["models"].clone();
+        models.as_array().unwrap().iter().any(|model| model["name"] == "tiny")
+    };
+    assert!(loaded());
+    for _ in 0..2 {
+        // What is not loaded is not loaded to be unloaded.
+        let said = ask(json!({"model": "tiny", "keep_alive": 0})).json();
+        assert_eq!((&said["model"], &said["done_reason"]), (&json!("tiny"), &json!("unload")));
+        assert!(!loaded());
+    }
     assert_eq!(delete("tiny:latest").status, 200);
     assert!(!store.join("tiny.gguf").exists());
     let gone = delete("tiny");

@@ -71,6 +71,11 @@ pub fn real() -> Api {
     start(None, ServeOptions { n_predict: Some(48), ..ServeOptions::default() }, None)
 }
 
+/// The model of a file.
+pub fn of(gguf: Vec<u8>) -> Api {
+    start(Some(gguf), ServeOptions { n_predict: Some(4), ..ServeOptions::default() }, None)
+}
+
 /// A model with this template that says `text` whatever it is asked.
 pub fn saying(template: &str, text: &str) -> Api {
     let options = ServeOptions {

@@ -26,8 +26,15 @@ fn backend(case: &str, kv_type: KvType, n_layer: Option<usize>) -> CpuBackend {
     hparams.n_layer = n_layer.unwrap_or(hparams.n_layer);
     let plan = plan(&gguf, &hparams).expect("a plan");
     let isa = Isa::choose(None).expect("the fastest");
-    let config =
-        CpuConfig { n_threads: 2, n_batch: 256, n_outputs: 1, n_page: N_PAGE, kv_type, isa };
+    let config = CpuConfig {
+        n_threads: 2,
+        pin_threads: false,
+        n_batch: 256,
+        n_outputs: 1,
+        n_page: N_PAGE,
+        kv_type,
+        isa,
+    };
     CpuBackend::new(plan, gguf, config).expect("the weights are there")
 }
 

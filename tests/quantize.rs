@@ -10,35 +10,12 @@ use serde_json::Value as Json;
 
 use crate::cli::jetforge;
 use crate::support::recipe::Recipe;
+use crate::support::run::Run;
 
 const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/perplexity/text.txt");
 /// The default model is Q8_0 already.
 const AGAIN: &str = "--allow-requantize";
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Run {
-    fn of(command: &mut Command) -> Run {
-        let output = command.output().expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    fn ok(self) -> Run {
-        assert_eq!(self.code, Some(0), "{}", self.err);
-        self
-    }
-
-    fn json(self) -> Json {
-        let run = self.ok();
-        serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{e}: {}", run.out))
-    }
-}
 
 fn quantize(dir: &Path, args: &[&str]) -> Run {
     Run::of(jetforge(Path::new("/nonexistent")).current_dir(dir).arg("quantize").args(args))
@@ -73,6 +50,26 @@ fn a_recipe_is_written_and_runs_nearly_as_well() {
         let after = perplexity(&target);
         assert!(after / before <= worse_max, "{recipe}: {before} became {after}");
     }
+}
+
+#[test]
+fn a_copy_holds_the_same_weights_and_is_mapped_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    quantize(dir.path(), &[DEFAULT, "small.gguf", "Q4_K_M", AGAIN]).ok();
+    for target in ["avx2", "avx512", "neon"] {
+        let run = quantize(dir.path(), &["small.gguf", "COPY", "--target", target]).ok();
+        let name = format!("small-{target}.gguf");
+        assert!(run.out.contains(&name), "{}", run.out);
+        let copy = dir.path().join(name);
+        assert_eq!(perplexity(&copy), perplexity(&dir.path().join("small.gguf")));
+        let mut inspect = jetforge(Path::new("/nonexistent"));
+        let shown = Run::of(inspect.arg("inspect").arg(&copy)).ok().out;
+        assert!(shown.contains("(mapped)"), "{shown}");
+    }
+    let again = quantize(dir.path(), &["small.gguf", "COPY", "--target", "avx2"]);
+    assert!(again.code != 0 && again.err.contains("--force"), "{}", again.err);
+    let untold = quantize(dir.path(), &["small.gguf", "COPY"]);
+    assert!(untold.code == 2 && untold.err.contains("--target"), "{}", untold.err);
 }
 
 #[test]
@@ -127,7 +124,7 @@ fn native_types_run_from_rows_and_from_panels() {
     let packed = Gguf::open(&dir.path().join("panels.gguf")).unwrap();
     assert_eq!(packed.native_target(), Some("avx2"));
     let again = quantize(dir.path(), &["panels.gguf", "Q4_0", AGAIN]);
-    assert!(again.code == Some(3) && again.err.contains("packed for avx2"), "{}", again.err);
+    assert!(again.code == 3 && again.err.contains("packed for avx2"), "{}", again.err);
 }
 
 /// Rows of 96 have no blocks of 256: llama.cpp's substitutes take their place, and it is said.
@@ -162,7 +159,7 @@ fn a_killed_run_leaves_no_target_and_the_next_replaces_what_it_left() {
     let line = r#"ulimit -f 2000; exec "$0" quantize "$1" x.gguf Q4_0 --allow-requantize"#;
     shell.current_dir(&dir).env_clear().env("HOME", "/nonexistent").args(["-c", line]);
     let killed = Run::of(shell.arg(program).arg(DEFAULT));
-    assert_eq!(killed.code, None, "ended by a signal: {}", killed.err);
+    assert_eq!(killed.code, -1, "ended by a signal: {}", killed.err);
     assert!(!dir.path().join("x.gguf").exists());
     assert!(dir.path().join("x.gguf.partial").exists());
     let run = quantize(dir.path(), &[DEFAULT, "x.gguf", "Q4_0", AGAIN]).ok();
@@ -190,7 +187,7 @@ fn refusals_say_what_to_do() {
         (&[tiny, "Q4_0", "--imatrix", "there.gguf"][..], 3, "no importance matrix"),
     ] {
         let run = quantize(dir.path(), args);
-        assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
+        assert_eq!(run.code, code, "{args:?}: {}", run.err);
         assert!(run.err.contains(says), "{args:?}: {}", run.err);
     }
     quantize(dir.path(), &[tiny, "there.gguf", "Q4_0", "--force"]).ok();
@@ -206,7 +203,7 @@ fn a_weight_that_is_no_number_is_found() {
     let file = file.tensor("blk.0.attn_q.weight", &[32, 2], TensorType::F32, bytes);
     std::fs::write(dir.path().join("bad.gguf"), file.build()).unwrap();
     let run = quantize(dir.path(), &["bad.gguf", "out.gguf", "Q4_0"]);
-    assert_eq!(run.code, Some(3));
+    assert_eq!(run.code, 3);
     assert!(run.err.contains("'blk.0.attn_q.weight'") && run.err.contains("row 1"), "{}", run.err);
     let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["bad.gguf"], "nothing is left behind");
@@ -261,7 +258,7 @@ fn the_older_form_is_read_and_another_models_is_refused() {
         (dat("blk.0.attn_q.weight", width)[..60].to_vec(), "no importance matrix"),
     ] {
         let run = dry(bytes);
-        assert!(run.code == Some(3) && run.err.contains(says), "{}", run.err);
+        assert!(run.code == 3 && run.err.contains(says), "{}", run.err);
     }
 }
 
@@ -393,7 +390,7 @@ fn no_shard_of_the_source_is_written_to() {
     for target in ["m-00002-of-00002.gguf", "x.gguf"] {
         let args = ["m-00001-of-00002.gguf", target, "Q4_0", "--force"];
         let run = quantize(dir.path(), &args);
-        assert!(run.code == Some(1) && run.err.contains("is the source"), "{}", run.err);
+        assert!(run.code == 1 && run.err.contains("is the source"), "{}", run.err);
     }
     assert_eq!(std::fs::read(dir.path().join("m-00002-of-00002.gguf")).unwrap(), second);
     quantize(dir.path(), &["m-00001-of-00002.gguf", "y.gguf", "Q4_0"]).ok();
@@ -424,11 +421,11 @@ fn hostile_numbers_and_files_are_harmless() {
     )
     .unwrap();
     let run = quantize(dir.path(), &["tiny-f32.gguf", "Q4_0", "--imatrix", "pipe"]);
-    assert!(run.code == Some(3) && run.err.contains("not a regular file"), "{}", run.err);
+    assert!(run.code == 3 && run.err.contains("not a regular file"), "{}", run.err);
     let huge = std::fs::File::create(dir.path().join("huge")).unwrap();
     huge.set_len(1 << 40).unwrap();
     let run = quantize(dir.path(), &["tiny-f32.gguf", "Q4_0", "--imatrix", "huge"]);
-    assert!(run.code == Some(3) && run.err.contains("more than"), "{}", run.err);
+    assert!(run.code == 3 && run.err.contains("more than"), "{}", run.err);
 }
 
 /// Rows as trained weights are: heavy tails, and columns that are large in every row; and how much

@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::cli::jetforge;
 use crate::support::recipe::Recipe;
+use crate::support::run::Run;
 
 /// A tensor of a folder: name, type, shape from the outermost, bytes.
 type Tensor = (String, &'static str, Vec<u64>, Vec<u8>);
@@ -212,17 +213,9 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
     (tokenizer, settings)
 }
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
 fn run(dir: &Path, args: &[&str]) -> Run {
     let mut command: Command = jetforge(Path::new("/nonexistent"));
-    let output = command.current_dir(dir).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    Run::of(command.current_dir(dir).args(args))
 }
 
 /// Greedy text, and the probabilities of each token, of a file.
@@ -230,7 +223,7 @@ fn answer(dir: &Path, model: &str) -> (String, String) {
     let args = ["generate", "--raw", "-p", "def add(a, b):", "-n", "12", "--temp", "0", "-m"];
     let more = [model, "--n-probs", "5", "--json", "--kv-type", "f32"];
     let run = run(dir, &[&args[..], &more].concat());
-    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert_eq!(run.code, 0, "{}", run.err);
     let json: Json = serde_json::from_str(&run.out).unwrap();
     (json["text"].to_string(), json["probs"].to_string())
 }
@@ -243,7 +236,7 @@ fn a_folder_becomes_the_file_that_its_twin_is() {
         let twin = Twin::new(case, is_bf16);
         twin.write(n_file);
         let made = run(twin.dir.path(), &["quantize", "model", "made.gguf", recipe]);
-        assert_eq!(made.code, Some(0), "{case}: {}", made.err);
+        assert_eq!(made.code, 0, "{case}: {}", made.err);
         let got = Gguf::open(&twin.dir.path().join("made.gguf")).unwrap();
         assert_eq!(got.tensors().len(), twin.gguf.tensors().len(), "{case}");
         for info in twin.gguf.tensors() {
@@ -277,7 +270,7 @@ fn quantised_at_once_or_in_two_steps_is_the_same() {
     let dir = twin.dir.path();
     let ok = |args: &[&str]| {
         let run = run(dir, args);
-        assert_eq!(run.code, Some(0), "{}", run.err);
+        assert_eq!(run.code, 0, "{}", run.err);
         run.out
     };
     ok(&["quantize", "model", "N3_M"]);
@@ -317,12 +310,7 @@ fn what_is_not_understood_is_refused() {
         change(&mut twin);
         twin.write(1);
         let run = run(twin.dir.path(), &["quantize", "model", "x.gguf", "F16"]);
-        assert!(
-            run.code == Some(3) && run.err.contains(says),
-            "{says}: {:?} {}",
-            run.code,
-            run.err
-        );
+        assert!(run.code == 3 && run.err.contains(says), "{says}: {:?} {}", run.code, run.err);
         assert!(!twin.dir.path().join("x.gguf").exists());
     }
     let whole = twin();
@@ -330,17 +318,17 @@ fn what_is_not_understood_is_refused() {
     let dir = whole.dir.path();
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/perplexity/text.txt");
     let report = run(dir, &["quantize", "model", "N4", "--report", text.to_str().unwrap()]);
-    assert!(report.code == Some(2) && report.err.contains("model-f16.gguf F16"), "{}", report.err);
+    assert!(report.code == 2 && report.err.contains("model-f16.gguf F16"), "{}", report.err);
     let shard = path.join("model-00001-of-00002.safetensors");
     let own = run(dir, &["quantize", "model", shard.to_str().unwrap(), "F16", "--force"]);
-    assert!(own.code == Some(1) && own.err.contains("a part of it"), "{}", own.err);
+    assert!(own.code == 1 && own.err.contains("a part of it"), "{}", own.err);
     let index = path.join("model.safetensors.index.json");
     std::fs::write(&index, r#"{"weight_map": {"a": "../x.safetensors"}}"#).unwrap();
     let away = run(dir, &["quantize", "model", "F16"]);
-    assert!(away.code == Some(3) && away.err.contains("elsewhere"), "{}", away.err);
+    assert!(away.code == 3 && away.err.contains("elsewhere"), "{}", away.err);
     std::fs::remove_file(index).unwrap();
     let two = run(dir, &["quantize", "model", "F16"]);
-    assert!(two.code == Some(3) && two.err.contains("nor one .safetensors"), "{}", two.err);
+    assert!(two.code == 3 && two.err.contains("nor one .safetensors"), "{}", two.err);
 }
 
 /// Llama's vocabulary as SentencePiece's own file, whose scores and kinds are taken as they stand.
@@ -368,7 +356,7 @@ fn a_sentencepiece_file_is_taken_as_it_stands() {
     let path = twin.write(1);
     std::fs::write(path.join("tokenizer.model"), model).unwrap();
     let made = run(twin.dir.path(), &["quantize", "model", "made.gguf", "F32"]);
-    assert_eq!(made.code, Some(0), "{}", made.err);
+    assert_eq!(made.code, 0, "{}", made.err);
     let got = Gguf::open(&twin.dir.path().join("made.gguf")).unwrap();
     for key in ["model", "pre", "tokens", "scores", "token_type", "bos_token_id", "eos_token_id"] {
         let key = format!("tokenizer.ggml.{key}");
@@ -387,15 +375,15 @@ fn weights_that_the_target_cannot_hold_are_named() {
     let dir = twin.dir.path();
     let run_it = |args: &[&str]| run(dir, &[&["quantize", "model", "x.gguf"][..], args].concat());
     let refused = run_it(&["F16"]);
-    assert_eq!(refused.code, Some(3), "{}", refused.err);
+    assert_eq!(refused.code, 3, "{}", refused.err);
     assert!(refused.err.contains("'blk.0.ffn_up.weight' has a weight of 999424 in row 1"));
     assert!(refused.err.contains("--tensor-type 'blk.0.ffn_up.weight=F32'"), "{}", refused.err);
     let kept = run_it(&["F16", "--tensor-type", "blk.0.ffn_up.weight=F32"]);
-    assert_eq!(kept.code, Some(0), "{}", kept.err);
+    assert_eq!(kept.code, 0, "{}", kept.err);
     let norm = twin.tensors.iter().position(|t| t.0 == "model.norm.weight").unwrap();
     twin.tensors[norm].3[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
     twin.write(1);
     let run = run(twin.dir.path(), &["quantize", "model", "y.gguf", "BF16"]);
-    assert_eq!(run.code, Some(3), "{}", run.err);
+    assert_eq!(run.code, 3, "{}", run.err);
     assert!(run.err.contains("'output_norm.weight'"), "copied numbers are looked at: {}", run.err);
 }

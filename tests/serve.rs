@@ -24,8 +24,13 @@ pub struct Process {
 impl Process {
     /// Starts the service and waits until its model is there.
     pub fn start(home: &Path, options: &[&str]) -> Process {
+        Process::start_verb(home, "serve", &[&["--port", "0"], options].concat())
+    }
+
+    /// Starts a verb that serves, and waits until its model is there.
+    pub fn start_verb(home: &Path, verb: &str, options: &[&str]) -> Process {
         let mut command: Command = jetforge(home);
-        command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
+        command.args([verb, "--threads", "1"]).args(options);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
         let said = std::thread::spawn(move || {
@@ -59,6 +64,12 @@ impl Process {
     fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Ends it as a cut of its power would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Its exit code and what it said on stderr.

@@ -114,10 +114,10 @@ impl Drop for House {
 
 /// Counts on from the last token, and waits at a history of `n` tokens until it is released.
 #[derive(Clone)]
-struct Pause(Arc<(Mutex<bool>, Condvar)>);
+pub struct Pause(Arc<(Mutex<bool>, Condvar)>);
 
 impl Pause {
-    fn at(n: usize) -> (Pause, Script) {
+    pub fn at(n: usize) -> (Pause, Script) {
         let pause = Pause(Arc::new((Mutex::new(false), Condvar::new())));
         let theirs = pause.clone();
         let script = move |history: &[u32]| {
@@ -130,7 +130,7 @@ impl Pause {
         (pause, Box::new(script))
     }
 
-    fn release(&self) {
+    pub fn release(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }

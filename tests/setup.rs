@@ -10,38 +10,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jetforge::inference::gguf::{Gguf, GgufBuilder};
 use jetforge::inference::quant::TensorType;
-use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::http::get;
 use crate::support::recipe::Recipe;
+use crate::support::run::Run;
 
 const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf");
 
 /// A home whose store stands in `models`.
 struct Place {
     home: tempfile::TempDir,
-}
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Run {
-    fn of(command: &mut Command) -> Run {
-        let output = command.output().expect("the program starts");
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    fn json(self) -> Json {
-        assert_eq!(self.code, Some(0), "{}", self.err);
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
-    }
 }
 
 impl Place {
@@ -157,7 +138,7 @@ fn a_model_is_fetched_made_small_and_run_as_its_preset_says() {
     );
 
     let removed = Run::of(place.command("models").args(["remove", "tiny-q4"]));
-    assert_eq!(removed.code, Some(0), "{}", removed.err);
+    assert_eq!(removed.code, 0, "{}", removed.err);
     assert_eq!(place.files(), [hidden[0], files[0]], "the preset goes with the model");
 }
 
@@ -229,7 +210,7 @@ fn what_cannot_fit_is_refused_with_the_sum_and_with_what_would() {
     assert!(low["needed_bytes"].as_u64().unwrap() < needed);
 
     let refused = setup("nano2gb", &["--quantize", "8bit"]);
-    assert_eq!(refused.code, Some(4), "{}", refused.err);
+    assert_eq!(refused.code, 4, "{}", refused.err);
     assert!(refused.err.contains("the board has 1980 MiB, less 768 MiB for the system = 1212 MiB"));
     assert!(refused.err.contains("--quantize 4bit would fit"), "{}", refused.err);
     // The sum that is shown is a sum.
@@ -245,7 +226,7 @@ fn what_cannot_fit_is_refused_with_the_sum_and_with_what_would() {
     assert!(refused.err.contains(&format!("{} MiB too few", mib(total) - 1212)), "{}", refused.err);
 
     let larger = place.setup(&["--model", "deepseek-coder-6.7b", "--optimize", "nano4gb"]);
-    assert_eq!(larger.code, Some(4), "{}", larger.err);
+    assert_eq!(larger.code, 4, "{}", larger.err);
     assert!(larger.err.contains("6740 million weights x 4.5 bits / 8"), "{}", larger.err);
     assert!(place.files().is_empty(), "nothing was fetched or written");
 }
@@ -258,7 +239,7 @@ fn a_killed_run_leaves_nothing_half() {
     let line = r#"ulimit -f 2000; exec "$0" setup-model --model mine --from "$1" --dir "$2""#;
     shell.env_clear().env("HOME", place.home.path()).args(["-c", line]);
     let killed = Run::of(shell.arg(program).arg(DEFAULT).arg(place.dir()));
-    assert_eq!(killed.code, None, "ended by a signal: {}", killed.err);
+    assert_eq!(killed.code, -1, "ended by a signal: {}", killed.err);
     assert_eq!(place.files(), ["mine-q4.gguf.partial"]);
     let list = Run::of(place.command("models").args(["list", "--json"])).json();
     assert!(!list.to_string().contains("mine"), "{list}");
@@ -289,7 +270,7 @@ fn refusals_say_what_to_do() {
         (&["--model", small][..], 2, "--allow-requantize"),
     ] {
         let run = place.setup(args);
-        assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
+        assert_eq!(run.code, code, "{args:?}: {}", run.err);
         assert!(run.err.contains(says), "{args:?}: {}", run.err);
     }
 }

@@ -6,7 +6,8 @@
         --threads 1,2 --rounds 5 [--prompt 512] [--generate 128@0,64@2048] MODEL.gguf ...
 
 Each round runs one program and then the other on the same file, prompt, threads and cache type (f16),
-so that a machine that is busy or throttles is busy for both. llama.cpp first shows which of its
+so that a machine that is busy or throttles is busy for both. `OURS.gguf=THEIRS.gguf` gives each program a
+file of its own, for formats that llama.cpp does not read. llama.cpp first shows which of its
 settings is the fastest for each test, of flash attention on and off and of weights repacked and as
 they are; the rounds use that one. A ratio is taken within a round; the table has the medians and,
 for the ratio, the lowest and the highest round. Both programs time themselves.
@@ -56,11 +57,12 @@ def ours(args, path, n_threads, test):
     sys.exit(f"jetforge bench reports no {name}")
 
 
-def row(args, path, n_threads, test):
-    found = {s: theirs(args, path, n_threads, test, s) for s in SETTINGS}
+def row(args, pair, n_threads, test):
+    our_file, their_file = pair
+    found = {s: theirs(args, their_file, n_threads, test, s) for s in SETTINGS}
     best = max(found, key=found.get)
     rounds = [
-        (ours(args, path, n_threads, test), theirs(args, path, n_threads, test, best))
+        (ours(args, our_file, n_threads, test), theirs(args, their_file, n_threads, test, best))
         for _ in range(args.rounds)
     ]
     ratios = [us / them for us, them in rounds]
@@ -68,8 +70,15 @@ def row(args, path, n_threads, test):
     kind, n, depth = test
     name = f"{kind}{n}" + (f" @ {depth}" if kind == "tg" and depth != "0" else "")
     how = f"{'repacked' if best[0] == '1' else 'as they are'}, flash {best[1]}"
-    return (f"| {path.stem} | {n_threads} | {name} | {medians[0]:.1f} | {medians[1]:.1f} ({how}) "
+    files = our_file.stem if our_file == their_file else f"{our_file.stem}, {their_file.stem}"
+    return (f"| {files} | {n_threads} | {name} | {medians[0]:.1f} | {medians[1]:.1f} ({how}) "
             f"| **{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f}) |")
+
+
+def pair_of(text):
+    """`FILE` for both, or `OURS=THEIRS`."""
+    ours_, _, theirs_ = text.partition("=")
+    return pathlib.Path(ours_), pathlib.Path(theirs_ or ours_)
 
 
 def machine():
@@ -94,19 +103,19 @@ def main():
     parser.add_argument("--prompt", default="512", help="lengths, comma-separated; empty for none")
     parser.add_argument("--generate", default="128@0", help="TOKENS@DEPTH,...; empty for none")
     parser.add_argument("--prefix", default="", help="command before both programs")
-    parser.add_argument("models", nargs="+", type=pathlib.Path)
+    parser.add_argument("models", nargs="+", type=pair_of, help="FILE, or OURS=THEIRS")
     args = parser.parse_args()
     tests = [("pp", n, "0") for n in args.prompt.split(",") if n]
     tests += [("tg", *one.split("@")) for one in args.generate.split(",") if one]
     version = call(args, [args.jetforge, "--version"]).strip()
-    build = json.loads(call(args, [args.llama_bench, "-m", str(args.models[0]), "-p", "1", "-n",
+    build = json.loads(call(args, [args.llama_bench, "-m", str(args.models[0][1]), "-p", "1", "-n",
                                    "0", "-r", "1", "-o", "json"]))[0]
     print(f"{machine()}\n\n{version}; llama.cpp {build['build_commit']}; {args.rounds} rounds\n")
     print("| model | threads | test | ours, tok/s | theirs, tok/s | ratio (low-high) |")
     print("|---|---|---|---|---|---|", flush=True)
     threads = [int(n) for n in args.threads.split(",")]
-    for path, n_threads, test in itertools.product(args.models, threads, tests):
-        print(row(args, path, n_threads, test), flush=True)
+    for pair, n_threads, test in itertools.product(args.models, threads, tests):
+        print(row(args, pair, n_threads, test), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ pub struct Service {
     pub gate: Gate,
     /// What the owner should know, such as a context that was reduced.
     pub notes: Vec<String>,
+    /// What survives, if it could be opened.
+    pub store: Option<Store>,
 }
 
 impl App {
@@ -61,7 +63,9 @@ impl App {
         }
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
-        let jobs = self.open_jobs(&mut notes);
+        let mut kept = None;
+        let jobs = self.open_jobs(&mut kept, &mut notes);
+        let state_dir = self.dirs.state.clone();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
@@ -81,12 +85,15 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
-        Ok(Service { host, gate, notes })
+        if let Some(store) = &kept {
+            gate.pair_with(&state_dir, store.clone(), machine_name());
+        }
+        Ok(Service { host, gate, notes, store: kept })
     }
 
     /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
     /// says why it keeps none.
-    fn open_jobs(&self, notes: &mut Vec<String>) -> Option<Jobs> {
+    fn open_jobs(&self, kept: &mut Option<Store>, notes: &mut Vec<String>) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
@@ -94,6 +101,7 @@ impl App {
         let open = || -> Result<Jobs, JobsError> {
             let opened = Store::open(&self.dirs.state)?;
             notes.extend(opened.notes);
+            *kept = Some(opened.store.clone());
             let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
@@ -191,6 +199,12 @@ impl App {
     }
 }
 
+/// What this machine is called.
+pub fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "jetforge".to_owned() } else { name }
+}
+
 /// Options that fit the memory: a context that nobody asked for is reduced, with a note.
 fn fitting(
     source: &ModelSource,
@@ -217,10 +231,13 @@ fn fitting(
 }
 
 fn read(path: &Path, n_bytes_max: u64) -> Result<String, ServerError> {
-    let read = || {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().map_err(|source| ServerError::File { path: path.to_owned(), source })
+    read_file(path, n_bytes_max)
+        .map_err(|source| ServerError::File { path: path.to_owned(), source })
+}
+
+/// The start of a small file.
+pub(super) fn read_file(path: &Path, n_bytes_max: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(n_bytes_max).read_to_string(&mut text)?;
+    Ok(text)
 }

@@ -285,6 +285,8 @@ pub const STORE_CHECK_BYTES_MAX: u64 = 64 << 20;
 pub const STORE_LOST_NAMED_MAX: usize = 20;
 /// Bytes of a line of an import.
 pub const STORE_LINE_BYTES_MAX: usize = 128 << 20;
+/// Machines that this one is paired with.
+pub const PEERS_MAX: usize = 64;
 /// Jobs that run at once.
 pub const JOBS_AT_ONCE_MAX: usize = 64;
 /// Jobs that wait or run.
@@ -299,11 +301,73 @@ pub const JOBS_LISTED_MAX: i64 = 500;
 pub const JOB_ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Readers that follow jobs at once.
 pub const JOB_READERS_MAX: usize = 256;
-/// Time between two looks at what is too old to be kept.
+/// Milliseconds between two looks at what is too old to be kept.
 pub const JOBS_PURGE_EVERY_MS: i64 = 60_000;
+/// The same where no job comes or goes.
+pub const JOBS_PURGE_IDLE_MS: i64 = 3_600_000;
+/// Callbacks of one host that are looked at together.
+pub const CALLBACKS_MAX: i64 = 16;
 /// Tries of one callback.
 pub const CALLBACK_TRIES_MAX: i64 = 8;
 /// Time that one try of a callback may take.
 pub const CALLBACK_MS: u64 = 10_000;
 /// Bytes of an answer to a callback that are looked at.
 pub const CALLBACK_ANSWER_BYTES_MAX: usize = 4096;
+/// Bytes of a file of the kernel that are read; the longest, of a machine with many cores, have
+/// some tens of thousands.
+pub const SYSFS_FILE_BYTES_MAX: usize = 256 << 10;
+/// Entries of a folder of the kernel that are looked at.
+pub const SYSFS_ENTRIES_MAX: usize = 4_096;
+/// Cores whose clocks are read and set.
+pub const POWER_CORES_MAX: usize = 1_024;
+/// Clocks that a core or a GPU is thought to have.
+pub const POWER_STEPS_MAX: usize = 256;
+/// Zones, rails, coolers and devices of one kind that are read.
+pub const POWER_SENSORS_MAX: usize = 256;
+/// Records of the kernel's log that one reading looks at.
+pub const POWER_LOG_RECORDS_MAX: usize = 65_536;
+/// Settings that are written for one profile.
+pub const POWER_WRITES_MAX: usize = 1_024;
+/// Models whose clocks are remembered.
+pub const POWER_CALIBRATIONS_MAX: usize = 32;
+/// Bytes of the journal of what was set before.
+pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a message of multicast DNS.
+pub const DISCOVERY_BYTES_MAX: usize = 9000;
+/// Machines that one look at the network finds.
+pub const DISCOVERED_MAX: usize = 256;
+/// Records of one message that are read.
+pub const DNS_RECORDS_MAX: usize = 64;
+/// Pointers and labels of one name.
+pub const DNS_JUMPS_MAX: usize = 16;
+/// Seconds for which a pairing code is good.
+pub const PAIR_S: u64 = 600;
+/// Exchanges that may be begun with one pairing code.
+pub const PAIR_TRIES_MAX: u32 = 5;
+/// Failures in a row after which the hub ejects a backend.
+pub const HUB_EJECT_FAILURES: u32 = 3;
+/// First pause of an ejected backend; it doubles.
+pub const HUB_PAUSE_MS: u64 = 1000;
+/// Longest pause of an ejected backend, and the longest that one can say to be full.
+pub const HUB_PAUSE_MS_MAX: u64 = 60_000;
+/// Backends of a hub.
+pub const HUB_BACKENDS_MAX: usize = 64;
+/// Backends that one request tries, where the options name no number.
+pub const HUB_TRIES_MAX: usize = 3;
+/// Bytes of one frame of a stream that the hub passes on.
+pub const HUB_FRAME_BYTES_MAX: usize = 1 << 20;
+/// Frames of one stream that wait for their reader in the hub.
+pub const HUB_FRAMES_MAX: usize = 16;
+/// Bytes of a stream's text that the hub remembers, to take it up elsewhere.
+pub const HUB_TRANSCRIPT_BYTES_MAX: usize = 4 << 20;
+/// Bytes of an answer that the hub passes on whole.
+pub const HUB_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Time for which the hub waits for a stream's first frame before it tells the client that there
+/// is one: until then another backend can be asked without a trace.
+pub const HUB_HOLD_MS: u64 = 10_000;
+/// Bytes of an answer to a probe.
+pub const HUB_PROBE_BYTES_MAX: usize = 4 << 20;
+/// Models of a backend that are remembered.
+pub const HUB_MODELS_MAX: usize = 1024;
+/// Bytes of a file of keys for backends.
+pub const HUB_KEY_FILE_BYTES_MAX: u64 = 64 << 10;

@@ -84,6 +84,16 @@ pub enum Verb {
     Bench(Box<verbs::bench::BenchArgs>),
     /// Serve models over HTTP, as OpenAI and llama.cpp do
     Serve(Box<verbs::serve::ServeArgs>),
+    /// Serve appliances, servers outside and this machine's engine under one address
+    Hub(Box<verbs::hub::HubArgs>),
+    /// The hub under AutoCoder's name: --serve, or --prompt for one answer of a running one
+    Orchestrate(Box<verbs::hub::OrchestrateArgs>),
+    /// Show a code by which another machine can be paired with this one
+    Pair(verbs::pair::PairArgs),
+    /// Pair this machine with an appliance, by the code that it shows
+    Setup(verbs::setup::SetupArgs),
+    /// Ask a running hub or service, and stream its answer
+    Client(verbs::client::ClientArgs),
     /// Compute system prompts and project context ahead, for the service to find on the disk
     Warm(verbs::warm::WarmArgs),
     /// Show or clear the prompts that outlive the service
@@ -118,6 +128,9 @@ pub struct ModelArgs {
     /// Threads; -1 for as many as there are cores
     #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub threads: Option<i64>,
+    /// Keep each thread on a core of its own: for a machine that does nothing else
+    #[arg(long)]
+    pub pin: bool,
     /// Instruction set of the kernels
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
@@ -157,6 +170,7 @@ impl ModelArgs {
         add("n_ctx", "--ctx-size", self.ctx_size.filter(|n| *n > 0).map(Into::into));
         add("n_batch", "--batch-size", self.batch_size.map(Into::into));
         add("n_threads", "--threads", self.threads.filter(|n| *n >= 0).map(Into::into));
+        add("pin_threads", "--pin", self.pin.then(|| true.into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));

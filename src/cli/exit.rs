@@ -12,8 +12,9 @@ use crate::app::AppError;
 use crate::base::config::ConfigError;
 use crate::inference::InferenceError;
 use crate::library::LibraryError;
+use crate::pair::PairError;
 use crate::quantize::{FolderError, QuantizeError};
-use crate::server::ServerError;
+use crate::server::{PairingError, ServerError};
 
 /// Done.
 pub const OK: u8 = 0;
@@ -91,16 +92,30 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AppError::Dirs(_) => Some(USAGE),
             AppError::Library(error) => Some(of_library(error)),
             AppError::Server(error) => Some(of_server(error)),
+            AppError::Hub(_) => Some(USAGE),
+            AppError::Pairing(error) => of_pairing(error),
             AppError::Inference { source, .. } => Some(of_inference(source)),
         };
     }
     if let Some(error) = cause.downcast_ref::<ServerError>() {
         return Some(of_server(error));
     }
+    if let Some(error) = cause.downcast_ref::<PairingError>() {
+        return of_pairing(error);
+    }
     if let Some(error) = cause.downcast_ref::<LibraryError>() {
         return Some(of_library(error));
     }
     cause.downcast_ref::<InferenceError>().map(of_inference)
+}
+
+fn of_pairing(error: &PairingError) -> Option<u8> {
+    match error {
+        PairingError::Pair(PairError::NoCode) => Some(USAGE),
+        PairingError::Pair(PairError::WrongCode) => Some(INTEGRITY),
+        PairingError::Client(_) | PairingError::Foreign(_) => Some(NETWORK),
+        PairingError::Pair(_) | PairingError::Offer(_) | PairingError::Store(_) => None,
+    }
 }
 
 fn of_config(_: &ConfigError) -> u8 {

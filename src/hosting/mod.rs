@@ -218,6 +218,16 @@ impl Host {
         self.sweep();
     }
 
+    /// Unloads a model as soon as nobody uses it, if it is loaded at all; its name.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn unload(&self, name: Option<&str>) -> Result<String, HostError> {
+        let name = self.resolve(name)?;
+        self.keep_alive(&name, Duration::ZERO);
+        Ok(name)
+    }
+
     /// Sets the adapters in effect where a request says nothing, and their scales.
     pub fn set_adapters(&self, name: &str, adapters: Vec<(usize, f32)>) {
         if let Some(place) = self.lock().places.get_mut(name) {

@@ -16,9 +16,9 @@ pub struct JobsConfig {
     pub n_at_once: usize,
     /// Jobs that wait or run.
     pub n_waiting_max: i64,
-    /// Bytes that bodies and answers of all jobs take.
+    /// Bytes that bodies, pieces and answers of all jobs take; bodies that wait take half at most.
     pub bytes_max: i64,
-    /// Days that a job is kept after it is over.
+    /// Days of uptime that a job is kept after it is over.
     pub keep_days: i64,
     /// Time between two commits of what running jobs have written.
     pub flush_ms: u64,

@@ -8,6 +8,7 @@
 //!    |<---stopped, crashed, timed out----|
 //!    |                 |-----crashed-----> set aside    broke without getting further, k times
 //!    |-----cancel, deadline--------------> cancelled, failed
+//!    |-----unreadable--------------------> set aside    its texts do not open
 //!    |<---------retry--------------------- failed, cancelled, set aside
 //! ```
 //!
@@ -107,13 +108,15 @@ pub enum Happening {
     Stumbled(String),
     /// It took too long.
     TimedOut,
-    /// The service ends in good order.
+    /// The service ends, and not by this job.
     Stopped,
     /// The program or the power went, with so many durable tokens.
     Crashed {
         /// Of its text.
         n_token: i64,
     },
+    /// What is kept of it does not open.
+    Unreadable(String),
     /// Its deadline has passed.
     DeadlinePassed,
     /// Somebody takes it back.
@@ -183,6 +186,10 @@ pub fn next(
             broken(ledger, n_broken, "the program or the power went while it ran", now_ms, policy)
         }
         (State::Running, H::Stopped) => again(0, "the service was stopped".to_owned()),
+        // Pieces that do not open go: if it is asked for again, its text begins anew.
+        (State::Queued, H::Unreadable(why)) => {
+            LedgerRow { epoch: ledger.epoch + 1, ..over(State::SetAside, Some(why.clone())) }
+        }
         (State::Queued | State::Running, H::DeadlinePassed) => {
             over(State::Failed, Some("its deadline has passed".to_owned()))
         }
@@ -328,6 +335,7 @@ mod tests {
             Just(Happening::TimedOut),
             Just(Happening::Stopped),
             (0i64..50).prop_map(|n_token| Happening::Crashed { n_token }),
+            Just(Happening::Unreadable("lost".to_owned())),
             Just(Happening::DeadlinePassed),
             Just(Happening::CancelAsked),
             Just(Happening::RetryAsked),

@@ -10,6 +10,7 @@
 //! Nothing here runs a job: whoever can answer requests takes one, says how it went, and hears
 //! what that means. A job is acknowledged when it is on the disk, and so is every answer.
 
+mod body;
 mod config;
 mod machine;
 mod pace;
@@ -23,7 +24,7 @@ pub use pace::{AlwaysGo, Pace, Verdict};
 pub use pieces::{Piece, Place};
 pub use queue::{Asked, Counts, Ended, Job, Jobs, Outcome, Run, Submitted, Taken};
 
-use crate::store::StoreError;
+use crate::store::{Full, StoreError};
 
 /// Why a job is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -66,4 +67,13 @@ pub enum JobsError {
         /// Its id.
         id: String,
     },
+}
+
+impl From<Full> for JobsError {
+    fn from(full: Full) -> JobsError {
+        match full {
+            Full::Count(n) => JobsError::FullCount { n },
+            Full::Bytes(n_bytes) => JobsError::FullBytes { n_bytes },
+        }
+    }
 }

@@ -5,26 +5,24 @@
 //! open   -> whatever ran when the program went has crashed, and is told so
 //! ```
 //!
-//! What runs is known twice: in the table, and in a map of this process. Only the table counts;
-//! the map keeps a take from asking the disk.
+//! A job in hand is a job as it was at some revision, and so is a run of it. What is written starts
+//! from that revision or does not happen: a run that was taken back ends nothing.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use sha2::{Digest, Sha256};
-
+use super::body::hash;
 use super::machine::{self, DUE_AT_ONCE, Happening, Policy, State};
 use super::pace::{Pace, Verdict, Windows};
 use super::pieces::{Piece, of_row, to_row};
 use super::schedule::{Next, Waiting, choose};
 use super::{JobsConfig, JobsError};
-use crate::base::limits::{JOBS_LISTED_MAX, JOBS_PURGE_EVERY_MS};
+use crate::base::limits::{JOBS_LISTED_MAX, JOBS_PURGE_EVERY_MS, JOBS_PURGE_IDLE_MS};
 use crate::seal;
 use crate::store::{
-    AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
-    Store, Update, now_ms,
+    AnswerRow, Append, CallbackRow, Changed, Insert, JobFilter, JobRow, NewJobRow, PieceRow,
+    QueueLimits, Store, StoreError, Update, now_ms,
 };
 
 /// A job that somebody asks for.
@@ -86,6 +84,8 @@ pub struct Run {
 pub enum Taken {
     /// Run this.
     Run(Box<Run>),
+    /// Jobs are over that never ran: tell of it, and ask again.
+    Changed,
     /// Ask again when something changes, and at this time at the latest.
     Wait {
         /// The time, if one is known.
@@ -120,11 +120,10 @@ struct Shared {
     policy: Policy,
     windows: Windows,
     pace: Box<dyn Pace>,
-    /// What runs here, and whether it is a suspect.
-    running: Mutex<BTreeMap<i64, bool>>,
     /// Why nothing starts.
     waits_for: Mutex<Option<String>>,
-    purged_ms: AtomicI64,
+    /// Until when the uptime is added up.
+    purged_at: Mutex<Instant>,
 }
 
 impl Jobs {
@@ -144,24 +143,25 @@ impl Jobs {
             store,
             config,
             pace,
-            running: Mutex::default(),
             waits_for: Mutex::default(),
-            purged_ms: AtomicI64::new(0),
+            purged_at: Mutex::new(Instant::now()),
         }));
         let now = now_ms();
-        let mut updates = Vec::new();
-        for row in jobs.0.store.open_jobs()? {
-            let job = Job::of(row)?;
-            if job.state == State::Running {
-                let crashed = Happening::Crashed { n_token: job.row.n_token };
-                updates.extend(jobs.update(&job, &crashed, now));
-            }
-        }
+        let rows = jobs.0.store.open_jobs()?;
+        let mut ran = rows.into_iter().map(Job::of).collect::<Result<Vec<_>, _>>()?;
+        ran.retain(|job| job.state == State::Running);
+        let has_suspect = ran.iter().any(Job::is_suspect);
+        let interrupted = |job: &Job| match has_suspect && !job.is_suspect() {
+            // What broke is what broke before.
+            true => jobs.update(job, &Happening::Stopped, now),
+            false => jobs.update(job, &Happening::Crashed { n_token: job.row.n_token }, now),
+        };
+        let updates: Vec<Update> = ran.iter().filter_map(interrupted).collect();
         let n_interrupted = updates.len();
         if n_interrupted > 0 {
             jobs.0.store.update_jobs(updates)?;
         }
-        jobs.purge(now)?;
+        jobs.purge(0)?;
         Ok((jobs, n_interrupted))
     }
 
@@ -176,7 +176,7 @@ impl Jobs {
     /// If its name is taken by another body, there is no room, or the disk does not take it.
     pub fn submit(&self, asked: Asked) -> Result<Submitted, JobsError> {
         let now = now_ms();
-        self.purge(now)?;
+        self.purge(JOBS_PURGE_EVERY_MS)?;
         let body_hash = hash(&asked.endpoint, &asked.body);
         let mut ledger = machine::fresh(asked.not_before_ms.unwrap_or(DUE_AT_ONCE));
         if asked.starts_now {
@@ -205,15 +205,8 @@ impl Jobs {
             callback: asked.callback,
             ledger,
         };
-        let limits =
-            QueueLimits { n_max: self.0.config.n_waiting_max, bytes_max: self.0.config.bytes_max };
-        match self.0.store.insert_job(new, limits)? {
-            Insert::New(row) => {
-                if asked.starts_now {
-                    self.running().insert(row.n, false);
-                }
-                Ok(Submitted::New(Job::of(row)?))
-            }
+        match self.0.store.insert_job(new, self.limits())? {
+            Insert::New(row) => Ok(Submitted::New(Job::of(row)?)),
             Insert::Exists(row) if row.body_hash == body_hash => {
                 Ok(Submitted::Known(Job::of(row)?))
             }
@@ -221,9 +214,12 @@ impl Jobs {
                 request_id: row.request_id.unwrap_or_default(),
                 id: row.id,
             }),
-            Insert::FullCount(n) => Err(JobsError::FullCount { n }),
-            Insert::FullBytes(n_bytes) => Err(JobsError::FullBytes { n_bytes }),
+            Insert::Full(full) => Err(full.into()),
         }
+    }
+
+    fn limits(&self) -> QueueLimits {
+        QueueLimits { n_max: self.0.config.n_waiting_max, bytes_max: self.0.config.bytes_max }
     }
 
     /// A job of a tenant.
@@ -293,28 +289,27 @@ impl Jobs {
         Ok(found)
     }
 
-    /// The next job, which runs from now on; jobs whose deadline has passed fail on the way.
+    /// The next job, which runs from now on. Jobs whose deadline has passed fail on the way, and
+    /// one whose texts do not open is set aside.
     ///
     /// # Errors
     /// If the store cannot be read or written.
     pub fn take(&self) -> Result<Taken, JobsError> {
+        self.purge(JOBS_PURGE_IDLE_MS)?;
         let now = now_ms();
         let rows = self.0.store.open_jobs()?;
         let jobs = rows.into_iter().map(Job::of).collect::<Result<Vec<_>, _>>()?;
-        let is_late = |job: &&Job| {
-            job.state == State::Queued && job.row.deadline_ms.is_some_and(|at| at <= now)
-        };
-        let late: Vec<Update> = jobs
-            .iter()
-            .filter(is_late)
-            .filter_map(|job| self.update(job, &Happening::DeadlinePassed, now))
-            .collect();
+        let (running, queued): (Vec<&Job>, Vec<&Job>) =
+            jobs.iter().partition(|job| job.state == State::Running);
+        let late = queued.iter().filter(|job| job.row.deadline_ms.is_some_and(|at| at <= now));
+        let late: Vec<Update> =
+            late.filter_map(|job| self.update(job, &Happening::DeadlinePassed, now)).collect();
         if !late.is_empty() {
             self.0.store.update_jobs(late)?;
+            return Ok(Taken::Changed);
         }
-        let queued = jobs.iter().filter(|job| job.state == State::Queued && !is_late(job));
-        let waiting: Vec<Waiting> = queued.clone().map(Job::waiting).collect();
-        let running: Vec<bool> = self.running().values().copied().collect();
+        let waiting: Vec<Waiting> = queued.iter().map(|job| job.waiting()).collect();
+        let running: Vec<bool> = running.iter().map(|job| job.is_suspect()).collect();
         let verdict = match self.0.windows.verdict(now) {
             Verdict::Go => self.0.pace.verdict(now),
             wait => wait,
@@ -325,46 +320,55 @@ impl Jobs {
             Next::Wait { until_ms, reason } => (None, reason, until_ms),
         };
         *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-        let deadline = queued.clone().filter_map(|job| job.row.deadline_ms).min();
-        let wait = Taken::Wait { until_ms: [until_ms, deadline].into_iter().flatten().min() };
-        match n.and_then(|n| queued.clone().find(|job| job.row.n == n)) {
-            Some(job) => Ok(self.start(job, now)?.map_or(wait, |run| Taken::Run(Box::new(run)))),
-            None => Ok(wait),
+        if let Some(job) = n.and_then(|n| queued.iter().find(|job| job.row.n == n)) {
+            return self.start(job, now);
         }
+        let deadline = queued.iter().filter_map(|job| job.row.deadline_ms).min();
+        Ok(Taken::Wait { until_ms: [until_ms, deadline].into_iter().flatten().min() })
     }
 
-    /// Starts a job, unless somebody was faster.
-    fn start(&self, job: &Job, now: i64) -> Result<Option<Run>, JobsError> {
-        let pieces = self.pieces(job, job.row.ledger.epoch, 0)?;
+    /// Starts a job, unless somebody was faster or it cannot be read.
+    fn start(&self, job: &Job, now: i64) -> Result<Taken, JobsError> {
+        let pieces = self.pieces(job, job.row.ledger.epoch, 0);
+        let opened = pieces.and_then(|pieces| Ok((self.0.store.job_body(&job.row)?, pieces)));
+        let (body, pieces) = match opened {
+            Ok(opened) => opened,
+            // Others can be read, and wait behind it.
+            Err(why @ (JobsError::Record { .. } | JobsError::Store(StoreError::Sealed { .. }))) => {
+                tracing::error!(job = job.row.id, error = %why, "a job is set aside");
+                self.happen(job, &Happening::Unreadable(why.to_string()), now)?;
+                return Ok(Taken::Changed);
+            }
+            Err(error) => return Err(error),
+        };
         let started = Happening::Started { n_token: job.row.n_token };
-        let Some(ledger) = self.happen(job, &started, now)? else { return Ok(None) };
-        self.running().insert(job.row.n, job.row.ledger.n_broken > 0);
-        let body = self.0.store.job_body(&job.row)?;
-        let job = Job { row: JobRow { ledger, ..job.row.clone() }, state: State::Running };
-        Ok(Some(Run { job, body, pieces: pieces.into_iter().map(|(_, piece)| piece).collect() }))
+        let Some(job) = self.happen(job, &started, now)? else { return Ok(Taken::Changed) };
+        let pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
+        Ok(Taken::Run(Box::new(Run { job, body, pieces })))
     }
 
-    /// Makes pieces of running jobs durable: of each its number, id, epoch, where they end, and
-    /// the pieces.
+    /// Makes pieces of running jobs durable: of each the job, where they end, and the pieces. Comes
+    /// back with whether they were put: not those of a run that is over.
     ///
     /// # Errors
     /// If the disk does not take them.
-    pub fn append(&self, rows: Vec<(Job, i64, Vec<Piece>)>) -> Result<(), JobsError> {
-        let row = |(job, end, pieces): (Job, i64, Vec<Piece>)| {
-            let row = PieceRow { epoch: job.row.ledger.epoch, end, pieces: to_row(&pieces) };
-            (job.row.n, job.row.id, row)
+    pub fn append(&self, rows: Vec<(Job, i64, Vec<Piece>)>) -> Result<Vec<bool>, JobsError> {
+        let row = |(job, end, pieces): (Job, i64, Vec<Piece>)| Append {
+            n: job.row.n,
+            id: job.row.id,
+            revision: job.row.revision,
+            row: PieceRow { epoch: job.row.ledger.epoch, end, pieces: to_row(&pieces) },
         };
         Ok(self.0.store.append_pieces(rows.into_iter().map(row).collect())?)
     }
 
-    /// Begins the text of a running job anew; the job with its new epoch.
+    /// Begins the text of a running job anew; the job with its new epoch, `None` if this run of it
+    /// is over.
     ///
     /// # Errors
-    /// If it does not run any more, or the disk does not take it.
-    pub fn restart(&self, job: &Job) -> Result<Job, JobsError> {
-        let ledger = self.happen(job, &Happening::Diverged, now_ms())?;
-        let ledger = ledger.ok_or(JobsError::Illegal { state: job.state })?;
-        Ok(Job { row: JobRow { ledger, n_token: 0, ..job.row.clone() }, state: State::Running })
+    /// If the disk does not take it.
+    pub fn restart(&self, job: &Job) -> Result<Option<Job>, JobsError> {
+        self.happen(job, &Happening::Diverged, now_ms())
     }
 
     /// Says how a run ended. If it was taken back meanwhile, nothing changes.
@@ -372,23 +376,16 @@ impl Jobs {
     /// # Errors
     /// If the disk does not take it; then the job counts as crashed when the program starts again.
     pub fn end(&self, job: &Job, ended: Ended) -> Result<(), JobsError> {
-        let now = now_ms();
-        let update = self.update(job, &ended.happening, now).map(|update| Update {
-            answer: ended.outcome,
-            pieces: ended.tail.map(|(end, pieces)| PieceRow {
+        if let Some(update) = self.update(job, &ended.happening, now_ms()) {
+            let pieces = ended.tail.map(|(end, pieces)| PieceRow {
                 epoch: job.row.ledger.epoch,
                 end,
                 pieces: to_row(&pieces),
-            }),
-            ..update
-        });
-        let written = match update {
-            Some(update) => self.0.store.update_jobs(vec![update]).map(|_| ()),
-            None => Ok(()),
-        };
-        self.running().remove(&job.row.n);
-        written?;
-        self.purge(now)
+            });
+            let update = Update { answer: ended.outcome, pieces, ..update };
+            self.0.store.update_jobs(vec![update])?;
+        }
+        self.purge(JOBS_PURGE_EVERY_MS)
     }
 
     /// Takes a job back.
@@ -402,7 +399,8 @@ impl Jobs {
     /// Lets a job that failed, was taken back or set aside run again.
     ///
     /// # Errors
-    /// If it is in another state, not this tenant's, or the disk does not take it.
+    /// If it is in another state or not this tenant's, there is no room for one more that waits, or
+    /// the disk does not take it.
     pub fn retry(&self, tenant: u64, id: &str) -> Result<Job, JobsError> {
         self.ask(tenant, id, &Happening::RetryAsked)
     }
@@ -422,17 +420,23 @@ impl Jobs {
         Err(JobsError::Illegal { state: self.get(tenant, id)?.state })
     }
 
-    /// Writes what a happening makes of a job; `None` if it is in another state by now.
-    fn happen(
-        &self,
-        job: &Job,
-        happening: &Happening,
-        now: i64,
-    ) -> Result<Option<LedgerRow>, JobsError> {
+    /// Writes what a happening makes of a job; the job as it is then, `None` if it is of another
+    /// revision by now.
+    fn happen(&self, job: &Job, happening: &Happening, now: i64) -> Result<Option<Job>, JobsError> {
         let Some(update) = self.update(job, happening, now) else { return Ok(None) };
         let ledger = update.ledger.clone();
-        let is_done = self.0.store.update_jobs(vec![update])?;
-        Ok(is_done.first().is_some_and(|is_done| *is_done).then_some(ledger))
+        match self.0.store.update_jobs(vec![update])?.first() {
+            Some(Changed::Done) => {
+                let n_token = match ledger.epoch == job.row.ledger.epoch {
+                    true => job.row.n_token,
+                    false => 0,
+                };
+                let revision = job.row.revision + 1;
+                Job::of(JobRow { ledger, revision, n_token, ..job.row.clone() }).map(Some)
+            }
+            Some(Changed::Full(full)) => Err((*full).into()),
+            Some(Changed::Stale) | None => Ok(None),
+        }
     }
 
     fn update(&self, job: &Job, happening: &Happening, now: i64) -> Option<Update> {
@@ -442,11 +446,12 @@ impl Jobs {
         Some(Update {
             n: job.row.n,
             id: job.row.id.clone(),
-            from: job.state.name(),
+            revision: job.row.revision,
             ledger,
             answer: None,
             pieces: None,
             calls_back,
+            limits: (*happening == Happening::RetryAsked).then(|| self.limits()),
         })
     }
 
@@ -465,21 +470,26 @@ impl Jobs {
         Ok((counts, waits_for))
     }
 
-    /// Callbacks that are due.
+    /// Callbacks that are due to a host, or to all.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn due_callbacks(&self) -> Result<Vec<CallbackRow>, JobsError> {
-        Ok(self.0.store.due_callbacks()?)
+    pub fn due_callbacks(
+        &self,
+        host: Option<&str>,
+        n_max: i64,
+    ) -> Result<Vec<CallbackRow>, JobsError> {
+        Ok(self.0.store.due_callbacks(host, n_max)?)
     }
 
-    /// Says how a callback went: whether it arrived, or when it is tried again.
+    /// Says how a callback went: whether it arrived, or when it is tried again. If the job has gone
+    /// on meanwhile, that is of no interest.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn settle_callback(
         &self,
-        id: &str,
+        row: &CallbackRow,
         again_ms: Option<i64>,
         ok: bool,
     ) -> Result<(), JobsError> {
@@ -488,7 +498,7 @@ impl Jobs {
             (false, Some(_)) => "due",
             (false, None) => "failed",
         };
-        Ok(self.0.store.settle_callback(id, state, again_ms.unwrap_or(0))?)
+        Ok(self.0.store.settle_callback(row, state, again_ms.unwrap_or(0))?)
     }
 
     /// A job whoever it belongs to, for what the service does by itself.
@@ -499,20 +509,17 @@ impl Jobs {
         Job::of(self.0.store.job(id)?.ok_or(JobsError::Unknown)?)
     }
 
-    fn running(&self) -> MutexGuard<'_, BTreeMap<i64, bool>> {
-        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Removes what is too old or too much, now and then.
-    fn purge(&self, now: i64) -> Result<(), JobsError> {
-        let last = self.0.purged_ms.load(Ordering::Relaxed);
-        if (last..last + JOBS_PURGE_EVERY_MS).contains(&now) {
+    /// Removes what is too old or too much, unless that was done `every_ms` ago or later.
+    fn purge(&self, every_ms: i64) -> Result<(), JobsError> {
+        let mut purged_at = self.0.purged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let up_ms = i64::try_from(purged_at.elapsed().as_millis()).unwrap_or(i64::MAX);
+        if up_ms < every_ms {
             return Ok(());
         }
-        self.0.purged_ms.store(now, Ordering::Relaxed);
-        let before = now - self.0.config.keep_days * 24 * 3600 * 1000;
+        let keep_ms = self.0.config.keep_days * 24 * 3600 * 1000;
         // A tenth stays free for those to come.
-        self.0.store.purge_jobs(before, self.0.config.bytes_max / 10 * 9)?;
+        self.0.store.purge_jobs(up_ms, keep_ms, self.0.config.bytes_max / 10 * 9)?;
+        *purged_at += Duration::from_millis(up_ms.unsigned_abs());
         Ok(())
     }
 }
@@ -525,12 +532,17 @@ impl Job {
         }
     }
 
+    /// It broke before.
+    fn is_suspect(&self) -> bool {
+        self.row.ledger.n_broken > 0
+    }
+
     fn waiting(&self) -> Waiting {
         Waiting {
             n: self.row.n,
             priority: self.row.priority,
             due_ms: self.row.ledger.due_ms,
-            is_suspect: self.row.ledger.n_broken > 0,
+            is_suspect: self.is_suspect(),
         }
     }
 }
@@ -538,41 +550,6 @@ impl Job {
 fn random() -> Result<[u8; seal::KEY_LEN], JobsError> {
     let failed = |source| crate::store::StoreError::File { path: "random".into(), source };
     Ok(seal::random().map_err(failed)?)
-}
-
-/// What tells one body from another: its endpoint and fields, in any order.
-fn hash(endpoint: &str, body: &[u8]) -> Vec<u8> {
-    let mut text = format!("{endpoint}\n").into_bytes();
-    match serde_json::from_slice(body) {
-        Ok(value) => canonical(&value, &mut text),
-        Err(_) => text.extend_from_slice(body),
-    }
-    Sha256::digest(&text).to_vec()
-}
-
-fn canonical(value: &Value, out: &mut Vec<u8>) {
-    match value {
-        Value::Object(fields) => {
-            let mut fields: Vec<_> = fields.iter().collect();
-            fields.sort_by_key(|(name, _)| *name);
-            out.push(b'{');
-            for (name, value) in fields {
-                out.extend_from_slice(Value::from(name.as_str()).to_string().as_bytes());
-                canonical(value, out);
-                out.push(b',');
-            }
-            out.push(b'}');
-        }
-        Value::Array(items) => {
-            out.push(b'[');
-            for item in items {
-                canonical(item, out);
-                out.push(b',');
-            }
-            out.push(b']');
-        }
-        value => out.extend_from_slice(value.to_string().as_bytes()),
-    }
 }
 
 #[cfg(test)]

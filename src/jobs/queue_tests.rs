@@ -27,6 +27,7 @@ fn new(jobs: &Jobs, asked: Asked) -> Job {
 fn run(jobs: &Jobs) -> Option<Run> {
     match jobs.take().unwrap() {
         Taken::Run(run) => Some(*run),
+        Taken::Changed => run(jobs),
         Taken::Wait { .. } => None,
     }
 }
@@ -38,6 +39,11 @@ fn answered(text: &str) -> Ended {
 
 fn piece(token: u32) -> Piece {
     Piece { prompt_idx: 0, answer_idx: 0, text: format!("t{token}"), tokens: vec![token] }
+}
+
+fn append(jobs: &Jobs, job: &Job, end: i64, tokens: &[u32]) -> Vec<bool> {
+    let pieces = tokens.iter().map(|token| piece(*token)).collect();
+    jobs.append(vec![(job.clone(), end, pieces)]).unwrap()
 }
 
 #[test]
@@ -69,7 +75,7 @@ fn what_ran_when_the_program_went_goes_on_and_in_the_end_is_set_aside() {
     let job = new(&jobs, asked("{}"));
     let first = run(&jobs).unwrap();
     assert_eq!((first.pieces.len(), first.job.row.ledger.way.as_str()), (0, "fresh"));
-    jobs.append(vec![(first.job.clone(), 2, vec![piece(5), piece(6)])]).unwrap();
+    assert_eq!(append(&jobs, &first.job, 2, &[5, 6]), [true]);
     drop(jobs);
     let mut ways = Vec::new();
     for _ in 0..3 {
@@ -88,9 +94,9 @@ fn what_ran_when_the_program_went_goes_on_and_in_the_end_is_set_aside() {
     assert_eq!(jobs.counts().unwrap().0["set_aside"].0, 1);
     assert_eq!(jobs.retry(0, &job.row.id).unwrap().state, State::Queued);
     let run = run(&jobs).unwrap();
-    let anew = jobs.restart(&run.job).unwrap();
+    let anew = jobs.restart(&run.job).unwrap().unwrap();
     assert_eq!((anew.row.ledger.epoch, anew.row.n_token), (2, 0));
-    jobs.append(vec![(anew.clone(), 1, vec![piece(9)])]).unwrap();
+    assert_eq!(append(&jobs, &anew, 1, &[9]), [true]);
     assert_eq!(jobs.pieces(&anew, 1, 0).unwrap(), [], "the other text is gone");
     assert_eq!(jobs.pieces(&anew, 2, 0).unwrap(), [(1, piece(9))]);
     jobs.end(&anew, Ended { tail: Some((2, vec![piece(10)])), ..answered("x") }).unwrap();
@@ -109,6 +115,120 @@ fn a_job_that_was_taken_back_while_it_ran_stays_so() {
     assert_eq!((job.state, jobs.outcome(&job).unwrap()), (State::Cancelled, None));
     let twice = jobs.cancel(0, &job.row.id).unwrap_err();
     assert!(matches!(twice, JobsError::Illegal { state: State::Cancelled }));
+}
+
+#[test]
+fn a_run_that_was_taken_back_ends_nothing_of_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, asked("{}"));
+    let first = run(&jobs).unwrap();
+    jobs.cancel(0, &job.row.id).unwrap();
+    jobs.retry(0, &job.row.id).unwrap();
+    let second = run(&jobs).unwrap();
+    assert_eq!(append(&jobs, &first.job, 1, &[5]), [false], "nor tells its text as the next one's");
+    assert_eq!(jobs.restart(&first.job).unwrap(), None);
+    jobs.end(&first.job, answered("the first")).unwrap();
+    assert_eq!(jobs.get(0, &job.row.id).unwrap().state, State::Running);
+    // A change that was begun before the text began anew does not take that back.
+    let anew = jobs.restart(&second.job).unwrap().unwrap();
+    jobs.end(&second.job, answered("of the text before")).unwrap();
+    assert_eq!(jobs.get(0, &job.row.id).unwrap().row.ledger.epoch, 2);
+    jobs.end(&anew, answered("the second")).unwrap();
+    let job = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((job.state, job.row.ledger.epoch), (State::Done, 2));
+    assert_eq!(jobs.outcome(&job).unwrap().unwrap().body, b"the second");
+}
+
+#[test]
+fn texts_that_do_not_open_set_their_job_aside_and_the_queue_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let broken: Vec<Job> = (0..2).map(|_| new(&jobs, asked("{}"))).collect();
+    for (i, run) in [run(&jobs).unwrap(), run(&jobs).unwrap()].into_iter().enumerate() {
+        let row = PieceRow { epoch: 1, end: 1, pieces: b"no pieces".to_vec() };
+        // The second are sealed as another job's.
+        let id = if i == 0 { run.job.row.id.clone() } else { "job-x".to_owned() };
+        let append = Append { n: run.job.row.n, id, revision: run.job.row.revision, row };
+        assert_eq!(jobs.0.store.append_pieces(vec![append]).unwrap(), [true]);
+        let stopped = Ended { happening: Happening::Stopped, outcome: None, tail: None };
+        jobs.end(&run.job, stopped).unwrap();
+    }
+    let sound = new(&jobs, asked("{}"));
+    assert_eq!(run(&jobs).unwrap().job.row.id, sound.row.id);
+    for job in &broken {
+        let aside = jobs.get(0, &job.row.id).unwrap();
+        assert_eq!(aside.state, State::SetAside);
+        assert!(aside.row.ledger.reason.is_some(), "{aside:?}");
+    }
+    jobs.retry(0, &broken[0].row.id).unwrap();
+    let anew = run(&jobs).unwrap();
+    assert_eq!((anew.pieces.len(), anew.job.row.ledger.way.as_str()), (0, "restarted"));
+}
+
+#[test]
+fn a_break_beside_a_suspect_is_the_suspects() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let suspect = new(&jobs, asked("{}"));
+    run(&jobs).unwrap();
+    drop(jobs);
+    let (jobs, _) = open(dir.path(), JobsConfig { n_at_once: 1, ..JobsConfig::default() });
+    assert_eq!(run(&jobs).unwrap().job.row.id, suspect.row.id);
+    let sound = new(&jobs, asked("{}"));
+    assert_eq!(run(&jobs).unwrap().job.row.id, sound.row.id, "it waits for nobody");
+    drop(jobs);
+    let (jobs, n_interrupted) = open(dir.path(), JobsConfig::default());
+    let n_broken = |job: &Job| jobs.get(0, &job.row.id).unwrap().row.ledger.n_broken;
+    assert_eq!((n_interrupted, n_broken(&suspect), n_broken(&sound)), (2, 2, 0));
+}
+
+#[test]
+fn a_job_that_is_asked_for_again_needs_room_and_has_no_answer_of_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = JobsConfig { n_waiting_max: 1, bytes_max: 1000, ..JobsConfig::default() };
+    let (jobs, _) = open(dir.path(), config);
+    let long = format!("{{\"prompt\": \"{}\"}}", "x".repeat(200));
+    let job = new(&jobs, Asked { n_attempt_max: 1, ..asked(&long) });
+    let first = run(&jobs).unwrap();
+    let happening = Happening::Stumbled("busy".into());
+    jobs.end(&first.job, Ended { happening, ..answered("503") }).unwrap();
+    let failed = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!(jobs.outcome(&failed).unwrap().unwrap().body, b"503");
+    let other = new(&jobs, asked("{}"));
+    let full = jobs.retry(0, &job.row.id).unwrap_err();
+    assert!(matches!(full, JobsError::FullCount { n: 1 }), "{full}");
+    jobs.cancel(0, &other.row.id).unwrap();
+    jobs.retry(0, &job.row.id).unwrap();
+    let cancelled = jobs.cancel(0, &job.row.id).unwrap();
+    assert_eq!(jobs.outcome(&cancelled).unwrap(), None, "it was taken back since");
+    drop(jobs);
+    let config = JobsConfig { bytes_max: 400, ..JobsConfig::default() };
+    let (jobs, _) = open(dir.path(), config);
+    let full = jobs.retry(0, &job.row.id);
+    assert!(matches!(full, Err(JobsError::FullBytes { .. } | JobsError::Unknown)), "{full:?}");
+}
+
+#[test]
+fn a_callback_that_is_late_says_nothing_of_the_next_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let callback = Some("http://pc:9/done".to_owned());
+    let job = new(&jobs, Asked { callback, ..asked("{}") });
+    jobs.cancel(0, &job.row.id).unwrap();
+    let due = |host: &str| jobs.due_callbacks(Some(host), 10).unwrap();
+    assert_eq!((due("pc:9").len(), due("pc").len(), due("other:9").len()), (1, 0, 0));
+    let first = due("pc:9").remove(0);
+    jobs.retry(0, &job.row.id).unwrap();
+    assert_eq!(due("pc:9"), [], "it is not over");
+    jobs.settle_callback(&first, None, true).unwrap();
+    jobs.cancel(0, &job.row.id).unwrap();
+    jobs.settle_callback(&first, None, true).unwrap();
+    let second = due("pc:9").remove(0);
+    assert_eq!(second.n_try, 0);
+    jobs.settle_callback(&second, None, true).unwrap();
+    let state = jobs.get(0, &job.row.id).unwrap().row.callback_state;
+    assert_eq!((due("pc:9").len(), state.as_deref()), (0, Some("sent")));
 }
 
 #[test]

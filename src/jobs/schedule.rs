@@ -4,8 +4,9 @@
 //! due now?  -> the highest priority -> the oldest
 //! ```
 //!
-//! A job that broke before is a suspect. It runs when no other job is due, and alone: if the
-//! program goes down again it is known with whom, and nobody waited for it who could have run.
+//! A job that broke before is a suspect. It begins when no other job is due and nothing runs, and
+//! takes nobody's place: who comes later runs beside it, and if the program goes down again, it was
+//! the suspect.
 
 use super::pace::Verdict;
 
@@ -45,7 +46,8 @@ pub fn choose(
     now_ms: i64,
 ) -> Next {
     let wait = |until_ms, reason| Next::Wait { until_ms, reason };
-    if waiting.is_empty() || running.len() >= n_at_once || running.contains(&true) {
+    let n_sound = running.iter().filter(|is_suspect| !**is_suspect).count();
+    if waiting.is_empty() || n_sound >= n_at_once {
         return wait(None, None);
     }
     if let Verdict::Wait { reason, until_ms } = verdict {
@@ -85,7 +87,10 @@ mod tests {
         assert_eq!(go(&[job(1, 9, 0, true), job(2, 0, 0, false)], &[]), Next::Start(2));
         assert_eq!(go(&[job(1, 9, 0, true)], &[]), Next::Start(1));
         assert_eq!(go(&[job(1, 9, 0, true)], &[false]), idle, "not beside another");
-        assert_eq!(go(&[job(2, 9, 0, false)], &[true]), idle, "none beside it");
+        assert_eq!(go(&[job(1, 9, 0, true)], &[true]), idle, "nor beside its like");
+        assert_eq!(go(&[job(2, 9, 0, false)], &[true]), Next::Start(2), "it delays nobody");
+        assert_eq!(go(&[job(3, 9, 0, false)], &[true, false]), Next::Start(3), "nor takes a place");
+        assert_eq!(go(&[job(4, 9, 0, false)], &[true, false, false]), idle);
         let later = Next::Wait { until_ms: Some(300), reason: None };
         assert_eq!(go(&[job(1, 0, 500, false), job(2, 0, 300, false)], &[]), later);
         let hot = Verdict::Wait { reason: "too hot".into(), until_ms: Some(900) };

@@ -19,10 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::sensors::BOARD_RAILS;
+
 /// How often sensors are read.
 const READ_EVERY: Duration = Duration::from_millis(20);
-/// Rails that feed a whole board; every other one is part of them.
-const BOARD_RAILS: [&str; 4] = ["POM_5V_IN", "VDD_IN", "VIN_SYS_5V0", "VDD_5V_IN"];
 /// Sensors that one chip has, at most.
 const N_RAIL_MAX: usize = 3;
 

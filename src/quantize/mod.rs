@@ -27,7 +27,7 @@ pub use plan::{Override, Plan, PlanOptions, TensorPlan};
 pub use recipe::Recipe;
 pub use report::{Comparison, compare};
 pub use source::Source;
-pub use write::{WriteOptions, Written, check_target, write};
+pub use write::{WriteOptions, Written, check_target, pack, write};
 
 use crate::base::format::bytes;
 use crate::inference::gguf::GgufError;

@@ -17,7 +17,7 @@ use super::{Importance, Plan, QuantizeError, Source, TensorPlan};
 use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS, THREADS_MAX};
 use crate::inference::gguf::{Metadata, TensorInfo, Value};
 use crate::inference::quant::{Codes, TensorType, dequantize, quantize};
-use crate::inference::{NativeError, NativeWriter, Target};
+use crate::inference::{NativeError, NativeWriter, Target, convert};
 
 /// The largest number of F16.
 const F16_MAX: f32 = 65_504.0;
@@ -61,10 +61,42 @@ pub fn write(
     let total = plan.tensor_bytes();
     check_room(target, total + total / 16)?;
     let metadata = plan.metadata(source.gguf(), &origin(source, plan, importance)?);
+    whole_or_absent(target, |partial| {
+        write_rows(source, plan, importance, &metadata, options, partial, progress)
+    })
+}
+
+/// Writes the weights as they are to `target`, packed for a processor.
+///
+/// # Errors
+/// As [`write`].
+pub fn pack(
+    source: &Source,
+    target: &Path,
+    replace: bool,
+    packed_for: Target,
+) -> Result<Written, QuantizeError> {
+    if !source.is_runnable() {
+        return Err(QuantizeError::FolderRuns { path: source.path().to_owned() });
+    }
+    check_target(source, target, replace)?;
+    // Scales widen in panels, by a quarter at most (docs/formats.md).
+    check_room(target, source.gguf().file_bytes() + source.gguf().file_bytes() / 4)?;
+    whole_or_absent(target, |partial| {
+        let out = BufWriter::with_capacity(1 << 20, open_partial(partial)?);
+        let out = convert(source.gguf(), packed_for, out).map_err(native(partial))?;
+        out.into_inner().map_err(|error| QuantizeError::io(partial)(error.into_error()))
+    })
+}
+
+/// Lets `write` fill a file, which gets the target's name when it is whole and on the disk.
+fn whole_or_absent(
+    target: &Path,
+    write: impl FnOnce(&Path) -> Result<File, QuantizeError>,
+) -> Result<Written, QuantizeError> {
     let partial = partial_of(target);
     let had_leftover = partial.exists();
-    let written = write_rows(source, plan, importance, &metadata, options, &partial, progress);
-    let file = written.inspect_err(|error| {
+    let file = write(&partial).inspect_err(|error| {
         // What is left would be of no use to anyone, unless another run is at it.
         if !matches!(error, QuantizeError::Busy { .. }) {
             let _ = std::fs::remove_file(&partial);

@@ -21,9 +21,11 @@ use super::ring::{Key, KeyRing};
 use super::{ApiError, ServerError};
 
 /// Paths that need no key, as in llama.cpp, and the page with its description.
-const PUBLIC: [&str; 6] = ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json"];
+const PUBLIC: [&str; 7] =
+    ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json", "/v1/pair"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 10] = [
+const ADMIN: [(&str, Option<Method>); 11] = [
+    ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),
     ("/slots/{id}", None),
@@ -87,6 +89,15 @@ impl Access {
         Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", message))
     }
 
+    fn key(&self, headers: &HeaderMap) -> Option<Arc<Key>> {
+        presented(headers).and_then(|text| self.ring.find(text))
+    }
+
+    /// Whether the caller shows a key, or needs none for anything.
+    pub fn knows(&self, headers: &HeaderMap) -> bool {
+        !self.ring.is_required() || self.key(headers).is_some()
+    }
+
     /// The caller's key; `None` where none is needed.
     pub fn check_key(
         &self,
@@ -97,7 +108,7 @@ impl Access {
         if !self.ring.is_required() || route.is_some_and(|route| PUBLIC.contains(&route)) {
             return Ok(None);
         }
-        let key = presented(headers).and_then(|text| self.ring.find(text));
+        let key = self.key(headers);
         let Some(key) = key else { return Err(ApiError::unauthorized("Invalid API Key")) };
         let needed = scope_of(method, route);
         if key.scopes.contains(&needed) {

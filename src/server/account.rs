@@ -56,7 +56,7 @@ pub(super) struct Account {
     /// The name of the caller's key.
     pub tenant: String,
     /// The caller's place in its quota, given back at the end.
-    pub place: Option<Place>,
+    pub place: Option<Arc<Place>>,
     started: Instant,
     n_bytes: u64,
     is_complete: bool,

@@ -70,11 +70,19 @@ impl Client {
     /// # Errors
     /// If it is not there or refuses.
     pub fn json(&self, method: &str, path: &str) -> Result<Value, ClientError> {
-        let mut body = Vec::new();
-        let mut answer = self.send(method, path, &[])?;
+        self.post(method, path, &[])
+    }
+
+    /// Sends a body and reads JSON.
+    ///
+    /// # Errors
+    /// If it is not there or refuses.
+    pub fn post(&self, method: &str, path: &str, body: &[u8]) -> Result<Value, ClientError> {
+        let mut told = Vec::new();
+        let mut answer = self.send(method, path, &[], body)?;
         let mut bounded = (&mut answer).take(JOB_ANSWER_BYTES_MAX as u64);
-        bounded.read_to_end(&mut body).map_err(|error| self.broken(error))?;
-        serde_json::from_slice(&body).map_err(|error| self.foreign(error.to_string()))
+        bounded.read_to_end(&mut told).map_err(|error| self.broken(error))?;
+        serde_json::from_slice(&told).map_err(|error| self.foreign(error.to_string()))
     }
 
     /// Follows server-sent events: each with its id, name and data, until `hear` says enough or
@@ -90,7 +98,7 @@ impl Client {
     ) -> Result<Option<String>, ClientError> {
         let headers: Vec<(&str, &str)> =
             last_id.map(|id| ("last-event-id", id)).into_iter().collect();
-        let answer = BufReader::new(self.send("GET", path, &headers)?);
+        let answer = BufReader::new(self.send("GET", path, &headers, &[])?);
         let mut last = last_id.map(str::to_owned);
         let (mut id, mut event) = (None, String::new());
         for line in answer.lines() {
@@ -114,17 +122,50 @@ impl Client {
         Ok(last)
     }
 
+    /// Asks for a stream and hears each of its values.
+    ///
+    /// # Errors
+    /// If it is not there, refuses, fails on its way or breaks off.
+    pub fn stream(
+        &self,
+        path: &str,
+        value: &Value,
+        mut hear: impl FnMut(&Value),
+    ) -> Result<(), ClientError> {
+        let answer = self.send("POST", path, &[], value.to_string().as_bytes())?;
+        for line in BufReader::new(answer).lines() {
+            let line = line.map_err(|error| self.broken(error))?;
+            let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+            if data == "[DONE]" {
+                return Ok(());
+            }
+            let data: Value =
+                serde_json::from_str(data).map_err(|error| self.foreign(error.to_string()))?;
+            if let Some(message) = data["error"]["message"].as_str() {
+                let status = data["error"]["code"].as_u64().and_then(|n| u16::try_from(n).ok());
+                let (status, message) = (status.unwrap_or(500), message.to_owned());
+                return Err(ClientError::Refused { status, message });
+            }
+            hear(&data);
+        }
+        Err(self.foreign("the answer broke off"))
+    }
+
     /// Sends a request and reads the head of its answer.
     fn send(
         &self,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
+        body: &[u8],
     ) -> Result<Answer, ClientError> {
         let mut stream = TcpStream::connect(&self.address).map_err(|error| self.broken(error))?;
         stream.set_read_timeout(Some(SILENCE_MAX)).map_err(|error| self.broken(error))?;
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
-        head += "connection: close\r\ncontent-length: 0\r\n";
+        head += &format!("connection: close\r\ncontent-length: {}\r\n", body.len());
+        if !body.is_empty() {
+            head += "content-type: application/json\r\n";
+        }
         if let Some(key) = &self.key {
             head += &format!("authorization: Bearer {key}\r\n");
         }
@@ -132,7 +173,8 @@ impl Client {
             head += &format!("{name}: {value}\r\n");
         }
         head += "\r\n";
-        stream.write_all(head.as_bytes()).map_err(|error| self.broken(error))?;
+        let written = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        written.map_err(|error| self.broken(error))?;
         let mut stream = BufReader::new(stream);
         let (status, is_chunked) = self.read_head(&mut stream)?;
         let mut answer = Answer { stream, is_chunked, n_left: 0, is_over: false };

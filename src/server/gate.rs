@@ -24,10 +24,12 @@ use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
 use super::cache::{CACHE_HEADER, CacheKey, CacheOptions, Kept, ResultCache, cache_key};
 use super::forms::in_form_of;
+use super::forward::Forward;
 use super::intake::{Intake, drain};
-use super::jobs::Door;
+use super::jobs::{Door, asks_for_job};
 use super::keys::KeyFile;
-use super::quota::Place;
+use super::pairing::{PairDesk, PairOffer};
+use super::quota::{Held, Place};
 use super::ring::{Key, KeyRing};
 use super::{ApiError, Caller, Server, ServerError};
 use crate::base::limits::{
@@ -35,6 +37,7 @@ use crate::base::limits::{
     RESULT_BYTES_MAX, SOCKETS_MAX,
 };
 use crate::jobs::Jobs;
+use crate::store::Store;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -91,6 +94,8 @@ struct Shared {
     run: u32,
     n_request: AtomicU64,
     jobs: OnceLock<Door>,
+    forward: OnceLock<Arc<dyn Forward>>,
+    pair_desk: OnceLock<PairDesk>,
 }
 
 impl Gate {
@@ -117,6 +122,8 @@ impl Gate {
             run,
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
+            forward: OnceLock::new(),
+            pair_desk: OnceLock::new(),
         })))
     }
 
@@ -131,6 +138,32 @@ impl Gate {
     /// Takes jobs from now on; a router that is made afterwards answers for them.
     pub fn keep_jobs(&self, jobs: Jobs) {
         let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
+    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, name: String) {
+        let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name));
+    }
+
+    pub(super) fn pair_desk(&self) -> Option<&PairDesk> {
+        self.0.pair_desk.get()
+    }
+
+    /// Asks for keys, also while there is none, as before the first machine is paired.
+    pub fn require_keys(&self) {
+        self.0.access.ring.require();
+    }
+
+    /// Asks `forward` from now on where requests are answered; a router that is made afterwards
+    /// does so.
+    pub fn forward_with(&self, forward: Arc<dyn Forward>) {
+        let _ = self.0.forward.set(forward);
+    }
+
+    /// Who decides where requests are answered, if it is not always here.
+    pub(super) fn forward(&self) -> Option<&Arc<dyn Forward>> {
+        self.0.forward.get()
     }
 
     /// Where jobs go, if the service keeps any.
@@ -195,8 +228,15 @@ impl Gate {
         let key = access.check_key(&parts.method, route, &parts.headers)?;
         let Some(key) = key else { return Ok(Caller::default()) };
         account.tenant = key.name.clone();
-        account.place = Some(spend(&key)?);
-        Ok(Caller { tenant: key.tenant, priority: key.priority, ..Caller::default() })
+        let place = key.quota.admit(Instant::now()).map_err(|retry| spent(&key, retry))?;
+        account.place = Some(Arc::new(place));
+        let held = Held { place: account.place.clone(), room: None };
+        Ok(Caller { tenant: key.tenant, priority: key.priority, held, ..Caller::default() })
+    }
+
+    /// Whether whoever sent this header may know what is here.
+    pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
+        self.0.access.knows(headers)
     }
 
     /// A place for one more WebSocket.
@@ -207,23 +247,24 @@ impl Gate {
     }
 
     /// Admits one message of a connection that was let in, as if it were a request of its own: its
-    /// key may have been revoked since, and its quota spent. What comes back is held while the
-    /// message is answered.
+    /// key may have been revoked since, and its quota spent. A place among those at once is taken
+    /// by [`Message::begin`], for some messages are about a text that has one.
     pub(super) fn admit_message(
         &self,
         headers: &HeaderMap,
         route: &str,
         n_bytes: usize,
-    ) -> Result<(Caller, Held), ApiError> {
+    ) -> Result<Message, ApiError> {
         let key = self.0.access.check_key(&Method::GET, Some(route), headers)?;
-        let room = self.0.intake.reserve(n_bytes)?;
+        let room = Some(Arc::new(self.0.intake.reserve(n_bytes)?));
+        if let Some(key) = &key {
+            key.quota.spend(Instant::now()).map_err(|retry| spent(key, retry))?;
+        }
+        let ranks = key.as_ref().map(|key| (key.tenant, key.priority));
+        let (tenant, priority) = ranks.unwrap_or_default();
         let request_id = self.request_id(&HeaderMap::new());
-        let caller = match &key {
-            None => Caller { request_id, ..Caller::default() },
-            Some(key) => Caller { tenant: key.tenant, priority: key.priority, request_id },
-        };
-        let place = key.as_deref().map(spend).transpose()?;
-        Ok((caller, Held { _place: place, _room: room }))
+        let caller = Caller { tenant, priority, request_id, held: Held { place: None, room } };
+        Ok(Message { caller, key })
     }
 
     /// The whole way of a request that was let in.
@@ -231,17 +272,19 @@ impl Gate {
         let (mut parts, body) = request.into_parts();
         caller.request_id = id.to_owned();
         let tenant = caller.tenant;
-        parts.extensions.insert(caller);
         // A connection that becomes a WebSocket has no body.
         if parts.method == Method::GET && parts.headers.contains_key(header::UPGRADE) {
+            parts.extensions.insert(caller);
             return next.run(Request::from_parts(parts, body)).await;
         }
         let taken = match self.0.intake.read(&parts.headers, body).await {
             Ok(taken) => taken,
             Err(error) => return error.into_response(),
         };
+        caller.held.room = taken.room.map(Arc::new);
+        parts.extensions.insert(caller);
         let key = match parts.extensions.get::<MatchedPath>() {
-            Some(route) if parts.method == Method::POST => {
+            Some(route) if parts.method == Method::POST && !asks_for_job(&parts.headers) => {
                 cache_key(&parts.headers, tenant, route.as_str(), &taken.bytes)
             }
             _ => None,
@@ -250,7 +293,6 @@ impl Gate {
             return found(kept);
         }
         let response = next.run(Request::from_parts(parts, Body::from(taken.bytes))).await;
-        drop(taken.room);
         match key {
             Some(key) => self.keep(key, response).await,
             None => response,
@@ -276,19 +318,28 @@ impl Gate {
     }
 }
 
-/// What a message of a WebSocket takes while it is answered.
-pub(super) struct Held {
-    _place: Option<Place>,
-    _room: OwnedSemaphorePermit,
+/// A message that was let in.
+pub(super) struct Message {
+    /// Who sent it.
+    pub caller: Caller,
+    key: Option<Arc<Key>>,
 }
 
-/// A place in the key's quota.
-fn spend(key: &Key) -> Result<Place, ApiError> {
-    key.quota.admit(Instant::now()).map_err(|retry_after| {
-        let message = format!("the key {:?} has spent its quota", key.name);
-        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-        ApiError { retry_after: Some(retry_after), ..error }
-    })
+impl Message {
+    /// Takes a place in the key's quota for what its caller is about to begin.
+    pub fn begin(&mut self) -> Result<(), ApiError> {
+        if let Some(key) = &self.key {
+            let place: Place = key.quota.enter().map_err(|retry| spent(key, retry))?;
+            self.caller.held.place = Some(Arc::new(place));
+        }
+        Ok(())
+    }
+}
+
+fn spent(key: &Key, retry_after: Duration) -> ApiError {
+    let message = format!("the key {:?} has spent its quota", key.name);
+    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+    ApiError { retry_after: Some(retry_after), ..error }
 }
 
 impl From<Server> for Gate {

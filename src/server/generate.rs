@@ -15,7 +15,8 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::jobs::tap::{self, Tap};
-use super::state::Server;
+use super::quota::Held;
+use super::state::{Caller, Server};
 use crate::hosting::{HostError, Lease, parse_keep_alive};
 use crate::inference::{
     Event, EventStream, Finish, InferenceError, Request, Timings, TokenEvent, TokenId,
@@ -83,7 +84,8 @@ pub(super) struct Generation {
     streams: Vec<Option<EventStream>>,
     /// Which stream is asked first, so that none is starved.
     next_idx: usize,
-    is_detached: bool,
+    /// What its caller holds, where it goes on without a reader.
+    detached: Option<Held>,
     /// The job that hears the events, and how many requests it submitted before these.
     tap: Option<(Tap, usize)>,
 }
@@ -100,13 +102,13 @@ pub(super) fn submit(lease: Lease, mut requests: Vec<Request>) -> Result<Generat
     let streams: Result<Vec<Option<EventStream>>, ApiError> =
         requests.into_iter().map(|request| Ok(Some(lease.submit(request)?))).collect();
     let streams = streams?;
-    Ok(Generation { lease: Some(lease), streams, next_idx: 0, is_detached: false, tap })
+    Ok(Generation { lease: Some(lease), streams, next_idx: 0, detached: None, tap })
 }
 
 impl Generation {
-    /// Lets the requests go on when their reader leaves.
-    pub fn detach(&mut self) {
-        self.is_detached = true;
+    /// Lets the requests go on when their reader leaves, in their caller's place.
+    pub fn detach(&mut self, caller: &Caller) {
+        self.detached = Some(caller.held.clone());
     }
 
     /// The next event and the prompt that it belongs to; `None` when all is over.
@@ -143,14 +145,17 @@ impl Drop for Generation {
     fn drop(&mut self) {
         let lease = self.lease.take();
         let streams = std::mem::take(&mut self.streams);
-        if !self.is_detached || !streams.iter().any(Option::is_some) {
+        let Some(held) = self.detached.take() else { return };
+        if !streams.iter().any(Option::is_some) {
             return;
         }
         // Outside a runtime nobody could hold the lease: then the requests end like others.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let mut rest =
-                Generation { lease, streams, next_idx: 0, is_detached: false, tap: None };
-            runtime.spawn(async move { while rest.next().await.is_some() {} });
+            let mut rest = Generation { lease, streams, next_idx: 0, detached: None, tap: None };
+            runtime.spawn(async move {
+                while rest.next().await.is_some() {}
+                drop(held);
+            });
         }
     }
 }

@@ -230,7 +230,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn random_key() -> std::io::Result<String> {
+/// The text of a new key.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub(super) fn random_key() -> std::io::Result<String> {
     let mut bytes = [0u8; 32];
     let mut filled = 0;
     while filled < bytes.len() {

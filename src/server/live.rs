@@ -37,7 +37,7 @@ use super::openai::finish_reason;
 use super::prompts::prompts;
 use super::report::usage_json;
 use super::request::{self, request};
-use super::sockets::{self, Out, credentials};
+use super::sockets::{self, Asked, Out};
 use super::state::{Caller, Server};
 use super::{ApiError, Gate, talk};
 use crate::base::limits::{LIVE_BYTES_MAX, LIVE_FRAME_BYTES_MAX, LIVE_MAX, LIVE_TEXT_BYTES_MAX};
@@ -153,39 +153,21 @@ async fn open(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let headers = credentials(&headers);
-    let shared = gate.clone();
-    sockets::open(&gate, upgrade, move |bytes, out| {
-        let (gate, headers) = (shared.clone(), headers.clone());
-        async move {
-            let mut id = Value::from("");
-            if let Err(error) = answer(&gate, &headers, &bytes, &mut id, &out).await {
-                let mut said = error.to_json();
-                said["request_id"] = id;
-                // A peer that has left needs no answer.
-                let _ = out.send(said.to_string()).await;
-            }
-        }
-    })
+    let refusal = |error: ApiError, id| {
+        let mut said = error.to_json();
+        said["request_id"] = id;
+        said
+    };
+    let talk = sockets::Talk { route: "/ws/completions", answer, refusal };
+    sockets::open(gate, &headers, upgrade, talk)
 }
 
-async fn answer(
-    gate: &Gate,
-    headers: &HeaderMap,
-    bytes: &[u8],
-    id: &mut Value,
-    out: &Out,
-) -> Result<(), ApiError> {
-    let fields = Fields::parse(bytes)?;
-    if let Some(given) = fields.str("request_id")? {
-        *id = given.chars().take(64).collect::<String>().into();
-    }
-    let (caller, _held) = gate.admit_message(headers, "/ws/completions", bytes.len())?;
-    let server = gate.server();
+async fn answer(asked: Asked) -> Result<(), ApiError> {
+    let Asked { server, mut message, bytes, out } = asked;
+    let fields = Fields::parse(&bytes)?;
     // Checks the name that the caller chose, or gives one.
-    let name = request::own(&fields, &caller, &server.0.options)?.id;
-    *id = name.as_str().into();
-    let key = (caller.tenant, name);
+    let name = request::own(&fields, &message.caller, &server.0.options)?.id;
+    let key = (message.caller.tenant, name);
     let offset = fields.count("offset", usize::MAX)?.unwrap_or(0);
     let texts = &server.0.texts;
     let unknown = || ApiError::not_found("no text of this request_id is kept").at("request_id");
@@ -193,22 +175,26 @@ async fn answer(
         let text = texts.find(&key).ok_or_else(unknown)?;
         text.change(|written| written.is_canceled = true);
         let end = text.lock().text.len();
-        return tell(&text, &key.1, end, out).await;
+        return tell(&text, &key.1, end, &out).await;
     }
     if !fields.has("prompt") && !fields.has("messages") {
         let text = texts.find(&key).ok_or_else(unknown)?;
-        return tell(&text, &key.1, offset, out).await;
+        return tell(&text, &key.1, offset, &out).await;
     }
     let mut body = fields.clone();
     ["offset", "stream"].iter().for_each(|name| drop(body.0.remove(*name)));
     // Nobody may be reading, and a context that is shifted never fills up.
     body.0.insert("context_shift".into(), false.into());
+    if texts.find(&key).is_none_or(|text| text.has_failed()) {
+        message.begin()?;
+    }
     let (text, is_new) = texts.enter(&key, digest(&Value::Object(body.0.clone())))?;
     if is_new {
         body.0.insert("request_id".into(), key.1.as_str().into());
-        tokio::spawn(write(server.clone(), caller, body, Arc::clone(&text)));
+        // With its caller's place and room, as long as it is written.
+        tokio::spawn(write(server.clone(), message.caller, body, Arc::clone(&text)));
     }
-    tell(&text, &key.1, offset, out).await
+    tell(&text, &key.1, offset, &out).await
 }
 
 /// Tells a text from `offset` on, to its end.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
+
 /// When a caller who is at its limit of requests at once may try again: one of its own has to end.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 
@@ -26,6 +28,23 @@ pub(super) struct Quota {
 /// A request that was let in; dropping it makes room for the next.
 pub(super) struct Place(Arc<Quota>);
 
+/// What a request takes of what all share, until its last copy is dropped: whoever works for a
+/// caller holds it with the caller's name, also after the connection is gone.
+#[derive(Clone, Default)]
+pub(super) struct Held {
+    /// In the key's quota.
+    pub place: Option<Arc<Place>>,
+    /// For its body.
+    pub room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (place, room) = (self.place.is_some(), self.room.is_some());
+        f.debug_struct("Held").field("place", &place).field("room", &room).finish()
+    }
+}
+
 impl Quota {
     /// A full account with these limits; `None` is no limit.
     pub fn new(per_minute: Option<u32>, at_once: Option<u32>, now: Instant) -> Quota {
@@ -41,19 +60,30 @@ impl Quota {
 
     /// Lets a request in, or says when to come back.
     pub fn admit(self: &Arc<Quota>, now: Instant) -> Result<Place, Duration> {
+        let place = self.enter()?;
+        self.spend(now).map(|()| place)
+    }
+
+    /// A place among the requests at once.
+    pub fn enter(self: &Arc<Quota>) -> Result<Place, Duration> {
         let n = self.n_running.fetch_add(1, Ordering::AcqRel);
         let place = Place(Arc::clone(self));
-        if self.at_once.is_some_and(|max| n >= max as usize) {
-            return Err(BUSY_RETRY);
+        match self.at_once.is_some_and(|max| n >= max as usize) {
+            true => Err(BUSY_RETRY),
+            false => Ok(place),
         }
-        let Some(per_minute) = self.per_minute.map(f64::from) else { return Ok(place) };
+    }
+
+    /// Spends one request of the minute.
+    pub fn spend(&self, now: Instant) -> Result<(), Duration> {
+        let Some(per_minute) = self.per_minute.map(f64::from) else { return Ok(()) };
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
         bucket.tokens = (bucket.tokens + passed * per_minute / 60.0).min(per_minute);
         bucket.filled_at = now;
         if bucket.tokens >= 1.0 {
             bucket.tokens -= 1.0;
-            return Ok(place);
+            return Ok(());
         }
         Err(Duration::from_secs_f64(((1.0 - bucket.tokens) * 60.0 / per_minute).ceil()))
     }

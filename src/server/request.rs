@@ -271,8 +271,12 @@ mod tests {
     fn our_own_fields_are_read_once_for_every_dialect() {
         let read = |body: serde_json::Value, class: Priority| {
             let fields = Fields::parse(body.to_string().as_bytes()).unwrap();
-            let caller =
-                Caller { tenant: TenantId(7), priority: class, request_id: "req-1".into() };
+            let caller = Caller {
+                tenant: TenantId(7),
+                priority: class,
+                request_id: "req-1".into(),
+                ..Caller::default()
+            };
             own(&fields, &caller, &ServeOptions { context_shift: true, ..Default::default() })
         };
         let plain = read(json!({}), Priority::Interactive).unwrap();

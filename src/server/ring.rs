@@ -69,6 +69,11 @@ impl KeyRing {
         self.is_required.load(Ordering::Relaxed)
     }
 
+    /// Asks for keys from now on, also while there is none.
+    pub fn require(&self) {
+        self.is_required.store(true, Ordering::Relaxed);
+    }
+
     /// The key that this text is.
     pub fn find(&self, text: &str) -> Option<Arc<Key>> {
         self.refresh();

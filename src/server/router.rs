@@ -7,11 +7,12 @@ use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use super::forward::pass_on;
 use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
     ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
-    openai, openapi, page, status, tabby, timeline,
+    openai, openapi, page, pairing, status, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -30,8 +31,13 @@ fn dialects() -> Router<Server> {
 pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
-    let own = own.merge(autocoder::desk_routes()).merge(live::routes());
+    let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
+    let own = own.merge(tabby::health_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
+    let dialects = match gate.forward().cloned() {
+        Some(forward) => dialects.route_layer(middleware::from_fn_with_state(forward, pass_on)),
+        None => dialects,
+    };
     if let Some(door) = gate.jobs() {
         // As below: the body of a job was bounded when it came.
         door.answer_with(dialects.clone().layer(DefaultBodyLimit::disable()));
@@ -76,8 +82,9 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok())),
     };
-    let shown = ["x-request-id", "x-jetforge-cache", "x-jetforge-job", "location"]
-        .map(HeaderName::from_static);
+    let shown =
+        ["x-request-id", "x-jetforge-cache", "x-jetforge-job", "x-jetforge-host", "location"]
+            .map(HeaderName::from_static);
     Some(
         CorsLayer::new()
             .allow_origin(allowed)

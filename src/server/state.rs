@@ -1,10 +1,15 @@
 //! What every handler shares: the models, the options, the caller.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
 use super::autocoder::Book;
 use super::live::Texts;
+use super::quota::Held;
 use super::shelf::Shelf;
 use super::tabby::Events;
 use crate::hosting::Host;
@@ -78,7 +83,7 @@ pub struct Shared {
 }
 
 /// Who calls; the outer layers put it into a request's extensions.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Caller {
     /// Whose key it is; 0 without keys.
     pub tenant: TenantId,
@@ -86,6 +91,17 @@ pub struct Caller {
     pub priority: Priority,
     /// The request's name in logs and timelines.
     pub request_id: String,
+    /// What the request takes while anybody works for it.
+    pub(super) held: Held,
+}
+
+/// A request that came past the outer layers is nobody's.
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Caller, Infallible> {
+        Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_default())
+    }
 }
 
 impl Server {

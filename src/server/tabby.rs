@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
+use super::Gate;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::{blocking, collect, fit_prompt, lease_of, submit};
@@ -53,10 +55,14 @@ impl Events {
 pub(super) fn routes() -> Router<Server> {
     let setting = || async { Json(json!({"disable_client_side_telemetry": true})) };
     Router::new()
-        .route("/v1/health", get(health).post(health))
         .route("/v1/events", post(event))
         .route("/v1beta/server_setting", get(setting))
         .route("/v1beta/models", get(models))
+}
+
+/// The route that asks who calls.
+pub(super) fn health_routes() -> Router<Gate> {
+    Router::new().route("/v1/health", get(health).post(health))
 }
 
 /// Whether a body of `/v1/completions` is Tabby's.
@@ -66,9 +72,13 @@ pub(super) fn is_own(fields: &Fields) -> bool {
         && (fields.has("segments") || fields.get("debug_options").is_some_and(is_raw))
 }
 
-/// `/v1/health`: llama.cpp's word, and what Tabby's agents look at.
-async fn health(State(server): State<Server>) -> Json<Value> {
-    let model = server.0.host.default_name();
+/// `/v1/health`: llama.cpp's word for everybody; for who may use the service, what Tabby's agents
+/// look at.
+async fn health(State(gate): State<Gate>, headers: HeaderMap) -> Json<Value> {
+    if !gate.knows(&headers) {
+        return Json(json!({"status": "ok"}));
+    }
+    let model = gate.server().0.host.default_name();
     Json(json!({
         "status": "ok",
         "model": model,

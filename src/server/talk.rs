@@ -62,7 +62,7 @@ pub(super) fn start(
         if is_ours { error.at(prepared.grammar_param) } else { blame(&chat.0, error) }
     })?;
     if wishes.is_detached {
-        generation.detach();
+        generation.detach(caller);
     }
     let (parser, n_dropped) = (prepared.parser, prepared.n_dropped);
     Ok(Talk { generation, parser, info, model, wishes, n_dropped })

@@ -102,8 +102,10 @@ impl Store {
                     None => json!(hex(bytes)),
                 },
             };
-            if *name != "n" {
-                row.insert(name.strip_prefix("sealed_").unwrap_or(name).to_owned(), value);
+            let name = name.strip_prefix("sealed_").unwrap_or(name);
+            // What only this file's own books are about stays here.
+            if columns(table).is_some_and(|columns| columns.contains(&name)) {
+                row.insert(name.to_owned(), value);
             }
         }
         Ok(json!({ "table": table, "row": row }).to_string())
@@ -138,6 +140,9 @@ impl Store {
                     _ => imported.n_added += 1,
                 }
             }
+            let sums = "UPDATE jobs SET piece_bytes = \
+                        (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = n)";
+            connection.execute(sums, [])?;
             Ok(imported)
         })
     }

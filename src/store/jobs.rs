@@ -1,178 +1,56 @@
 //! The tables of jobs, as rows: what they mean is the business of the room `jobs`.
 //!
-//! Every change names the state that it starts from, so of two that race one wins and the other
-//! hears that it did not. Bodies, answers and pieces of answers are sealed under the job's id.
+//! Every change names the revision of its job that it starts from and makes the next one, so of two
+//! that race one wins and the other hears that it did not, and so do pieces of a run that is over.
+//! Bodies, answers and pieces of answers are sealed under the job's id.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, ToSql, params, params_from_iter};
 
-use super::{Store, StoreError};
-
-/// A job that is to be.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct NewJobRow {
-    pub id: String,
-    pub tenant: i64,
-    pub request_id: Option<String>,
-    pub body_hash: Vec<u8>,
-    pub endpoint: String,
-    pub body: Vec<u8>,
-    pub seed: i64,
-    pub priority: i64,
-    pub created_ms: i64,
-    pub deadline_ms: Option<i64>,
-    pub n_attempt_max: i64,
-    pub callback: Option<String>,
-    pub ledger: LedgerRow,
-}
-
-/// What changes while a job lives.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct LedgerRow {
-    pub state: String,
-    pub due_ms: i64,
-    pub n_attempt: i64,
-    pub n_broken: i64,
-    /// Counts texts: one more each time a text begins that is not the one before.
-    pub epoch: i64,
-    /// Tokens that were durable when it was last started.
-    pub n_token_start: i64,
-    /// How it went on after its last start.
-    pub way: String,
-    pub started_ms: Option<i64>,
-    pub finished_ms: Option<i64>,
-    pub reason: Option<String>,
-}
-
-/// A job as it stands, without its texts.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct JobRow {
-    pub n: i64,
-    pub id: String,
-    pub tenant: i64,
-    pub request_id: Option<String>,
-    pub body_hash: Vec<u8>,
-    pub endpoint: String,
-    pub n_bytes: i64,
-    pub seed: i64,
-    pub priority: i64,
-    pub created_ms: i64,
-    pub deadline_ms: Option<i64>,
-    pub n_attempt_max: i64,
-    pub callback: Option<String>,
-    pub callback_state: Option<String>,
-    pub ledger: LedgerRow,
-    pub status: Option<i64>,
-    /// Tokens of its answer that are on the disk.
-    pub n_token: i64,
-}
-
-/// An answer as it goes over the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnswerRow {
-    /// HTTP status.
-    pub status: i64,
-    /// Media type.
-    pub media_type: String,
-    /// The body.
-    pub body: Vec<u8>,
-}
-
-/// Pieces of an answer that become durable together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PieceRow {
-    /// Which text.
-    pub epoch: i64,
-    /// Tokens of the text up to the end of these.
-    pub end: i64,
-    /// What the room `jobs` makes of them.
-    pub pieces: Vec<u8>,
-}
-
-/// A callback that is to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct CallbackRow {
-    pub id: String,
-    pub url: String,
-    pub n_try: i64,
-    pub due_ms: i64,
-}
-
-/// How much may wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueLimits {
-    /// Jobs that are not over.
-    pub n_max: i64,
-    /// Bytes of all jobs' bodies and answers.
-    pub bytes_max: i64,
-}
-
-/// What became of a new job.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant)]
-pub enum Insert {
-    /// It is on the disk.
-    New(JobRow),
-    /// There is one of this tenant and request id.
-    Exists(JobRow),
-    /// So many wait already.
-    FullCount(i64),
-    /// So many bytes are taken already.
-    FullBytes(i64),
-}
-
-/// A change of one job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Update {
-    /// Which job.
-    pub n: i64,
-    /// Its id.
-    pub id: String,
-    /// The state that it is in now.
-    pub from: &'static str,
-    /// What it becomes.
-    pub ledger: LedgerRow,
-    /// With this answer.
-    pub answer: Option<AnswerRow>,
-    /// And these last pieces.
-    pub pieces: Option<PieceRow>,
-    /// Its callback is due from now on.
-    pub calls_back: bool,
-}
-
-/// Jobs of one state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StateCount {
-    /// The state.
-    pub state: String,
-    /// Jobs.
-    pub n: i64,
-    /// Bytes of their bodies and answers.
-    pub n_bytes: i64,
-}
-
-/// Which jobs are listed, the newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JobFilter {
-    /// Of whom; `None` for everybody.
-    pub tenant: Option<i64>,
-    /// In which state; `None` for any.
-    pub state: Option<String>,
-    /// Older than this one.
-    pub before_n: Option<i64>,
-    /// How many.
-    pub n_max: i64,
-}
+use super::rows::{
+    AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
+    PieceRow, QueueLimits, StateCount, Update,
+};
+use super::{Store, StoreError, schema};
 
 const COLUMNS: &str = "n, id, tenant, request_id, body_hash, endpoint, n_bytes, seed, priority, \
     created_ms, deadline_ms, n_attempt_max, callback, callback_state, state, due_ms, n_attempt, \
     n_broken, epoch, n_token_start, way, started_ms, finished_ms, reason, status, \
-    (SELECT coalesce(max(end), 0) FROM pieces WHERE job = jobs.n AND epoch = jobs.epoch)";
+    (SELECT coalesce(max(end), 0) FROM pieces WHERE job = jobs.n AND epoch = jobs.epoch), revision";
+/// The ledger's columns, as [`of_ledger`] has their values.
+const LEDGER: [&str; 10] = [
+    "state",
+    "due_ms",
+    "n_attempt",
+    "n_broken",
+    "epoch",
+    "n_token_start",
+    "way",
+    "started_ms",
+    "finished_ms",
+    "reason",
+];
 /// States in which a job waits or runs.
 const OPEN: &str = "state IN ('queued', 'running')";
+/// What a job takes of the disk. Pieces of one that runs are added up now: to write their sum with
+/// each commit would cost another page of it.
+const BYTES: &str = "(n_bytes + coalesce(length(sealed_answer), 0) + CASE state WHEN 'running' \
+    THEN (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = jobs.n) \
+    ELSE piece_bytes END)";
+
+fn of_ledger(ledger: &LedgerRow) -> [&dyn ToSql; LEDGER.len()] {
+    [
+        &ledger.state,
+        &ledger.due_ms,
+        &ledger.n_attempt,
+        &ledger.n_broken,
+        &ledger.epoch,
+        &ledger.n_token_start,
+        &ledger.way,
+        &ledger.started_ms,
+        &ledger.finished_ms,
+        &ledger.reason,
+    ]
+}
 
 fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     let ledger = LedgerRow {
@@ -205,6 +83,7 @@ fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         ledger,
         status: row.get(24)?,
         n_token: row.get(25)?,
+        revision: row.get(26)?,
     })
 }
 
@@ -217,15 +96,24 @@ fn find(
     connection.prepare(&sql)?.query_row(values, job_of).optional()
 }
 
+/// Whether pieces found their place: not those of a run that is over, and not in another's place.
 pub(super) fn put_pieces(
     connection: &Connection,
     n: i64,
+    revision: i64,
     row: &PieceRow,
     sealed: &[u8],
-) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO pieces VALUES (?1, ?2, ?3, ?4)";
-    let mut insert = connection.prepare(sql)?;
-    insert.execute(params![n, row.epoch, row.end, sealed]).map(|_| ())
+) -> rusqlite::Result<bool> {
+    let sql = "INSERT INTO pieces SELECT ?1, ?2, ?3, ?4 \
+               WHERE EXISTS (SELECT 1 FROM jobs WHERE n = ?1 AND revision = ?5)";
+    let put = connection.prepare(sql)?.execute(params![n, row.epoch, row.end, sealed, revision]);
+    match put {
+        Ok(n_put) => Ok(n_put > 0),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn body_name(id: &str) -> String {
@@ -346,29 +234,29 @@ impl Store {
         rows.into_iter().map(open).collect()
     }
 
-    /// Makes pieces of running jobs durable, all in one transaction.
+    /// Makes pieces of running jobs durable, all in one transaction; of each whether they were put.
     ///
     /// # Errors
     /// If the disk does not take them.
-    pub fn append_pieces(&self, rows: Vec<(i64, String, PieceRow)>) -> Result<(), StoreError> {
-        let seal = |(n, id, row): (i64, String, PieceRow)| {
-            let sealed = self.seal(&piece_name(&id, (row.epoch, row.end)), &row.pieces)?;
-            Ok((n, row, sealed))
+    pub fn append_pieces(&self, appends: Vec<Append>) -> Result<Vec<bool>, StoreError> {
+        let seal = |append: Append| {
+            let name = piece_name(&append.id, (append.row.epoch, append.row.end));
+            Ok((self.seal(&name, &append.row.pieces)?, append))
         };
-        let rows = rows.into_iter().map(seal).collect::<Result<Vec<_>, StoreError>>()?;
+        let appends = appends.into_iter().map(seal).collect::<Result<Vec<_>, StoreError>>()?;
         self.write(move |connection| {
-            let put = |(n, row, sealed): &(i64, PieceRow, Vec<u8>)| {
-                put_pieces(connection, *n, row, sealed)
+            let put = |(sealed, append): &(Vec<u8>, Append)| {
+                put_pieces(connection, append.n, append.revision, &append.row, sealed)
             };
-            Ok(rows.iter().try_for_each(put)?)
+            Ok(appends.iter().map(put).collect::<rusqlite::Result<_>>()?)
         })
     }
 
-    /// Changes jobs in one transaction; for each whether it was in the state that was expected.
+    /// Changes jobs in one transaction, each if it is of the revision that was expected.
     ///
     /// # Errors
     /// If the disk does not take it; then none has changed.
-    pub fn update_jobs(&self, updates: Vec<Update>) -> Result<Vec<bool>, StoreError> {
+    pub fn update_jobs(&self, updates: Vec<Update>) -> Result<Vec<Changed>, StoreError> {
         let seal = |update: Update| {
             let answer = update.answer.as_ref();
             let answer =
@@ -393,10 +281,9 @@ impl Store {
     /// # Errors
     /// If they cannot be read.
     pub fn job_counts(&self) -> Result<Vec<StateCount>, StoreError> {
-        let sql = "SELECT state, count(*), sum(n_bytes + coalesce(length(sealed_answer), 0)) \
-                   FROM jobs GROUP BY state";
+        let sql = format!("SELECT state, count(*), sum({BYTES}) FROM jobs GROUP BY state");
         self.read(|connection| {
-            let mut rows = connection.prepare(sql)?;
+            let mut rows = connection.prepare(&sql)?;
             let row = |row: &Row<'_>| {
                 Ok(StateCount { state: row.get(0)?, n: row.get(1)?, n_bytes: row.get(2)? })
             };
@@ -404,59 +291,109 @@ impl Store {
         })
     }
 
-    /// Removes jobs that were over before `before_ms`, then the oldest that are over until all
-    /// take at most `bytes_max`; how many went. A callback that is due keeps its job.
+    /// Removes jobs that have been over for `keep_ms`, then the oldest that are over until all take
+    /// at most `bytes_max`; how many went. A callback that is due keeps its job.
+    ///
+    /// The time is the machine's uptime, which is added up here, `up_ms` since the last look: its
+    /// clock may have been wrong when a job ended, or be wrong now.
     ///
     /// # Errors
     /// If the disk does not take it.
-    pub fn purge_jobs(&self, before_ms: i64, bytes_max: i64) -> Result<usize, StoreError> {
+    pub fn purge_jobs(
+        &self,
+        up_ms: i64,
+        keep_ms: i64,
+        bytes_max: i64,
+    ) -> Result<usize, StoreError> {
         self.write(move |connection| {
+            let up_ms = schema::meta::<i64>(connection, "up_ms")?.unwrap_or(0) + up_ms;
+            schema::set_meta(connection, "up_ms", up_ms)?;
+            let seen =
+                format!("UPDATE jobs SET over_up_ms = ?1 WHERE NOT {OPEN} AND over_up_ms IS NULL");
+            connection.execute(&seen, [up_ms])?;
             let over = format!("NOT {OPEN} AND callback_state IS NOT 'due'");
-            let old = format!("DELETE FROM jobs WHERE {over} AND finished_ms < ?1");
-            let n_old = connection.execute(&old, [before_ms])?;
-            // What waits takes its room first, and no more than half of all: see `insert`.
+            let old = format!("DELETE FROM jobs WHERE {over} AND over_up_ms + ?1 <= ?2");
+            let n_old = connection.execute(&old, [keep_ms, up_ms])?;
+            // What waits takes its room first, and no more than half of all: see `room`.
             let heavy = format!(
-                "DELETE FROM jobs WHERE {over} AND n IN (SELECT n FROM (SELECT n, sum(n_bytes + \
-                 coalesce(length(sealed_answer), 0)) OVER (ORDER BY n DESC) AS total FROM jobs \
-                 WHERE NOT {OPEN}) WHERE total > ?1 - (SELECT coalesce(sum(n_bytes), 0) FROM jobs \
-                 WHERE {OPEN}))"
+                "DELETE FROM jobs WHERE {over} AND n IN (SELECT n FROM (SELECT n, sum({BYTES}) \
+                 OVER (ORDER BY n DESC) AS total FROM jobs WHERE NOT {OPEN}) WHERE total > ?1 - \
+                 (SELECT coalesce(sum({BYTES}), 0) FROM jobs WHERE {OPEN}))"
             );
             Ok(n_old + connection.execute(&heavy, [bytes_max])?)
         })
     }
 
-    /// Callbacks that are due, the longest first.
+    /// Callbacks that are due to a host, or to all, the longest first.
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn due_callbacks(&self) -> Result<Vec<CallbackRow>, StoreError> {
-        let sql = "SELECT id, callback, n_callback, callback_due_ms FROM jobs \
-                   WHERE callback_state = 'due' ORDER BY callback_due_ms LIMIT 16";
+    pub fn due_callbacks(
+        &self,
+        host: Option<&str>,
+        n_max: i64,
+    ) -> Result<Vec<CallbackRow>, StoreError> {
+        let sql = format!(
+            "SELECT id, revision, callback, n_callback, callback_due_ms FROM jobs \
+             WHERE callback_state = 'due' AND NOT {OPEN} AND (?1 IS NULL OR \
+             (substr(callback, 8, length(?1)) = ?1 AND \
+             substr(callback, 8 + length(?1), 1) IN ('', '/', '?', '#'))) \
+             ORDER BY callback_due_ms LIMIT ?2"
+        );
         self.read(|connection| {
-            let mut rows = connection.prepare(sql)?;
+            let mut rows = connection.prepare(&sql)?;
             let row = |row: &Row<'_>| {
-                let (id, url) = (row.get(0)?, row.get(1)?);
-                Ok(CallbackRow { id, url, n_try: row.get(2)?, due_ms: row.get(3)? })
+                Ok(CallbackRow {
+                    id: row.get(0)?,
+                    revision: row.get(1)?,
+                    url: row.get(2)?,
+                    n_try: row.get(3)?,
+                    due_ms: row.get(4)?,
+                })
             };
-            Ok(rows.query_map([], row)?.collect::<rusqlite::Result<_>>()?)
+            Ok(rows.query_map(params![host, n_max], row)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 
-    /// Says how a callback went: `sent`, `failed`, or `due` again at `due_ms`.
+    /// Says how a callback went: `sent`, `failed`, or `due` again at `due_ms`. Of a job that has
+    /// gone on meanwhile nothing is said.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn settle_callback(
         &self,
-        id: &str,
+        row: &CallbackRow,
         state: &'static str,
         due_ms: i64,
     ) -> Result<(), StoreError> {
-        let id = id.to_owned();
-        let sql = "UPDATE jobs SET callback_state = ?2, callback_due_ms = ?3, \
-                   n_callback = n_callback + 1 WHERE id = ?1";
-        self.write(move |c| Ok(c.execute(sql, params![id, state, due_ms]).map(|_| ())?))
+        let (id, revision) = (row.id.clone(), row.revision);
+        let sql = "UPDATE jobs SET callback_state = ?3, callback_due_ms = ?4, \
+                   n_callback = n_callback + 1 \
+                   WHERE id = ?1 AND revision = ?2 AND callback_state = 'due'";
+        self.write(move |c| Ok(c.execute(sql, params![id, revision, state, due_ms]).map(|_| ())?))
     }
+}
+
+/// Whether one more job may wait, whose body takes `n_body` bytes, `n_new` of them not yet there.
+fn room(
+    connection: &Connection,
+    limits: QueueLimits,
+    n_body: i64,
+    n_new: i64,
+) -> rusqlite::Result<Option<Full>> {
+    let sql = format!(
+        "SELECT count(*) FILTER (WHERE {OPEN}), coalesce(sum({BYTES}), 0), \
+         coalesce(sum(n_bytes) FILTER (WHERE {OPEN}), 0) FROM jobs"
+    );
+    let (n, n_bytes, n_open_bytes): (i64, i64, i64) =
+        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    // What waits leaves half of the room to answers that nobody has fetched yet.
+    let is_heavy =
+        n_bytes + n_new > limits.bytes_max || n_open_bytes + n_body > limits.bytes_max / 2;
+    Ok(match n >= limits.n_max {
+        true => Some(Full::Count(n)),
+        false => is_heavy.then_some(Full::Bytes(n_bytes)),
+    })
 }
 
 pub(super) fn insert(
@@ -471,51 +408,45 @@ pub(super) fn insert(
             return Ok(Insert::Exists(job));
         }
     }
-    let sql = format!(
-        "SELECT count(*) FILTER (WHERE {OPEN}), \
-         coalesce(sum(n_bytes + coalesce(length(sealed_answer), 0)), 0), \
-         coalesce(sum(n_bytes) FILTER (WHERE {OPEN}), 0) FROM jobs"
-    );
-    let (n, n_bytes, n_open_bytes): (i64, i64, i64) =
-        connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    if n >= limits.n_max {
-        return Ok(Insert::FullCount(n));
+    let n_bytes = sealed.len() as i64;
+    if let Some(full) = room(connection, limits, n_bytes, n_bytes)? {
+        return Ok(Insert::Full(full));
     }
-    // What waits leaves half of the room to answers that nobody has fetched yet.
-    let n_more = sealed.len() as i64;
-    if n_bytes + n_more > limits.bytes_max || n_open_bytes + n_more > limits.bytes_max / 2 {
-        return Ok(Insert::FullBytes(n_bytes));
-    }
-    let sql = "INSERT INTO jobs (id, tenant, request_id, body_hash, endpoint, n_bytes, \
-        sealed_body, seed, priority, created_ms, deadline_ms, n_attempt_max, callback, state, \
-        due_ms, n_attempt, n_broken, epoch, n_token_start, way, started_ms, reason) VALUES \
-        (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, \
-        ?20, ?21, ?22)";
-    let ledger = &new.ledger;
-    connection.prepare(sql)?.execute(params![
-        new.id,
-        new.tenant,
-        new.request_id,
-        new.body_hash,
-        new.endpoint,
-        sealed.len() as i64,
-        sealed,
-        new.seed,
-        new.priority,
-        new.created_ms,
-        new.deadline_ms,
-        new.n_attempt_max,
-        new.callback,
-        ledger.state,
-        ledger.due_ms,
-        ledger.n_attempt,
-        ledger.n_broken,
-        ledger.epoch,
-        ledger.n_token_start,
-        ledger.way,
-        ledger.started_ms,
-        ledger.reason,
-    ])?;
+    let mut columns = vec![
+        "id",
+        "tenant",
+        "request_id",
+        "body_hash",
+        "endpoint",
+        "n_bytes",
+        "sealed_body",
+        "seed",
+        "priority",
+        "created_ms",
+        "deadline_ms",
+        "n_attempt_max",
+        "callback",
+    ];
+    let mut values: Vec<&dyn ToSql> = vec![
+        &new.id,
+        &new.tenant,
+        &new.request_id,
+        &new.body_hash,
+        &new.endpoint,
+        &n_bytes,
+        &sealed,
+        &new.seed,
+        &new.priority,
+        &new.created_ms,
+        &new.deadline_ms,
+        &new.n_attempt_max,
+        &new.callback,
+    ];
+    columns.extend(LEDGER);
+    values.extend(of_ledger(&new.ledger));
+    let marks: Vec<String> = (1..=columns.len()).map(|i| format!("?{i}")).collect();
+    let sql = format!("INSERT INTO jobs ({}) VALUES ({})", columns.join(", "), marks.join(", "));
+    connection.prepare(&sql)?.execute(params_from_iter(values))?;
     let job = find(connection, "id = ?1", [&new.id])?;
     Ok(Insert::New(job.ok_or(rusqlite::Error::QueryReturnedNoRows)?))
 }
@@ -525,43 +456,43 @@ fn change(
     update: &Update,
     sealed_answer: Option<&[u8]>,
     sealed_pieces: Option<&[u8]>,
-) -> rusqlite::Result<bool> {
-    let sql = "UPDATE jobs SET state = ?3, due_ms = ?4, n_attempt = ?5, n_broken = ?6, \
-        epoch = ?7, n_token_start = ?8, way = ?9, started_ms = ?10, finished_ms = ?11, \
-        reason = ?12 WHERE n = ?1 AND state = ?2";
-    let ledger = &update.ledger;
-    let n_changed = connection.prepare(sql)?.execute(params![
-        update.n,
-        update.from,
-        ledger.state,
-        ledger.due_ms,
-        ledger.n_attempt,
-        ledger.n_broken,
-        ledger.epoch,
-        ledger.n_token_start,
-        ledger.way,
-        ledger.started_ms,
-        ledger.finished_ms,
-        ledger.reason,
-    ])?;
-    if n_changed == 0 {
-        return Ok(false);
+) -> rusqlite::Result<Changed> {
+    if let Some(limits) = update.limits {
+        let sql = "SELECT n_bytes FROM jobs WHERE n = ?1";
+        let n_body = connection.query_row(sql, [update.n], |row| row.get(0)).optional()?;
+        if let Some(full) = room(connection, limits, n_body.unwrap_or(0), 0)? {
+            return Ok(Changed::Full(full));
+        }
     }
-    if let (Some(answer), Some(sealed)) = (&update.answer, sealed_answer) {
-        let sql = "UPDATE jobs SET status = ?2, answer_type = ?3, sealed_answer = ?4 WHERE n = ?1";
-        let values = params![update.n, answer.status, answer.media_type, sealed];
-        connection.prepare(sql)?.execute(values)?;
+    let ledger: Vec<String> =
+        LEDGER.iter().enumerate().map(|(i, name)| format!("{name} = ?{}", i + 6)).collect();
+    let sql = format!(
+        "UPDATE jobs SET revision = revision + 1, over_up_ms = NULL, status = ?3, \
+         answer_type = ?4, sealed_answer = ?5, {} WHERE n = ?1 AND revision = ?2",
+        ledger.join(", ")
+    );
+    let answer = update.answer.as_ref();
+    let (status, kind) = (answer.map(|a| a.status), answer.map(|a| a.media_type.as_str()));
+    let mut values: Vec<&dyn ToSql> =
+        vec![&update.n, &update.revision, &status, &kind, &sealed_answer];
+    values.extend(of_ledger(&update.ledger));
+    if connection.prepare(&sql)?.execute(params_from_iter(values))? == 0 {
+        return Ok(Changed::Stale);
     }
     if let (Some(row), Some(sealed)) = (&update.pieces, sealed_pieces) {
-        put_pieces(connection, update.n, row, sealed)?;
+        put_pieces(connection, update.n, update.revision + 1, row, sealed)?;
     }
     // Texts that another one took the place of are of no use.
     let sql = "DELETE FROM pieces WHERE job = ?1 AND epoch < ?2";
-    connection.prepare(sql)?.execute([update.n, ledger.epoch])?;
+    connection.prepare(sql)?.execute([update.n, update.ledger.epoch])?;
+    let sql = "UPDATE jobs SET piece_bytes = \
+               (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = ?1) \
+               WHERE n = ?1";
+    connection.prepare(sql)?.execute([update.n])?;
     if update.calls_back {
-        let sql = "UPDATE jobs SET callback_state = 'due', callback_due_ms = ?2 \
+        let sql = "UPDATE jobs SET callback_state = 'due', callback_due_ms = ?2, n_callback = 0 \
                    WHERE n = ?1 AND callback IS NOT NULL";
-        connection.prepare(sql)?.execute([update.n, ledger.finished_ms.unwrap_or(0)])?;
+        connection.prepare(sql)?.execute([update.n, update.ledger.finished_ms.unwrap_or(0)])?;
     }
-    Ok(true)
+    Ok(Changed::Done)
 }

@@ -18,6 +18,8 @@ mod connection;
 mod export;
 mod jobs;
 mod open;
+mod peers;
+mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -32,9 +34,10 @@ use rusqlite::Connection;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
-pub use jobs::{
-    AnswerRow, CallbackRow, Insert, JobFilter, JobRow, LedgerRow, NewJobRow, PieceRow, QueueLimits,
-    StateCount, Update,
+pub use peers::Peer;
+pub use rows::{
+    AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
+    PieceRow, QueueLimits, StateCount, Update,
 };
 use writer::Writer;
 
@@ -109,6 +112,12 @@ pub enum StoreError {
         line: usize,
         /// What is wrong.
         why: String,
+    },
+    /// There are as many peers as there can be.
+    #[error("there are {n} peers already; forget one first")]
+    PeersFull {
+        /// How many.
+        n: usize,
     },
     /// Too many writes wait.
     #[error("the disk is slower than what is to be written; try again in a second")]

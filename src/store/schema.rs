@@ -6,7 +6,8 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 1] = ["
+pub const STEPS: [&str; 3] = [
+    "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
 CREATE TABLE jobs (
@@ -51,7 +52,27 @@ CREATE TABLE pieces (
     sealed_pieces   BLOB NOT NULL,
     PRIMARY KEY (job, epoch, end)
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+CREATE TABLE peers (
+    node            TEXT PRIMARY KEY,
+    name            TEXT NOT NULL,
+    address         TEXT NOT NULL,
+    sealed_key      BLOB NOT NULL,
+    key_digest      BLOB NOT NULL,
+    certificate     BLOB,
+    paired_ms       INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+",
+    // Counts a job's changes, adds its pieces up, and says at which uptime it was seen to be over.
+    "
+ALTER TABLE jobs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN piece_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN over_up_ms INTEGER;
+UPDATE jobs SET piece_bytes =
+    (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = jobs.n);
+",
+];
 
 /// The newest version.
 pub const NEWEST: i64 = STEPS.len() as i64;

@@ -1,8 +1,10 @@
 //! What several test modules share.
 
+pub mod fake;
 pub mod hosted;
 pub mod http;
 pub mod recipe;
+pub mod run;
 pub mod skip;
 pub mod socket;
 pub mod source;

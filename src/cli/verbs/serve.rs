@@ -6,7 +6,7 @@
 //! a broken engine     exit code 70, with where it broke and nothing of what it worked on
 //! ```
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +16,19 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::Service;
+use crate::app::{App, AppError, Service, machine_name};
 use crate::base::config::Setting;
+use crate::base::limits::PAIR_S;
 use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
-use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, parse_keep_alive};
-use crate::server::{JobRunner, Listener, ServerError, router, subscriber};
+use crate::discovery::{Announcement, Responder};
+use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
+use crate::hub::{Hub, Probes};
+use crate::server::{JobRunner, Listener, PairOffer, ServerError, router, subscriber};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -140,6 +143,12 @@ pub struct ServeArgs {
     /// More events; the same as --log-level debug
     #[arg(short, long)]
     verbose: bool,
+    /// Show a code by which another machine can be paired; until then nobody has a key
+    #[arg(long)]
+    pair: bool,
+    /// Tell hubs on the LAN where this service is
+    #[arg(long)]
+    announce: bool,
     /// Keep no prompts on the disk
     #[arg(long)]
     no_disk_cache: bool,
@@ -166,6 +175,11 @@ impl ServeArgs {
             key: "model.n_batch".to_owned(),
             value: i64::from(n).into(),
             option: "--ubatch-size".to_owned(),
+        }));
+        settings.extend(self.announce.then(|| Setting {
+            key: "hub.announce".to_owned(),
+            value: true.into(),
+            option: "--announce".to_owned(),
         }));
         let mut add = |key: &str, option: &str, value: Option<Value>| {
             settings.extend(value.map(|value| Setting {
@@ -264,16 +278,37 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let app = context.app(args.settings()?)?;
+    let port = app.config().server.port;
+    let keys = args.api_key.clone();
+    let offer = args.pair.then(|| PairOffer::new(&app.dirs.state));
+    launch(app, port, move |app, on_panic| {
+        let mut service = app.service(keys, on_panic)?;
+        if let Some(offer) = offer {
+            let code = offer.make()?;
+            service.gate.require_keys();
+            service.notes.push(format!("pairing code {}, good for {PAIR_S} s", code.show()));
+        }
+        Ok((service, None))
+    })
+}
+
+/// Serves what `wire` makes of the program, until it is told to stop.
+pub(super) fn launch(
+    app: App,
+    port: u16,
+    wire: impl FnOnce(App, OnPanic) -> Result<(Service, Option<Arc<Hub>>), AppError>,
+) -> anyhow::Result<u8> {
     let config = app.config().server.clone();
+    let hub_config = app.config().hub.clone();
     let level = config.log_level().unwrap_or(tracing::Level::INFO);
     let events = subscriber(config.log_format, level, std::io::stderr);
     // Only a second service in one process could find another here.
     let _ = tracing::subscriber::set_global_default(events);
     crash::install();
-    let address = address_of(&config.host, config.port)?;
+    let address = address_of(&config.host, port)?;
     let listen = config.listen_options();
     let grace = Duration::from_secs(config.stop_grace_s);
-    let service = app.service(args.api_key.clone(), Arc::new(crash::end))?;
+    let (service, hub) = wire(app, Arc::new(crash::end))?;
     service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     service.gate.check_exposure(address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -287,6 +322,10 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
         let signals = [SignalKind::interrupt(), SignalKind::terminate()];
         let [interrupt, terminate] = signals.map(signal);
         announce(listener.address())?;
+        let _responder = hub_config
+            .announce
+            .then(|| announced(&service, hub_config.discovery, listener.address().port()));
+        let _probes = hub.as_ref().map(Probes::start);
         serve(service, listener, [interrupt?, terminate?], grace).await
     });
     // What still runs, such as a model that loads, is not waited for.
@@ -386,6 +425,19 @@ async fn sweep(host: Host) {
         let host = host.clone();
         // An engine's thread is waited for, which is no work for a thread that speaks HTTP.
         let _ = tokio::task::spawn_blocking(move || host.sweep()).await;
+    }
+}
+
+/// Tells hubs that ask where the service is. Without that it serves all the same.
+fn announced(service: &Service, group: SocketAddrV4, port: u16) -> Option<Responder> {
+    let node = service.store.as_ref().and_then(|store| store.node().ok()).unwrap_or_default();
+    let announcement = Announcement { name: machine_name(), node, port };
+    match Responder::start(group, announcement) {
+        Ok(responder) => Some(responder),
+        Err(error) => {
+            terminal::note(format!("note: {error}; hubs do not find this service by themselves"));
+            None
+        }
     }
 }
 

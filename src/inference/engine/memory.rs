@@ -38,6 +38,8 @@ pub struct LoadOptions {
     pub n_batch: Option<u32>,
     /// Threads that compute; by default all that the process may use.
     pub n_threads: Option<usize>,
+    /// Whether each thread stays on a core of its own.
+    pub pin_threads: bool,
     /// Instruction set by name; by default the fastest.
     pub isa: Option<String>,
     /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
@@ -141,6 +143,7 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = CpuConfig {
         n_threads: options.n_threads.unwrap_or(cores).clamp(1, crate::base::limits::THREADS_MAX),
+        pin_threads: options.pin_threads,
         n_batch,
         n_outputs: if hparams.arch.causal {
             N_OUTPUTS.min(n_batch).max(n_parallel)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use self::blocks::{Blocks, Change};
@@ -35,10 +35,9 @@ pub(super) fn routes() -> Router<Server> {
 /// `POST /v1/messages`.
 async fn messages(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     let chat = wire::chat(&fields)?;
     if !fields.has("max_tokens") {
         return Err(ApiError::field("max_tokens", "max_tokens: Field required"));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::context::{Choice, choose};
+use super::context::{Choice, Counts, choose};
 use super::message::{Kind, Task};
 use crate::base::limits::CONTEXT_TOKENS_MAX;
 use crate::hosting::Lease;
@@ -130,25 +130,26 @@ fn ready(
     };
     let n_tokens: Result<Vec<usize>, ApiError> =
         task.chunks.iter().map(|chunk| Ok(encode(&chunk.content)?.len())).collect();
-    let n_tokens = n_tokens?;
+    let counts = Counts { n_tokens: n_tokens?, n_join: encode("\n")?.len() };
     let n_predict = request.n_predict;
     let n_room = n_prompt_max(info.n_ctx(), n_predict);
     let asked = task.parameters.count("context_max_tokens", usize::MAX)?;
     let n_bare = prompt(task, &Choice::default(), &info, options, n_predict)?.0.len();
-    let n_max = asked.unwrap_or(CONTEXT_TOKENS_MAX).min(n_room.saturating_sub(n_bare));
-    let mut context = choose(&task.chunks, &n_tokens, n_max);
-    let parser = loop {
-        let (tokens, parser) = prompt(task, &context, &info, options, n_predict)?;
-        // Line ends between chunks count as well, and tokens may end elsewhere in the whole.
-        let last = context.chosen.last().map(|idx| n_tokens[*idx]);
-        match last.filter(|_| tokens.len() > n_room) {
-            Some(n) => drop(context.give_up(&task.chunks, n)),
-            None => {
-                request.prompt = tokens;
-                break parser;
-            }
-        }
-    };
+    // The empty line between the context and what is asked.
+    let n_room_left = n_room.saturating_sub(n_bare + counts.n_join);
+    let n_max = asked.unwrap_or(CONTEXT_TOKENS_MAX).min(n_room_left);
+    let mut context = choose(&task.chunks, &counts, n_max);
+    // Tokens may end elsewhere in the whole than in its parts. Each try gives up twice as much, so
+    // that there are few.
+    let (mut prompted, mut n_more) = (prompt(task, &context, &info, options, n_predict)?, 1);
+    while prompted.0.len() > n_room
+        && context.give_up(&task.chunks, &counts, n_more.max(prompted.0.len() - n_room))
+    {
+        prompted = prompt(task, &context, &info, options, n_predict)?;
+        n_more *= 2;
+    }
+    let (tokens, parser) = prompted;
+    request.prompt = tokens;
     fit_prompt(&mut request.prompt, None, info.n_ctx(), n_predict)?;
     Ok(Ready { lease, request, parser, context })
 }

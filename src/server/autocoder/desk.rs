@@ -1,9 +1,9 @@
 //! What stands around the answers: tasks and how they stand, notes about answers, the log, and what
 //! a request went through.
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -14,15 +14,9 @@ use crate::server::state::{Caller, Server};
 use crate::server::timeline::timelines;
 use crate::server::{ApiError, Gate, logs};
 
-type Who = Option<Extension<Caller>>;
-
-fn caller(who: Who) -> Caller {
-    who.map(|Extension(caller)| caller).unwrap_or_default()
-}
-
 /// `GET /tasks`: the caller's tasks, the latest first.
-pub(super) async fn tasks(State(server): State<Server>, who: Who) -> Json<Value> {
-    let tasks = server.0.book.list(caller(who).tenant);
+pub(super) async fn tasks(State(server): State<Server>, caller: Caller) -> Json<Value> {
+    let tasks = server.0.book.list(caller.tenant);
     let tasks: Vec<Value> = tasks.iter().map(|(id, entry)| view(id, entry)).collect();
     Json(json!({ "tasks": tasks }))
 }
@@ -30,10 +24,10 @@ pub(super) async fn tasks(State(server): State<Server>, who: Who) -> Json<Value>
 /// `GET /tasks/{id}`: one of them, with its answer.
 pub(super) async fn task(
     State(server): State<Server>,
-    who: Who,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let entry = server.0.book.find(caller(who).tenant, &id);
+    let entry = server.0.book.find(caller.tenant, &id);
     let entry = entry.ok_or_else(|| ApiError::not_found("no task has this id"))?;
     let mut task = view(&id, &entry);
     if let Stage::Answered(answer) = &entry.stage {
@@ -72,6 +66,7 @@ fn context(entry: &Entry) -> Value {
     json!({
         "budget": choice.n_max,
         "tokens": choice.n_tokens(),
+        "joins": choice.n_joins,
         "direct": direct,
         "dependencies": dependencies,
         "interfaces": interfaces,
@@ -84,7 +79,7 @@ fn context(entry: &Entry) -> Value {
 /// `POST /feedback`: a note about an answer, kept as it is.
 pub(super) async fn feedback(
     State(server): State<Server>,
-    who: Who,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
     let id = fields.str("request_id")?.unwrap_or_default().to_owned();
@@ -93,13 +88,13 @@ pub(super) async fn feedback(
         let message = format!("feedback has more than {FEEDBACK_BYTES_MAX} bytes");
         return Err(ApiError::invalid(message));
     }
-    let n_feedback = server.0.book.note(caller(who).tenant, note);
+    let n_feedback = server.0.book.note(caller.tenant, note);
     Ok(Json(json!({"request_id": id, "status": "success", "n_feedback": n_feedback})))
 }
 
 /// `GET /feedback`: the caller's notes.
-pub(super) async fn feedbacks(State(server): State<Server>, who: Who) -> Json<Value> {
-    Json(json!({ "feedback": server.0.book.notes(caller(who).tenant) }))
+pub(super) async fn feedbacks(State(server): State<Server>, caller: Caller) -> Json<Value> {
+    Json(json!({ "feedback": server.0.book.notes(caller.tenant) }))
 }
 
 /// Which lines of the log are wanted.

@@ -7,7 +7,7 @@
 //!
 //! `code` and `language` may stand beside the prompt, `model` and fields of our own as well.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::context::{Chunk, Class};
 use crate::base::limits::{CONTEXT_CHUNKS_MAX, REQUEST_ID_BYTES_MAX};
@@ -107,32 +107,6 @@ impl Task {
     }
 }
 
-/// The id of a message whatever else is wrong with it; empty where there is none.
-pub(super) fn id_of(fields: &Fields) -> Value {
-    match fields.get("request_id") {
-        Some(Value::String(id)) => {
-            let id: String = id.chars().take(REQUEST_ID_BYTES_MAX).collect();
-            id.into()
-        }
-        Some(Value::Number(id)) => id.clone().into(),
-        _ => "".into(),
-    }
-}
-
-/// The id in a message that is no JSON object, if it can be found.
-pub(super) fn id_in(text: &[u8]) -> Value {
-    let name = b"\"request_id\"";
-    let at = text.windows(name.len()).position(|window| window == name);
-    let rest = at.map(|at| &text[at + name.len()..]).unwrap_or_default().trim_ascii_start();
-    let rest = rest.strip_prefix(b":").unwrap_or_default();
-    let id = serde_json::Deserializer::from_slice(rest).into_iter::<Value>().next();
-    let mut fields = Map::new();
-    if let Some(Ok(id)) = id {
-        fields.insert("request_id".into(), id);
-    }
-    id_of(&Fields(fields))
-}
-
 fn check_id(id: Option<&str>) -> Result<(), ApiError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     match id {
@@ -226,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named_and_the_id_is_found_in_what_is_no_json() {
+    fn a_wrong_field_is_named() {
         for (body, param) in [
             (json!({}), "prompt"),
             (json!({"prompt": 5}), "prompt"),
@@ -243,11 +217,6 @@ mod tests {
         ] {
             let error = read(body.clone()).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{body}");
-        }
-        assert_eq!(id_in(br#"{"request_id": "a-1", "prompt": "#), "a-1");
-        assert_eq!(id_in(br#"{"request_id" : 12]"#), 12);
-        for text in [&b""[..], b"\"request_id\"", b"{\"request_id\":", b"{\"request_id\":{}}"] {
-            assert_eq!(id_in(text), "");
         }
     }
 }

@@ -21,7 +21,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use self::answer::Answer;
@@ -30,6 +30,7 @@ use self::book::Claim;
 use self::message::{Kind, Task};
 use super::fields::Fields;
 use super::jobs::tap;
+use super::sockets::id_of;
 use super::state::{Caller, Server};
 use super::{ApiError, Gate};
 use axum::extract::FromRequest;
@@ -58,32 +59,34 @@ pub(super) fn desk_routes() -> Router<Gate> {
         .route("/debug/{id}", get(desk::debug_one))
 }
 
-type Who = Option<Extension<Caller>>;
-
-async fn generate(State(server): State<Server>, who: Who, request: Request) -> Response {
-    over_http(server, who, request, None).await
+async fn generate(State(server): State<Server>, caller: Caller, request: Request) -> Response {
+    over_http(server, caller, request, None).await
 }
 
-async fn refactor(State(server): State<Server>, who: Who, request: Request) -> Response {
-    over_http(server, who, request, Some(Kind::Refactoring)).await
+async fn refactor(State(server): State<Server>, caller: Caller, request: Request) -> Response {
+    over_http(server, caller, request, Some(Kind::Refactoring)).await
 }
 
-async fn explain(State(server): State<Server>, who: Who, request: Request) -> Response {
-    over_http(server, who, request, Some(Kind::Explanation)).await
+async fn explain(State(server): State<Server>, caller: Caller, request: Request) -> Response {
+    over_http(server, caller, request, Some(Kind::Explanation)).await
 }
 
-async fn test(State(server): State<Server>, who: Who, request: Request) -> Response {
-    over_http(server, who, request, Some(Kind::Test)).await
+async fn test(State(server): State<Server>, caller: Caller, request: Request) -> Response {
+    over_http(server, caller, request, Some(Kind::Test)).await
 }
 
 /// Answers a body; `kind` is what the route stands for.
-async fn over_http(server: Server, who: Who, request: Request, kind: Option<Kind>) -> Response {
-    let caller = who.map(|Extension(caller)| caller).unwrap_or_default();
+async fn over_http(
+    server: Server,
+    caller: Caller,
+    request: Request,
+    kind: Option<Kind>,
+) -> Response {
     let fields = match Fields::from_request(request, &()).await {
         Ok(fields) => fields,
         Err(error) => return error.into_response(),
     };
-    let id = message::id_of(&fields);
+    let id = id_of(fields.get("request_id"));
     let asked = async {
         let task = Task::read(fields, kind)?;
         let (id, is_flat) = (task.id.clone(), task.is_flat);

@@ -11,9 +11,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use super::door::Door;
-use crate::base::limits::{CALLBACK_ANSWER_BYTES_MAX, CALLBACK_MS, CALLBACK_TRIES_MAX};
+use crate::base::limits::{
+    CALLBACK_ANSWER_BYTES_MAX, CALLBACK_MS, CALLBACK_TRIES_MAX, CALLBACKS_MAX,
+};
 use crate::server::ApiError;
 use crate::store::{CallbackRow, now_ms};
 
@@ -30,13 +33,32 @@ pub(super) fn host_of(url: &str) -> Option<&str> {
     is_plain.then_some(host)
 }
 
-/// Sends callbacks as long as the service runs.
+/// Sends callbacks as long as the service runs, to each host apart: one that is dead delays none.
 pub(super) async fn send(door: Door) {
+    let allowed = door.jobs().config().callbacks.clone();
+    if let Err(error) = give_up(&door, &allowed).await {
+        tracing::error!(error = error.message, "callbacks are not given up");
+    }
+    let hosts = allowed.into_iter().map(|host| send_to(door.clone(), host));
+    let mut hosts: JoinSet<()> = hosts.collect();
+    while hosts.join_next().await.is_some() {}
+}
+
+/// Gives up callbacks to hosts from which the owner has taken the permission back.
+async fn give_up(door: &Door, allowed: &[String]) -> Result<(), ApiError> {
+    let mut due = door.ask(|jobs| jobs.due_callbacks(None, i64::MAX)).await?;
+    due.retain(|row| !host_of(&row.url).is_some_and(|host| allowed.iter().any(|a| a == host)));
+    door.ask(move |jobs| due.iter().try_for_each(|row| jobs.settle_callback(row, None, false)))
+        .await
+}
+
+async fn send_to(door: Door, host: String) {
     let mut changes = door.changes();
     loop {
         changes.mark_unchanged();
-        let due = door.ask(|jobs| jobs.due_callbacks()).await.unwrap_or_default();
-        for row in due.into_iter().filter(|row| row.due_ms <= now_ms()) {
+        let wanted = host.clone();
+        let due = door.ask(move |jobs| jobs.due_callbacks(Some(&wanted), CALLBACKS_MAX)).await;
+        for row in due.unwrap_or_default().into_iter().filter(|row| row.due_ms <= now_ms()) {
             if let Err(error) = attend(&door, row).await {
                 tracing::error!(error = error.message, "a callback is not settled");
             }
@@ -52,19 +74,19 @@ pub(super) async fn send(door: Door) {
 async fn attend(door: &Door, row: CallbackRow) -> Result<(), ApiError> {
     let id = row.id.clone();
     let job = door.ask(move |jobs| jobs.any(&id)).await?;
-    // The owner may have taken the permission back.
-    let allowed = &door.jobs().config().callbacks;
-    let is_allowed = host_of(&row.url).is_some_and(|host| allowed.iter().any(|a| a == host));
+    if job.row.revision != row.revision {
+        // It was asked for again, and tells of its next end.
+        return Ok(());
+    }
     let body = door.view_with_answer(job).await?.to_string();
     let tried = tokio::time::timeout(Duration::from_millis(CALLBACK_MS), post(&row.url, body));
-    let ok = is_allowed && tried.await.unwrap_or(false);
-    let may_again = is_allowed && row.n_try + 1 < CALLBACK_TRIES_MAX;
+    let ok = tried.await.unwrap_or(false);
     let pause = PAUSE_MS << row.n_try.clamp(0, 16);
-    let again = (!ok && may_again).then(|| now_ms() + pause);
+    let again = (!ok && row.n_try + 1 < CALLBACK_TRIES_MAX).then(|| now_ms() + pause);
     if !ok {
         tracing::warn!(job = row.id, again = again.is_some(), "a callback did not arrive");
     }
-    door.ask(move |jobs| jobs.settle_callback(&row.id, again, ok)).await
+    door.ask(move |jobs| jobs.settle_callback(&row, again, ok)).await
 }
 
 /// Posts a body; whether the other side took it.

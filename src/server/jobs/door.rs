@@ -2,13 +2,14 @@
 //! waits for a change hears of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, Semaphore, watch};
 
 use super::tap::Tap;
 use crate::base::limits::JOB_READERS_MAX;
@@ -28,7 +29,12 @@ struct Inner {
     /// Counts changes.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
-    live: Mutex<BTreeMap<i64, Live>>,
+    /// Runs, each by a number of its own: a job that is taken back and asked for again begins its
+    /// next run while this one ends.
+    live: Mutex<BTreeMap<u64, Live>>,
+    n_run: AtomicU64,
+    /// Read by whoever makes a job run, from before it does on the disk until it is in `live`.
+    entering: RwLock<()>,
     readers: Arc<Semaphore>,
     /// Answers the bodies of jobs.
     dialects: OnceLock<Router>,
@@ -36,10 +42,10 @@ struct Inner {
     flushing: tokio::sync::Mutex<()>,
 }
 
-/// A job that runs here.
+/// A run of a job.
 #[derive(Clone)]
 pub(super) struct Live {
-    /// With its epoch of now.
+    /// At its revision of now.
     pub job: Job,
     pub tap: Tap,
     /// Somebody took it back.
@@ -53,6 +59,8 @@ impl Door {
             changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             live: Mutex::default(),
+            n_run: AtomicU64::new(0),
+            entering: RwLock::default(),
             readers: Arc::new(Semaphore::new(JOB_READERS_MAX)),
             dialects: OnceLock::new(),
             flushing: tokio::sync::Mutex::default(),
@@ -76,8 +84,30 @@ impl Door {
         &self.0.readers
     }
 
-    pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<i64, Live>> {
+    pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<u64, Live>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while a job is made to run; `None` when the service stops.
+    pub(super) async fn enter(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let entering = self.0.entering.read().await;
+        (!*self.0.stopping.borrow()).then_some(entering)
+    }
+
+    /// Enters a run; its number.
+    pub(super) fn begin(&self, live: Live) -> u64 {
+        let run = self.0.n_run.fetch_add(1, Ordering::Relaxed);
+        self.live().insert(run, live);
+        self.tell();
+        run
+    }
+
+    /// Breaks off runs of a job that was taken back; those that began since go on.
+    pub(super) fn break_off(&self, cancelled: &Job) {
+        let row = &cancelled.row;
+        let is_it = |live: &&Live| live.job.row.n == row.n && live.job.row.revision < row.revision;
+        self.live().values().filter(is_it).for_each(|live| live.cancelled.notify_one());
+        self.tell();
     }
 
     pub(super) fn flushing(&self) -> &tokio::sync::Mutex<()> {
@@ -99,8 +129,11 @@ impl Door {
         self.0.stopping.subscribe()
     }
 
-    pub(super) fn stop(&self) {
+    /// Lets nothing begin from now on, and returns when whatever was about to is among those that
+    /// run.
+    pub(super) async fn stop(&self) {
         self.0.stopping.send_replace(true);
+        drop(self.0.entering.write().await);
     }
 
     /// Asks the jobs something, on a thread that may wait for the disk.

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::body::{Body as HttpBody, Frame};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::door::{Door, view};
 use crate::base::limits::SSE_FRAME_BYTES_MAX;
@@ -33,7 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const N_FRAME: usize = 4;
 
 /// Frames that a task writes and hyper reads.
-struct Frames(mpsc::Receiver<Bytes>);
+pub(super) struct Frames(pub mpsc::Receiver<Bytes>);
 
 impl HttpBody for Frames {
     type Data = Bytes;
@@ -57,7 +58,8 @@ pub(super) fn follow(door: Door, tenant: u64, job: Job, from: Option<Place>) -> 
     let (frames, received) = mpsc::channel(N_FRAME);
     tokio::spawn(async move {
         let _reader = reader;
-        let mut reading = Reading { door, tenant, place: from, state: None, frames };
+        let said_at = Instant::now();
+        let mut reading = Reading { door, tenant, place: from, state: None, frames, said_at };
         // A reader who left needs no words.
         if let Err(Some(error)) = reading.run(job.row.id).await {
             let _ = reading.say("error", None, &error.to_json()).await;
@@ -77,6 +79,7 @@ struct Reading {
     place: Option<Place>,
     state: Option<State>,
     frames: mpsc::Sender<Bytes>,
+    said_at: Instant,
 }
 
 impl Reading {
@@ -97,7 +100,10 @@ impl Reading {
             }
             tokio::select! {
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(KEEP_ALIVE) => self.send(":\n\n".into()).await?,
+                // Also where others' jobs change all the time.
+                () = tokio::time::sleep_until(self.said_at + KEEP_ALIVE) => {
+                    self.send(":\n\n".into()).await?;
+                }
                 () = self.frames.closed() => return Err(None),
             }
         }
@@ -153,6 +159,7 @@ impl Reading {
     }
 
     async fn send(&mut self, text: String) -> Result<(), Option<ApiError>> {
+        self.said_at = Instant::now();
         self.frames.send(text.into()).await.map_err(|_| None)
     }
 }

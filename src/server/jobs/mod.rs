@@ -16,9 +16,11 @@ mod promise;
 mod routes;
 mod runner;
 pub(super) mod tap;
+#[cfg(test)]
+mod tests;
 
 pub(super) use door::Door;
-pub(super) use promise::keep_promise;
+pub(super) use promise::{asks_for_job, keep_promise};
 pub(super) use routes::routes;
 pub use runner::JobRunner;
 

@@ -4,10 +4,13 @@
 //! Prefer: respond-async      202 and where the job is
 //! Idempotency-Key: NAME      a job from the first moment on, and its caller waits for it;
 //! on_disconnect: detach      its answer is kept, also when the caller leaves
+//! Prefer: wait=SECONDS       beside one of these: the caller waits so long, then 202 as above
 //! ```
 //!
-//! A request that streams keeps its own way: its words cannot be told twice. It can be followed as
-//! a job, with `Prefer: respond-async`.
+//! One that streams is a stream to its first caller, who may leave; its bytes are kept, and whoever
+//! asks again gets them when they are whole. It can be followed from any place as a job.
+
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -16,10 +19,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::door::Door;
-use super::routes::{request_id, submit};
-use super::{endpoint, runner};
+use super::endpoint;
+use super::events::Frames;
+use super::routes::{placed, request_id, submit, whole};
+use super::runner::{self, Reader};
 use crate::inference::Priority;
 use crate::jobs::{Asked, Job, Outcome, Run, State as JobState, Submitted};
 use crate::server::{ApiError, Caller, Gate};
@@ -28,6 +35,13 @@ use crate::server::{ApiError, Caller, Gate};
 const JOB_HEADER: &str = "x-jetforge-job";
 /// Attempts of a job whose caller left.
 const N_ATTEMPT: i64 = 3;
+/// Longest wait without a look at the job.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether a request is for a job by its header: then an answer of another is none for it.
+pub(in crate::server) fn asks_for_job(headers: &HeaderMap) -> bool {
+    headers.contains_key("idempotency-key") || preferences(headers).any(is_async)
+}
 
 /// The layer before the dialects.
 pub(in crate::server) async fn keep_promise(
@@ -51,13 +65,28 @@ pub(in crate::server) async fn keep_promise(
     let Some((wish, fields)) = wish(&parts.headers, &body) else {
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     };
+    let patience = preferences(&parts.headers).find_map(|word| word.strip_prefix("wait="));
+    let patience = patience.and_then(|n| n.parse::<u32>().ok());
+    let patience = patience.map(|seconds| Duration::from_secs(seconds.into()));
     let asked = asked(&parts.headers, &caller, path, fields, &wish);
-    let kept = match (asked, wish) {
-        (Err(error), _) => Err(error),
-        (Ok(asked), Wish::Later) => submit(&door, asked).await.map(applied),
-        (Ok(asked), Wish::Kept) => wait(&door, asked, caller.priority).await,
+    let kept = match (asked, wish, patience) {
+        (Err(error), ..) => Err(error),
+        (Ok(asked), Wish::Later, None) => submit(&door, asked).await.map(applied),
+        (Ok(asked), wish, _) => {
+            wait(&door, asked, caller.priority, patience, wish == Wish::Streamed).await
+        }
     };
     kept.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// The words of all fields `Prefer`.
+fn preferences(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let fields = headers.get_all("prefer").into_iter().filter_map(|field| field.to_str().ok());
+    fields.flat_map(|text| text.split([',', ';'])).map(str::trim)
+}
+
+fn is_async(word: &str) -> bool {
+    word.eq_ignore_ascii_case("respond-async")
 }
 
 /// What a caller wants besides an answer.
@@ -67,13 +96,13 @@ enum Wish {
     Later,
     /// That it is kept.
     Kept,
+    /// That it is kept as the stream that it is.
+    Streamed,
 }
 
 /// The wish of a request, with its fields; `None` for one that has none.
 fn wish(headers: &HeaderMap, body: &Bytes) -> Option<(Wish, Map<String, Value>)> {
-    let is_async = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok()).any(|text| {
-        text.split([',', ';']).any(|word| word.trim().eq_ignore_ascii_case("respond-async"))
-    });
+    let is_async = preferences(headers).any(is_async);
     let has_key = headers.contains_key("idempotency-key");
     // Most requests do not ask, and are not parsed twice.
     let name = b"on_disconnect";
@@ -85,7 +114,8 @@ fn wish(headers: &HeaderMap, body: &Bytes) -> Option<(Wish, Map<String, Value>)>
     let streams = fields.get("stream") == Some(&Value::Bool(true));
     match () {
         () if is_async => Some((Wish::Later, fields)),
-        () if (has_key || detaches) && !streams => Some((Wish::Kept, fields)),
+        () if (has_key || detaches) && streams => Some((Wish::Streamed, fields)),
+        () if has_key || detaches => Some((Wish::Kept, fields)),
         () => None,
     }
 }
@@ -97,13 +127,14 @@ fn asked(
     fields: Map<String, Value>,
     wish: &Wish,
 ) -> Result<Asked, ApiError> {
+    let fields = if *wish == Wish::Streamed { fields } else { whole(fields) };
     Ok(Asked {
         tenant: caller.tenant.0,
         request_id: request_id(headers, fields.get("request_id").and_then(Value::as_str))?,
         endpoint: path.to_owned(),
         body: Value::Object(fields).to_string().into_bytes(),
         n_attempt_max: N_ATTEMPT,
-        starts_now: *wish == Wish::Kept,
+        starts_now: *wish != Wish::Later,
         ..Asked::default()
     })
 }
@@ -115,27 +146,36 @@ fn applied(mut response: Response) -> Response {
     response
 }
 
-/// Runs a request as a job and waits for its end.
-async fn wait(door: &Door, asked: Asked, priority: Priority) -> Result<Response, ApiError> {
-    let (tenant, body) = (asked.tenant, asked.body.clone());
+/// Takes a request in as a job and waits for its end, as long as its caller has patience.
+async fn wait(
+    door: &Door,
+    asked: Asked,
+    priority: Priority,
+    patience: Option<Duration>,
+    streams: bool,
+) -> Result<Response, ApiError> {
+    let tenant = asked.tenant;
+    let (head, begun) = oneshot::channel();
+    let (frames, received) = mpsc::channel(1);
+    let reader = streams.then_some(Reader { head, frames });
+    let until = patience.map(|patience| Instant::now() + patience);
     // Heard from before it can end.
     let mut changes = door.changes();
-    let owner = door.clone();
     // In a task of its own: if the caller leaves meanwhile, what is on the disk runs all the same.
-    let submitted = tokio::spawn(async move {
-        let submitted = owner.ask(move |jobs| jobs.submit(asked)).await?;
-        if let Submitted::New(job) = &submitted {
-            let run = Run { job: job.clone(), body, pieces: Vec::new() };
-            runner::start(&owner, run, priority);
-        }
-        Ok::<Submitted, ApiError>(submitted)
-    });
+    let submitted = tokio::spawn(taken_in(door.clone(), asked, priority, reader));
     let broken = |_| ApiError::internal("the job could not be taken in");
     let job = match submitted.await.map_err(broken)?? {
         Submitted::New(job) => job,
         Submitted::Known(job) => again(door, tenant, job).await?,
     };
+    // Nobody tells, where the job is known or ends before it begins.
+    if let Ok((status, headers)) = begun.await {
+        let mut response = Response::new(Body::new(Frames(received)));
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        return Ok(named(response, &job));
+    }
     let id = job.row.id;
+    let mut stopping = door.stopping();
     loop {
         changes.mark_unchanged();
         let wanted = id.clone();
@@ -146,22 +186,49 @@ async fn wait(door: &Door, asked: Asked, priority: Priority) -> Result<Response,
                 Ok((job, outcome))
             })
             .await?;
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         match found {
             (job, outcome) if job.state.is_over() => return Ok(answer(&job, outcome)),
             // The disk does not take its end, or the service stops.
-            _ if *door.stopping().borrow() => {
-                let message = format!("the service stops; job {id} goes on when it is back");
-                let again = std::time::Duration::from_secs(5);
-                return Err(ApiError::unavailable(message, again));
-            }
+            _ if *stopping.borrow_and_update() => return Err(stops(&id)),
+            (job, _) if left == Some(Duration::ZERO) => return placed(door, job).await,
             _ => {}
         }
-        let mut stopping = door.stopping();
         tokio::select! {
             _ = changes.changed() => {}
             _ = stopping.changed() => {}
+            () = tokio::time::sleep(left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) => {}
         }
     }
+}
+
+/// Takes a job in, and runs it if that is to be at once.
+async fn taken_in(
+    door: Door,
+    asked: Asked,
+    priority: Priority,
+    reader: Option<Reader>,
+) -> Result<Submitted, ApiError> {
+    let Some(_entering) = door.enter().await else { return Err(stopping()) };
+    let (body, starts_now) = (asked.body.clone(), asked.starts_now);
+    let submitted = door.ask(move |jobs| jobs.submit(asked)).await?;
+    match &submitted {
+        Submitted::New(job) if starts_now => {
+            let run = Run { job: job.clone(), body, pieces: Vec::new() };
+            runner::start(&door, run, priority, reader);
+        }
+        _ => door.tell(),
+    }
+    Ok(submitted)
+}
+
+fn stopping() -> ApiError {
+    ApiError::unavailable("the service stops; ask again when it is back", Duration::from_secs(5))
+}
+
+fn stops(id: &str) -> ApiError {
+    let message = format!("the service stops; job {id} goes on when it is back");
+    ApiError::unavailable(message, Duration::from_secs(5))
 }
 
 /// A job that was asked for before; one that failed of what passes is tried again.
@@ -178,7 +245,7 @@ async fn again(door: &Door, tenant: u64, job: Job) -> Result<Job, ApiError> {
 
 /// The stored answer of a job as an answer of now.
 fn answer(job: &Job, outcome: Option<Outcome>) -> Response {
-    let mut response = match outcome {
+    let response = match outcome {
         Some(outcome) => {
             let status = u16::try_from(outcome.status).ok();
             let status = status.and_then(|status| StatusCode::from_u16(status).ok());
@@ -195,6 +262,11 @@ fn answer(job: &Job, outcome: Option<Outcome>) -> Response {
             ApiError::new(StatusCode::CONFLICT, "conflict_error", message).into_response()
         }
     };
+    named(response, job)
+}
+
+/// An answer with the name of its job.
+fn named(mut response: Response, job: &Job) -> Response {
     if let Ok(id) = HeaderValue::from_str(&job.row.id) {
         response.headers_mut().insert(JOB_HEADER, id);
     }

@@ -8,8 +8,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
-use serde_json::{Value, json};
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
 
 use super::door::{Door, view};
 use super::{ENDPOINTS, endpoint, events};
@@ -22,8 +22,6 @@ use crate::server::{ApiError, Caller, Gate};
 const N_ATTEMPT: i64 = 3;
 /// Jobs of a list that names no number.
 const N_LISTED: i64 = 50;
-
-type Caught = Option<Extension<Caller>>;
 
 /// The routes of this file.
 pub(in crate::server) fn routes() -> Router<Gate> {
@@ -40,18 +38,14 @@ fn door(gate: &Gate) -> Result<Door, ApiError> {
     gate.jobs().cloned().ok_or_else(|| ApiError::not_supported(missing))
 }
 
-fn tenant(caller: &Caught) -> u64 {
-    caller.as_ref().map_or(0, |caller| caller.tenant.0)
-}
-
 async fn create(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     headers: HeaderMap,
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let door = door(&gate)?;
-    let asked = asked(&door, tenant(&caller), &headers, &fields)?;
+    let asked = asked(&door, caller.tenant.0, &headers, &fields)?;
     submit(&door, asked).await
 }
 
@@ -60,15 +54,19 @@ async fn create(
 /// # Errors
 /// If there is no room, or its name is taken.
 pub(super) async fn submit(door: &Door, asked: Asked) -> Result<Response, ApiError> {
-    let submitted = door.ask(move |jobs| jobs.submit(asked)).await?;
-    let (status, job) = match submitted {
+    let job = match door.ask(move |jobs| jobs.submit(asked)).await? {
         Submitted::New(job) => {
             door.tell();
-            (StatusCode::ACCEPTED, job)
+            job
         }
-        Submitted::Known(job) if job.state.is_over() => (StatusCode::OK, job),
-        Submitted::Known(job) => (StatusCode::ACCEPTED, job),
+        Submitted::Known(job) => job,
     };
+    placed(door, job).await
+}
+
+/// Says where a job is, and how it stands.
+pub(super) async fn placed(door: &Door, job: Job) -> Result<Response, ApiError> {
+    let status = if job.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let place = format!("/v1/jobs/{}", job.row.id);
     let view = door.view_with_answer(job).await?;
     let mut response = (status, Json(view)).into_response();
@@ -95,11 +93,12 @@ fn asked(
     let body = body.ok_or_else(|| ApiError::field("body", "body must be the request's object"))?;
     let time = |name: &str| fields.int(name, 0..=i64::MAX);
     let own_id = fields.str("request_id")?.or(body.get("request_id").and_then(Value::as_str));
+    let body = whole(body.clone());
     Ok(Asked {
         tenant,
         request_id: request_id(headers, own_id)?,
         endpoint: endpoint.to_owned(),
-        body: Value::Object(body.clone()).to_string().into_bytes(),
+        body: Value::Object(body).to_string().into_bytes(),
         priority: fields.int("priority", -100..=100)?.unwrap_or(0),
         not_before_ms: time("not_before_ms")?,
         deadline_ms: time("deadline_ms")?,
@@ -107,6 +106,13 @@ fn asked(
         callback: callback(door, fields.str("callback")?)?,
         starts_now: false,
     })
+}
+
+/// The fields of a request whose events are the stream, and whose answer is whole.
+pub(super) fn whole(mut fields: Map<String, Value>) -> Map<String, Value> {
+    fields.insert("stream".to_owned(), false.into());
+    fields.remove("stream_options");
+    fields
 }
 
 /// How the caller calls its request: the header, or its own field.
@@ -141,10 +147,10 @@ fn callback(door: &Door, url: Option<&str>) -> Result<Option<String>, ApiError> 
 
 async fn list(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Json<Value>, ApiError> {
-    let (door, tenant) = (door(&gate)?, tenant(&caller));
+    let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let state = match query.get("state").map(String::as_str) {
         None | Some("") => None,
         Some(name) => Some(JobState::from_name(name).ok_or_else(|| {
@@ -183,34 +189,31 @@ async fn list(
 
 async fn one(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (door, tenant) = (door(&gate)?, tenant(&caller));
+    let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let job = door.ask(move |jobs| jobs.get(tenant, &id)).await?;
     Ok(Json(door.view_with_answer(job).await?))
 }
 
 async fn cancel(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (door, tenant) = (door(&gate)?, tenant(&caller));
+    let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let job = door.ask(move |jobs| jobs.cancel(tenant, &id)).await?;
-    if let Some(live) = door.live().get(&job.row.n) {
-        live.cancelled.notify_one();
-    }
-    door.tell();
+    door.break_off(&job);
     Ok(Json(view(&job)))
 }
 
 async fn retry(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (door, tenant) = (door(&gate)?, tenant(&caller));
+    let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let job = door.ask(move |jobs| jobs.retry(tenant, &id)).await?;
     door.tell();
     Ok(Json(view(&job)))
@@ -218,12 +221,12 @@ async fn retry(
 
 async fn follow(
     State(gate): State<Gate>,
-    caller: Caught,
+    caller: Caller,
     Path(id): Path<String>,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (door, tenant) = (door(&gate)?, tenant(&caller));
+    let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let job: Job = door.ask(move |jobs| jobs.get(tenant, &id)).await?;
     let header = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let named = header.or(query.get("last_event_id").map(String::as_str));

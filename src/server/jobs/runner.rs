@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::{Request, StatusCode, header};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::callback;
@@ -26,7 +26,7 @@ use crate::base::limits::JOB_ANSWER_BYTES_MAX;
 use crate::inference::{Priority, TenantId};
 use crate::jobs::{Ended, Happening, Job, Outcome, Run, Taken};
 use crate::server::forms::in_form_of;
-use crate::server::{Caller, Gate};
+use crate::server::{ApiError, Caller, Gate};
 use crate::store::now_ms;
 
 /// Longest sleep without a look: clocks may jump.
@@ -63,8 +63,8 @@ impl JobRunner {
     pub async fn stop(self) {
         let Some(door) = self.door else { return };
         let mut changes = door.changes();
-        door.stop();
         let over = async {
+            door.stop().await;
             while !door.live().is_empty() {
                 if changes.changed().await.is_err() {
                     break;
@@ -77,15 +77,20 @@ impl JobRunner {
 }
 
 /// Takes jobs as long as the service runs.
-async fn take(door: Door) {
+pub(super) async fn take(door: Door) {
     let mut stopping = door.stopping();
     let mut changes = door.changes();
     while !*stopping.borrow_and_update() {
         changes.mark_unchanged();
+        let Some(entering) = door.enter().await else { return };
         let taken = door.ask(|jobs| jobs.take()).await;
         let pause = match taken {
             Ok(Taken::Run(run)) => {
-                start(&door, *run, Priority::Background);
+                start(&door, *run, Priority::Background, None);
+                continue;
+            }
+            Ok(Taken::Changed) => {
+                door.tell();
                 continue;
             }
             Ok(Taken::Wait { until_ms: None }) => LOOK_EVERY,
@@ -98,6 +103,7 @@ async fn take(door: Door) {
                 TROUBLE_PAUSE
             }
         };
+        drop(entering);
         tokio::select! {
             _ = changes.changed() => {}
             _ = stopping.changed() => {}
@@ -106,30 +112,46 @@ async fn take(door: Door) {
     }
 }
 
+/// Who reads an answer while it is written.
+pub(super) struct Reader {
+    /// Hears how it begins.
+    pub head: oneshot::Sender<(StatusCode, HeaderMap)>,
+    /// And what follows.
+    pub frames: mpsc::Sender<Bytes>,
+}
+
 /// Runs a job in a task of its own.
-pub(super) fn start(door: &Door, run: Run, priority: Priority) {
+pub(super) fn start(door: &Door, run: Run, priority: Priority, reader: Option<Reader>) {
     let seed = u32::try_from(run.job.row.seed).unwrap_or(0);
     let live = Live {
         job: run.job.clone(),
         tap: Tap::new(seed, &run.pieces),
         cancelled: Arc::new(Notify::new()),
     };
-    door.live().insert(run.job.row.n, live.clone());
-    door.tell();
-    tokio::spawn(attend(door.clone(), run, live, priority));
+    let run_idx = door.begin(live.clone());
+    let work = post(door.dialects(), run, priority, reader);
+    tokio::spawn(attend(door.clone(), run_idx, live, work));
 }
 
 /// A job's run from its start to its end on the disk.
-async fn attend(door: Door, run: Run, live: Live, priority: Priority) {
-    let n = run.job.row.n;
+async fn attend(
+    door: Door,
+    run_idx: u64,
+    live: Live,
+    work: impl Future<Output = Result<Outcome, String>> + Send + 'static,
+) {
     let mut stopping = door.stopping();
-    let (limit, at_limit) = limit(&door, &run.job);
+    let (limit, at_limit) = limit(&door, &live.job);
     // A panic of a dialect costs this attempt and nothing else.
-    let work = heard_by(Some(live.tap.clone()), post(door.dialects(), run, priority));
-    let mut work = tokio::spawn(work);
+    let mut work = tokio::spawn(heard_by(Some(live.tap.clone()), work));
     let (happening, outcome) = tokio::select! {
         done = &mut work => match done {
-            Ok(outcome) => judge(outcome),
+            Ok(outcome) => match judge(outcome) {
+                (Happening::Answered, _) if live.tap.has_failed() => {
+                    (Happening::Stumbled("the text broke off".to_owned()), None)
+                }
+                judged => judged,
+            },
             Err(_) => (Happening::Stumbled("the request met a bug".to_owned()), None),
         },
         () = tokio::time::sleep(limit) => (at_limit, None),
@@ -140,10 +162,10 @@ async fn attend(door: Door, run: Run, live: Live, priority: Priority) {
     if happening == Happening::Answered {
         live.tap.end();
     }
-    if let Err(error) = settle(&door, n, &live.tap, happening, outcome).await {
+    if let Err(error) = settle(&door, run_idx, &live.tap, happening, outcome).await {
         tracing::error!(job = live.job.row.id, error = error.message, "a job's end is not kept");
     }
-    door.live().remove(&n);
+    door.live().remove(&run_idx);
     door.tell();
 }
 
@@ -153,20 +175,17 @@ const END_PAUSE: Duration = Duration::from_secs(1);
 /// Writes down how a run ended, with its last tokens.
 async fn settle(
     door: &Door,
-    n: i64,
+    run_idx: u64,
     tap: &Tap,
     happening: Happening,
     outcome: Option<Outcome>,
-) -> Result<(), crate::server::ApiError> {
-    let mut drained = tap.drain();
+) -> Result<(), ApiError> {
+    let mut tail: Option<Drained> = None;
     loop {
         let flushing = door.flushing().lock().await;
-        let Some(Live { job, .. }) = door.live().get(&n).cloned() else { return Ok(()) };
-        if drained.is_none() {
-            drained = tap.drain();
-        }
-        let end = (job, drained.clone(), happening.clone(), outcome.clone());
-        let ended = written_down(door, end).await;
+        tail = tail.or_else(|| tap.drain());
+        let end = (happening.clone(), outcome.clone());
+        let ended = written_down(door, run_idx, &mut tail, end).await;
         drop(flushing);
         match ended {
             // A full disk, or a backup that takes long: the answer waits for it.
@@ -179,26 +198,37 @@ async fn settle(
     }
 }
 
-/// Tries once to write down how a run ended.
+/// Tries once to write down how a run ended. One that was taken back has nothing to say.
 async fn written_down(
     door: &Door,
-    (job, drained, happening, outcome): (Job, Option<Drained>, Happening, Option<Outcome>),
-) -> Result<(), crate::server::ApiError> {
-    door.ask(move |jobs| {
-        let mut job = job;
-        let mut tail = drained;
-        if tail.as_ref().is_some_and(|drained| drained.has_diverged) {
-            match jobs.restart(&job) {
-                Ok(anew) => job = anew,
-                // It was taken back, or the disk is in trouble; its end is tried all the same.
-                Err(_) => tail = None,
-            }
-        }
-        let tail = tail.filter(|drained| !drained.pieces.is_empty());
-        let tail = tail.map(|drained| (drained.end, drained.pieces));
-        jobs.end(&job, Ended { happening, outcome, tail })
-    })
-    .await
+    run_idx: u64,
+    tail: &mut Option<Drained>,
+    (happening, outcome): (Happening, Option<Outcome>),
+) -> Result<(), ApiError> {
+    let Some(job) = current(door, run_idx, tail.as_mut()).await? else { return Ok(()) };
+    let tail = tail.as_ref().filter(|drained| !drained.pieces.is_empty());
+    let tail = tail.map(|drained| (drained.end, drained.pieces.clone()));
+    door.ask(move |jobs| jobs.end(&job, Ended { happening, outcome, tail })).await
+}
+
+/// The job of a run as it stands, its text begun anew first where that came out otherwise; `None`
+/// if it was taken back since.
+async fn current(
+    door: &Door,
+    run_idx: u64,
+    drained: Option<&mut Drained>,
+) -> Result<Option<Job>, ApiError> {
+    let job = door.live().get(&run_idx).map(|live| live.job.clone());
+    let Some(drained) = drained.filter(|drained| drained.has_diverged) else { return Ok(job) };
+    let Some(job) = job else { return Ok(None) };
+    let anew = door.ask(move |jobs| jobs.restart(&job)).await?;
+    if let Some(anew) = &anew
+        && let Some(live) = door.live().get_mut(&run_idx)
+    {
+        live.job = anew.clone();
+        drained.has_diverged = false;
+    }
+    Ok(anew)
 }
 
 /// How long a job may run, and what it means when it has.
@@ -215,19 +245,22 @@ fn limit(door: &Door, job: &Job) -> (Duration, Happening) {
 }
 
 /// Posts a job's body to its endpoint.
-async fn post(dialects: Option<Router>, run: Run, priority: Priority) -> Result<Outcome, String> {
+async fn post(
+    dialects: Option<Router>,
+    run: Run,
+    priority: Priority,
+    reader: Option<Reader>,
+) -> Result<Outcome, String> {
     let Some(dialects) = dialects else { return Err("nobody answers yet".to_owned()) };
     let row = &run.job.row;
     let mut body: Value = serde_json::from_slice(&run.body).map_err(|error| error.to_string())?;
     if let Some(fields) = body.as_object_mut() {
-        // The pieces are the stream; the answer is whole.
-        fields.insert("stream".to_owned(), json!(false));
-        for own in ["stream_options", "on_disconnect"] {
-            fields.remove(own);
-        }
+        // Some dialects stream unless told otherwise.
+        fields.entry("stream").or_insert(json!(false));
+        fields.remove("on_disconnect");
     }
-    let caller =
-        Caller { tenant: TenantId(row.tenant as u64), priority, request_id: row.id.clone() };
+    let tenant = TenantId(row.tenant as u64);
+    let caller = Caller { tenant, priority, request_id: row.id.clone(), ..Caller::default() };
     let request = Request::post(row.endpoint.as_str())
         .header(header::CONTENT_TYPE, "application/json")
         .extension(caller)
@@ -238,15 +271,39 @@ async fn post(dialects: Option<Router>, run: Run, priority: Priority) -> Result<
         Ok(answer) => in_form_of(Some(&row.endpoint), &row.id, answer).into_parts(),
         Err(never) => match never {},
     };
-    let body = Limited::new(body, JOB_ANSWER_BYTES_MAX).collect().await;
+    let body = collected(body, reader, (parts.status, parts.headers.clone())).await;
     let body = body.map_err(|error| format!("the answer cannot be kept: {error}"))?;
     let media_type = parts.headers.get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
     Ok(Outcome {
         status: i64::from(parts.status.as_u16()),
         media_type: media_type.to_owned(),
-        body: body.to_bytes().to_vec(),
+        body,
     })
+}
+
+/// A whole answer, told to whoever reads it as long as anybody does.
+async fn collected(
+    body: Body,
+    reader: Option<Reader>,
+    begin: (StatusCode, HeaderMap),
+) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut body = Limited::new(body, JOB_ANSWER_BYTES_MAX);
+    let mut all = Vec::new();
+    let mut frames = reader.map(|reader| {
+        let _ = reader.head.send(begin);
+        reader.frames
+    });
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        all.extend_from_slice(&data);
+        if let Some(out) = &frames
+            && out.send(data).await.is_err()
+        {
+            frames = None;
+        }
+    }
+    Ok(all)
 }
 
 /// What an answer means for its job.
@@ -276,49 +333,50 @@ async fn flush(door: Door) {
     loop {
         every.tick().await;
         let flushing = door.flushing().lock().await;
-        let live: Vec<Live> = door.live().values().cloned().collect();
-        let mut has_any = false;
-        let mut rows = Vec::new();
-        for Live { job, tap, .. } in live {
-            let Some(drained) = tap.drain() else { continue };
-            let mut job = job;
-            if drained.has_diverged {
-                let before = job.clone();
-                match door.ask(move |jobs| jobs.restart(&before)).await {
-                    Ok(anew) => job = anew,
-                    // It was taken back meanwhile, or the disk is in trouble.
-                    Err(_) => {
-                        tap.put_back(drained);
-                        continue;
-                    }
-                }
-                if let Some(live) = door.live().get_mut(&job.row.n) {
-                    live.job = job.clone();
-                }
-            }
-            has_any = true;
-            rows.push((job, tap, drained));
-        }
-        let written: Vec<_> = rows
-            .iter()
-            .filter(|(.., drained)| !drained.pieces.is_empty())
-            .map(|(job, _, drained)| (job.clone(), drained.end, drained.pieces.clone()))
-            .collect();
-        let result = match written.is_empty() {
-            true => Ok(()),
-            false => door.ask(move |jobs| jobs.append(written)).await,
-        };
-        if let Err(error) = result {
-            tracing::error!(error = error.message, "what jobs have written is not kept yet");
-            for (_, tap, mut drained) in rows {
-                // A text that began anew has done so already.
-                drained.has_diverged = false;
-                tap.put_back(drained);
-            }
-        }
+        let has_any = flush_once(&door).await;
         drop(flushing);
         if has_any {
             door.tell();
         }
     }
+}
+
+/// Makes what running jobs have said durable; whether they had said anything.
+async fn flush_once(door: &Door) -> bool {
+    let taps: Vec<(u64, Tap)> =
+        door.live().iter().map(|(run_idx, live)| (*run_idx, live.tap.clone())).collect();
+    let mut has_any = false;
+    let mut rows = Vec::new();
+    for (run_idx, tap) in taps {
+        let Some(mut drained) = tap.drain() else { continue };
+        match current(door, run_idx, Some(&mut drained)).await {
+            Ok(Some(job)) => {
+                has_any = true;
+                if !drained.pieces.is_empty() {
+                    rows.push((job, tap, drained));
+                }
+            }
+            // It was taken back meanwhile.
+            Ok(None) => {}
+            Err(_) => tap.put_back(drained),
+        }
+    }
+    if rows.is_empty() {
+        return has_any;
+    }
+    let written =
+        rows.iter().map(|(job, _, drained)| (job.clone(), drained.end, drained.pieces.clone()));
+    let written = written.collect();
+    match door.ask(move |jobs| jobs.append(written)).await {
+        Ok(put) => {
+            let lost = rows.iter().zip(put).filter(|(_, is_put)| !is_put);
+            // A gap would be told as if it were the text.
+            lost.for_each(|((_, tap, _), _)| tap.begin_anew());
+        }
+        Err(error) => {
+            tracing::error!(error = error.message, "what jobs have written is not kept yet");
+            rows.into_iter().for_each(|(_, tap, drained)| tap.put_back(drained));
+        }
+    }
+    has_any
 }

@@ -69,6 +69,8 @@ struct Heard {
     /// Tokens up to the end of `fresh`.
     n_token: i64,
     has_diverged: bool,
+    /// The engine gave up.
+    has_failed: bool,
 }
 
 /// What is to be made durable.
@@ -100,7 +102,13 @@ impl Tap {
             fresh: Vec::new(),
             n_token,
             has_diverged: false,
+            has_failed: false,
         })))
+    }
+
+    /// Whether the engine gave a generation up: an answer that streams says so in its text alone.
+    pub fn has_failed(&self) -> bool {
+        self.lock().has_failed
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
@@ -129,6 +137,9 @@ impl Tap {
             let tokens: Vec<TokenId> = tokens.iter().map(|token| token.token).collect();
             self.lock().add((prompt_idx, *answer_idx), text, &tokens);
         }
+        if let Event::Failed(_) = event {
+            self.lock().has_failed = true;
+        }
     }
 
     /// The answer is whole: a text that ended before its durable tokens did is another one.
@@ -149,6 +160,11 @@ impl Tap {
         let pieces = std::mem::take(&mut heard.fresh);
         let has_any = has_diverged || !pieces.is_empty();
         has_any.then_some(Drained { has_diverged, pieces, end: heard.n_token })
+    }
+
+    /// What was taken is lost: everything is to be made durable again, as another text.
+    pub fn begin_anew(&self) {
+        self.lock().diverge();
     }
 
     /// Puts back what could not be made durable.

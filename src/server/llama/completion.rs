@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use axum::Extension;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -24,10 +23,9 @@ use crate::server::{ApiError, Caller, Server, prompts, request, sse};
 /// `POST /completion`, `POST /completions`.
 pub async fn completion(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|caller| caller.0).unwrap_or_default();
     let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || {
         let missing = "[json.exception.out_of_range.403] key 'prompt' not found";
@@ -89,7 +87,7 @@ pub fn start(
     let generation = submit(lease, requests);
     let mut generation = generation.map_err(|error| in_llama_words(blame(&fields.0, error)))?;
     if is_detached {
-        generation.detach();
+        generation.detach(caller);
     }
     Ok(Started { wire, generation, n, early })
 }

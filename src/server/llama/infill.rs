@@ -15,7 +15,6 @@
 //! says how many tokens were cut. The rooms do not depend on the lines, so that while somebody
 //! types, the chunks stay where they are in the cache.
 
-use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::Value;
@@ -38,10 +37,9 @@ const FILE: &str = "filename\n";
 /// `POST /infill`.
 pub async fn infill(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|caller| caller.0).unwrap_or_default();
     let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || {
         let tokenizer = lease.info().tokenizer();

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::told::{Style, Teller, nothing, respond};
-use super::wire::{is_unload, lease, refuse_images, schema, translated};
+use super::wire::{lease, moved, refuse_images, schema, translated};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
 use crate::server::generate::blocking;
@@ -19,18 +18,17 @@ use crate::server::talk;
 /// Answers a chat.
 pub(super) async fn handle(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     let started = Instant::now();
     let chat = chat(&fields)?;
+    if fields.array("messages")?.is_none_or(Vec::is_empty) {
+        let (name, reason) = moved(&server, &fields).await?;
+        return Ok(nothing(Style::Chat, &name, reason).into_response());
+    }
     let lease = lease(&server, &fields).await?;
     let load = started.elapsed();
-    if fields.array("messages")?.is_none_or(Vec::is_empty) {
-        let reason = if is_unload(&fields) { "unload" } else { "load" };
-        return Ok(nothing(Style::Chat, lease.name(), reason).into_response());
-    }
     let talk = blocking(move || talk::start(&chat, lease, &caller, &server.0.options)).await?;
     let teller = Teller {
         style: Style::Chat,

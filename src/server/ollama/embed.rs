@@ -9,19 +9,11 @@ use serde_json::{Value, json};
 use super::wire::{lease, nanos};
 use crate::base::limits::PROMPTS_MAX;
 use crate::hosting::Lease;
-use crate::inference::{EncodeOptions, InferenceError, Pooling, TokenId};
+use crate::inference::{EncodeOptions, TokenId};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::blocking;
-use crate::server::openai::normalized;
 use crate::server::state::Server;
-
-/// Vectors, and how many tokens they are of.
-struct Embedded {
-    model: String,
-    vectors: Vec<Vec<f32>>,
-    n_tokens: usize,
-}
+use crate::server::vectors::{check, embedded, normalized};
 
 /// `POST /api/embed`.
 pub(super) async fn embed(
@@ -37,7 +29,8 @@ pub(super) async fn embed(
     }
     let truncates = fields.bool("truncate")?.unwrap_or(true);
     let n_dim = fields.count("dimensions", usize::MAX)?.filter(|&n| n > 0);
-    let mut all = vectors(&server, lease, texts, truncates, "input").await?;
+    let read = move |lease: &Lease| inputs(lease, &texts, truncates, "input");
+    let mut all = embedded(&server, lease, read).await?;
     if let Some(n_dim) = n_dim {
         let cut = |vector: Vec<f32>| normalized(vector.into_iter().take(n_dim).collect());
         all.vectors = all.vectors.into_iter().map(cut).collect();
@@ -61,36 +54,9 @@ pub(super) async fn embeddings(
     if prompt.is_empty() {
         return Ok(Json(json!({"embedding": []})));
     }
-    let all = vectors(&server, lease, vec![prompt], true, "prompt").await?;
+    let read = move |lease: &Lease| inputs(lease, &[prompt], true, "prompt");
+    let all = embedded(&server, lease, read).await?;
     Ok(Json(json!({ "embedding": all.vectors.into_iter().next().unwrap_or_default() })))
-}
-
-async fn vectors(
-    server: &Server,
-    lease: Lease,
-    texts: Vec<String>,
-    truncates: bool,
-    param: &'static str,
-) -> Result<Embedded, ApiError> {
-    let options = &server.0.options;
-    if !options.serves_embeddings && lease.info().hparams().arch.causal {
-        let message = "this service makes no embeddings of a model that writes; start it with \
-                       --embeddings";
-        return Err(ApiError::not_supported(message));
-    }
-    let pooling = lease.info().pooling_of(options.pooling);
-    if pooling == Pooling::None {
-        return Err(ApiError::invalid("nothing is pooled here, so a text has no one vector"));
-    }
-    let work = move || Ok((inputs(&lease, &texts, truncates, param)?, lease));
-    let (inputs, lease) = blocking(work).await?;
-    let n_tokens = inputs.iter().map(Vec::len).sum();
-    let replies: Vec<_> = inputs.into_iter().map(|tokens| lease.embed(tokens, pooling)).collect();
-    let mut vectors = Vec::with_capacity(replies.len());
-    for reply in replies {
-        vectors.push(normalized(reply.await?.into_iter().next().unwrap_or_default()));
-    }
-    Ok(Embedded { model: lease.name().to_owned(), vectors, n_tokens })
 }
 
 /// The tokens of each text; one that is too long is cut where that is asked for.
@@ -105,19 +71,13 @@ fn inputs(
     let input = |text: &String| {
         let tokens = lease.info().tokenizer().encode(text, encode);
         let mut tokens = tokens.map_err(|error| ApiError::field(param, error.to_string()))?;
-        if tokens.is_empty() {
-            return Err(ApiError::field(param, format!("{param} holds an empty text")));
-        }
-        if tokens.len() > n_ctx && !truncates {
-            let too_long = InferenceError::PromptTooLong { n_prompt: tokens.len(), n_ctx };
-            return Err(ApiError::from(&too_long).at(param));
-        }
         // The token that ends a text stays.
         let last = tokens.last().copied();
-        if tokens.len() > n_ctx {
+        if truncates && tokens.len() > n_ctx {
             tokens.truncate(n_ctx - 1);
             tokens.extend(last);
         }
+        check(&tokens, n_ctx, param)?;
         Ok(tokens)
     };
     texts.iter().map(input).collect()

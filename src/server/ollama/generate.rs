@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::told::{Style, Teller, nothing, respond};
-use super::wire::{is_unload, lease, schema, translated};
+use super::wire::{lease, moved, schema, translated};
 use crate::base::limits::TOP_PROBS_MAX;
 use crate::hosting::Lease;
 use crate::inference::{EncodeOptions, TokenId, Tokenizer};
@@ -36,20 +35,18 @@ struct Started {
 /// Answers a prompt.
 pub(super) async fn handle(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     let started_at = Instant::now();
     let own = translated(&fields)?;
     let is_bare = |name| fields.str(name).map(|text| text.is_none_or(str::is_empty));
-    let is_empty = is_bare("prompt")? && is_bare("suffix")?;
+    if is_bare("prompt")? && is_bare("suffix")? {
+        let (name, reason) = moved(&server, &fields).await?;
+        return Ok(nothing(Style::Generate, &name, reason).into_response());
+    }
     let lease = lease(&server, &fields).await?;
     let load = started_at.elapsed();
-    if is_empty {
-        let reason = if is_unload(&fields) { "unload" } else { "load" };
-        return Ok(nothing(Style::Generate, lease.name(), reason).into_response());
-    }
     let work = move || start(&fields, own, lease, &caller, &server.0.options);
     let started = blocking(work).await?;
     let teller = Teller {
@@ -88,10 +85,8 @@ fn start(
     request.wants_logprobs = top.is_some() || own.bool("logprobs")?.unwrap_or(false);
     request.n_probs = top.unwrap_or(0);
     let tokenizer = info.tokenizer();
-    let mut tokens = context(fields, tokenizer)?;
-    let has_context = !tokens.is_empty();
     let mut parser = None;
-    if !is_text {
+    let tokens = if !is_text {
         let mut chat = json!({ "messages": messages(&text("system")?, &prompt) });
         if let Some(schema) = schema {
             let format = json!({"type": "json_schema", "json_schema": {"schema": schema}});
@@ -105,20 +100,21 @@ fn start(
         let prepared = prepare(&Fields(chat), &info, options, room)?;
         request.shown_tokens = prepared.shown_tokens;
         request.grammar = prepared.grammar.or(request.grammar);
-        tokens.extend(prepared.prompt);
         parser = Some(prepared.parser);
+        prepared.prompt
     } else if !suffix.is_empty() {
         let filled = tokenizer.fim_prompt(&prompt, &suffix);
-        tokens.extend(filled.map_err(|error| ApiError::field("suffix", error.to_string()))?);
+        filled.map_err(|error| ApiError::field("suffix", error.to_string()))?
     } else {
         let whole = match template.is_empty() || is_raw {
             true => prompt,
             false => filled(&template, &text("system")?, &prompt)?,
         };
-        let encode = EncodeOptions { add_special: !has_context, parse_special: true };
+        let encode = EncodeOptions { add_special: true, parse_special: true };
         let encoded = tokenizer.encode(&whole, encode);
-        tokens.extend(encoded.map_err(|error| ApiError::field("prompt", error.to_string()))?);
-    }
+        encoded.map_err(|error| ApiError::field("prompt", error.to_string()))?
+    };
+    let mut tokens = behind_context(fields, tokens, tokenizer)?;
     let n_dropped = fit_prompt(&mut tokens, wishes.trim, info.n_ctx(), request.n_predict)?;
     let context = (!is_text).then(|| tokens.clone());
     request.prompt = tokens;
@@ -129,7 +125,7 @@ fn start(
         if is_ours { error.at("format") } else { blame(&fields.0, error) }
     })?;
     if wishes.is_detached {
-        generation.detach();
+        generation.detach(caller);
     }
     Ok(Started { generation, parser, info, model, wishes, context, n_dropped })
 }
@@ -143,14 +139,24 @@ fn messages(system: &str, prompt: &str) -> Vec<Value> {
     messages
 }
 
-/// Tokens that an earlier answer gave back, to go on from there.
-fn context(fields: &Fields, tokenizer: &Tokenizer) -> Result<Vec<TokenId>, ApiError> {
+/// A prompt behind the tokens that an earlier answer gave back, to go on from there.
+fn behind_context(
+    fields: &Fields,
+    prompt: Vec<TokenId>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<TokenId>, ApiError> {
     let given = fields.array("context")?.map(Vec::as_slice).unwrap_or_default();
     let is_whole = |item: &&Value| item.is_i64() || item.is_u64();
     if !given.iter().all(|item| is_whole(&item)) {
         return Err(ApiError::field("context", "context must be an array of tokens"));
     }
-    given.iter().map(|item| token(item, "context", tokenizer)).collect()
+    let before = given.iter().map(|item| token(item, "context", tokenizer));
+    let mut tokens = before.collect::<Result<Vec<TokenId>, ApiError>>()?;
+    // A text has one start, and the context brought it.
+    let bos = tokenizer.special().bos.filter(|_| !tokens.is_empty());
+    let has_start = bos.is_some() && prompt.first().copied() == bos;
+    tokens.extend_from_slice(&prompt[usize::from(has_start)..]);
+    Ok(tokens)
 }
 
 /// A template of Ollama's with its variables filled in; those with more in them are refused.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::wire::{lease, model_name, timestamp};
 use crate::hosting::HostedModel;
 use crate::inference::ModelInfo;
-use crate::inference::gguf::Value as GgufValue;
+use crate::inference::gguf::{Value as GgufValue, ValueType};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
 use crate::server::generate::blocking;
@@ -150,9 +150,7 @@ pub(super) async fn show(
     );
     let mut known = Map::new();
     for (key, value) in info.gguf().metadata().iter() {
-        if let Some(value) = json_of(value, is_verbose) {
-            known.insert(key.to_owned(), value);
-        }
+        known.insert(key.to_owned(), json_of(value, is_verbose));
     }
     let n_params: u64 = info.gguf().tensors().iter().map(|tensor| tensor.n_elements()).sum();
     known.insert("general.parameter_count".into(), n_params.into());
@@ -193,8 +191,8 @@ fn capabilities(info: &ModelInfo, template: &str) -> Vec<&'static str> {
 }
 
 /// A value of the file; long lists are null unless asked for, as Ollama has it.
-fn json_of(value: &GgufValue, is_verbose: bool) -> Option<Value> {
-    Some(match value {
+fn json_of(value: &GgufValue, is_verbose: bool) -> Value {
+    match value {
         GgufValue::U8(n) => (*n).into(),
         GgufValue::I8(n) => (*n).into(),
         GgufValue::U16(n) => (*n).into(),
@@ -207,9 +205,12 @@ fn json_of(value: &GgufValue, is_verbose: bool) -> Option<Value> {
         GgufValue::F64(x) => json!(x),
         GgufValue::Bool(is) => (*is).into(),
         GgufValue::Str(text) => text.to_string().into(),
-        _ if is_verbose => return None,
-        _ => Value::Null,
-    })
+        GgufValue::Array(_) if !is_verbose => Value::Null,
+        GgufValue::Array(array) if array.item_type() == ValueType::Str => {
+            array.strs().collect::<Vec<&str>>().into()
+        }
+        GgufValue::Array(array) => array.values().map(|item| json_of(&item, true)).collect(),
+    }
 }
 
 fn shelf(server: &Server) -> Result<Arc<dyn Shelf>, ApiError> {

@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use crate::hosting::Lease;
+use crate::hosting::{HostError, Lease};
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::lease_of;
+use crate::server::generate::{blocking, lease_of};
 use crate::server::state::Server;
 
 /// Ollama's names of options, and those that the engine's requests have for them.
@@ -146,8 +146,28 @@ pub(super) async fn lease(server: &Server, fields: &Fields) -> Result<Lease, Api
     lease_of(server, &Fields(named)).await
 }
 
-/// Whether a request with nothing to do is one to unload the model.
-pub(super) fn is_unload(fields: &Fields) -> bool {
+/// The model of a request with nothing to do but to load or unload it, and which of them it was.
+///
+/// # Errors
+/// As for every dialect.
+pub(super) async fn moved(
+    server: &Server,
+    fields: &Fields,
+) -> Result<(String, &'static str), ApiError> {
+    if !is_unload(fields) {
+        return Ok((lease(server, fields).await?.name().to_owned(), "load"));
+    }
+    let (host, name) = (server.0.host.clone(), model_name(fields)?);
+    // The end of an engine is waited for.
+    let name = blocking(move || match host.unload(name.as_deref()) {
+        // With one model alone any name will do, as where it is to be used.
+        Err(HostError::Unknown { .. }) if host.models().len() == 1 => Ok(host.unload(None)?),
+        result => Ok(result?),
+    });
+    Ok((name.await?, "unload"))
+}
+
+fn is_unload(fields: &Fields) -> bool {
     match fields.get("keep_alive") {
         Some(Value::Number(keep)) => keep.as_f64() == Some(0.0),
         Some(Value::String(keep)) => keep.trim_end_matches(char::is_alphabetic) == "0",

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Choices, Chunks};
@@ -44,10 +44,9 @@ struct Started {
 /// Answers a chat.
 pub(super) async fn handle(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     let lease = lease_of(&server, &fields).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, parser, info } = started;
@@ -89,7 +88,7 @@ fn start(
         let is_ours = has_grammar && error.param.as_deref() == Some("grammar");
         if is_ours { error.at(prepared.grammar_param) } else { blame(&fields.0, error) }
     })?;
-    let generation = with_wishes(generation, wishes);
+    let generation = with_wishes(generation, wishes, caller);
     Ok(Started { generation, head, wishes, tally, parser: prepared.parser, info })
 }
 

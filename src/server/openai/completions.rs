@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Choices, Chunks};
@@ -42,10 +42,9 @@ struct Started {
 /// Answers a completion.
 pub(super) async fn handle(
     State(server): State<Server>,
-    caller: Option<Extension<Caller>>,
+    caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     if tabby::is_own(&fields) {
         return tabby::complete(server, caller, fields).await.map(IntoResponse::into_response);
     }
@@ -102,7 +101,7 @@ fn start(
         request
     });
     let generation = submit(lease, requests.collect()).map_err(|error| blame(&fields.0, error))?;
-    let generation = with_wishes(generation, wishes);
+    let generation = with_wishes(generation, wishes, caller);
     Ok(Started { generation, head, wishes, tally, echoes, info })
 }
 

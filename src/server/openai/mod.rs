@@ -13,14 +13,12 @@ use axum::Router;
 use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 
-pub(super) use self::embeddings::normalized;
-
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Generation;
 use super::report::{random_word, sum_timings, timings_json, unix_now_s, usage_json};
 use super::request::Wishes;
-use super::state::Server;
+use super::state::{Caller, Server};
 use crate::inference::{Finish, Timings};
 
 /// The dialect's routes; `/completions` and `/embeddings` alone are llama.cpp's own.
@@ -130,9 +128,9 @@ fn refuse(fields: &Fields, names: &[(&str, &str)]) -> Result<(), ApiError> {
 }
 
 /// Sets what a generation does when its reader leaves.
-fn with_wishes(mut generation: Generation, wishes: Wishes) -> Generation {
+fn with_wishes(mut generation: Generation, wishes: Wishes, caller: &Caller) -> Generation {
     if wishes.is_detached {
-        generation.detach();
+        generation.detach(caller);
     }
     generation
 }

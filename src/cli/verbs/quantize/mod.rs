@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! jetforge quantize SOURCE [TARGET] RECIPE              write it
+//! jetforge quantize SOURCE TARGET COPY --target NAME    the same weights, packed for a processor
 //! jetforge quantize SOURCE RECIPE --dry-run             show types and sizes
 //! jetforge quantize SOURCE --imatrix-from TEXT --write-imatrix FILE
 //! jetforge quantize SOURCE RECIPE --report TEXT         measure it beside GGUF's of its size
@@ -28,7 +29,7 @@ use crate::cli::{Context, exit};
 use crate::inference::{EncodeOptions, Gguf, Model, Target, TokenId};
 use crate::quantize::{
     Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, Source, WriteOptions,
-    check_target, parse_recipe, parse_type, write,
+    check_target, pack, parse_recipe, parse_type, write,
 };
 
 /// Options of `quantize`.
@@ -37,7 +38,8 @@ pub struct QuantizeArgs {
     /// GGUF file in F16, BF16 or F32, any shard of a split one; or a folder of safetensors
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
-    /// File to write (else named after source and recipe), and a recipe: N3, N4, Q4_K_M, Q8_0, ..
+    /// File to write (else named after source and recipe), and a recipe: N3, N4, Q4_K_M, Q8_0, ..;
+    /// COPY keeps the weights as they are and packs them for `--target`
     #[arg(value_name = "[TARGET] RECIPE", num_args = 0..=2)]
     target_and_recipe: Vec<String>,
     /// Show each tensor's type and size, and write nothing
@@ -105,6 +107,11 @@ struct Job<'a> {
 
 /// Does what was asked for.
 pub fn run(context: &Context, args: &QuantizeArgs) -> anyhow::Result<u8> {
+    if let [target @ .., recipe] = &args.target_and_recipe[..]
+        && recipe.eq_ignore_ascii_case("COPY")
+    {
+        return copy(args, target.first().map(String::as_str));
+    }
     let (target, recipe) = match &args.target_and_recipe[..] {
         [] => (None, None),
         [recipe] => (None, Some(parse_recipe(recipe)?)),
@@ -137,6 +144,25 @@ pub fn run(context: &Context, args: &QuantizeArgs) -> anyhow::Result<u8> {
             let target = target.unwrap_or_else(|| default_target(&args.source, recipe));
             job.write(&plan, &target)?;
         }
+    }
+    Ok(exit::OK)
+}
+
+/// Packs the weights as they are.
+fn copy(args: &QuantizeArgs, target: Option<&str>) -> anyhow::Result<u8> {
+    let Some(packed_for) = args.target.as_deref().and_then(Target::from_name) else {
+        let message = "COPY changes no weight: name the processor to pack for with --target";
+        return Err(CliError::usage(message).into());
+    };
+    let source = open_source(&args.source)?;
+    let named = || format!("{}-{}.gguf", model_stem(&args.source), packed_for.name());
+    let target = target.map_or_else(|| args.source.with_file_name(named()), PathBuf::from);
+    let written = pack(&source, &target, args.force, packed_for)?;
+    if args.json {
+        print_json(&json!({"path": written.path, "bytes": written.n_bytes, "recipe": "COPY"}))?;
+    } else {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}: {}", written.path.display(), bytes(written.n_bytes))?;
     }
     Ok(exit::OK)
 }

@@ -259,12 +259,15 @@ unsafe fn add_run<S: Simd>(
     sums.clear();
     let first = visible(spec, span, task.start).start.max(run_idx * RUN_LEN);
     let last = visible(spec, span, task.end - 1).end.min((run_idx + 1) * RUN_LEN);
-    for page_idx in first / PAGE_LEN..last.div_ceil(PAGE_LEN) {
+    let pages = first / PAGE_LEN..last.div_ceil(PAGE_LEN);
+    for page_idx in pages.clone() {
         let page = span.pages[page_idx];
         let plane = |side| job.kv.plane(spec.layer_idx, page, task.kv_head, side);
         let (keys, values) = (plane(Side::Keys), plane(Side::Values));
         // SAFETY: passed on.
         unsafe { s.open::<S>(keys, values, spec.head_dim) };
+        let next = span.pages[..pages.end].get(page_idx + 1);
+        s.expect(next.map_or(&[], |&p| job.kv.head(spec.layer_idx, p, task.kv_head)));
         // Slots of the page that a token sees.
         let seen = |token: usize| {
             let Range { start, end } = visible(spec, span, token);

@@ -191,12 +191,18 @@ impl KvCache {
         &mut self.map
     }
 
+    /// Keys and values of a page and head, as they are stored.
+    #[inline(always)]
+    pub fn head(&self, layer_idx: usize, page: PageIdx, kv_head: usize) -> &[u8] {
+        let at = self.shape.at(layer_idx, page, kv_head);
+        &self.map[at..][..self.shape.head_bytes()]
+    }
+
     /// The keys or the values of a page and head.
     #[inline(always)]
     pub fn plane(&self, layer_idx: usize, page: PageIdx, kv_head: usize, side: Side) -> Plane<'_> {
         let Shape { ty, head_dim, .. } = self.shape;
-        let at = self.shape.at(layer_idx, page, kv_head);
-        let bytes = half_of(&self.map[at..][..self.shape.head_bytes()], side);
+        let bytes = half_of(self.head(layer_idx, page, kv_head), side);
         match ty {
             KvType::F16 => Plane::F16(cast(bytes)),
             KvType::F32 => Plane::F32(cast(bytes)),

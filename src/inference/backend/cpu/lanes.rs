@@ -73,8 +73,6 @@ pub unsafe trait Lanes: Copy {
     unsafe fn fnma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `4 * ROWS` bytes from `p`.
     unsafe fn load_codes(p: *const u8) -> Self::I;
-    /// Asks for the cache line of `p`, which need not be readable.
-    unsafe fn prefetch(p: *const u8);
     /// Moves the `n` bits at `from` of each byte to `to`; the others become zero.
     unsafe fn bits(x: Self::I, n: u32, from: u32, to: u32) -> Self::I;
     /// `a | b`
@@ -215,8 +213,6 @@ unsafe impl Lanes for ScalarLanes {
         // SAFETY: as above.
         unsafe { p.cast::<Self::I>().read_unaligned() }
     }
-    #[inline(always)]
-    unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
     unsafe fn bits(x: Self::I, n: u32, from: u32, to: u32) -> Self::I {
         x.map(|b| (b >> from & ((1u32 << n) - 1) as u8) << to)

@@ -127,13 +127,6 @@ unsafe impl Lanes for NeonLanes {
         unsafe { vld1q_u8(p) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        // Reads nothing: an address that is not mapped is no fault.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly))
-        }
-    }
-    #[inline(always)]
     unsafe fn bits(x: uint8x16_t, n: u32, from: u32, to: u32) -> uint8x16_t {
         unsafe {
             // Shifts are byte by byte, so what leaves at an end needs no mask.

@@ -92,10 +92,6 @@ unsafe impl Lanes for Avx2Lanes {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn bits(x: __m256i, n: u32, from: u32, to: u32) -> __m256i {
         unsafe {
             let mask = _mm256_set1_epi8(((((1u32 << n) - 1) << to) as u8).cast_signed());
@@ -276,10 +272,6 @@ unsafe impl Lanes for Avx512Lanes {
     #[inline(always)]
     unsafe fn load_codes(p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn bits(x: __m512i, n: u32, from: u32, to: u32) -> __m512i {

@@ -57,6 +57,8 @@ const STRIDE_LEN: usize = 32;
 pub struct CpuConfig {
     /// Threads that compute.
     pub n_threads: usize,
+    /// Whether each stays on a core of its own.
+    pub pin_threads: bool,
     /// Tokens of the largest batch.
     pub n_batch: usize,
     /// Output rows of the largest batch.
@@ -113,7 +115,9 @@ impl CpuBackend {
     pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
         // Kernels rely on it.
         Isa::choose(Some(config.isa.name()))?;
-        let mut pool = Pool::new(config.n_threads).map_err(BackendError::Threads)?;
+        let pool: fn(usize) -> std::io::Result<Pool> =
+            if config.pin_threads { Pool::pinned } else { Pool::new };
+        let mut pool = pool(config.n_threads).map_err(BackendError::Threads)?;
         let weights = Weights::new(&plan, gguf, config.isa, &mut pool)?;
         let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));
         Ok(CpuBackend {

@@ -27,6 +27,7 @@ use super::acts::{ActChunk, ActScale, BLOCK_LEN};
 use super::expand::{Fold, WIDE_BYTES};
 use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
+use super::simd::prefetch;
 
 /// Bytes from what a narrow tile multiplies to what it asks memory for: its arithmetic takes about
 /// as long as reading does, and the hardware's own prefetching left one waiting for the other
@@ -93,14 +94,13 @@ impl Group {
 
     /// Asks for the codes that come [`AHEAD`] after those of block `b`.
     #[inline(always)]
-    unsafe fn prefetch<L: Lanes>(self, layout: Layout, b: usize) {
+    fn prefetch(self, layout: Layout, b: usize) {
         if self.row > 0 {
             return;
         }
         let at = self.codes.wrapping_add(b * layout.code_bytes() + AHEAD);
         for line in 0..layout.code_bytes() / VECTOR_BYTES {
-            // SAFETY: nothing is read; the rule of `Lanes` is kept.
-            unsafe { L::prefetch(at.wrapping_add(line * VECTOR_BYTES)) };
+            prefetch(at.wrapping_add(line * VECTOR_BYTES));
         }
     }
 }
@@ -136,7 +136,7 @@ unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             let d = load_d::<L>(layout, head);
             let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
             if !WIDE && (2..=8).contains(&C) {
-                group.prefetch::<L>(layout, b);
+                group.prefetch(layout, b);
             }
             let w = group.codes::<L>(stored(layout, WIDE), b);
             unroll!(C, |c| {
@@ -177,7 +177,7 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
         }
         for b in 0..group.n_block {
             if !WIDE && (2..=8).contains(&C) {
-                group.prefetch::<L>(layout, b);
+                group.prefetch(layout, b);
             }
             let w = group.codes::<L>(stored(layout, WIDE), b);
             let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 /// Polls before a waiting thread gives its time slice away, and before a worker sleeps.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
 const SPINS_BEFORE_SLEEP: u32 = 2_200;
@@ -35,11 +37,27 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `n_threads - 1` workers; the caller of [`Pool::run`] is the last one.
+    /// Starts `n_threads - 1` workers that run wherever the system puts them; the caller of
+    /// [`Pool::run`] is the last one.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub fn new(n_threads: usize) -> std::io::Result<Pool> {
+        Pool::start(n_threads, &[])
+    }
+
+    /// The same with each worker on a core of its own, as long as the process has that many: the
+    /// first is left to the caller, which stays free and finds it empty.
+    ///
+    /// # Errors
+    /// If the system refuses a thread or does not tell the cores.
+    pub fn pinned(n_threads: usize) -> std::io::Result<Pool> {
+        let allowed = sched_getaffinity(None)?;
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&c| allowed.is_set(c)).collect();
+        Pool::start(n_threads, if n_threads <= cores.len() { &cores } else { &[] })
+    }
+
+    fn start(n_threads: usize, cores: &[usize]) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             tasks: AtomicU64::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
@@ -50,9 +68,12 @@ impl Pool {
         let mut pool = Pool { shared, threads: Vec::new(), handles: Vec::new() };
         for worker_idx in 1..n_threads.max(1) {
             let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("cpu-{worker_idx}"))
-                .spawn(move || shared.work(worker_idx))?;
+            let core = cores.get(worker_idx).copied();
+            let thread =
+                std::thread::Builder::new().name(format!("cpu-{worker_idx}")).spawn(move || {
+                    core.into_iter().for_each(stay_on);
+                    shared.work(worker_idx);
+                })?;
             pool.handles.push(thread.thread().clone());
             pool.threads.push(thread);
         }
@@ -97,6 +118,14 @@ impl Pool {
             resume_unwind(panic);
         }
     }
+}
+
+/// Keeps the calling thread on one core. A core that was taken away meanwhile leaves it free, which
+/// costs time and no result.
+fn stay_on(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    let _ = sched_setaffinity(None, &set);
 }
 
 impl Shared {
@@ -176,6 +205,32 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn pinned_workers_stay_on_cores_of_their_own() {
+        let n_cores = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+        let mut pool = Pool::pinned(n_cores).expect("threads start");
+        let cores: Vec<AtomicUsize> = (0..n_cores).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(200, &|_, worker| {
+            let set = sched_getaffinity(None).expect("the system tells");
+            let only = (0..CpuSet::MAX_CPU).find(|&c| set.is_set(c)).expect("a core");
+            let n = if set.count() == 1 { only + 1 } else { usize::MAX };
+            cores[worker].store(n, Ordering::Relaxed);
+        });
+        let seen: Vec<usize> = cores[1..].iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        let mut known: Vec<usize> = seen.iter().copied().filter(|&n| n != 0).collect();
+        assert!(!known.contains(&usize::MAX), "a worker is free: {seen:?}");
+        known.sort_unstable();
+        known.dedup();
+        assert_eq!(known.len(), seen.iter().filter(|&&n| n != 0).count(), "two share: {seen:?}");
+        // More threads than cores are left to the system, and still do the work.
+        let mut pool = Pool::pinned(CpuSet::MAX_CPU.min(n_cores + 3)).expect("threads start");
+        let n_done = AtomicUsize::new(0);
+        pool.run(50, &|_, _| {
+            n_done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(n_done.into_inner(), 50);
     }
 
     #[test]

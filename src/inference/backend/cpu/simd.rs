@@ -38,6 +38,23 @@ pub unsafe trait Simd: Copy {
     unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
 }
 
+/// Asks for the cache line of `p`. Nothing is read: any address will do.
+#[inline(always)]
+pub fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has it, and an address that is not mapped is no fault.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
+}
+
 /// 1.5 * 2^23: added to a small f32, it leaves the nearest whole number in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 

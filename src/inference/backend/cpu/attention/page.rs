@@ -15,7 +15,7 @@ use crate::inference::backend::PAGE_LEN;
 use crate::inference::backend::cpu::kv_cache::{BLOCK_LEN, Plane};
 use crate::inference::backend::cpu::kv_rotated::{rotate, unpack};
 use crate::inference::backend::cpu::math;
-use crate::inference::backend::cpu::simd::{LANES, Simd};
+use crate::inference::backend::cpu::simd::{LANES, Simd, prefetch};
 use crate::inference::quant::f16_to_f32;
 
 /// Vectors of sums that a query has in registers.
@@ -35,7 +35,34 @@ pub struct PageScratch {
     rescale: Vec<f32>,
     n_query: usize,
     is_wide: bool,
+    ahead: Ahead,
 }
+
+/// Cache lines of the page that comes next, asked for while this one is computed: a page begins
+/// where the hardware's own prefetching has not looked, and one query computes as long as reading
+/// its page takes.
+#[derive(Default)]
+struct Ahead {
+    next_addr: usize,
+    n_line: usize,
+}
+
+/// Lines that are asked for at a time, fewer than a core can wait for.
+const AHEAD_LINES: usize = 12;
+
+impl Ahead {
+    #[inline(always)]
+    fn pull(&mut self) {
+        let n = self.n_line.min(AHEAD_LINES);
+        for i in 0..n {
+            prefetch(std::ptr::without_provenance(self.next_addr + i * LINE_BYTES));
+        }
+        self.next_addr += n * LINE_BYTES;
+        self.n_line -= n;
+    }
+}
+
+const LINE_BYTES: usize = size_of::<Line>();
 
 /// A cache line.
 #[derive(Clone, Copy, Default)]
@@ -107,6 +134,12 @@ impl PageScratch {
         floats_mut(&mut self.scores, n_query * PAGE_LEN);
         self.rescale.resize(n_query.max(self.rescale.len()), 0.0);
         self.n_query = n_query;
+    }
+
+    /// Says which page comes after the one that is opened now.
+    #[inline(always)]
+    pub fn expect(&mut self, next: &[u8]) {
+        self.ahead = Ahead { next_addr: next.as_ptr().addr(), n_line: next.len() / LINE_BYTES };
     }
 
     /// Turns to a page. Its numbers are widened, unless they are f32 already, or f16 that so few
@@ -305,11 +338,13 @@ unsafe fn add_page_of<S: Simd, T: Element>(
                 _ => score::<S, T, 1>(q, head_dim, page.keys, out),
             }
             query += n;
+            s.ahead.pull();
         }
         let rows = scores.as_chunks_mut::<PAGE_LEN>().0;
         for query in queries.clone() {
             let (max, weight) = (&mut sums.max[query], &mut sums.weight[query]);
             s.rescale[query] = soften(&mut rows[query], &slots, max, weight);
+            s.ahead.pull();
         }
         let values = page.values.add(slots.start * head_dim);
         let weights = scores.as_ptr().add(slots.start);

@@ -1,0 +1,217 @@
+//! `jetforge hub`: the service before appliances and servers outside; `hub status` looks at one.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::client::{self, ClientArgs};
+use super::serve::launch;
+use crate::app::BackendKeys;
+use crate::base::config::Setting;
+use crate::cli::args::ModelArgs;
+use crate::cli::exit::CliError;
+use crate::cli::terminal::{print_json, table};
+use crate::cli::{Context, exit};
+use crate::discovery::browse;
+use crate::server::Client;
+
+/// Options of `hub`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct HubArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    serve: HubServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Look for appliances on the LAN that announce themselves
+    Discover {
+        /// How long, in milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 2000)]
+        wait: u64,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the backends of a running hub and how they stand
+    Status {
+        /// Where the hub is
+        #[arg(long, value_name = "HOST:PORT")]
+        url: Option<String>,
+        /// The key to show
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a hub is started with.
+#[derive(Debug, Args)]
+pub struct HubServeArgs {
+    /// Address to listen on; beyond this machine it needs an API key
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// Port; 0 takes a free one
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// An appliance; several with commas or again
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    nano: Vec<String>,
+    /// A server that speaks OpenAI's words; prompts leave for it
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    external_llama: Vec<String>,
+    /// Key to show to appliances that have none of their own
+    #[arg(long, value_name = "KEY")]
+    nano_key: Option<String>,
+    /// Key to show to servers outside that have none of their own
+    #[arg(long, value_name = "KEY")]
+    external_key: Option<String>,
+    /// File with an address and its key on each line
+    #[arg(long, value_name = "FILE")]
+    backend_keys: Option<PathBuf>,
+    /// Do not answer with this machine's engine
+    #[arg(long)]
+    no_local: bool,
+    /// API key of the hub in the clear; several with commas (`jetforge key create` keeps a hash)
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    api_key: Vec<String>,
+    /// Sequences of this machine's engine that run at once
+    #[arg(long, value_name = "N")]
+    parallel: Option<u16>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// Options of `orchestrate`.
+#[derive(Debug, Args)]
+pub struct OrchestrateArgs {
+    /// Serve
+    #[arg(long, required_unless_present = "prompt", conflicts_with = "prompt")]
+    serve: bool,
+    /// Ask a running hub once
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    #[command(flatten)]
+    hub: HubServeArgs,
+}
+
+impl HubServeArgs {
+    fn settings(&self) -> anyhow::Result<Vec<Setting>> {
+        let mut settings = self.model.settings()?;
+        let mut add = |key: &str, option: &str, value: Option<toml::Value>| {
+            let (key, option) = (key.to_owned(), option.to_owned());
+            settings.extend(value.map(|value| Setting { key, value, option }));
+        };
+        let list = |own: &[String]| (!own.is_empty()).then(|| own.to_vec().into());
+        let file = self.backend_keys.as_ref().map(|path| path.display().to_string().into());
+        add("server.host", "--host", self.host.clone().map(Into::into));
+        add("server.n_parallel", "--parallel", self.parallel.map(|n| i64::from(n).into()));
+        add("hub.port", "--port", self.port.map(|port| i64::from(port).into()));
+        add("hub.nano", "--nano", list(&self.nano));
+        add("hub.external_llama", "--external-llama", list(&self.external_llama));
+        add("hub.key_file", "--backend-keys", file);
+        add("hub.local", "--no-local", self.no_local.then_some(false.into()));
+        Ok(settings)
+    }
+}
+
+/// Serves, or shows how a hub stands.
+pub fn run(context: &Context, args: &HubArgs) -> anyhow::Result<u8> {
+    match &args.what {
+        Some(What::Status { url, key, json }) => status(context, url.as_deref(), key, *json),
+        Some(What::Discover { wait, json }) => discover(context, *wait, *json),
+        None => serve(context, &args.serve),
+    }
+}
+
+/// The hub under AutoCoder's name.
+pub fn orchestrate(context: &Context, args: &OrchestrateArgs) -> anyhow::Result<u8> {
+    match &args.prompt {
+        Some(prompt) => client::run(context, &ClientArgs::of(prompt, &args.hub.api_key)),
+        None => serve(context, &args.hub),
+    }
+}
+
+fn serve(context: &Context, args: &HubServeArgs) -> anyhow::Result<u8> {
+    let app = context.app(args.settings()?)?;
+    let port = app.config().hub.port;
+    let keys = BackendKeys { nano: args.nano_key.clone(), external: args.external_key.clone() };
+    let api_keys = args.api_key.clone();
+    launch(app, port, move |app, on_panic| {
+        let (service, hub) = app.hub(api_keys, keys, on_panic)?;
+        Ok((service, Some(hub)))
+    })
+}
+
+/// Where the hub of this machine listens.
+pub fn address(context: &Context) -> anyhow::Result<String> {
+    let app = context.app(Vec::new())?;
+    Ok(format!("{}:{}", app.config().server.host, app.config().hub.port))
+}
+
+fn discover(context: &Context, wait_ms: u64, as_json: bool) -> anyhow::Result<u8> {
+    let app = context.app(Vec::new())?;
+    let found = browse(app.config().hub.discovery, Duration::from_millis(wait_ms))?;
+    if as_json {
+        let found = found.iter().map(
+            |own| json!({"name": own.name, "node": own.node, "address": own.address.to_string()}),
+        );
+        print_json(&json!({ "found": found.collect::<Vec<_>>() }))?;
+        return Ok(exit::OK);
+    }
+    let mut rows = vec![["NAME", "ADDRESS", "NODE"].map(str::to_owned).to_vec()];
+    rows.extend(found.into_iter().map(|own| vec![own.name, own.address.to_string(), own.node]));
+    write!(std::io::stdout(), "{}", table(&rows))?;
+    Ok(exit::OK)
+}
+
+fn status(
+    context: &Context,
+    url: Option<&str>,
+    key: &Option<String>,
+    as_json: bool,
+) -> anyhow::Result<u8> {
+    let address = url.map_or_else(|| address(context), |url| Ok(url.to_owned()))?;
+    let status = Client::new(&address, key.clone()).json("GET", "/v1/status")?;
+    let Some(backends) = status["upstream"]["backends"].as_array() else {
+        return Err(CliError::usage(format!("{address} is a service, and no hub")).into());
+    };
+    if as_json {
+        print_json(&status["upstream"])?;
+        return Ok(exit::OK);
+    }
+    let heads = ["NAME", "KIND", "STANDING", "BUSY", "ANSWERED", "FAILED", "MODELS", "WHY"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(backends.iter().map(row));
+    write!(std::io::stdout(), "{}", table(&rows))?;
+    Ok(exit::OK)
+}
+
+fn row(backend: &Value) -> Vec<String> {
+    let text = |name: &str| match &backend[name] {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let models = backend["models"].as_array().into_iter().flatten();
+    let models: Vec<&str> = models.filter_map(|model| model["names"][0].as_str()).collect();
+    let busy = format!("{}/{}", text("n_busy"), text("n_place"));
+    vec![
+        text("name"),
+        text("kind"),
+        text("standing"),
+        busy,
+        text("answered"),
+        text("failed"),
+        models.join(", "),
+        text("why"),
+    ]
+}

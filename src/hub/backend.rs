@@ -1,0 +1,188 @@
+//! A backend as the hub knows it: where it is, how it stands, what it has, what it does for us.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::health::Health;
+use super::policy::{Kind, Standing, Stocked, View};
+use super::target::Target;
+
+/// Requests that a server answers at once which does not tell.
+const N_PLACE: usize = 4;
+
+/// A backend. The engine of this process has no target.
+pub(super) struct Backend {
+    /// What answers are said to come from.
+    pub name: String,
+    pub kind: Kind,
+    pub target: Option<Target>,
+    pub key: Option<String>,
+    id: u64,
+    state: Mutex<State>,
+    n_ours: AtomicUsize,
+    pub n_answered: AtomicU64,
+    pub n_failed: AtomicU64,
+    /// Counts probes that found it gone: then nobody waits for it any longer.
+    n_gone: watch::Sender<u64>,
+}
+
+/// What is learned of a backend.
+#[derive(Default)]
+pub(super) struct State {
+    pub health: Health,
+    pub stock: Option<Vec<Stocked>>,
+    pub is_spare: bool,
+    pub may_have_more: bool,
+    pub speaks_llama: bool,
+    /// 0 as long as it is not known.
+    pub n_place: usize,
+    /// Requests that run and wait there, by its own count.
+    pub n_busy: usize,
+    pub version: Option<String>,
+}
+
+impl State {
+    /// Takes in what an appliance tells of itself.
+    pub fn tell(&mut self, n_busy: usize, version: Option<String>) {
+        (self.n_busy, self.version) = (n_busy, version);
+    }
+
+    /// Takes in how many it answers at once, which only llama.cpp and we tell.
+    pub fn seat(&mut self, n_place: Option<usize>) {
+        (self.n_place, self.speaks_llama) = (n_place.unwrap_or(0), n_place.is_some());
+    }
+}
+
+impl Backend {
+    pub fn new(
+        kind: Kind,
+        name: String,
+        target: Option<Target>,
+        key: Option<String>,
+    ) -> Arc<Backend> {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        Arc::new(Backend {
+            id: hasher.finish(),
+            name,
+            kind,
+            target,
+            key,
+            state: Mutex::default(),
+            n_ours: AtomicUsize::new(0),
+            n_answered: AtomicU64::new(0),
+            n_failed: AtomicU64::new(0),
+            n_gone: watch::Sender::new(0),
+        })
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it has not told how many it answers at once.
+    pub fn is_unseated(&self) -> bool {
+        self.state().n_place == 0
+    }
+
+    /// Counts a request of ours until what comes back is dropped.
+    pub fn begin(self: &Arc<Backend>) -> Busy {
+        self.n_ours.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// Says that a probe found it gone.
+    pub fn tell_gone(&self) {
+        self.n_gone.send_modify(|n| *n += 1);
+    }
+
+    /// Returns when a probe finds that it is gone. What was found before does not count: whoever
+    /// asks it all the same has a reason to.
+    pub async fn gone(&self) {
+        if self.n_gone.subscribe().changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// What the policy looks at.
+    pub fn view(&self, now_ms: u64) -> View {
+        let state = self.state();
+        let n_ours = self.n_ours.load(Ordering::Relaxed);
+        let n_place = if state.n_place == 0 { N_PLACE } else { state.n_place };
+        let n_busy = state.n_busy.max(n_ours);
+        View {
+            id: self.id,
+            kind: self.kind,
+            standing: state.health.standing(),
+            is_spare: state.is_spare,
+            speaks_llama: state.speaks_llama,
+            stock: state.stock.clone(),
+            may_have_more: state.may_have_more,
+            n_place,
+            n_busy: if state.health.is_busy(now_ms) { n_busy.max(n_place) } else { n_busy },
+            first_word_ms: state.health.first_word_ms(now_ms),
+        }
+    }
+
+    /// Its first model, for a server that wants one named.
+    pub fn first_model(&self) -> Option<String> {
+        self.state().stock.as_ref()?.first()?.names.first().cloned()
+    }
+
+    /// What `/v1/status` tells of it.
+    pub fn to_json(&self, now_ms: u64) -> Value {
+        let view = self.view(now_ms);
+        let state = self.state();
+        let standing = match view.standing {
+            Standing::Unknown => "unknown",
+            Standing::Well => "well",
+            Standing::Ejected { .. } => "ejected",
+        };
+        let back_in_ms = match view.standing {
+            Standing::Ejected { until_ms } => Some(until_ms.saturating_sub(now_ms)),
+            Standing::Unknown | Standing::Well => None,
+        };
+        let models = view.stock.iter().flatten();
+        let models = models.map(|model| json!({"names": model.names, "n_ctx": model.n_ctx}));
+        json!({
+            "name": self.name,
+            "kind": self.kind.name(),
+            "address": self.target.as_ref().map(Target::url),
+            "leaves_this_machine": self.target.as_ref().is_some_and(leaves_this_machine),
+            "has_key": self.key.is_some(),
+            "standing": standing,
+            "why": state.health.why(),
+            "back_in_ms": back_in_ms,
+            "version": state.version,
+            "models": models.collect::<Vec<_>>(),
+            "is_spare": view.is_spare,
+            "n_place": view.n_place,
+            "n_busy": view.n_busy,
+            "first_word_ms": view.first_word_ms,
+            "answered": self.n_answered.load(Ordering::Relaxed),
+            "failed": self.n_failed.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// Whether what is sent there leaves this machine.
+fn leaves_this_machine(target: &Target) -> bool {
+    match target.host.parse::<IpAddr>() {
+        Ok(address) => !address.is_loopback(),
+        Err(_) => target.host != "localhost" && !target.host.ends_with(".localhost"),
+    }
+}
+
+/// A request of ours that a backend answers.
+pub(super) struct Busy(Arc<Backend>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.n_ours.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,108 @@
+//! The section `hub` of the configuration.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::limits::{HUB_BACKENDS_MAX, HUB_TRIES_MAX};
+
+/// The section `hub`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    /// Port; 0 takes a free one.
+    pub port: u16,
+    /// Appliances, as `host:port` or URLs.
+    pub nano: Vec<String>,
+    /// Servers that speak OpenAI's words, as URLs. Prompts leave for them; none unless configured.
+    pub external_llama: Vec<String>,
+    /// Whether this machine's service tells hubs on the LAN where it is.
+    pub announce: bool,
+    /// Where machines tell and ask, by multicast DNS.
+    pub discovery: SocketAddrV4,
+    /// A file with the keys of backends: on each line an address as above, a space, its key.
+    pub key_file: Option<PathBuf>,
+    /// Whether this machine's own engine answers as well.
+    pub local: bool,
+    /// Backends that one request tries.
+    pub n_try: usize,
+    /// Time for a connection.
+    pub connect_ms: u64,
+    /// Time for the head of a stream.
+    pub head_ms: u64,
+    /// Time for an answer that comes whole.
+    pub answer_ms: u64,
+    /// Longest silence within a stream.
+    pub idle_ms: u64,
+    /// Time between two probes.
+    pub probe_ms: u64,
+    /// Time for a probe.
+    pub probe_wait_ms: u64,
+}
+
+impl Default for HubConfig {
+    fn default() -> HubConfig {
+        HubConfig {
+            port: 9999,
+            nano: Vec::new(),
+            external_llama: Vec::new(),
+            announce: false,
+            discovery: crate::discovery::GROUP,
+            key_file: None,
+            local: true,
+            n_try: HUB_TRIES_MAX,
+            connect_ms: 3000,
+            head_ms: 120_000,
+            answer_ms: 600_000,
+            idle_ms: 60_000,
+            probe_ms: 5000,
+            probe_wait_ms: 2000,
+        }
+    }
+}
+
+/// How long the hub waits for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    pub connect: Duration,
+    pub head: Duration,
+    pub answer: Duration,
+    pub idle: Duration,
+    pub probe: Duration,
+}
+
+impl HubConfig {
+    /// The first value out of range: its key and what is wrong.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(1..=HUB_BACKENDS_MAX).contains(&self.n_try) {
+            return Err(("hub.n_try", format!("must be 1 to {HUB_BACKENDS_MAX}")));
+        }
+        let times = [
+            ("hub.connect_ms", self.connect_ms),
+            ("hub.head_ms", self.head_ms),
+            ("hub.answer_ms", self.answer_ms),
+            ("hub.idle_ms", self.idle_ms),
+            ("hub.probe_ms", self.probe_ms),
+            ("hub.probe_wait_ms", self.probe_wait_ms),
+        ];
+        match times.into_iter().find(|(_, ms)| *ms == 0) {
+            Some((key, _)) => Err((key, "must be at least 1".to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn waits(&self) -> Waits {
+        Waits {
+            connect: Duration::from_millis(self.connect_ms),
+            head: Duration::from_millis(self.head_ms),
+            answer: Duration::from_millis(self.answer_ms),
+            idle: Duration::from_millis(self.idle_ms),
+            probe: Duration::from_millis(self.probe_wait_ms),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Floor 5.5: the hub: one address before this machine's engine, appliances, and servers outside.
+//!
+//! ```text
+//! client -> the service's gate -> hub: policy ranks -> this engine
+//!                                  ^                -> an appliance       over HTTP, streamed
+//!              probes every 5 s ---+                -> a server outside   only if configured
+//! ```
+//!
+//! `policy`, `health`, `retry` and `replay` decide and know no network; `relay` and `stream` carry
+//! out what they say; `probe` finds out who is well. The hub is a layer of the service: keys,
+//! quotas, bounds, jobs and dialects are the service's own.
+
+mod ask;
+mod backend;
+mod config;
+mod dial;
+mod frames;
+mod front;
+mod health;
+mod policy;
+mod probe;
+mod relay;
+mod replay;
+mod retry;
+mod stream;
+mod target;
+#[cfg(test)]
+mod world_tests;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use backend::Backend;
+pub use config::HubConfig;
+use config::Waits;
+use dial::Dialer;
+use health::Moment;
+pub use policy::{Kind, Stocked};
+pub use probe::Probes;
+use target::Target;
+use tokio::task::JoinHandle;
+
+use crate::base::limits::HUB_BACKENDS_MAX;
+
+/// The port of an appliance whose address names none.
+const NANO_PORT: u16 = 8080;
+/// The name of this machine's engine.
+const LOCAL: &str = "local";
+
+/// Why there is no hub.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// An address is none.
+    #[error("{text:?} is no address of a backend: {why}")]
+    Address {
+        /// What was given.
+        text: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The file of keys cannot be used.
+    #[error("keys of backends in {}: {why}", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// There are too many backends.
+    #[error("a hub has at most {HUB_BACKENDS_MAX} backends")]
+    TooMany,
+}
+
+/// A backend as it is configured.
+#[derive(Clone, Debug)]
+pub struct BackendOptions {
+    /// An appliance or a server outside.
+    pub kind: Kind,
+    /// `host:port` or a URL.
+    pub address: String,
+    /// What answers are said to come from; `host:port` where there is none.
+    pub name: Option<String>,
+    /// The key to show.
+    pub key: Option<String>,
+}
+
+impl BackendOptions {
+    /// Whether it is the one at this address.
+    ///
+    /// # Errors
+    /// If one of them is no address.
+    pub fn is_at(&self, address: &str) -> Result<bool, HubError> {
+        Ok(self.target()? == Target::read(address, Some(NANO_PORT))?)
+    }
+
+    fn backend(self) -> Result<Arc<Backend>, HubError> {
+        let target = self.target()?;
+        let name = self.name.unwrap_or_else(|| target.authority());
+        Ok(Backend::new(self.kind, name, Some(target), self.key))
+    }
+
+    fn target(&self) -> Result<Target, HubError> {
+        let default_port = (self.kind == Kind::Appliance).then_some(NANO_PORT);
+        Target::read(&self.address, default_port)
+    }
+}
+
+/// How this machine's engine stands.
+#[derive(Clone, Debug, Default)]
+pub struct LocalView {
+    /// Its models.
+    pub stock: Vec<Stocked>,
+    /// Requests that it answers at once.
+    pub n_place: usize,
+    /// Requests that run and wait.
+    pub n_busy: usize,
+}
+
+/// This machine's engine as a backend.
+pub struct LocalOptions {
+    /// Looks at it.
+    pub look: Box<dyn Fn() -> LocalView + Send + Sync>,
+    /// Whether it is for when nobody else is there.
+    pub is_spare: bool,
+}
+
+/// See the module.
+pub struct Hub {
+    config: HubConfig,
+    backends: RwLock<Vec<Arc<Backend>>>,
+    probes: Mutex<Option<Vec<JoinHandle<()>>>>,
+    look: Option<Box<dyn Fn() -> LocalView + Send + Sync>>,
+    dialer: Dialer,
+    started: Instant,
+    n_random: AtomicU64,
+}
+
+impl Hub {
+    /// A hub before `backends`, and before this machine's engine where `local` says so.
+    ///
+    /// # Errors
+    /// If an address is none, or there are too many.
+    pub fn new(
+        config: HubConfig,
+        backends: Vec<BackendOptions>,
+        local: Option<LocalOptions>,
+    ) -> Result<Arc<Hub>, HubError> {
+        let mut own = Vec::new();
+        for options in backends {
+            own.push(options.backend()?);
+        }
+        let look = local.map(|local| {
+            let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None);
+            let mut state = backend.state();
+            // A request can name a model of the store, which is loaded then.
+            (state.is_spare, state.may_have_more) = (local.is_spare, !local.is_spare);
+            state.health.probed(0, u64::MAX);
+            drop(state);
+            own.push(backend);
+            local.look
+        });
+        if own.len() > HUB_BACKENDS_MAX {
+            return Err(HubError::TooMany);
+        }
+        let dialer = Dialer::new(config.waits().connect);
+        let seed = RandomState::new().build_hasher().finish();
+        Ok(Arc::new(Hub {
+            config,
+            backends: RwLock::new(own),
+            probes: Mutex::new(None),
+            look,
+            dialer,
+            started: Instant::now(),
+            n_random: AtomicU64::new(seed),
+        }))
+    }
+
+    fn config(&self) -> &HubConfig {
+        &self.config
+    }
+
+    fn waits(&self) -> Waits {
+        self.config.waits()
+    }
+
+    /// The backends of this moment.
+    fn backends(&self) -> Vec<Arc<Backend>> {
+        self.backends.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a backend in, in the place of one at the same address.
+    fn add(&self, backend: Arc<Backend>) {
+        let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|old| old.target.is_none() || old.target != backend.target);
+        if own.len() < HUB_BACKENDS_MAX {
+            own.insert(0, backend);
+        }
+    }
+
+    fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// The hub's clock, from 1: 0 is before everything.
+    fn now_ms(&self) -> u64 {
+        1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    fn random(&self) -> u64 {
+        policy::mix(self.n_random.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now_ms: self.now_ms(), random: self.random() }
+    }
+
+    /// Learns how this machine's engine stands.
+    fn look_at_local(&self) {
+        let local = self.backends().into_iter().find(|backend| backend.target.is_none());
+        if let (Some(look), Some(backend)) = (&self.look, local) {
+            let view = look();
+            let mut state = backend.state();
+            state.stock = Some(view.stock);
+            (state.n_place, state.n_busy) = (view.n_place, view.n_busy);
+        }
+    }
+
+    /// Every model that a backend lists.
+    fn model_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for backend in self.backends() {
+            let state = backend.state();
+            let stock = state.stock.iter().flatten();
+            names.extend(stock.filter_map(|model| model.names.first().cloned()));
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}

@@ -1,0 +1,335 @@
+//! A request's way through the backends, until one has answered.
+//!
+//! ```text
+//! rank -> try: connect, head, first frame or whole answer -> the client
+//!          |
+//!          +- not well, no place, no such thing there -> the next one -> ... -> a clear refusal
+//! ```
+//!
+//! An answer that comes whole is read whole before the client hears of it, and a stream is held
+//! until its first frame, for a while: whatever goes wrong before that goes wrong unseen.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, Limited};
+use serde_json::Value;
+
+use super::Hub;
+use super::ask::Asked;
+use super::backend::{Backend, Busy};
+use super::dial::{Call, DialError, describe};
+use super::frames::Form;
+use super::health::Failure;
+use super::policy::{Speech, rank};
+use super::retry::{self, Next, Outcome, Stakes};
+use super::stream::{self, Incoming};
+use crate::base::limits::HUB_ANSWER_BYTES_MAX;
+use crate::server::{ApiError, Here};
+
+/// The header that names who wrote an answer.
+pub(super) const HOST: HeaderName = HeaderName::from_static("x-jetforge-host");
+/// When a caller may try again if nobody can answer.
+const RETRY: Duration = Duration::from_secs(2);
+/// For how long a server is full that does not say.
+const FULL_MS: u64 = 1000;
+/// Headers of an answer that the client gets as well.
+const PASSED: [HeaderName; 6] = [
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    header::CACHE_CONTROL,
+    HeaderName::from_static("x-accel-buffering"),
+    HeaderName::from_static("x-jetforge-context"),
+    HeaderName::from_static("x-jetforge-cache"),
+];
+
+/// What a request's tries share.
+pub(super) struct Trip {
+    pub hub: Arc<Hub>,
+    pub asked: Asked,
+    pub here: Here,
+    /// Who is to be tried, best first.
+    left: VecDeque<Arc<Backend>>,
+    /// What went wrong so far, for the refusal.
+    told: Vec<String>,
+}
+
+/// A backend's answer, as far as it was waited for.
+pub(super) enum Opened {
+    /// All of it.
+    Whole(Response),
+    /// A stream and the head that the client gets.
+    Stream(Incoming, HeaderMap),
+}
+
+/// A try that gave no answer to be passed on.
+pub(super) struct Missed {
+    pub outcome: Outcome,
+    pub why: String,
+    /// What the backend said, where that can be passed on.
+    pub response: Option<Response>,
+}
+
+/// Answers a request by the backends.
+pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
+    let mut trip = match Trip::plan(hub, asked, here) {
+        Ok(trip) => trip,
+        Err(error) => return error.into_response(),
+    };
+    let mut said = None;
+    while let Some(backend) = trip.left.pop_front() {
+        let missed = match trip.open(&backend).await {
+            Ok(Opened::Whole(response)) => return named(response, &backend.name),
+            Ok(Opened::Stream(incoming, headers)) => {
+                let response = stream::respond(trip, incoming, headers);
+                return named(response, &backend.name);
+            }
+            Err(missed) => missed,
+        };
+        tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
+        trip.told.push(format!("{}: {}", backend.name, missed.why));
+        let response = missed.response.map(|response| named(response, &backend.name));
+        match retry::next(missed.outcome, trip.stakes(false)) {
+            Next::Another | Next::Replay => said = response.or(said),
+            Next::Answer | Next::Fail => {
+                return response.or(said).unwrap_or_else(|| trip.refusal());
+            }
+        }
+    }
+    said.unwrap_or_else(|| trip.refusal())
+}
+
+impl Trip {
+    fn plan(hub: Arc<Hub>, asked: Asked, here: Here) -> Result<Trip, ApiError> {
+        let now_ms = hub.now_ms();
+        hub.look_at_local();
+        let backends = hub.backends();
+        let views: Vec<_> = backends.iter().map(|backend| backend.view(now_ms)).collect();
+        let order = rank(&asked.need, &views).into_iter().take(hub.config().n_try);
+        let left: VecDeque<Arc<Backend>> = order.map(|idx| Arc::clone(&backends[idx])).collect();
+        if left.is_empty() {
+            return Err(nobody(&hub, &asked));
+        }
+        Ok(Trip { hub, asked, here, left, told: Vec::new() })
+    }
+
+    /// The next backend to be tried.
+    pub fn next(&mut self) -> Option<Arc<Backend>> {
+        self.left.pop_front()
+    }
+
+    /// What a try that fails now means.
+    pub fn stakes(&self, can_replay: bool) -> Stakes {
+        Stakes { is_kept: self.asked.is_kept, can_replay, n_left: self.left.len() }
+    }
+
+    fn refusal(&self) -> Response {
+        let message = format!("no backend could answer: {}", self.told.join("; "));
+        let error = ApiError::unavailable(message, RETRY);
+        ApiError { status: StatusCode::BAD_GATEWAY, kind: "upstream_error", ..error }
+            .into_response()
+    }
+
+    /// Asks one backend, and writes down how it went.
+    pub async fn open(&self, backend: &Arc<Backend>) -> Result<Opened, Missed> {
+        let busy = backend.begin();
+        let start_ms = self.hub.now_ms();
+        let opened = match self.ask(backend).await {
+            Ok(response) => self.receive(backend, busy, response).await,
+            Err(error) => Err(self.failed(backend, error)),
+        };
+        let now_ms = self.hub.now_ms();
+        if opened.is_ok() {
+            backend.n_answered.fetch_add(1, Ordering::Relaxed);
+            backend.state().health.answered(now_ms, now_ms - start_ms);
+        }
+        opened
+    }
+
+    /// Sends the request and waits for the answer's head.
+    async fn ask(&self, backend: &Arc<Backend>) -> Result<Response, DialError> {
+        let Some(target) = &backend.target else {
+            return Ok(self.here.answer(self.asked.admitted.clone()).await);
+        };
+        let path = self.asked.path_for(backend);
+        let call = Call {
+            method: Method::POST,
+            path: &path,
+            headers: self.asked.headers(),
+            body: self.asked.body_for(backend),
+            key: backend.key.as_deref(),
+        };
+        let waits = self.hub.waits();
+        let wait = if self.asked.streams { waits.head } else { waits.answer };
+        tokio::select! {
+            answer = self.hub.dialer().send(target, call, wait) => answer,
+            () = backend.gone() => {
+                let why = "it does not answer its probes".to_owned();
+                Err(DialError { was_sent: true, failure: Failure::Gone, why })
+            }
+        }
+    }
+
+    /// Reads as much of an answer as has to be seen before the client hears of it.
+    async fn receive(
+        &self,
+        backend: &Arc<Backend>,
+        busy: Busy,
+        response: Response,
+    ) -> Result<Opened, Missed> {
+        let status = response.status();
+        if !status.is_success() {
+            return Err(self.refused(backend, response).await);
+        }
+        let is_here = backend.target.is_none();
+        let kind = media_type(response.headers());
+        let Some(form) = Form::of(&kind) else {
+            if is_here {
+                return Ok(Opened::Whole(response));
+            }
+            return self.whole(backend, response, &kind).await.map(Opened::Whole);
+        };
+        let headers = passed(response.headers());
+        let mut incoming = Incoming::new(Arc::clone(backend), busy, response.into_body(), form);
+        match incoming.hold(self.hub.waits().idle).await {
+            Ok(()) => Ok(Opened::Stream(incoming, headers)),
+            Err((failure, why)) => {
+                Err(self.failed(backend, DialError { was_sent: true, failure, why }))
+            }
+        }
+    }
+
+    /// An answer that comes whole.
+    async fn whole(
+        &self,
+        backend: &Arc<Backend>,
+        response: Response,
+        kind: &str,
+    ) -> Result<Response, Missed> {
+        let lost = |failure, why| self.failed(backend, DialError { was_sent: true, failure, why });
+        let (parts, body) = response.into_parts();
+        let body = tokio::select! {
+            body = collect(body, self.hub.waits().answer) => body,
+            () = backend.gone() => Err((Failure::Gone, "it went while it answered".to_owned())),
+        };
+        let body = body.map_err(|(failure, why)| lost(failure, why))?;
+        if !kind.starts_with("application/json") {
+            return Err(lost(Failure::Wrong, format!("an answer of the type {kind:?}")));
+        }
+        let value: Value = serde_json::from_slice(&body)
+            .map_err(|error| lost(Failure::Wrong, format!("an answer that is no JSON: {error}")))?;
+        let body = match (self.asked.need.speech, value) {
+            (Speech::Openai | Speech::Llama, Value::Object(mut fields)) => {
+                fields.insert("jetforge_host".to_owned(), backend.name.clone().into());
+                Bytes::from(Value::Object(fields).to_string())
+            }
+            _ => body,
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = passed(&parts.headers);
+        Ok(response)
+    }
+
+    /// A backend's refusal.
+    async fn refused(&self, backend: &Arc<Backend>, response: Response) -> Missed {
+        let status = response.status();
+        let why = format!("it answers {status}");
+        let after = response.headers().get(header::RETRY_AFTER);
+        let after = after.and_then(|after| after.to_str().ok()?.parse::<u64>().ok());
+        let now_ms = self.hub.now_ms();
+        let remote = backend.target.is_some();
+        match status.as_u16() {
+            401 | 403 if remote => self.note(backend, Failure::Denied, &why),
+            429 | 503 => {
+                let for_ms = after.map_or(FULL_MS, |s| s.saturating_mul(1000));
+                backend.state().health.refused(now_ms, for_ms);
+            }
+            500.. if remote => self.note(backend, Failure::Wrong, &why),
+            _ => {}
+        }
+        let outcome = Outcome::Status(status.as_u16());
+        if !remote {
+            return Missed { outcome, why, response: Some(response) };
+        }
+        let (parts, body) = response.into_parts();
+        // Our key is wrong there, which is no news to the client about its own.
+        let is_ours = matches!(status.as_u16(), 401 | 403);
+        let body = collect(body, self.hub.waits().probe).await.ok().filter(|_| !is_ours);
+        let response = body.map(|body| {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = parts.status;
+            *response.headers_mut() = passed(&parts.headers);
+            response
+        });
+        // Without an answer that can be shown, it is as if there had been none.
+        let outcome = if response.is_none() { Outcome::NotSent } else { outcome };
+        Missed { outcome, why, response }
+    }
+
+    fn failed(&self, backend: &Backend, error: DialError) -> Missed {
+        self.note(backend, error.failure, &error.why);
+        let outcome = if error.was_sent { Outcome::Lost } else { Outcome::NotSent };
+        Missed { outcome, why: error.why, response: None }
+    }
+
+    /// Writes down that a backend failed.
+    pub fn note(&self, backend: &Backend, failure: Failure, why: &str) {
+        backend.n_failed.fetch_add(1, Ordering::Relaxed);
+        if backend.target.is_some() {
+            backend.state().health.failed(failure, why.to_owned(), self.hub.moment());
+        }
+    }
+}
+
+/// Why nobody is asked.
+fn nobody(hub: &Hub, asked: &Asked) -> ApiError {
+    let Some(model) = &asked.need.model else {
+        return ApiError::not_supported("no backend of this hub speaks the words of this path");
+    };
+    let is_it = |own: &String| own.eq_ignore_ascii_case(model);
+    if hub.model_names().iter().any(is_it) {
+        let message = format!("no backend with the model {model:?} speaks the words of this path");
+        return ApiError::not_supported(message);
+    }
+    let known = hub.model_names().join(", ");
+    ApiError::not_found(format!("model {model:?} is not known here; there are: {known}"))
+        .at("model")
+}
+
+/// Reads a body whole.
+async fn collect(body: Body, wait: Duration) -> Result<Bytes, (Failure, String)> {
+    let body = Limited::new(body, HUB_ANSWER_BYTES_MAX).collect();
+    match tokio::time::timeout(wait, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err((Failure::Gone, describe(error.as_ref()))),
+        Err(_) => Err((Failure::Slow, "the answer does not end".to_owned())),
+    }
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn passed(headers: &HeaderMap) -> HeaderMap {
+    let passed = PASSED.into_iter().filter_map(|name| {
+        let value = headers.get(&name)?.clone();
+        Some((name, value))
+    });
+    passed.collect()
+}
+
+/// The answer with its host's name.
+fn named(mut response: Response, name: &str) -> Response {
+    if let Ok(name) = HeaderValue::from_str(name) {
+        response.headers_mut().insert(HOST, name);
+    }
+    response
+}

@@ -1,0 +1,316 @@
+//! A stream on its way from a backend to the client, and from the next backend where it breaks off.
+//!
+//! ```text
+//! backend -> frames -> 16 of them at most -> client
+//!    |                                         what the client has heard is remembered
+//!    +- cut --> the same request elsewhere --> what the client lacks --> client
+//!                                          \-> another text: an error frame, and the end
+//! ```
+//!
+//! Frames pass as they are. A client that reads slowly holds the backend up and nothing else grows;
+//! one that leaves ends the generation.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::HeaderMap;
+use axum::response::Response;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+use super::backend::{Backend, Busy};
+use super::dial::describe;
+use super::frames::{self, Form, Said, Splitter};
+use super::health::Failure;
+use super::policy::Speech;
+use super::relay::{Opened, Trip};
+use super::replay::{Replay, Transcript};
+use super::retry::{self, Next, Outcome};
+use crate::base::limits::{HUB_FRAMES_MAX, HUB_HOLD_MS};
+use crate::server::ApiError;
+
+/// How a backend fails, and its words or ours for it.
+type Fault = (Failure, String);
+
+/// A backend's stream.
+pub(super) struct Incoming {
+    backend: Arc<Backend>,
+    body: Body,
+    form: Form,
+    splitter: Splitter,
+    /// A frame that was read while the stream was held.
+    held: Option<Bytes>,
+    _busy: Busy,
+}
+
+impl Incoming {
+    pub fn new(backend: Arc<Backend>, busy: Busy, body: Body, form: Form) -> Incoming {
+        let splitter = Splitter::new(form);
+        Incoming { backend, body, form, splitter, held: None, _busy: busy }
+    }
+
+    /// Waits for the first frame that says something, for as long as the client can be left in
+    /// the dark.
+    pub async fn hold(&mut self, idle: Duration) -> Result<(), Fault> {
+        let first = async {
+            while let Some(frame) = self.next(idle).await? {
+                match frames::read(self.form, &frame) {
+                    Said::Nothing => {}
+                    Said::Value(value) if has_error(&value) => {
+                        return Err((Failure::Wrong, format!("it says {}", value["error"])));
+                    }
+                    Said::Other => return Err((Failure::Wrong, "no stream of ours".to_owned())),
+                    Said::Value(_) | Said::Done => return Ok(Some(frame)),
+                }
+            }
+            Err((Failure::Gone, "an empty stream".to_owned()))
+        };
+        match tokio::time::timeout(Duration::from_millis(HUB_HOLD_MS), first).await {
+            Ok(first) => {
+                self.held = first?;
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The next frame; `None` at the end.
+    async fn next(&mut self, idle: Duration) -> Result<Option<Bytes>, Fault> {
+        if let Some(frame) = self.held.take() {
+            return Ok(Some(frame));
+        }
+        loop {
+            if let Some(frame) = self.splitter.next() {
+                return Ok(Some(frame));
+            }
+            let piece = tokio::select! {
+                piece = tokio::time::timeout(idle, self.body.frame()) => piece,
+                () = self.backend.gone() => {
+                    return Err((Failure::Gone, "it does not answer its probes".to_owned()));
+                }
+            };
+            match piece {
+                Err(_) => return Err((Failure::Slow, "it fell silent".to_owned())),
+                Ok(None) if self.splitter.has_rest() => {
+                    return Err((Failure::Gone, "it broke off within a frame".to_owned()));
+                }
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err((Failure::Gone, describe(&error))),
+                Ok(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    let pushed = self.splitter.push(&data);
+                    pushed.map_err(|error| (Failure::Wrong, error.to_string()))?;
+                }
+            }
+        }
+    }
+}
+
+/// The answer that streams `incoming`, and what takes its place if it breaks off.
+pub(super) fn respond(trip: Trip, incoming: Incoming, headers: HeaderMap) -> Response {
+    let (out, frames) = mpsc::channel(HUB_FRAMES_MAX);
+    let flow = Flow {
+        form: incoming.form,
+        trip,
+        out,
+        transcript: Transcript::default(),
+        replay: None,
+        is_named: false,
+    };
+    tokio::spawn(flow.run(incoming));
+    let mut response = Response::new(Body::new(Outgoing(frames)));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Frames that wait for hyper.
+struct Outgoing(Receiver<Bytes>);
+
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// How one backend's part ended.
+enum Part {
+    /// All is said, or the client left.
+    Over,
+    /// It broke off.
+    Cut(Fault),
+    /// It writes another text than the client has heard.
+    Diverged,
+}
+
+struct Flow {
+    trip: Trip,
+    form: Form,
+    out: Sender<Bytes>,
+    transcript: Transcript,
+    replay: Option<Replay>,
+    /// Whether the host's name stands in a frame since the last change.
+    is_named: bool,
+}
+
+impl Flow {
+    async fn run(mut self, mut incoming: Incoming) {
+        loop {
+            let name = incoming.backend.name.clone();
+            let why = match self.pass(&mut incoming).await {
+                Part::Over => return,
+                Part::Diverged => {
+                    let why = format!("{name} does not write what was heard before");
+                    return self.fail(&why).await;
+                }
+                Part::Cut((failure, why)) => {
+                    self.trip.note(&incoming.backend, failure, &why);
+                    format!("{name}: {why}")
+                }
+            };
+            // Its place there is free while another one is looked for.
+            drop(incoming);
+            tracing::info!(why, "a stream broke off");
+            match self.another().await {
+                Some(next) => incoming = next,
+                None => return self.fail(&format!("the answer broke off; {why}")).await,
+            }
+        }
+    }
+
+    /// Passes one backend's frames on.
+    async fn pass(&mut self, incoming: &mut Incoming) -> Part {
+        let idle = self.trip.hub.waits().idle;
+        loop {
+            let frame = tokio::select! {
+                frame = incoming.next(idle) => frame,
+                () = self.out.closed() => return Part::Over,
+            };
+            let frame = match frame {
+                Ok(Some(frame)) => frame,
+                Ok(None) if self.is_complete() => return Part::Over,
+                Ok(None) => return Part::Cut((Failure::Gone, "it ended too early".to_owned())),
+                Err(_) if self.transcript.is_closed() => return Part::Over,
+                Err(fault) => return Part::Cut(fault),
+            };
+            let frame = match frames::read(self.form, &frame) {
+                Said::Nothing => frame,
+                Said::Done => {
+                    if self.replay.as_ref().is_some_and(Replay::is_behind) {
+                        return Part::Diverged;
+                    }
+                    self.transcript.close();
+                    frame
+                }
+                Said::Other => {
+                    return Part::Cut((Failure::Wrong, "a frame that is no JSON".to_owned()));
+                }
+                Said::Value(value) if has_error(&value) => {
+                    return Part::Cut((Failure::Wrong, format!("it says {}", value["error"])));
+                }
+                Said::Value(value) => match self.take(value, frame, &incoming.backend.name) {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => continue,
+                    Err(part) => return part,
+                },
+            };
+            if self.out.send(frame).await.is_err() {
+                return Part::Over;
+            }
+        }
+    }
+
+    /// A value as the client gets it.
+    fn take(&mut self, value: Value, frame: Bytes, host: &str) -> Result<Option<Bytes>, Part> {
+        let is_replayed = self.replay.is_some();
+        let mut value = match &mut self.replay {
+            None => value,
+            Some(replay) => match replay.pass(value) {
+                Ok(Some(value)) => value,
+                Ok(None) => return Ok(None),
+                Err(_) => return Err(Part::Diverged),
+            },
+        };
+        self.transcript.hear(&value);
+        let has_room = self.trip.asked.need.speech != Speech::Own && value.is_object();
+        if has_room && !self.is_named {
+            value["jetforge_host"] = host.into();
+            self.is_named = true;
+            return Ok(Some(frames::write(self.form, &value)));
+        }
+        Ok(Some(if is_replayed { frames::write(self.form, &value) } else { frame }))
+    }
+
+    /// Whether an end here is the end of the answer.
+    fn is_complete(&self) -> bool {
+        let is_behind = self.replay.as_ref().is_some_and(Replay::is_behind);
+        let has_ended = match self.trip.asked.need.speech {
+            // These have ends of their own, which are not read.
+            Speech::Own => true,
+            Speech::Openai | Speech::Llama => {
+                self.transcript.is_closed() || self.transcript.is_finished()
+            }
+        };
+        has_ended && !is_behind
+    }
+
+    /// The stream of another backend, to be compared with what was heard.
+    async fn another(&mut self) -> Option<Incoming> {
+        let can_replay = self.transcript.is_empty()
+            || self.trip.asked.is_repeatable && self.transcript.can_replay();
+        loop {
+            if retry::next(Outcome::Cut, self.trip.stakes(can_replay)) != Next::Replay {
+                return None;
+            }
+            let backend = self.trip.next()?;
+            let opened = tokio::select! {
+                opened = self.trip.open(&backend) => opened,
+                () = self.out.closed() => return None,
+            };
+            match opened {
+                Ok(Opened::Stream(incoming, _)) if incoming.form == self.form => {
+                    self.replay = Some(self.transcript.replay());
+                    self.is_named = false;
+                    if self.form == Form::Events {
+                        let note = format!(": goes on at {}\n\n", backend.name);
+                        let _ = self.out.send(note.into()).await;
+                    }
+                    return Some(incoming);
+                }
+                Ok(_) => {}
+                Err(missed) => {
+                    tracing::info!(host = backend.name, why = missed.why, "no answer in its place");
+                }
+            }
+        }
+    }
+
+    /// Tells the client that it failed, in the words of its dialect.
+    async fn fail(self, why: &str) {
+        let error = ApiError::new(axum::http::StatusCode::BAD_GATEWAY, "upstream_error", why);
+        let frame = match (self.form, self.trip.asked.route.as_str()) {
+            (Form::Lines, _) => frames::write(Form::Lines, &json!({ "error": why })),
+            (Form::Events, "/v1/messages") => {
+                let error = json!({"type": "api_error", "message": why});
+                let value = json!({"type": "error", "error": error});
+                format!("event: error\ndata: {value}\n\n").into()
+            }
+            (Form::Events, _) => frames::write(Form::Events, &error.to_json()),
+        };
+        let _ = self.out.send(frame).await;
+    }
+}
+
+fn has_error(value: &Value) -> bool {
+    value.get("error").is_some_and(|error| !error.is_null())
+}

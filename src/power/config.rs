@@ -1,0 +1,298 @@
+//! The section `power` of the configuration, and the policy that it makes with a board.
+
+use serde::{Deserialize, Serialize};
+
+use super::board::{Board, BoardKind};
+use super::governor::{Policy, TierPolicy};
+use super::heat::HeatPolicy;
+use super::profile::{Bounds, Compute, FanCurve, Goal, Ladder, MODE_5W, Profile, Supply, Tier};
+use super::sensors::Readings;
+
+/// The section `power`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PowerConfig {
+    /// `max`, `balanced`, `eco` or `auto`.
+    pub profile: Profile,
+    /// What feeds the board: `5w`, `10w`, `barrel` or `any`; unset takes `10w` for a Nano.
+    pub supply: Option<Supply>,
+    /// What computes: `cpu` or `gpu`.
+    pub compute: Compute,
+    /// Whether the service may set clocks, cores and the fan.
+    pub set_clocks: bool,
+    /// Degrees at which pauses hold the chip.
+    pub soft_limit_c: u32,
+    /// Degrees at which computing stops.
+    pub hard_limit_c: u32,
+    /// Degrees above which no job runs.
+    pub background_max_c: u32,
+    /// Seconds without work after which clocks fall.
+    pub idle_after_s: u64,
+    /// Share of the speed of decode that `balanced` keeps.
+    pub share_min: f64,
+    /// The fan: degrees and pulse width, 0 to 255.
+    pub fan: Vec<(i32, u32)>,
+    /// Changes of `max`.
+    pub max: TierConfig,
+    /// Changes of `balanced`.
+    pub balanced: TierConfig,
+    /// Changes of `eco`.
+    pub eco: TierConfig,
+}
+
+/// Changes of a profile; unset leaves what is built in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TierConfig {
+    /// Highest clock of the cores.
+    pub cpu_mhz_max: Option<u32>,
+    /// Highest clock of the GPU.
+    pub gpu_mhz_max: Option<u32>,
+    /// Cores that run.
+    pub n_core: Option<usize>,
+    /// Threads that compute.
+    pub n_threads: Option<usize>,
+    /// Most tokens of a step.
+    pub n_batch: Option<usize>,
+    /// Whether jobs may run.
+    pub background: Option<bool>,
+    /// The model that answers people under this profile.
+    pub model_interactive: Option<String>,
+    /// The model that runs jobs under it.
+    pub model_background: Option<String>,
+}
+
+impl Default for PowerConfig {
+    fn default() -> PowerConfig {
+        PowerConfig {
+            profile: Profile::default(),
+            supply: None,
+            compute: Compute::default(),
+            set_clocks: false,
+            soft_limit_c: 75,
+            hard_limit_c: 90,
+            background_max_c: 65,
+            idle_after_s: 30,
+            share_min: 0.95,
+            fan: vec![(40, 0), (50, 80), (60, 150), (70, 255)],
+            max: TierConfig::default(),
+            balanced: TierConfig::default(),
+            eco: TierConfig::default(),
+        }
+    }
+}
+
+/// Share of the speed that `eco` keeps where power cannot be measured.
+const ECO_SHARE: f64 = 0.75;
+/// Degrees between the two limits, at the least: the chip moves that far in a second.
+const LIMITS_APART_C: u32 = 8;
+
+impl PowerConfig {
+    /// The first value out of range: its key and what is wrong.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(40..=95).contains(&self.soft_limit_c) {
+            return Err(("power.soft_limit_c", "must be 40 to 95".to_owned()));
+        }
+        if !(self.soft_limit_c + LIMITS_APART_C..=105).contains(&self.hard_limit_c) {
+            let message = format!("must be power.soft_limit_c + {LIMITS_APART_C} to 105");
+            return Err(("power.hard_limit_c", message));
+        }
+        if !(30..=self.soft_limit_c).contains(&self.background_max_c) {
+            return Err(("power.background_max_c", "must be 30 to power.soft_limit_c".to_owned()));
+        }
+        if self.idle_after_s > 86_400 {
+            return Err(("power.idle_after_s", "must be at most 86400".to_owned()));
+        }
+        if !(0.5..=1.0).contains(&self.share_min) {
+            return Err(("power.share_min", "must be 0.5 to 1".to_owned()));
+        }
+        FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?;
+        self.max.check(["power.max.n_core", "power.max.n_threads", "power.max.n_batch"])?;
+        let keys = ["power.balanced.n_core", "power.balanced.n_threads", "power.balanced.n_batch"];
+        self.balanced.check(keys)?;
+        self.eco.check(["power.eco.n_core", "power.eco.n_threads", "power.eco.n_batch"])
+    }
+
+    /// What feeds this board.
+    pub fn supply_of(&self, board: &Board) -> Supply {
+        let usual = if board.is_nano() { Supply::Watts10 } else { Supply::Any };
+        self.supply.unwrap_or(usual)
+    }
+
+    /// The model for a request under a tier, where the configuration names one.
+    pub fn model_for(&self, tier: Tier, is_interactive: bool) -> Option<&str> {
+        let tier = self.tier(tier);
+        let model = if is_interactive { &tier.model_interactive } else { &tier.model_background };
+        model.as_deref()
+    }
+
+    fn tier(&self, tier: Tier) -> &TierConfig {
+        match tier {
+            Tier::Eco => &self.eco,
+            Tier::Balanced => &self.balanced,
+            Tier::Max => &self.max,
+        }
+    }
+
+    /// The policy for a board as it was read. Clocks are those of a Nano alone: on any other
+    /// machine nothing is set, and only the engine's pace is governed.
+    ///
+    /// # Errors
+    /// As [`PowerConfig::check`].
+    pub fn policy(
+        &self,
+        board: &Board,
+        readings: &Readings,
+    ) -> Result<Policy, (&'static str, String)> {
+        self.check()?;
+        let supply = self.supply_of(board);
+        let gpu_hz = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
+        let gpu_hz = gpu_hz.map(|gpu| gpu.steps_hz.clone()).unwrap_or_default();
+        let (cpu, gpu) = match board.is_nano() {
+            true => (readings.cpu.steps_khz.as_slice(), gpu_hz.as_slice()),
+            false => (&[][..], &[][..]),
+        };
+        let ladder = Ladder::new(self.compute, cpu, gpu, supply.bounds());
+        let tier = |tier: Tier| self.tier_policy(tier, board, supply, &ladder);
+        let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(i32::MAX);
+        // The kernel's own throttle must stay out of reach, wherever this board has it.
+        let throttle_mc = readings.throttle_at_mc().unwrap_or(i32::MAX);
+        let apart_mc = mc(LIMITS_APART_C);
+        let soft_mc = mc(self.soft_limit_c).min(throttle_mc.saturating_sub(apart_mc));
+        Ok(Policy {
+            profile: self.profile,
+            tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
+            heat: HeatPolicy {
+                soft_mc,
+                hard_mc: mc(self.hard_limit_c).min(throttle_mc).max(soft_mc + 1000),
+                background_mc: mc(self.background_max_c).min(soft_mc),
+                needs_sensor: board.is_nano() || board.kind == BoardKind::OtherJetson,
+                fan: FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?,
+            },
+            supply_mw: supply.limit_mw(),
+            idle_after_ms: self.idle_after_s * 1000,
+            ladder,
+        })
+    }
+
+    fn tier_policy(
+        &self,
+        tier: Tier,
+        board: &Board,
+        supply: Supply,
+        ladder: &Ladder,
+    ) -> TierPolicy {
+        let config = self.tier(tier);
+        let own = match tier {
+            // Cores that compute stay on in eco: half of them need the rest of the board for
+            // longer, which costs more energy a token than their lower clocks save.
+            Tier::Eco if board.is_nano() => match self.compute {
+                Compute::Cpu => Bounds { n_core_max: None, ..MODE_5W },
+                Compute::Gpu => MODE_5W,
+            },
+            _ => Bounds::default(),
+        };
+        let chosen = Bounds {
+            cpu_khz_max: config.cpu_mhz_max.map(|mhz| mhz.saturating_mul(1000)),
+            gpu_hz_max: config.gpu_mhz_max.map(|mhz| u64::from(mhz) * 1_000_000),
+            n_core_max: config.n_core,
+        };
+        // The owner's bounds take the place of the tier's, never of the supply's.
+        let bounds = Bounds {
+            cpu_khz_max: chosen.cpu_khz_max.or(own.cpu_khz_max),
+            gpu_hz_max: chosen.gpu_hz_max.or(own.gpu_hz_max),
+            n_core_max: chosen.n_core_max.or(own.n_core_max),
+        };
+        let bounds = bounds.and(supply.bounds());
+        TierPolicy {
+            level_max: ladder.highest(self.compute, bounds),
+            n_core: bounds.n_core_max.filter(|_| board.is_nano()),
+            n_threads: config.n_threads,
+            n_batch: config.n_batch,
+            background: config
+                .background
+                .unwrap_or(tier != Tier::Eco || self.profile == Profile::Auto),
+            goal: match tier {
+                Tier::Eco => Goal::Energy(ECO_SHARE),
+                Tier::Balanced => Goal::Share(self.share_min),
+                Tier::Max => Goal::Speed,
+            },
+        }
+    }
+}
+
+impl TierConfig {
+    fn check(&self, keys: [&'static str; 3]) -> Result<(), (&'static str, String)> {
+        let counts = [self.n_core, self.n_threads, self.n_batch];
+        match counts.iter().zip(keys).find(|(count, _)| **count == Some(0)) {
+            Some((_, key)) => Err((key, "must be at least 1".to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::power::sensors::Sensors;
+    use crate::power::tests::governor::policy_of;
+    use crate::power::tests::trees::{PC, tree};
+
+    #[test]
+    fn a_nano_has_the_modes_of_nvidia() {
+        let policy = policy_of(&PowerConfig::default());
+        assert_eq!(policy.ladder.level(99).cpu_khz, 1_428_000);
+        let [eco, balanced, max] = &policy.tiers;
+        assert_eq!(policy.ladder.level(eco.level_max).cpu_khz, 918_000);
+        assert_eq!((eco.n_core, balanced.n_core, max.n_core), (None, None, None));
+        let gpu = policy_of(&PowerConfig { compute: Compute::Gpu, ..PowerConfig::default() });
+        let eco = (gpu.tiers[0].n_core, gpu.ladder.level(gpu.tiers[0].level_max).gpu_hz);
+        assert_eq!(eco, (Some(2), 614_400_000), "NVIDIA's 5 W mode");
+        assert_eq!(balanced.level_max, policy.ladder.top());
+        assert_eq!((policy.supply_mw, policy.heat.soft_mc), (Some(10_000), 75_000));
+        assert!(policy.heat.needs_sensor);
+    }
+
+    #[test]
+    fn the_supply_comes_before_the_owner() {
+        let mut config = PowerConfig { supply: Some(Supply::Watts5), ..PowerConfig::default() };
+        config.max = TierConfig { n_core: Some(4), cpu_mhz_max: Some(2000), ..Default::default() };
+        config.soft_limit_c = 95;
+        config.hard_limit_c = 105;
+        let policy = policy_of(&config);
+        assert_eq!(policy.ladder.level(99).cpu_khz, 918_000);
+        assert_eq!(policy.tiers[2].n_core, Some(2));
+        let heat = (policy.heat.soft_mc, policy.heat.hard_mc);
+        assert_eq!(heat, (89_000, 97_000), "below the kernel's own throttle at 97 degrees");
+    }
+
+    #[test]
+    fn on_a_pc_only_the_pace_is_governed() {
+        let dir = tree(PC);
+        let mut sensors = Sensors::open(dir.path());
+        let readings = sensors.read();
+        let policy = PowerConfig::default().policy(sensors.board(), &readings).unwrap();
+        assert_eq!((policy.ladder.top(), policy.supply_mw), (0, None));
+        assert_eq!(policy.tiers[0].n_core, None);
+        assert!(!policy.heat.needs_sensor);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_key() {
+        let wrong = |change: fn(&mut PowerConfig)| {
+            let mut config = PowerConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().0
+        };
+        assert_eq!(wrong(|c| c.soft_limit_c = 20), "power.soft_limit_c");
+        assert_eq!(wrong(|c| c.hard_limit_c = 80), "power.hard_limit_c");
+        assert_eq!(wrong(|c| c.background_max_c = 80), "power.background_max_c");
+        assert_eq!(wrong(|c| c.share_min = f64::NAN), "power.share_min");
+        assert_eq!(wrong(|c| c.fan = Vec::new()), "power.fan");
+        assert_eq!(wrong(|c| c.eco.n_threads = Some(0)), "power.eco.n_threads");
+        assert_eq!(PowerConfig::default().check(), Ok(()));
+    }
+}

@@ -1,0 +1,43 @@
+//! Memory: `proc/meminfo` in KiB (the kernel's `filesystems/proc`).
+//!
+//! NVIDIA's kernel adds `NvMapMemUsed`, what the GPU's driver holds; no process is charged for it.
+
+use serde::Serialize;
+
+use super::Gather;
+use crate::power::sysfs::Reason;
+
+/// Memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryReading {
+    /// Of the machine.
+    pub total_bytes: Option<u64>,
+    /// What can be used without swapping.
+    pub available_bytes: Option<u64>,
+    /// What the GPU's driver holds.
+    pub gpu_bytes: Option<u64>,
+    /// Swap of the machine.
+    pub swap_total_bytes: Option<u64>,
+    /// Swap that is free.
+    pub swap_free_bytes: Option<u64>,
+}
+
+pub fn read(gather: &mut Gather<'_>) -> MemoryReading {
+    let text = gather.sysfs.text("proc/meminfo");
+    let Some(text) = gather.optional("memory", text) else { return MemoryReading::default() };
+    let mut line = |key: &str, name: &str| gather.optional(name, kib(&text, key));
+    MemoryReading {
+        total_bytes: line("MemTotal:", "memory total"),
+        available_bytes: line("MemAvailable:", "memory available"),
+        gpu_bytes: line("NvMapMemUsed:", "memory of the gpu"),
+        swap_total_bytes: line("SwapTotal:", "swap"),
+        swap_free_bytes: line("SwapFree:", "swap free"),
+    }
+}
+
+fn kib(text: &str, key: &str) -> Result<u64, Reason> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let word = line.and_then(|line| line.split_whitespace().next());
+    let kib: u64 = word.ok_or("not told")?.parse().map_err(|_| "no number".to_owned())?;
+    kib.checked_mul(1024).ok_or_else(|| "too large".to_owned())
+}

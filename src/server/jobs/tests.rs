@@ -1,0 +1,114 @@
+//! Runs of jobs over a real store and a dialect of one answer, told when it may come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::post;
+use tokio::sync::Semaphore;
+
+use super::{Door, runner};
+use crate::jobs::{AlwaysGo, Asked, Job, Jobs, JobsConfig, State, Submitted};
+use crate::store::Store;
+
+/// Doors to jobs whose answers are numbers, each of them given when it is let go.
+struct House {
+    _dir: tempfile::TempDir,
+    jobs: Jobs,
+    door: Door,
+    /// Requests that have come.
+    n_asked: Arc<AtomicUsize>,
+    /// Answers that may be given.
+    may_answer: Arc<Semaphore>,
+}
+
+fn house() -> House {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap().store;
+    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(AlwaysGo)).unwrap();
+    let door = Door::new(jobs.clone());
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    let may_answer = Arc::new(Semaphore::new(0));
+    let (asked, may) = (Arc::clone(&n_asked), Arc::clone(&may_answer));
+    let answer = post(move || async move {
+        let n = asked.fetch_add(1, Ordering::SeqCst) + 1;
+        // The first never comes to its end.
+        if n == 1 {
+            std::future::pending::<()>().await;
+        }
+        may.acquire().await.unwrap().forget();
+        n.to_string()
+    });
+    door.answer_with(Router::new().route("/completion", answer));
+    House { _dir: dir, jobs, door, n_asked, may_answer }
+}
+
+impl House {
+    fn submit(&self) -> Job {
+        let asked = Asked {
+            endpoint: "/completion".to_owned(),
+            body: b"{}".to_vec(),
+            n_attempt_max: 3,
+            ..Asked::default()
+        };
+        match self.jobs.submit(asked).unwrap() {
+            Submitted::New(job) => job,
+            Submitted::Known(job) => panic!("{job:?}"),
+        }
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(&House) -> bool) {
+        let look = async {
+            while !is_so(self) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), look).await.expect(what);
+    }
+
+    fn n_asked(&self) -> usize {
+        self.n_asked.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_runs_of_a_job_are_told_apart() {
+    let house = house();
+    let taking = tokio::spawn(runner::take(house.door.clone()));
+    let job = house.submit();
+    house.door.tell();
+    house.until("the first run is asked", |house| house.n_asked() == 1).await;
+    // Taken back and asked for again before its first run has heard of it.
+    let cancelled = house.jobs.cancel(0, &job.row.id).unwrap();
+    house.jobs.retry(0, &job.row.id).unwrap();
+    house.door.tell();
+    house.until("the second is asked", |house| house.n_asked() == 2).await;
+    assert_eq!(house.door.live().len(), 2);
+    house.door.break_off(&cancelled);
+    house.until("the first has ended", |house| house.door.live().len() == 1).await;
+    assert_eq!(house.jobs.get(0, &job.row.id).unwrap().state, State::Running);
+    house.may_answer.add_permits(1);
+    house.until("the second has ended", |house| house.door.live().is_empty()).await;
+    let job = house.jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((job.state, job.row.ledger.n_attempt), (State::Done, 0));
+    assert_eq!(house.jobs.outcome(&job).unwrap().unwrap().body, b"2");
+    taking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_for_what_is_about_to_run() {
+    let house = house();
+    let entering = house.door.enter().await.unwrap();
+    let door = house.door.clone();
+    let stopping = tokio::spawn(async move { door.stop().await });
+    house.until("it is told to stop", |house| *house.door.stopping().borrow()).await;
+    tokio::task::yield_now().await;
+    assert!(!stopping.is_finished(), "a job is on its way");
+    drop(entering);
+    stopping.await.unwrap();
+    assert!(house.door.enter().await.is_none(), "and none comes after it");
+    let job = house.submit();
+    runner::take(house.door.clone()).await;
+    assert_eq!(house.jobs.get(0, &job.row.id).unwrap().state, State::Queued);
+}

@@ -1,0 +1,184 @@
+//! `POST /v1/pair`: who shows a code hears who has it.
+//!
+//! One exchange at a time; a new one ends the one before. Each spends a try of the code, so nobody
+//! can learn letters by beginning again and again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::{
+    FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
+    pair_and_keep, part,
+};
+use crate::pair::{Hello, PairError, Role, Side};
+use crate::seal;
+use crate::server::fields::Fields;
+use crate::server::keys::{Class, Grant, KeyFile, Scope};
+use crate::server::{ApiError, Gate};
+use crate::store::{Peer, Store, now_ms};
+
+/// When to come back if the disk is slow.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The routes of this file.
+pub(in crate::server) fn routes() -> Router<Gate> {
+    Router::new().route("/v1/pair", post(pair)).route("/v1/pair/ask", post(ask))
+}
+
+/// See the module. Clones share it.
+#[derive(Clone)]
+pub(in crate::server) struct PairDesk(Arc<Inner>);
+
+struct Inner {
+    offer: PairOffer,
+    keys: KeyFile,
+    store: Store,
+    name: String,
+    session: Mutex<Option<Session>>,
+}
+
+struct Session {
+    id: String,
+    side: Side,
+}
+
+impl PairDesk {
+    /// A desk that keeps those who pair in `store`, and calls this machine `name`.
+    pub fn new(offer: PairOffer, keys: KeyFile, store: Store, name: String) -> PairDesk {
+        PairDesk(Arc::new(Inner { offer, keys, store, name, session: Mutex::default() }))
+    }
+
+    fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
+        let text = |name: &str| fields.0.get(name).and_then(Value::as_str);
+        let step = text("step").unwrap_or_default();
+        if step == "hello" {
+            return self.hello(fields);
+        }
+        let part = || part(text("part")).ok_or_else(|| ApiError::field("part", "64 hex digits"));
+        let mut place = self.0.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = place.as_mut().filter(|own| Some(own.id.as_str()) == text("session"));
+        let session = session.ok_or_else(|| ApiError::not_found("there is no such pairing"))?;
+        let told = match step {
+            "commit" => part().and_then(|part| {
+                session.side.bind(part).and_then(|()| session.side.commitment()).map_err(refused)
+            }),
+            "reveal" => part().and_then(|part| {
+                let own = session.side.reveal().map_err(refused)?;
+                session.side.check(&part).map_err(refused)?;
+                Ok(own)
+            }),
+            "finish" => {
+                let told = self.finish(session, text("sealed").unwrap_or_default());
+                *place = None;
+                return told;
+            }
+            _ => Err(ApiError::field("step", "use hello, commit, reveal or finish")),
+        };
+        if told.is_err() {
+            // One wrong word ends it.
+            *place = None;
+        }
+        Ok(json!({ "part": hex(&told?) }))
+    }
+
+    fn hello(&self, fields: &Fields) -> Result<Value, ApiError> {
+        if fields.0.get("version").and_then(Value::as_u64) != Some(VERSION) {
+            let message = format!("this machine pairs by version {VERSION}; update the older one");
+            return Err(ApiError::field("version", message));
+        }
+        let theirs = part(fields.0.get("public").and_then(Value::as_str));
+        let theirs = theirs.ok_or_else(|| ApiError::field("public", "64 hex digits"))?;
+        let code = self.0.offer.spend().map_err(internal)?;
+        let closed = "no code is open; `jetforge pair` on this machine shows one";
+        let code = code.ok_or_else(|| ApiError::not_found(closed))?;
+        let hello = Hello::new().map_err(internal)?;
+        let public = hello.public;
+        let side = Side::new(Role::Answerer, hello, theirs, code).map_err(refused)?;
+        let id = hex(&seal::random().map_err(internal)?[..8]);
+        let session = Session { id: id.clone(), side };
+        *self.0.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        Ok(json!({ "version": VERSION, "public": hex(&public), "session": id }))
+    }
+
+    /// Both know each other: keys change hands.
+    fn finish(&self, session: &Session, sealed: &str) -> Result<Value, ApiError> {
+        let sealer = session.side.sealer().map_err(refused)?;
+        let theirs = Introduction::open(&sealer, FROM_STARTER, sealed)
+            .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
+        let node = self.0.store.node().map_err(internal)?;
+        let key_name = format!("peer-{}", theirs.node);
+        // Of a machine that pairs again, the new key alone counts.
+        let _ = self.0.keys.revoke(&key_name);
+        let grant = Grant {
+            scopes: vec![Scope::Inference],
+            class: Class::Interactive,
+            per_minute: None,
+            at_once: None,
+        };
+        let key = self.0.keys.create(&key_name, grant).map_err(internal)?;
+        let ours = Introduction { node, name: self.0.name.clone(), key };
+        let peer = Peer {
+            node: theirs.node.clone(),
+            name: theirs.name.clone(),
+            address: String::new(),
+            key: theirs.key.clone(),
+            key_digest: ours.key_digest(),
+            certificate: None,
+            paired_ms: now_ms(),
+        };
+        self.0.store.insert_peer(peer).map_err(|error| {
+            ApiError::unavailable(format!("the pairing is not kept: {error}"), RETRY)
+        })?;
+        self.0.offer.close().map_err(internal)?;
+        tracing::info!(peer = theirs.name, node = theirs.node, "paired");
+        Ok(json!({ "sealed": ours.seal(&sealer, FROM_ANSWERER).map_err(internal)? }))
+    }
+}
+
+/// Has this machine pair with an appliance, for an owner whose service holds the store.
+async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let missing = || ApiError::not_supported("this service keeps no state and cannot be paired");
+    let desk = gate.pair_desk().cloned().ok_or_else(missing)?;
+    let text = |name: &str| fields.0.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (address, code) = (text("address").to_owned(), text("code").to_owned());
+    let name = if text("name").is_empty() { desk.0.name.as_str() } else { text("name") }.to_owned();
+    let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
+    let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
+    let peer = peer.map_err(|error| match error {
+        PairingError::Pair(PairError::NoCode) => ApiError::field("code", error.to_string()),
+        error => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", error.to_string()),
+    })?;
+    let told = json!({ "node": peer.node, "name": peer.name });
+    if let Some(forward) = gate.forward() {
+        Arc::clone(forward).join(peer);
+    }
+    Ok(Json(told))
+}
+
+async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let missing = || ApiError::not_supported("this service keeps no state and cannot be paired");
+    let desk = gate.pair_desk().cloned().ok_or_else(missing)?;
+    // It writes to the disk.
+    let told = tokio::task::spawn_blocking(move || desk.step(&fields)).await;
+    Ok(Json(told.map_err(internal)??))
+}
+
+fn refused(error: PairError) -> ApiError {
+    match error {
+        PairError::WrongCode => {
+            ApiError::new(StatusCode::FORBIDDEN, "permission_error", error.to_string())
+        }
+        PairError::Random(_) => internal(error),
+        error => ApiError::conflict(error.to_string()),
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> ApiError {
+    ApiError::internal(error.to_string())
+}

@@ -1,0 +1,74 @@
+//! The PC's side of a pairing.
+
+use serde_json::{Value, json};
+
+use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
+use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
+use crate::server::{Client, random_key};
+use crate::store::{Peer, Store, now_ms};
+
+/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`. This
+/// machine is called `name` there.
+///
+/// # Errors
+/// As [`pair_with`], and if the store does not take it.
+pub fn pair_and_keep(
+    store: &Store,
+    address: &str,
+    code: &str,
+    name: &str,
+) -> Result<Peer, PairingError> {
+    let code = Code::read(code)?;
+    let ours = Introduction { node: store.node()?, name: name.to_owned(), key: random_key()? };
+    let theirs = pair_with(&Client::new(address, None), code, &ours)?;
+    let peer = Peer {
+        node: theirs.node,
+        name: theirs.name,
+        address: format!("http://{address}"),
+        key_digest: ours.key_digest(),
+        key: theirs.key,
+        certificate: None,
+        paired_ms: now_ms(),
+    };
+    store.insert_peer(peer.clone())?;
+    Ok(peer)
+}
+
+/// Pairs with the service that `client` speaks with, by the code that it shows. `ours` is what it
+/// gets to know; what it tells comes back.
+///
+/// # Errors
+/// If it is not there, shows another code or none, or somebody stands in between.
+fn pair_with(
+    client: &Client,
+    code: Code,
+    ours: &Introduction,
+) -> Result<Introduction, PairingError> {
+    let hello = Hello::new()?;
+    let said = json!({"step": "hello", "version": VERSION, "public": hex(&hello.public)});
+    let heard = ask(client, &said)?;
+    let theirs = part(heard["public"].as_str()).ok_or(PairingError::Foreign("no public key"))?;
+    let session = heard["session"].as_str().ok_or(PairingError::Foreign("no session"))?;
+    let mut side = Side::new(Role::Starter, hello, theirs, code)?;
+    let tell = |step: &str, own: Part| {
+        let said = json!({"step": step, "session": session, "part": hex(&own)});
+        let heard = ask(client, &said)?;
+        part(heard["part"].as_str()).ok_or(PairingError::Foreign("no part"))
+    };
+    for _ in 0..LETTERS {
+        let theirs = tell("commit", side.commitment()?)?;
+        side.bind(theirs)?;
+        let theirs = tell("reveal", side.reveal()?)?;
+        side.check(&theirs)?;
+    }
+    let sealer = side.sealer()?;
+    let sealed = ours.seal(&sealer, FROM_STARTER)?;
+    let heard = ask(client, &json!({"step": "finish", "session": session, "sealed": sealed}))?;
+    let sealed = heard["sealed"].as_str().unwrap_or_default();
+    Introduction::open(&sealer, FROM_ANSWERER, sealed)
+        .ok_or(PairingError::Foreign("its introduction does not open"))
+}
+
+fn ask(client: &Client, said: &Value) -> Result<Value, PairingError> {
+    Ok(client.post("POST", "/v1/pair", said.to_string().as_bytes())?)
+}

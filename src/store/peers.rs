@@ -1,0 +1,189 @@
+//! The machines that this one works with, and the name by which they know it.
+//!
+//! A pairing is mutual: we send a key that is sealed here, and know theirs by its digest alone.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Store, StoreError, schema};
+use crate::base::limits::PEERS_MAX;
+use crate::seal;
+
+/// A machine that this one is paired with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// What it calls itself: see [`Store::node`].
+    pub node: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it is, such as `http://10.0.0.7:9999`; empty when it only calls us.
+    pub address: String,
+    /// The key that we send, sealed on the disk.
+    pub key: String,
+    /// SHA-256 of the key that it sends.
+    pub key_digest: [u8; 32],
+    /// SHA-256 of its certificate, where one was pinned.
+    pub certificate: Option<[u8; 32]>,
+    /// When they were paired.
+    pub paired_ms: i64,
+}
+
+const COLUMNS: &str = "node, name, address, sealed_key, key_digest, certificate, paired_ms";
+
+fn key_name(node: &str) -> String {
+    format!("key for {node}")
+}
+
+/// A peer whose key is still sealed.
+fn sealed_peer(row: &Row<'_>) -> rusqlite::Result<(Peer, Vec<u8>)> {
+    let peer = Peer {
+        node: row.get(0)?,
+        name: row.get(1)?,
+        address: row.get(2)?,
+        key: String::new(),
+        key_digest: row.get(4)?,
+        certificate: row.get(5)?,
+        paired_ms: row.get(6)?,
+    };
+    Ok((peer, row.get(3)?))
+}
+
+impl Store {
+    /// What this machine calls itself towards others: 16 hexadecimal digits, drawn once.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn node(&self) -> Result<String, StoreError> {
+        if let Some(node) = self.read(|connection| Ok(schema::meta(connection, "node")?))? {
+            return Ok(node);
+        }
+        let failed = |source| StoreError::File { path: "random".into(), source };
+        let drawn = seal::random().map_err(failed)?;
+        let drawn: String = drawn[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.write(move |connection| node(connection, drawn))
+    }
+
+    /// Keeps a peer, in the place of what was known of its node.
+    ///
+    /// # Errors
+    /// If there are as many as there can be, or the disk does not take it.
+    pub fn insert_peer(&self, peer: Peer) -> Result<(), StoreError> {
+        let sealed = self.seal(&key_name(&peer.node), peer.key.as_bytes())?;
+        let sql =
+            format!("INSERT OR REPLACE INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
+        self.write(move |connection| {
+            let others = "SELECT count(*) FROM peers WHERE node <> ?1";
+            let n: i64 = connection.query_row(others, [&peer.node], |row| row.get(0))?;
+            let n = usize::try_from(n).unwrap_or(usize::MAX);
+            if n >= PEERS_MAX {
+                return Err(StoreError::PeersFull { n });
+            }
+            connection.prepare(&sql)?.execute(params![
+                peer.node,
+                peer.name,
+                peer.address,
+                sealed,
+                peer.key_digest,
+                peer.certificate,
+                peer.paired_ms,
+            ])?;
+            Ok(())
+        })
+    }
+
+    /// All peers, by their names.
+    ///
+    /// # Errors
+    /// If they cannot be read, or a key does not open.
+    pub fn peers(&self) -> Result<Vec<Peer>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM peers ORDER BY name, node");
+        let rows = self.read(|connection| {
+            let mut rows = connection.prepare(&sql)?;
+            Ok(rows.query_map([], sealed_peer)?.collect::<rusqlite::Result<Vec<_>>>()?)
+        })?;
+        rows.into_iter().map(|row| self.open_peer(row)).collect()
+    }
+
+    /// A peer by its node.
+    ///
+    /// # Errors
+    /// If it cannot be read, or its key does not open.
+    pub fn peer(&self, node: &str) -> Result<Option<Peer>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM peers WHERE node = ?1");
+        let row = self.read(|c| Ok(c.query_row(&sql, [node], sealed_peer).optional()?))?;
+        row.map(|row| self.open_peer(row)).transpose()
+    }
+
+    /// Forgets a peer and what waits for it; whether there was one.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn delete_peer(&self, node: &str) -> Result<bool, StoreError> {
+        let node = node.to_owned();
+        self.write(move |c| Ok(c.execute("DELETE FROM peers WHERE node = ?1", [node])? > 0))
+    }
+
+    fn open_peer(&self, (peer, sealed): (Peer, Vec<u8>)) -> Result<Peer, StoreError> {
+        let name = key_name(&peer.node);
+        let key = String::from_utf8(self.unseal(&name, &sealed)?);
+        Ok(Peer { key: key.map_err(|_| StoreError::Sealed { what: name })?, ..peer })
+    }
+}
+
+/// The node of a store; `drawn` if it has none yet.
+fn node(connection: &Connection, drawn: String) -> Result<String, StoreError> {
+    if let Some(node) = schema::meta(connection, "node")? {
+        return Ok(node);
+    }
+    schema::set_meta(connection, "node", &drawn)?;
+    Ok(drawn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(i: usize) -> Peer {
+        Peer {
+            node: format!("{i:016x}"),
+            name: format!("pc-{i:03}"),
+            address: "http://127.0.0.1:9999".into(),
+            key: format!("jf-secret-{i}"),
+            key_digest: [i as u8; 32],
+            certificate: (i % 2 == 0).then_some([7; 32]),
+            paired_ms: 5,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_kept_with_its_key_sealed_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = {
+            let store = Store::open(dir.path()).unwrap().store;
+            store.insert_peer(peer(1)).unwrap();
+            store.insert_peer(Peer { address: String::new(), ..peer(2) }).unwrap();
+            store.insert_peer(peer(2)).unwrap();
+            store.node().unwrap()
+        };
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            assert!(!bytes.windows(9).any(|part| part == b"jf-secret"));
+        }
+        let store = Store::open(dir.path()).unwrap().store;
+        assert_eq!(store.node().unwrap(), node, "drawn once");
+        assert_eq!(store.peers().unwrap(), [peer(1), peer(2)]);
+        assert_eq!(store.peer(&peer(2).node).unwrap(), Some(peer(2)));
+        assert!(store.delete_peer(&peer(1).node).unwrap());
+        assert!(!store.delete_peer(&peer(1).node).unwrap());
+        assert_eq!(store.peer(&peer(1).node).unwrap(), None);
+    }
+
+    #[test]
+    fn peers_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        (0..PEERS_MAX).for_each(|i| store.insert_peer(peer(i)).unwrap());
+        let error = store.insert_peer(peer(PEERS_MAX)).unwrap_err();
+        assert!(matches!(error, StoreError::PeersFull { n: PEERS_MAX }), "{error}");
+        store.insert_peer(peer(0)).unwrap();
+    }
+}

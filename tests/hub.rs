@@ -1,0 +1,353 @@
+//! The hub: real processes that are killed, and servers outside that err in every way.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::cli::jetforge;
+use crate::serve::Process;
+use crate::support::fake::{Act, Fake, completion, piece};
+use crate::support::http::{Answer, Wire, get, post, request, send, until};
+
+/// A hub on a free port that probes often and waits briefly.
+fn hub(home: &Path, options: &[&str]) -> Process {
+    let quick = ["--port", "0", "--set", "hub.probe_ms=50", "--set", "hub.probe_wait_ms=2000"];
+    Process::start_verb(home, "hub", &[&quick, options].concat())
+}
+
+fn appliance(home: &Path, options: &[&str]) -> Process {
+    let own = ["--alias", "coder", "-c", "8192", "-np", "2"];
+    Process::start(home, &[&own, options].concat())
+}
+
+/// A hub before these servers outside, without an engine of its own.
+fn hub_before(home: &Path, fakes: &[&Fake], options: &[&str]) -> Process {
+    let urls: Vec<String> =
+        fakes.iter().map(|fake| format!("http://{}/v1", fake.address)).collect();
+    let urls = urls.join(",");
+    let own = ["--no-local", "--external-llama", &urls];
+    let hub = hub(home, &[&own, options].concat());
+    for fake in fakes {
+        until_well(hub.address, &fake.address.to_string());
+    }
+    hub
+}
+
+fn backend(hub: SocketAddr, name: &str) -> Value {
+    let status = get(hub, "/v1/status").json();
+    let backends = status["upstream"]["backends"].as_array().unwrap();
+    backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
+}
+
+fn until_well(hub: SocketAddr, name: &str) {
+    until("the backend is well", || backend(hub, name)["standing"] == "well");
+}
+
+fn host(answer: &Answer) -> &str {
+    answer.header("x-jetforge-host").unwrap()
+}
+
+/// The texts of an answer's frames, and its last frame.
+fn frames(text: &str) -> (String, Value) {
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let values: Vec<Value> = data
+        .filter(|data| *data != "[DONE]")
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    let part = |value: &Value| {
+        let choice = &value["choices"][0];
+        let text = choice["text"].as_str().or(value["content"].as_str());
+        text.unwrap_or_default().to_owned()
+    };
+    (values.iter().map(part).collect(), values.last().cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_hub_passes_requests_on_and_says_who_answered() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let nano = appliance(homes[0].path(), &["--api-key", "jf-nano"]);
+    let address = nano.address.to_string();
+    let nano_key = ["--nano", &address, "--nano-key", "jf-nano", "--api-key", "jf-mine"];
+    let hub = hub(homes[1].path(), &nano_key);
+    let mine = [("authorization", "Bearer jf-mine")];
+    until("the appliance is well", || {
+        let status = send(hub.address, "GET", "/v1/status", &mine, "").json();
+        let backends = status["upstream"]["backends"].as_array().unwrap().clone();
+        assert_eq!(backends[1]["kind"], "local");
+        assert_eq!(backends[0]["leaves_this_machine"], false);
+        backends[0]["standing"] == "well"
+    });
+    let body = json!({"model": "coder", "prompt": "def add(a, b):", "max_tokens": 16,
+        "temperature": 0});
+    let ask = |body: &Value| send(hub.address, "POST", "/v1/completions", &mine, &body.to_string());
+    let answer = ask(&body);
+    assert_eq!((answer.status, host(&answer)), (200, address.as_str()), "{}", answer.text());
+    let own = [("authorization", "Bearer jf-nano")];
+    let direct = send(nano.address, "POST", "/v1/completions", &own, &body.to_string()).json();
+    assert_eq!(answer.json()["choices"], direct["choices"]);
+    assert_eq!(answer.json()["jetforge_host"], *address);
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let answer = ask(&streamed);
+    assert_eq!((answer.status, host(&answer)), (200, address.as_str()));
+    assert!(answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
+    assert_eq!(frames(&answer.text()).0, direct["choices"][0]["text"].as_str().unwrap());
+    // The hub's own engine has a model as well, and the appliance's are listed beside it.
+    let ids: Vec<Value> = get(hub.address, "/v1/models").json()["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].clone())
+        .collect();
+    assert!(ids.contains(&json!("default")) && ids.contains(&json!("coder")), "{ids:?}");
+    // Keys: ours at the door, the hub's own at the appliance.
+    assert_eq!(post(hub.address, "/v1/completions", &body).status, 401);
+    let nano_key = [("authorization", "Bearer jf-nano")];
+    let wrong = send(hub.address, "POST", "/v1/completions", &nano_key, &body.to_string());
+    assert_eq!(wrong.status, 401);
+    // A model that nobody has, and a request that is wrong everywhere.
+    let mut unknown = body.clone();
+    unknown["model"] = json!("nobody-has-it");
+    let answer = ask(&unknown);
+    assert_eq!((answer.status, answer.error_type().as_str()), (404, "not_found_error"));
+    assert!(answer.text().contains("coder"), "{}", answer.text());
+    let mut wrong = body.clone();
+    wrong["temperature"] = json!("hot");
+    let answer = ask(&wrong);
+    assert_eq!((answer.status, host(&answer)), (400, address.as_str()), "{}", answer.text());
+    // The page of the hub, as a person sees it.
+    let url = format!("{}", hub.address);
+    let run = |args: &[&str]| {
+        let output = jetforge(homes[1].path()).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let status = run(&["hub", "status", "--url", &url, "--key", "jf-mine"]);
+    assert!(status.contains("appliance") && status.contains("coder"), "{status}");
+    let status = run(&["hub", "status", "--url", &url, "--key", "jf-mine", "--json"]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["backends"][0]["name"], *address);
+    let args = [
+        "client",
+        "--prompt",
+        "def add(a, b):",
+        "--raw",
+        "--model",
+        "coder",
+        "-n",
+        "16",
+        "--temp",
+        "0",
+        "--url",
+        &url,
+        "--key",
+        "jf-mine",
+    ];
+    assert_eq!(run(&args).trim_end(), direct["choices"][0]["text"].as_str().unwrap().trim_end());
+}
+
+#[test]
+fn an_appliance_that_dies_is_replaced_and_comes_back() {
+    let homes = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let one = appliance(homes[0].path(), &[]);
+    let two = appliance(homes[1].path(), &[]);
+    let addresses = [one.address.to_string(), two.address.to_string()];
+    let nanos = addresses.join(",");
+    let hub = hub(homes[2].path(), &["--no-local", "--nano", &nanos]);
+    addresses.iter().for_each(|address| until_well(hub.address, address));
+    // A seed of the client's own, and none: the hub gives one to streams.
+    let body = json!({"model": "coder", "prompt": "def add(a, b):", "n_predict": 1500,
+        "ignore_eos": true, "temperature": 0.9, "seed": 7, "stream": true});
+    let mut wire = Wire::open(hub.address);
+    wire.write(request("POST", "/completion", &[], &body.to_string()));
+    let (status, headers) = wire.read_head().unwrap();
+    assert_eq!(status, 200);
+    let name = headers.iter().find(|(name, _)| name == "x-jetforge-host").unwrap().1.clone();
+    let mut text = String::from_utf8(wire.read_chunk().unwrap()).unwrap();
+    let (dead, alive, left) = match name == addresses[0] {
+        true => (one, addresses[1].clone(), two),
+        false => (two, addresses[0].clone(), one),
+    };
+    let port = dead.address.port().to_string();
+    dead.kill();
+    while let Some(chunk) = wire.read_chunk() {
+        text += &String::from_utf8(chunk).unwrap();
+    }
+    assert!(text.contains(&format!(": goes on at {alive}\n\n")), "it went on elsewhere");
+    let (heard, last) = frames(&text);
+    assert_eq!(last["stop"], true, "{last}");
+    let mut whole = body.clone();
+    whole["stream"] = json!(false);
+    let direct = post(left.address, "/completion", &whole).json();
+    assert_eq!(heard, direct["content"].as_str().unwrap(), "nothing is lost and nothing doubled");
+    // Nobody is sent to the dead one, and what it was asked before its first byte goes elsewhere.
+    for n in 0..6 {
+        let body = json!({"model": "coder", "prompt": format!("{n}"), "n_predict": 2});
+        let answer = post(hub.address, "/completion", &body);
+        assert_eq!((answer.status, host(&answer)), (200, alive.as_str()), "{}", answer.text());
+    }
+    assert_eq!(backend(hub.address, &name)["standing"], "ejected");
+    let dead_home = homes[usize::from(name == addresses[1])].path();
+    let own = ["--port", &port, "--alias", "coder", "-c", "8192", "-np", "2"];
+    let back = Process::start_verb(dead_home, "serve", &own);
+    until_well(hub.address, &name);
+    // With the other one gone it is asked again, at once and without an error to the client.
+    left.kill();
+    let answer = post(hub.address, "/completion", &json!({"prompt": "x", "n_predict": 2}));
+    assert_eq!((answer.status, host(&answer)), (200, name.as_str()), "{}", answer.text());
+    // With nobody left the client hears so, and who was asked.
+    back.kill();
+    let answer = post(hub.address, "/completion", &json!({"prompt": "x", "n_predict": 2}));
+    assert_eq!((answer.status, answer.error_type().as_str()), (502, "upstream_error"));
+    assert!(answer.text().contains(&name), "{}", answer.text());
+}
+
+#[test]
+fn this_machine_takes_over_from_an_appliance_and_gives_back() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let nano = Process::start(homes[0].path(), &["-c", "8192", "-np", "2"]);
+    let name = nano.address.to_string();
+    let hub = hub(homes[1].path(), &["--nano", &name, "-c", "8192", "--parallel", "2"]);
+    until_well(hub.address, &name);
+    let body = json!({"prompt": "def add(a, b):", "max_tokens": 1500, "ignore_eos": true,
+        "temperature": 0, "stream": true});
+    let mut wire = Wire::open(hub.address);
+    wire.write(request("POST", "/v1/completions", &[], &body.to_string()));
+    assert_eq!(wire.read_head().unwrap().0, 200);
+    let mut text = String::from_utf8(wire.read_chunk().unwrap()).unwrap();
+    nano.kill();
+    while let Some(chunk) = wire.read_chunk() {
+        text += &String::from_utf8(chunk).unwrap();
+    }
+    assert!(text.contains(": goes on at local\n\n") && text.ends_with("data: [DONE]\n\n"));
+    let mut whole = body.clone();
+    (whole["stream"], whole["model"]) = (json!(false), json!("default"));
+    let answer = post(hub.address, "/v1/completions", &whole);
+    assert_eq!(host(&answer), "local");
+    assert_eq!(frames(&text).0, answer.json()["choices"][0]["text"].as_str().unwrap());
+}
+
+#[test]
+fn a_server_outside_that_errs_costs_a_try_and_no_answer() {
+    let acts = [
+        Act::Json(500, json!({"error": {"message": "broken"}})),
+        Act::Bytes("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n<html>"),
+        Act::Bytes("no HTTP at all\r\n\r\n"),
+        Act::Bytes(""),
+        Act::Bytes(
+            "HTTP/1.1 200 OK\r\ncontent-length: 90\r\ncontent-type: application/json\r\n\r\n{",
+        ),
+        Act::Silence,
+        Act::Json(401, json!({"error": {"message": "whose key?"}})),
+    ];
+    for act in acts {
+        let (home, said) = (tempfile::tempdir().unwrap(), format!("{act:?}"));
+        let bad = Fake::external("m", move |_| act.clone());
+        let good = Fake::external("m", |_| Act::Json(200, completion("fine")));
+        let waits = ["--set", "hub.answer_ms=300", "--external-key", "sk-1"];
+        let hub = hub_before(home.path(), &[&bad, &good], &waits);
+        let mut n = 0;
+        until("the bad one is asked", || {
+            n += 1;
+            let body = json!({"model": "m", "prompt": format!("{n}"), "max_tokens": 4});
+            let answer = post(hub.address, "/v1/completions", &body);
+            assert_eq!(answer.status, 200, "{said}: {}", answer.text());
+            assert_eq!(host(&answer), good.address.to_string());
+            assert_eq!(answer.json()["choices"][0]["text"], "fine");
+            !bad.heard().is_empty()
+        });
+        let heard = good.heard().pop().unwrap();
+        assert_eq!(heard.key.as_deref(), Some("Bearer sk-1"));
+        let status = backend(hub.address, &bad.address.to_string());
+        assert!(status["failed"].as_u64().unwrap() > 0, "{said}: {status}");
+    }
+}
+
+#[test]
+fn a_server_outside_without_an_answer_is_a_failure_that_ends() {
+    let home = tempfile::tempdir().unwrap();
+    let silent = Fake::external("m", |_| Act::Silence);
+    let waits = ["--set", "hub.answer_ms=200", "--set", "hub.head_ms=200"];
+    let hub = hub_before(home.path(), &[&silent], &waits);
+    for streams in [false, true] {
+        let body = json!({"prompt": "x", "stream": streams});
+        let answer = post(hub.address, "/v1/completions", &body);
+        assert_eq!((answer.status, answer.error_type().as_str()), (502, "upstream_error"));
+        assert!(answer.text().contains("no answer in time"), "{}", answer.text());
+    }
+    // It is named a model, for a server outside may want one; words of ours are not sent there.
+    assert_eq!(silent.heard()[0].json()["model"], "m");
+    let answer = post(hub.address, "/api/generate", &json!({"model": "m", "prompt": "x"}));
+    assert_eq!(answer.status, 501, "{}", answer.text());
+}
+
+#[test]
+fn a_stream_goes_on_as_the_same_text_or_ends_as_a_failure() {
+    let is_same = Arc::new(AtomicBool::new(true));
+    let text = |same: &AtomicBool| if same.load(Ordering::SeqCst) { "def add" } else { "fn add" };
+    let home = tempfile::tempdir().unwrap();
+    let has_cut = Arc::new(AtomicBool::new(false));
+    // Whoever is asked first breaks off; the other one goes on.
+    let make = || {
+        let (same, cut) = (Arc::clone(&is_same), Arc::clone(&has_cut));
+        Fake::external("m", move |heard| {
+            assert!(heard.json()["seed"].is_u64(), "a stream has a seed");
+            if !cut.swap(true, Ordering::SeqCst) {
+                let values = vec![piece("a", "def", None), piece("a", " a", None)];
+                return Act::Stream { values, is_whole: false };
+            }
+            let values = vec![
+                piece("b", text(&same), None),
+                piece("b", "(a, b)", None),
+                piece("b", "", Some("stop")),
+            ];
+            Act::Stream { values, is_whole: true }
+        })
+    };
+    let fakes = [make(), make()];
+    let hub = hub_before(home.path(), &[&fakes[0], &fakes[1]], &[]);
+    let ask = || {
+        has_cut.store(false, Ordering::SeqCst);
+        for fake in &fakes {
+            until_well(hub.address, &fake.address.to_string());
+        }
+        let body = json!({"model": "m", "prompt": "x", "stream": true});
+        post(hub.address, "/v1/completions", &body)
+    };
+    let answer = ask();
+    let (heard, last) = frames(&answer.text());
+    assert_eq!(heard, "def add(a, b)", "{}", answer.text());
+    assert_eq!((&last["id"], &last["choices"][0]["finish_reason"]), (&json!("a"), &json!("stop")));
+    assert!(answer.text().ends_with("data: [DONE]\n\n"));
+    is_same.store(false, Ordering::SeqCst);
+    let answer = ask();
+    let (heard, last) = frames(&answer.text());
+    assert_eq!(heard, "def a");
+    assert_eq!(last["error"]["type"], "upstream_error", "{}", answer.text());
+    assert!(!answer.text().contains("[DONE]"));
+}
+
+#[test]
+fn a_hub_that_others_can_reach_needs_a_key() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = jetforge(home.path()).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run(&["hub", "--host", "0.0.0.0", "--port", "0"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("jetforge key create"), "{said}");
+    for (address, why) in [("ftp://x", "use http"), ("http://a:b@x", "password"), ("", "address")] {
+        let (code, said) = run(&["hub", "--port", "0", "--nano", address]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    let file = home.path().join("keys");
+    std::fs::write(&file, "just-one-word\n").unwrap();
+    let file = file.display().to_string();
+    let (code, said) = run(&["hub", "--port", "0", "--backend-keys", &file]);
+    assert_eq!(code, Some(2), "{said}");
+}

@@ -1,0 +1,127 @@
+//! Pairing: two real processes, a code, and everybody who does not have it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cli::jetforge;
+use crate::serve::Process;
+use crate::support::http::{post, send, until};
+
+fn run(home: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = jetforge(home).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+fn setup(home: &Path, service: &Process, code: &str) -> (i32, String, String) {
+    let (ip, port) = (service.address.ip().to_string(), service.address.port().to_string());
+    run(home, &["setup", "--nano-ip", &ip, "--nano-port", &port, "--code", code])
+}
+
+#[test]
+fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let nano = Process::start(homes[0].path(), &["--alias", "coder"]);
+    let body = json!({"model": "coder", "prompt": "def add(a, b):", "max_tokens": 4});
+    // Without a code nothing is open.
+    let (code, _, said) = setup(homes[1].path(), &nano, "00000000");
+    assert_eq!(code, 5, "{said}");
+    assert!(said.contains("no code is open"), "{said}");
+    let (code, shown, _) = run(homes[0].path(), &["pair"]);
+    assert_eq!((code, shown.trim().len()), (0, 9), "{shown}");
+    let (code, _, said) = setup(homes[1].path(), &nano, "not-a-code");
+    assert_eq!(code, 2, "{said}");
+    // Another code is refused by the appliance; the right one still works.
+    let wrong = if shown.starts_with("0000") { "1111-1111" } else { "0000-0000" };
+    let (code, _, said) = setup(homes[1].path(), &nano, wrong);
+    assert_eq!(code, 5, "{said}");
+    assert!(said.contains("not the one"), "{said}");
+    let (code, said, note) = setup(homes[1].path(), &nano, &shown.to_lowercase());
+    assert_eq!(code, 0, "{note}");
+    assert!(said.contains(&nano.address.to_string()), "{said}");
+    // From now on a key is needed, the hub has one, and the code is spent.
+    assert_eq!(post(nano.address, "/v1/completions", &body).status, 401);
+    let (code, _, said) = setup(homes[1].path(), &nano, &shown);
+    assert_eq!(code, 5, "{said}");
+    let hub = Process::start_verb(homes[1].path(), "hub", &["--port", "0", "--no-local"]);
+    until("the appliance is well", || {
+        let status = send(hub.address, "GET", "/v1/status", &[], "").json();
+        status["upstream"]["backends"][0]["standing"] == "well"
+    });
+    let answer = post(hub.address, "/v1/completions", &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // Nothing secret lies about: the key is sealed, and the code's file is gone.
+    let state = homes[0].path().join(".local/state/jetforge");
+    assert!(state.is_dir() && !state.join("pair.json").exists());
+    let (_, keys, _) = run(homes[0].path(), &["key", "list", "--json"]);
+    let keys: Value = serde_json::from_str(&keys).unwrap();
+    let name = keys["keys"][0]["name"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("peer-"), "{name}");
+    // What is revoked there is refused, and the hub says why.
+    assert_eq!(run(homes[0].path(), &["key", "revoke", &name]).0, 0);
+    let answer = post(hub.address, "/v1/completions", &body);
+    assert_eq!(answer.status, 502, "{}", answer.text());
+}
+
+#[test]
+fn an_appliance_that_announces_itself_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    // A port of this test's own, on the loopback.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let group = format!("hub.discovery={}", socket.local_addr().unwrap());
+    drop(socket);
+    let nano = Process::start(home.path(), &["--announce", "--set", &group]);
+    let args = ["hub", "discover", "--wait", "1000", "--json", "--set", &group];
+    let (code, found, said) = run(home.path(), &args);
+    assert_eq!(code, 0, "{said}");
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["found"][0]["address"], nano.address.to_string(), "{found}");
+    assert_eq!(found["found"][0]["node"].as_str().unwrap().len(), 16);
+    let other = tempfile::tempdir().unwrap();
+    let (_, shown, _) = run(home.path(), &["pair"]);
+    // A hub that runs has the store, pairs, and asks the appliance from then on.
+    let hub = Process::start_verb(other.path(), "hub", &["--port", "0", "--no-local"]);
+    let address = hub.address.to_string();
+    let args = ["setup", "--code", shown.trim(), "--hub", &address, "--set", &group];
+    let (code, _, said) = run(other.path(), &args);
+    assert_eq!(code, 0, "{said}");
+    until("the appliance is well", || {
+        let status = send(hub.address, "GET", "/v1/status", &[], "").json();
+        status["upstream"]["backends"][0]["standing"] == "well"
+    });
+    let answer = post(hub.address, "/completion", &json!({"prompt": "x", "n_predict": 2}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[test]
+fn tries_are_counted_whoever_makes_them_and_however_far_they_go() {
+    let home = tempfile::tempdir().unwrap();
+    let nano = Process::start(home.path(), &["--pair"]);
+    assert_eq!(post(nano.address, "/completion", &json!({"prompt": "x"})).status, 401);
+    let zeros = "0".repeat(64);
+    let public = format!("09{}", "0".repeat(62));
+    let hello = json!({"step": "hello", "version": 1, "public": public});
+    let pair = |body: &Value| post(nano.address, "/v1/pair", body);
+    let old = json!({"step": "hello", "version": 0, "public": public});
+    assert_eq!(pair(&old).status, 400, "another version spends no try");
+    for n in 0..5 {
+        let answer = pair(&hello);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let session = answer.json()["session"].clone();
+        let step = |step: &str| json!({"step": step, "session": session, "part": zeros});
+        if n % 2 == 0 {
+            // Out of turn: it ends.
+            assert_eq!(pair(&step("reveal")).status, 409);
+        } else {
+            assert_eq!(pair(&step("commit")).status, 200);
+            assert_eq!(pair(&step("reveal")).status, 403, "that opens nothing");
+        }
+        assert_eq!(pair(&step("commit")).status, 404, "one wrong word ends it");
+    }
+    let answer = pair(&hello);
+    assert_eq!((answer.status, answer.error_type().as_str()), (404, "not_found_error"));
+    for wrong in [json!({}), json!({"step": 1}), json!({"step": "hello"}), json!([])] {
+        assert!(matches!(pair(&wrong).status, 400 | 404), "{wrong}");
+    }
+}
