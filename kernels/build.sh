@@ -10,6 +10,7 @@
 # target/cuda-tools). Seconds of work, and no CUDA toolkit.
 set -euo pipefail
 cd "$(dirname "$0")"
+export LC_ALL=C
 clang=${CLANG:-clang++-19}
 tools=${CUDA_TOOLS:-../target/cuda-tools}
 flags=(-x cuda --cuda-device-only --cuda-gpu-arch=sm_53 -nocudainc -nocudalib -nostdinc

@@ -6,10 +6,13 @@
 //! stand-in cannot see is the machine code: that is counted and checked by `kernels/build.sh`.
 
 use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
-use jetforge::inference::backend::cuda::{
-    AttentionKernels, AttentionShape, Buffer, CudaError, Device, GemvKernels, Inputs, Matrix,
-    NormShape, RowKernels, RowShape, STRIP_ROWS, TokenSpan, pack_strip, strip_bytes,
+use jetforge::inference::backend::cuda::Device;
+use jetforge::inference::backend::cuda::driver::Buffer;
+use jetforge::inference::backend::cuda::launch::{
+    AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape,
+    TokenSpan,
 };
+use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
 use jetforge::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 
@@ -18,9 +21,9 @@ use crate::support::stand_in;
 /// Orders in which threads of a block run.
 const ORDERS: &[&str] = &["", "order reverse", "order mixed 5"];
 
-/// The largest error of a product, as a share of the result's root mean square: half inputs, and
-/// chains of 8 half sums.
-const GEMV_ERROR_MAX: f64 = 6e-3;
+/// The largest error of a sum of products, as a share of the size that a sum of such terms has
+/// where their signs are random: inputs are halves, and so are sums of 8 codes.
+const GEMV_ERROR_MAX: f64 = 1.5e-2;
 /// The same over a whole result, in the root mean square.
 const GEMV_RMS_MAX: f64 = 3e-3;
 
@@ -93,31 +96,34 @@ impl Product {
         download(&y, self.n * stride)
     }
 
-    fn expected(&self) -> Vec<f64> {
+    /// Each result in float64, and the root of the sum of its terms' squares.
+    fn expected(&self) -> Vec<(f64, f64)> {
         let (n_rows, n_cols) = self.shape;
         let row_bytes = self.ty.row_bytes(n_cols).expect("whole rows");
         let mut row = vec![0f32; n_cols];
-        let mut out = vec![0.0; self.n * n_rows];
+        let mut out = vec![(0.0, 0.0); self.n * n_rows];
         for (r, bytes) in self.rows.chunks_exact(row_bytes).enumerate() {
             dequantize(self.ty, bytes, &mut row);
             for (c, x) in self.x.chunks_exact(n_cols).enumerate() {
-                let dot: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-                out[c * n_rows + r] = dot + f64::from(self.bias[r]);
+                let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (sum, squares) =
+                    terms.fold((0.0, 0.0), |(sum, squares), t| (sum + t, squares + t * t));
+                out[c * n_rows + r] = (sum + f64::from(self.bias[r]), squares.sqrt());
             }
         }
         out
     }
 
-    /// Compares with the reference; rows are `stride` apart, behind each `pad` stays untouched.
+    /// The largest error and its root mean square; nothing is written behind a row.
     fn check(&self, got: &[f32], before: f64) -> (f64, f64) {
         let n_rows = self.shape.0;
         let expected = self.expected();
-        let size = (expected.iter().map(|y| y * y).sum::<f64>() / expected.len() as f64).sqrt();
         let (mut worst, mut squares) = (0f64, 0.0);
         for (c, row) in got.chunks_exact(n_rows + 3).enumerate() {
             assert_eq!(row[n_rows..], [0.25; 3], "{} writes past its rows", self.ty);
             for (r, y) in row[..n_rows].iter().enumerate() {
-                let error = (f64::from(*y) - expected[c * n_rows + r] - before).abs() / size;
+                let (expected, size) = expected[c * n_rows + r];
+                let error = (f64::from(*y) - expected - before).abs() / size.max(1e-30);
                 assert!(error.is_finite(), "{} row {r} of column {c} is {y}", self.ty);
                 worst = worst.max(error);
                 squares += error * error;
@@ -130,7 +136,7 @@ impl Product {
 #[test]
 fn every_type_multiplies_like_the_reference() {
     let Some((device, _dir)) = device("") else { return };
-    let mut report = Vec::new();
+    let (mut report, mut is_close) = (Vec::new(), true);
     for ty in TensorType::ALL {
         let (mut worst, mut rms) = (0f64, 0f64);
         for case in MATMUL {
@@ -138,11 +144,12 @@ fn every_type_multiplies_like_the_reference() {
             let product = Product::new(ty, shape, case.n.min(11));
             let (w, r) = product.check(&product.run(&device, false), 0.0);
             (worst, rms) = (worst.max(w), rms.max(r));
-            assert!(w < GEMV_ERROR_MAX && r < GEMV_RMS_MAX, "{ty} {shape:?}: {w:.1e} {r:.1e}");
         }
         report.push(format!("{ty}: worst {worst:.1e}, rms {rms:.1e}"));
+        is_close &= worst < GEMV_ERROR_MAX && rms < GEMV_RMS_MAX;
     }
     println!("{}", report.join("\n"));
+    assert!(is_close, "the largest error of a type, see above");
 }
 
 #[test]
@@ -165,6 +172,19 @@ fn a_column_has_the_same_bits_in_any_company() {
             let alone = Product { n: 1, x, ..Product::new(ty, together.shape, 1) };
             let alone = alone.run(&device, false);
             assert_eq!(alone[..n_rows], all[c * (n_rows + 3)..][..n_rows], "{ty} column {c}");
+        }
+    }
+}
+
+#[test]
+fn products_have_the_same_bits_in_any_order_of_threads() {
+    for ty in TensorType::ALL {
+        let product = Product::new(ty, (7, 1280), 5);
+        let mut first: Option<Vec<f32>> = None;
+        for order in ORDERS {
+            let Some((device, _dir)) = device(order) else { return };
+            let got = product.run(&device, false);
+            assert_eq!(*first.get_or_insert(got.clone()), got, "{ty}, {order}");
         }
     }
 }
@@ -374,7 +394,9 @@ impl Attention {
         let caches = (&k_cache, &v_cache);
         kernels.append(self.shape, (&k_new, &v_new, kv_width), caches).expect("launched");
         let out = upload(&device, &vec![0.0; n * q_width]);
-        kernels.attend(self.shape, (&upload(&device, &q), &out, q_width), caches).expect("launched");
+        kernels
+            .attend(self.shape, (&upload(&device, &q), &out, q_width), caches)
+            .expect("launched");
         for (t, token) in self.tokens.iter().enumerate() {
             for i in 0..kv_width {
                 let at = self.place(i / head_dim, token.slot) + i % head_dim;

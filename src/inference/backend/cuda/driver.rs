@@ -246,7 +246,9 @@ fn describe(symbols: &Symbols, device: c_int) -> Result<DeviceInfo, CudaError> {
     check(symbols, "cuDeviceTotalMem_v2", code)?;
     let mut version = 0;
     // SAFETY: the driver writes one integer.
-    check(symbols, "cuDriverGetVersion", unsafe { (symbols.cuDriverGetVersion)(&raw mut version) })?;
+    check(symbols, "cuDriverGetVersion", unsafe {
+        (symbols.cuDriverGetVersion)(&raw mut version)
+    })?;
     let end = name.iter().position(|&b| b == 0).unwrap_or(0);
     Ok(DeviceInfo {
         name: String::from_utf8_lossy(&name[..end]).into_owned(),
@@ -317,9 +319,8 @@ impl Buffer {
         shared.bind()?;
         let (to, from) = (self.address(), bytes.as_ptr().cast::<c_void>());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
-        let code = unsafe {
-            (shared.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream)
-        };
+        let code =
+            unsafe { (shared.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream) };
         shared.check("cuMemcpyHtoDAsync_v2", code)?;
         shared.wait()
     }
@@ -340,9 +341,8 @@ impl Buffer {
         shared.bind()?;
         let (to, from) = (bytes.as_mut_ptr().cast::<c_void>(), self.address());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
-        let code = unsafe {
-            (shared.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream)
-        };
+        let code =
+            unsafe { (shared.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream) };
         shared.check("cuMemcpyDtoHAsync_v2", code)?;
         shared.wait()
     }

@@ -12,19 +12,14 @@
 //! the answer is an error. Tests open a stand-in that runs the same kernels on the processor.
 //! `docs/cuda.md` tells layouts and counts.
 
-mod driver;
-mod launch;
-mod strips;
+pub mod driver;
+pub mod launch;
+pub mod strips;
 mod symbols;
 
 use std::path::PathBuf;
 
-pub use driver::{Buffer, Device, DeviceInfo, Event, LIBRARY};
-pub use launch::{
-    AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape,
-    TokenSpan, n_split,
-};
-pub use strips::{STRIP_ROWS, pack_strip, strip_bytes};
+pub use driver::Device;
 
 /// Why something on the device could not be had or done.
 #[derive(Debug, thiserror::Error)]

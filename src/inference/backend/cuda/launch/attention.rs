@@ -68,6 +68,8 @@ pub struct AttentionKernels {
     pages: Buffer,
     partials: Buffer,
     batch: Vec<TokenSpan>,
+    /// One past the largest page of the batch.
+    page_end: usize,
     n_split_max: usize,
 }
 
@@ -94,6 +96,7 @@ impl AttentionKernels {
             pages: device.allocate("the batch's pages", n_page * 4)?,
             partials: device.allocate("attention", shape.partial_bytes(n_tokens))?,
             batch: Vec::new(),
+            page_end: 0,
             n_split_max: 1,
         })
     }
@@ -119,6 +122,7 @@ impl AttentionKernels {
         self.tokens.write(&bytes(&words))?;
         self.pages.write(&bytes(pages))?;
         self.n_split_max = tokens.iter().map(|t| n_split(t.start, t.end)).max().unwrap_or(1);
+        self.page_end = pages.iter().map(|&page| page as usize + 1).max().unwrap_or(0);
         self.batch = tokens.to_vec();
         Ok(())
     }
@@ -190,6 +194,7 @@ impl AttentionKernels {
     }
 
     fn assert_cache(&self, shape: AttentionShape, keys: &Buffer, values: &Buffer) {
+        assert!(self.page_end <= shape.n_page, "pages of the cache");
         assert!(shape.head_dim.is_multiple_of(2) && shape.head_dim <= HEAD_DIM_MAX, "head_dim");
         let n_bytes = shape.cache_bytes();
         assert!(keys.n_bytes() >= n_bytes && values.n_bytes() >= n_bytes, "a whole cache");

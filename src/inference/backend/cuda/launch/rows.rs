@@ -145,7 +145,12 @@ impl RowKernels {
     ///
     /// # Panics
     /// If shapes do not fit.
-    pub fn act(&self, shape: RowShape, activation: Activation, x: &Buffer) -> Result<(), CudaError> {
+    pub fn act(
+        &self,
+        shape: RowShape,
+        activation: Activation,
+        x: &Buffer,
+    ) -> Result<(), CudaError> {
         shape.assert_in(x);
         let args = Args::new().buffer(x).size(shape.width).size(shape.stride);
         // SAFETY: a thread for each value, and buffers as asserted.
