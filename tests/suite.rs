@@ -6,6 +6,8 @@ mod batch_invariance;
 mod bench;
 mod browser;
 mod cli;
+mod cuda;
+mod cuda_driver;
 mod generation;
 mod grammar;
 mod hostile;

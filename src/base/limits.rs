@@ -398,6 +398,8 @@ pub const HUB_PAUSE_MS: u64 = 1000;
 pub const HUB_PAUSE_MS_MAX: u64 = 60_000;
 /// Backends of a hub.
 pub const HUB_BACKENDS_MAX: usize = 64;
+/// Hubs that pass a request on, one to the next; the last one answers it itself.
+pub const HUB_HOPS_MAX: u32 = 2;
 /// Backends that one request tries, where the options name no number.
 pub const HUB_TRIES_MAX: usize = 3;
 /// Bytes of one frame of a stream that the hub passes on.

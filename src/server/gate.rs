@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::request::Parts;
@@ -98,6 +99,8 @@ struct Shared {
     sync: OnceLock<Node>,
     sync_bell: Arc<Notify>,
     forward: OnceLock<Arc<dyn Forward>>,
+    /// The dialects behind it.
+    elsewhere: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
 }
 
@@ -128,6 +131,7 @@ impl Gate {
             sync: OnceLock::new(),
             sync_bell: Arc::default(),
             forward: OnceLock::new(),
+            elsewhere: OnceLock::new(),
             pair_desk: OnceLock::new(),
         })))
     }
@@ -184,6 +188,15 @@ impl Gate {
     /// does so.
     pub fn forward_with(&self, forward: Arc<dyn Forward>) {
         let _ = self.0.forward.set(forward);
+    }
+
+    /// Says who answers requests that come by other ways than HTTP, where that may be elsewhere.
+    pub(super) fn answer_elsewhere(&self, dialects: Router) {
+        let _ = self.0.elsewhere.set(dialects);
+    }
+
+    pub(super) fn elsewhere(&self) -> Option<Router> {
+        self.0.elsewhere.get().cloned()
     }
 
     /// Who decides where requests are answered, if it is not always here.

@@ -65,7 +65,7 @@ pub use config::ServerConfig;
 pub use error::ApiError;
 pub use forward::{Admitted, Answering, Forward, Here};
 pub use gate::{Gate, GateOptions};
-pub use jobs::JobRunner;
+pub use jobs::{JobRunner, is_job};
 use keys::random_key;
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
 pub use listener::{ListenOptions, Listener};

@@ -35,7 +35,12 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let own = own.merge(sync::routes()).merge(sync::peer_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     let dialects = match gate.forward().cloned() {
-        Some(forward) => dialects.route_layer(middleware::from_fn_with_state(forward, pass_on)),
+        Some(forward) => {
+            let layer = middleware::from_fn_with_state(forward, pass_on);
+            let dialects = dialects.route_layer(layer);
+            gate.answer_elsewhere(dialects.clone().layer(DefaultBodyLimit::disable()));
+            dialects
+        }
         None => dialects,
     };
     if let Some(door) = gate.jobs() {
