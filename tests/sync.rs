@@ -220,7 +220,17 @@ fn torture(seed: u64, n_round: usize) {
             *proxy.target.lock().unwrap() = Some(side.address);
         }
     }
-    let sides = sides.map(Option::unwrap);
+    check_end(&sides.map(Option::unwrap), &told, &jobs);
+    println!(
+        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
+        proxy.n_fault.load(Ordering::Relaxed),
+        told.len(),
+        jobs.len()
+    );
+}
+
+/// Waits until both are synced, and looks whether each knows all that was acknowledged, once.
+fn check_end(sides: &[Process; 2], told: &BTreeSet<String>, jobs: &[String]) {
     // What ran when its service died runs again, and is told.
     until("the jobs are over", || {
         let list = get(sides[0].address, "/v1/jobs?limit=500").json();
@@ -232,11 +242,11 @@ fn torture(seed: u64, n_round: usize) {
         let is_even = a["heard_ms"].is_u64() && a["n_to_come"] == 0 && b["n_to_come"] == 0;
         is_even && a["state"] == "synced" && b["state"] == "synced"
     });
-    for side in &sides {
+    for side in sides {
         let found = records(side, "feedback");
         let names: BTreeSet<String> =
             found.iter().map(|r| r["body"]["request_id"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(names, told);
+        assert_eq!(names, *told);
         assert_eq!(found.len(), told.len(), "each once");
         let metrics = get(side.address, "/metrics").text();
         assert!(metrics.contains("jetforge_sync_waiting{peer="), "{metrics}");
@@ -244,18 +254,12 @@ fn torture(seed: u64, n_round: usize) {
     }
     let known = records(&sides[1], "job");
     assert_eq!(known.len(), jobs.len());
-    for id in &jobs {
+    for id in jobs {
         let job = known.iter().find(|record| record["key"] == **id).unwrap();
         assert_eq!(job["body"]["state"], "done", "{job}");
         assert!(job["body"]["answer"]["tokens"].is_array(), "{job}");
         assert!(job["body"]["request"]["content"].is_string(), "{job}");
     }
-    println!(
-        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
-        proxy.n_fault.load(Ordering::Relaxed),
-        told.len(),
-        jobs.len()
-    );
 }
 
 #[test]
