@@ -10,7 +10,7 @@
 //! After every event: each counter is what counting says, nothing took effect twice, what is kept
 //! is bounded. When the faults stop: all that was acknowledged has arrived, or was counted as lost
 //! where the bounds were small, and both sides know the same. A thousand seeds take about a second;
-//! the test that is ignored runs a million.
+//! the test that is ignored runs a million, and says after each ten thousand how it went.
 
 use std::collections::BTreeMap;
 
@@ -498,9 +498,9 @@ fn nothing_is_lost_and_nothing_happens_twice() {
 }
 
 #[test]
-#[ignore = "a million seeds; optimised, on one core, this takes long"]
+#[ignore = "a million seeds: a quarter of an hour of an optimised build"]
 fn nothing_is_lost_in_a_million_runs() {
-    run_many(0..1_000_000);
+    (0..100).for_each(|i| run_many(i * 10_000..(i + 1) * 10_000));
 }
 
 /// The canary.
