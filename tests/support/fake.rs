@@ -110,7 +110,7 @@ fn serve(stream: TcpStream, heard: &Mutex<Vec<Heard>>, act: &(dyn Fn(&Heard) -> 
                 body.len()
             )
         }
-        Act::Stream { values, is_whole } => stream_to(&mut out, &values, is_whole),
+        Act::Stream { values, is_whole } => stream_to(&mut out, values, is_whole),
     };
 }
 
