@@ -54,6 +54,8 @@ pub(super) struct Trip {
     pub hub: Arc<Hub>,
     pub asked: Asked,
     pub here: Here,
+    /// Whether a job asks, for whom an answer that failed must not look like a whole one.
+    pub is_job: bool,
     /// Who is to be tried, best first.
     left: VecDeque<Arc<Backend>>,
     /// What went wrong so far, for the refusal.
@@ -116,7 +118,8 @@ impl Trip {
         if left.is_empty() {
             return Err(nobody(&hub, &asked));
         }
-        Ok(Trip { hub, asked, here, left, told: Vec::new() })
+        let is_job = crate::server::is_job();
+        Ok(Trip { hub, asked, here, is_job, left, told: Vec::new() })
     }
 
     /// The next backend to be tried.
@@ -183,8 +186,16 @@ impl Trip {
             Err(error) => Err(self.failed(backend, error)),
         };
         let now_ms = self.hub.now_ms();
+        let has_words = match &opened {
+            Ok(Opened::Whole(_)) => true,
+            // A head alone is no answer yet; what becomes of it is seen where it is passed on.
+            Ok(Opened::Stream(incoming, _)) => incoming.has_words(),
+            Err(_) => false,
+        };
         if opened.is_ok() {
             backend.n_answered.fetch_add(1, Ordering::Relaxed);
+        }
+        if has_words {
             backend.state().health.answered(now_ms, now_ms - start_ms);
         }
         opened
@@ -284,7 +295,10 @@ impl Trip {
         let now_ms = self.hub.now_ms();
         let remote = backend.target.is_some();
         match status.as_u16() {
-            401 | 403 if remote => self.note(backend, Failure::Denied, &why),
+            401 if remote => self.note(backend, Failure::Denied, &why),
+            // A moderator, a model that the key may not use, a dialect that is turned off there:
+            // about this request, not about the backend. Probes find out about its key.
+            403 | 501 => {}
             429 | 503 => {
                 let for_ms = after.map_or(FULL_MS, |s| s.saturating_mul(1000));
                 backend.state().health.refused(now_ms, for_ms);

@@ -163,7 +163,7 @@ async fn open(
 }
 
 async fn answer(asked: Asked) -> Result<(), ApiError> {
-    let Asked { server, mut message, bytes, out } = asked;
+    let Asked { server, mut message, bytes, out, .. } = asked;
     let fields = Fields::parse(&bytes)?;
     // Checks the name that the caller chose, or gives one.
     let name = request::own(&fields, &message.caller, &server.0.options)?.id;
