@@ -27,6 +27,7 @@ use crate::inference::{
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
+use crate::power::PowerConfig;
 use crate::server::{PairingError, ServerConfig, ServerError};
 pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
@@ -58,6 +59,8 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// The hub.
     pub hub: HubConfig,
+    /// Heat and power of the board.
+    pub power: PowerConfig,
 }
 
 /// The section `model`.
@@ -130,6 +133,7 @@ impl Shape for Config {
         self.prefix_cache.check()?;
         self.jobs.check()?;
         self.hub.check()?;
+        self.power.check()?;
         self.server.check()
     }
 }

@@ -102,10 +102,16 @@ pub enum Verb {
     Key(verbs::key::KeyArgs),
     /// List, show, retry, cancel and watch jobs of a running service
     Jobs(verbs::jobs::JobsArgs),
+    /// Show how this machine stands with those that it is paired with, and bring them together
+    Sync(verbs::sync::SyncArgs),
     /// Write the jobs that are kept as JSON lines or SQL
     Export(verbs::export::ExportArgs),
     /// Read jobs that were exported as JSON lines
     Import(verbs::export::ImportArgs),
+    /// Show heat, watts and clocks of this machine, or choose a power profile
+    Power(verbs::power::PowerArgs),
+    /// Set the system up for the appliance, or show how that would be done
+    Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
     /// Print a shell's completions

@@ -3,7 +3,7 @@
 //! ```text
 //! (state, vitals, engine, now) -> (state, decision)
 //!
-//! who waits      -> tier      auto: balanced for people, eco for jobs; raised at once, lowered late
+//! who waits      -> tier      auto: balanced for people, eco for jobs; rises at once, falls late
 //! tier, phase    -> level     idle: lowest   prefill: highest   decode: what calibration found
 //! heat, supply   -> caps      on the level, and on the share of the time that computes
 //! ```
@@ -23,6 +23,7 @@ use super::brake::Brake;
 use super::calibrate::{Calibration, Probe, Seen};
 use super::heat::{Heat, HeatPolicy};
 use super::profile::{Goal, Ladder, Profile, Tier};
+use super::sensors::Readings;
 use crate::base::limits::POWER_CALIBRATIONS_MAX;
 
 /// What the engine does.
@@ -62,6 +63,17 @@ pub struct Vitals {
     pub board_mw: Option<u32>,
     /// Over-currents since some start.
     pub n_over_current: Option<u64>,
+}
+
+impl Vitals {
+    /// Of all that was read, what matters here.
+    pub fn of(readings: &Readings) -> Vitals {
+        Vitals {
+            temp_mc: readings.hottest_mc(),
+            board_mw: readings.board_mw(),
+            n_over_current: readings.throttle.n_over_current,
+        }
+    }
 }
 
 /// What a tier allows.
@@ -225,7 +237,7 @@ pub fn govern(
     let duty = heat.duty.min(supply.duty);
     let is_free = duty >= 1.0 && cap >= spec.level_max;
     let (wanted, mut causes) = state.want(spec, policy, engine, mw, is_free, now_ms);
-    let level_idx = state.move_level(wanted.min(spec.level_max), cap, now_ms);
+    let level_idx = state.move_level(wanted, cap.min(spec.level_max), now_ms);
     let mut because = |is: bool, cause: Cause| causes.extend(is.then_some(cause));
     let is_hot = heat.duty < 1.0 || heat.level_max < spec.level_max;
     because(is_hot && !heat.is_blind, Cause::Heat);

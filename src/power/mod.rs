@@ -3,10 +3,17 @@
 //! ```text
 //! sysfs under a root --> EnergyMeter --> joules so far
 //!                    --> Sensors ------> Readings: clocks, heat, watts, memory, what is absent
+//!
+//! PowerConfig, Board, Readings -> policy
+//! policy, state, Readings, EngineView -> governor -> EnginePace, and settings of the board
+//! settings -> Actuator -> files of the kernel, and a journal of what stood there
+//! Keeper: all of this once a second
 //! ```
 //!
-//! Only this room reads the kernel's sensors. It knows nothing of tokens' meaning.
+//! Only this room reads the kernel's sensors, and only `apply.rs` of it writes to the board. It
+//! knows nothing of tokens but how many there were.
 
+mod apply;
 mod board;
 mod brake;
 mod calibrate;
@@ -14,12 +21,20 @@ mod config;
 mod energy;
 mod governor;
 mod heat;
+mod keeper;
+mod nvpmodel;
 mod profile;
 mod sensors;
 mod sysfs;
 #[cfg(test)]
 mod tests;
+mod tune;
 
-pub use board::{Board, BoardKind};
+pub use apply::{Actuator, ApplyError, Change};
+pub use board::Board;
+pub use config::PowerConfig;
 pub use energy::{EnergyMeter, NoEnergy};
-pub use sensors::{Absent, Readings, Sensors};
+pub use governor::{Cause, Decision, EnginePace, EngineView, Phase};
+pub use keeper::{Keeper, choose, chosen, tune};
+pub use profile::{Profile, Tier};
+pub use sensors::{Readings, Sensors};

@@ -78,7 +78,7 @@ fn core(sysfs: &Sysfs, core_idx: usize) -> CoreReading {
     let clock = |name: &str| sysfs.small(&format!("{dir}/cpufreq/{name}")).ok();
     CoreReading {
         core_idx,
-        is_online: sysfs.number(&format!("{dir}/online")).map_or(true, |online| online != 0),
+        is_online: sysfs.number(&format!("{dir}/online")) != Ok(0),
         khz: clock("scaling_cur_freq"),
         min_khz: clock("scaling_min_freq"),
         max_khz: clock("scaling_max_freq"),

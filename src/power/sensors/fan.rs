@@ -1,9 +1,9 @@
 //! The fan: what it is told and how fast it turns.
 //!
-//! The Nano's `sys/devices/pwm-fan/{target_pwm,cur_pwm,pwm_cap,temp_control,rpm_measured}` (NVIDIA's
-//! driver for kernel 4.9; `rpm_measured` needs a fan with four wires), else the first
-//! `sys/class/hwmon/hwmonN/{pwm1,fan1_input}` (the kernel's `hwmon/sysfs-interface`). 0 is still, 255
-//! full speed.
+//! The Nano's `sys/devices/pwm-fan/{target_pwm,cur_pwm,pwm_cap,temp_control,rpm_measured}`
+//! (NVIDIA's driver for kernel 4.9; `rpm_measured` needs a fan with four wires), else the first
+//! `sys/class/hwmon/hwmonN/{pwm1,fan1_input}` (the kernel's `hwmon/sysfs-interface`). 0 is still,
+//! 255 full speed.
 
 use serde::Serialize;
 

@@ -2,8 +2,8 @@
 //!
 //! The Nano's: `sys/devices/gpu.0/{load,devfreq/57000000.gpu/...}` (NVIDIA's nvgpu for R32.7,
 //! `os/linux/sysfs.c`): load in thousandths, clocks in Hz. Other Jetsons have the same files under
-//! `sys/class/devfreq/*` with a device tree name of `gpu`, `gp10b`, `gv11b` or `ga10b`. A PC's cards
-//! of AMD stand in `sys/class/drm/card*/device` (the kernel's `gpu/amdgpu`). The memory
+//! `sys/class/devfreq/*` with a device tree name of `gpu`, `gp10b`, `gv11b` or `ga10b`. Cards of
+//! AMD in a PC stand in `sys/class/drm/card*/device` (the kernel's `gpu/amdgpu`). The memory
 //! controller's rate is in debugfs, for root; its activity in `actmon_avg_activity/mc_all`, in kHz.
 
 use serde::Serialize;

@@ -24,13 +24,13 @@ use serde::Serialize;
 
 use super::board::Board;
 use super::sysfs::{Reason, Sysfs};
-pub use cpu::{CoreReading, CpuReading};
+pub use cpu::CpuReading;
 pub use fan::FanReading;
 pub use gpu::{EmcReading, GpuReading};
 pub use memory::MemoryReading;
 pub use rails::{CounterReading, RailReading};
-pub use thermal::{TripReading, ZoneReading};
-pub use throttle::{CoolerReading, ThrottleReading};
+pub use thermal::ZoneReading;
+pub use throttle::ThrottleReading;
 
 /// A source that gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,8 +41,8 @@ pub struct Absent {
     pub reason: Reason,
 }
 
-/// One look at the board. Units stand in the names: kHz and Hz, thousandths of a degree, millivolts,
-/// milliamperes, milliwatts, bytes.
+/// One look at the board. Units stand in the names: kHz and Hz, thousandths of a degree,
+/// millivolts, milliamperes, milliwatts, bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Readings {
     /// Cores and how busy they are.

@@ -1,7 +1,7 @@
 //! What the hardware holds back by itself, and how often it did.
 //!
 //! ```text
-//! cooling          sys/class/thermal/cooling_deviceN/{type,cur_state,max_state}   above 0: it cools
+//! cooling          sys/class/thermal/cooling_deviceN/{type,cur_state,max_state}  above 0: it cools
 //! over-current     hwmon `ocN_event_cnt` where the driver counts, else the kernel's log:
 //!                  `soctherm: OC ALARM 0x00000001`, on the Nano a supply that sags below 4.75 V
 //! heat             sys/devices/system/cpu/cpuN/thermal_throttle/*_throttle_count on a PC

@@ -204,7 +204,8 @@ proptest! {
                 if is_over.is_some_and(|(limit, mw)| mw > limit) {
                     prop_assert!(now.level_idx <= last.level_idx.saturating_sub(1).min(top));
                 }
-                let is_capped = now.causes.iter().any(|c| *c != Cause::Idle && *c != Cause::Calibration);
+                let ours = [Cause::Idle, Cause::Calibration];
+                let is_capped = now.causes.iter().any(|cause| !ours.contains(cause));
                 let is_hold = now_ms - raised_ms < 2_000 && now.tier == last.tier;
                 if now.level_idx < last.level_idx && is_hold && !is_capped {
                     prop_assert!(false, "fell {} ms after it rose", now_ms - raised_ms);

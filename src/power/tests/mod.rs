@@ -2,6 +2,7 @@
 //! Nano's life against a thermal model.
 
 pub mod governor;
+mod keeper;
 mod readings;
 mod simulation;
 pub mod trees;

@@ -225,8 +225,8 @@ fn heat_is_held_by_pauses() {
     }
 }
 
-/// Work without end in a room of 40 degrees, no fan. In the third and fourth hour a level changes at
-/// most a few times, and what the engine is told moves little.
+/// Work without end in a room of 40 degrees, no fan. In the third and fourth hour a level changes
+/// at most a few times, and what the engine is told moves little.
 #[test]
 fn nothing_swings_once_it_is_warm() {
     for seed in 0..20 {

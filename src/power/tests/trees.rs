@@ -65,7 +65,8 @@ pub const NANO_2GB: Files<'static> = &[
     ("proc/device-tree/model", "NVIDIA Jetson Nano 2GB Developer Kit\0"),
     (
         "proc/device-tree/compatible",
-        "nvidia,p3542-0000+p3448-0003\0nvidia,jetson-nano-2gb\0nvidia,jetson-nano\0nvidia,tegra210\0",
+        "nvidia,p3542-0000+p3448-0003\0nvidia,jetson-nano-2gb\0nvidia,jetson-nano\0\
+         nvidia,tegra210\0",
     ),
     ("proc/meminfo", "MemTotal:        2026496 kB\nMemAvailable:    1500000 kB\n"),
 ];

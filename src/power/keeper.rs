@@ -1,0 +1,197 @@
+//! The keeper: sensors, governor and actuator together, once a second.
+//!
+//! ```text
+//! open   takes back what a crash left, reads the board, loads what was calibrated
+//! look   read -> govern -> set, if it may -> decision
+//! stop   takes back what was set, keeps what was calibrated
+//! ```
+//!
+//! A person changes the profile while the service runs through a file of one word in the directory
+//! of states, which the next look reads: no port and no signal is needed, and the choice survives a
+//! restart. Files that cannot be written or read never stop the looks: the pace is still told, and
+//! why nothing was set is kept for whoever asks.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::apply::{Actuator, ApplyError, plan};
+use super::board::Board;
+use super::calibrate::Calibration;
+use super::config::PowerConfig;
+use super::governor::{Decision, EngineView, Policy, Settings, State, Vitals, govern};
+use super::profile::Profile;
+use super::sensors::{Readings, Sensors};
+use super::sysfs::Sysfs;
+use super::tune::{Tuning, tuning};
+use crate::base::limits::POWER_JOURNAL_BYTES_MAX;
+
+/// Holds the board within its limits.
+#[derive(Debug)]
+pub struct Keeper {
+    config: PowerConfig,
+    policy: Policy,
+    state: State,
+    sensors: Sensors,
+    readings: Readings,
+    actuator: Actuator,
+    state_dir: PathBuf,
+    set: Option<Settings>,
+    /// Why nothing is set.
+    trouble: Option<String>,
+}
+
+/// Name of the journal of what the keeper sets.
+const JOURNAL: &str = "power";
+
+impl Keeper {
+    /// Opens the board under `root`, which is `/` outside of tests.
+    ///
+    /// # Errors
+    /// A configuration that [`PowerConfig::check`] refuses: its key and what is wrong.
+    pub fn open(
+        root: &Path,
+        state_dir: &Path,
+        config: PowerConfig,
+    ) -> Result<Keeper, (&'static str, String)> {
+        let actuator = Actuator::new(root, state_dir, JOURNAL);
+        let trouble = actuator.revert().err().map(|error| error.to_string());
+        let mut sensors = Sensors::open(root);
+        let readings = sensors.read();
+        let policy = config.policy(sensors.board(), &readings)?;
+        let known = read_bounded(&calibrations(state_dir));
+        let known = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let state = State::with_calibrations(known, &policy.ladder);
+        let state_dir = state_dir.to_owned();
+        Ok(Keeper {
+            config,
+            policy,
+            state,
+            sensors,
+            readings,
+            actuator,
+            state_dir,
+            set: None,
+            trouble,
+        })
+    }
+
+    /// Which board it is.
+    pub fn board(&self) -> &Board {
+        self.sensors.board()
+    }
+
+    /// What was read at the last look.
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    /// Why nothing is set on the board, if something should be.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The model that serves a request under the tier of now, where the configuration names one.
+    pub fn model_for(&self, decision: &Decision, is_interactive: bool) -> Option<&str> {
+        self.config.model_for(decision.tier, is_interactive)
+    }
+
+    /// Reads, decides, and sets what may be set. `now_ms` only ever grows.
+    pub fn look(&mut self, engine: &EngineView, now_ms: u64) -> Decision {
+        self.readings = self.sensors.read();
+        self.policy.profile = chosen(&self.state_dir).unwrap_or(self.config.profile);
+        let vitals = Vitals::of(&self.readings);
+        let n_known = n_points(self.state.calibrations());
+        let (state, decision) = govern(&self.policy, &self.state, &vitals, engine, now_ms);
+        self.state = state;
+        if n_points(self.state.calibrations()) != n_known {
+            self.keep_calibrations();
+        }
+        let may_set = self.config.set_clocks && self.sensors.board().is_nano();
+        if may_set && self.set != Some(decision.settings) {
+            self.trouble = self.apply(&decision.settings).err().map(|error| error.to_string());
+            // What failed is tried again when something else is wanted, not every second.
+            self.set = Some(decision.settings);
+        }
+        decision
+    }
+
+    /// Takes back what was set.
+    ///
+    /// # Errors
+    /// What could not be taken back; the next start tries again.
+    pub fn stop(&mut self) -> Result<(), ApplyError> {
+        self.keep_calibrations();
+        self.set = None;
+        self.actuator.revert().map(drop)
+    }
+
+    fn apply(&self, settings: &Settings) -> Result<(), ApplyError> {
+        let changes = self.actuator.changes(&plan(settings, &self.readings))?;
+        self.actuator.apply(&changes)
+    }
+
+    /// Losing them costs half a minute of measuring, so nothing is said of a failure.
+    fn keep_calibrations(&self) {
+        if let Ok(text) = serde_json::to_vec(self.state.calibrations()) {
+            let _ = replace(&calibrations(&self.state_dir), &text);
+        }
+    }
+}
+
+fn n_points(known: &BTreeMap<String, Calibration>) -> usize {
+    known.values().map(|known| known.points().len()).sum()
+}
+
+fn calibrations(state_dir: &Path) -> PathBuf {
+    state_dir.join("power.calibrations.json")
+}
+
+fn choice(state_dir: &Path) -> PathBuf {
+    state_dir.join("power.profile")
+}
+
+/// The profile that was chosen while the service ran, if any.
+pub fn chosen(state_dir: &Path) -> Option<Profile> {
+    Profile::parse(read_bounded(&choice(state_dir))?.trim())
+}
+
+/// Chooses a profile, for a running service and for the next ones; `None` goes back to the
+/// configured one.
+///
+/// # Errors
+/// If the directory of states cannot be written.
+pub fn choose(state_dir: &Path, profile: Option<Profile>) -> std::io::Result<()> {
+    let file = choice(state_dir);
+    match profile {
+        Some(profile) => {
+            std::fs::create_dir_all(state_dir)?;
+            replace(&file, profile.name().as_bytes())
+        }
+        None => match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// What `jetforge tune` sets on the board under `root`.
+pub fn tune(root: &Path, config: &PowerConfig) -> Tuning {
+    let mut sensors = Sensors::open(root);
+    let readings = sensors.read();
+    let supply = config.supply_of(sensors.board());
+    tuning(&Sysfs::new(root), sensors.board(), &readings, supply)
+}
+
+fn read_bounded(path: &Path) -> Option<String> {
+    let file = std::fs::File::open(path).ok()?;
+    let mut text = String::new();
+    file.take(POWER_JOURNAL_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(&beside, path)
+}

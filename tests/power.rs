@@ -1,0 +1,152 @@
+//! `jetforge power` and `jetforge tune`, the real binary on a folder that stands in for a Nano.
+//!
+//! The forms of the files are those that `src/power/tests/trees.rs` cites.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::cli::jetforge;
+
+const FILES: [(&str, &str); 14] = [
+    ("proc/device-tree/model", "NVIDIA Jetson Nano Developer Kit\0"),
+    ("proc/device-tree/compatible", "nvidia,p3449-0000-b00+p3448-0000-b00\0nvidia,tegra210\0"),
+    ("proc/meminfo", "MemTotal: 4059328 kB\nMemAvailable: 3000000 kB\nNvMapMemUsed: 81920 kB\n"),
+    ("proc/sys/vm/swappiness", "60\n"),
+    ("proc/sys/kernel/random/boot_id", "5d3ac43d\n"),
+    ("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "1428000\n"),
+    ("sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq", "102000\n"),
+    ("sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "1428000\n"),
+    (
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_available_frequencies",
+        "102000 918000 1428000\n",
+    ),
+    ("sys/devices/system/cpu/cpu3/online", "1\n"),
+    ("sys/class/thermal/thermal_zone0/type", "CPU-therm\n"),
+    ("sys/class/thermal/thermal_zone0/temp", "41500\n"),
+    ("sys/bus/i2c/devices/6-0040/name", "ina3221x\n"),
+    ("sys/class/powercap/.keep", ""),
+];
+
+struct Board {
+    home: tempfile::TempDir,
+    root: tempfile::TempDir,
+}
+
+impl Board {
+    fn new() -> Board {
+        let board =
+            Board { home: tempfile::tempdir().unwrap(), root: tempfile::tempdir().unwrap() };
+        for (path, text) in FILES {
+            let path = board.root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        board
+    }
+
+    /// Exit code, stdout and stderr of a verb on this board.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = jetforge(self.home.path());
+        command.args(args).arg("--root").arg(self.root.path());
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let (code, out, err) = self.run(&[args, &["--json"]].concat());
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn text(&self, path: &str) -> String {
+        std::fs::read_to_string(self.root.path().join(path)).unwrap().trim().to_owned()
+    }
+}
+
+#[test]
+fn the_board_is_shown_and_what_is_absent_by_name() {
+    let board = Board::new();
+    let (code, out, err) = board.run(&["power"]);
+    assert_eq!(code, 0, "{err}");
+    for line in [
+        "board        Jetson Nano 4 GB, B01",
+        "profile      auto (default)",
+        "supply       10 W",
+        "heat         CPU-therm 41.5 C",
+    ] {
+        assert!(out.contains(line), "{line} in {out}");
+    }
+    assert!(out.contains("power rails") && out.contains("no INA3221"), "{out}");
+    let json = board.json(&["power", "status"]);
+    assert_eq!(json["board"]["kind"], "nano_b01");
+    assert_eq!(json["readings"]["memory"]["gpu_bytes"], 80 << 20);
+}
+
+#[test]
+fn a_profile_is_chosen_and_given_back() {
+    let board = Board::new();
+    let profile = || {
+        let json = board.json(&["power"]);
+        [json["profile"].as_str().unwrap(), json["profile_source"].as_str().unwrap()].join(" by ")
+    };
+    let (code, _, err) = board.run(&["power", "eco"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("power.set_clocks is off"), "{err}");
+    assert_eq!(profile(), "eco by jetforge power");
+    assert_eq!(board.run(&["power", "configured"]).0, 0);
+    assert_eq!(profile(), "auto by default");
+    let (code, _, err) = board.run(&["power", "--set", "power.profile=turbo"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("power.profile"), "{err}");
+    let (code, _, err) = board.run(&["power", "--set", "power.hard_limit_c=60"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("power.hard_limit_c"), "{err}");
+}
+
+#[test]
+fn tuning_is_shown_made_and_undone() {
+    let board = Board::new();
+    let watts5 = ["--set", "power.supply=5w"];
+    let cpu = "sys/devices/system/cpu";
+    let max = format!("{cpu}/cpu0/cpufreq/scaling_max_freq");
+    let tune = |option: &str| {
+        let (code, out, err) = board.run(&[&["tune", option][..], &watts5].concat());
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let shown = tune("--dry-run");
+    let lines = [
+        format!("would write 0 to /{cpu}/cpu3/online (was 1)"),
+        format!("would write 918000 to /{max} (was 1428000)"),
+        "would write 10 to /proc/sys/vm/swappiness (was 60)".to_owned(),
+    ];
+    assert_eq!(shown.lines().collect::<Vec<_>>(), lines);
+    assert_eq!(board.text(&max), "1428000", "nothing was written");
+    assert_eq!(tune("--apply"), shown.replace("would write", "wrote"));
+    assert_eq!(
+        (board.text(&max), board.text("proc/sys/vm/swappiness")),
+        ("918000".into(), "10".into())
+    );
+    assert_eq!(tune("--apply"), "");
+    assert_eq!(tune("--revert").lines().count(), 3);
+    assert_eq!(
+        (board.text(&max), board.text("proc/sys/vm/swappiness")),
+        ("1428000".into(), "60".into())
+    );
+    assert_eq!(tune("--revert"), "");
+}
+
+#[test]
+fn this_machine_is_shown_as_well() {
+    let home = tempfile::tempdir().unwrap();
+    let output = jetforge(home.path()).args(["power", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["readings"]["cpu"]["cores"].as_array().is_some_and(|cores| !cores.is_empty()));
+    assert!(
+        !Path::new(home.path()).join(".local/state/jetforge").exists(),
+        "looking writes nothing"
+    );
+}
