@@ -19,3 +19,4 @@ pub mod quantize;
 pub mod seal;
 pub mod server;
 pub mod store;
+pub mod sync;

@@ -15,12 +15,13 @@
 //! ```
 //!
 //! The code does not cross the wire. Who only listens learns it from the nonces afterwards, when it
-//! is spent, and not the secret. Who stands in between has two secrets with two machines: the public
-//! keys differ, and it has to guess each letter before it is told, one in 2^40 for the whole code.
-//! A wrong guess ends the exchange after the letter that it learned. Letters one by one are what
-//! makes that so: with one commitment to the whole code, the first reveal would give all of it away,
-//! to be used at the other machine. (Bluetooth's passkey entry is made the same way.) A code is good
-//! for a few exchanges, begun ones included, and for one that succeeds.
+//! is spent, and not the secret. Who stands in between has two secrets with two machines: the
+//! public keys differ, and it has to guess each letter before it is told, one in 2^40 for the whole
+//! code. A wrong guess ends the exchange, and gives away the letter it was wrong about: a code that
+//! went wrong is not to be typed again. Letters one by one are what makes that so: with one
+//! commitment to the whole code, the first reveal would give all of it away, to be used at the
+//! other machine. (Bluetooth's passkey entry is made the same way.) The side that shows a code
+//! bounds its exchanges, begun ones included, and lets one succeed.
 
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::hmac;
@@ -45,7 +46,10 @@ pub enum PairError {
     #[error("that is no pairing code: it has {LETTERS} letters and digits")]
     NoCode,
     /// The other side has another code, or somebody stands in between.
-    #[error("the code is not the one that the other machine shows")]
+    #[error(
+        "the code is not the one that the other machine shows, or somebody stands in between; have \
+         it show a new code before you try again"
+    )]
     WrongCode,
     /// The other side says something else than its turn is.
     #[error("the other machine does not keep to the pairing: {0}")]

@@ -11,6 +11,7 @@ use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::fake::{Act, Fake, completion, piece};
 use crate::support::http::{Answer, Wire, get, post, request, send, until};
+use crate::support::socket::Socket;
 
 /// A hub on a free port that probes often and waits briefly.
 fn hub(home: &Path, options: &[&str]) -> Process {
@@ -65,88 +66,118 @@ fn frames(text: &str) -> (String, Value) {
     (values.iter().map(part).collect(), values.last().cloned().unwrap_or_default())
 }
 
+/// A hub before an appliance, each with a key of its own.
+struct Keyed {
+    _homes: [tempfile::TempDir; 2],
+    nano: Process,
+    hub: Process,
+}
+
+const MINE: [(&str, &str); 1] = [("authorization", "Bearer jf-mine")];
+const OF_NANO: [(&str, &str); 1] = [("authorization", "Bearer jf-nano")];
+
+impl Keyed {
+    fn start() -> Keyed {
+        let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let nano = appliance(homes[0].path(), &["--api-key", "jf-nano"]);
+        let address = nano.address.to_string();
+        let keys = ["--nano", &address, "--nano-key", "jf-nano", "--api-key", "jf-mine"];
+        let hub = hub(homes[1].path(), &keys);
+        until("the appliance is well", || {
+            let status = send(hub.address, "GET", "/v1/status", &MINE, "").json();
+            let backends = status["upstream"]["backends"].as_array().unwrap().clone();
+            assert_eq!(backends[1]["kind"], "local");
+            assert_eq!(backends[0]["leaves_this_machine"], false);
+            backends[0]["standing"] == "well"
+        });
+        Keyed { _homes: homes, nano, hub }
+    }
+
+    fn ask(&self, body: &Value) -> Answer {
+        send(self.hub.address, "POST", "/v1/completions", &MINE, &body.to_string())
+    }
+
+    /// The appliance's own answer.
+    fn direct(&self) -> Value {
+        let body = add().to_string();
+        send(self.nano.address, "POST", "/v1/completions", &OF_NANO, &body).json()
+    }
+
+    fn nano(&self) -> String {
+        self.nano.address.to_string()
+    }
+}
+
+fn add() -> Value {
+    json!({"model": "coder", "prompt": "def add(a, b):", "max_tokens": 16, "temperature": 0})
+}
+
 #[test]
 fn a_hub_passes_requests_on_and_says_who_answered() {
-    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let nano = appliance(homes[0].path(), &["--api-key", "jf-nano"]);
-    let address = nano.address.to_string();
-    let nano_key = ["--nano", &address, "--nano-key", "jf-nano", "--api-key", "jf-mine"];
-    let hub = hub(homes[1].path(), &nano_key);
-    let mine = [("authorization", "Bearer jf-mine")];
-    until("the appliance is well", || {
-        let status = send(hub.address, "GET", "/v1/status", &mine, "").json();
-        let backends = status["upstream"]["backends"].as_array().unwrap().clone();
-        assert_eq!(backends[1]["kind"], "local");
-        assert_eq!(backends[0]["leaves_this_machine"], false);
-        backends[0]["standing"] == "well"
-    });
-    let body = json!({"model": "coder", "prompt": "def add(a, b):", "max_tokens": 16,
-        "temperature": 0});
-    let ask = |body: &Value| send(hub.address, "POST", "/v1/completions", &mine, &body.to_string());
-    let answer = ask(&body);
-    assert_eq!((answer.status, host(&answer)), (200, address.as_str()), "{}", answer.text());
-    let own = [("authorization", "Bearer jf-nano")];
-    let direct = send(nano.address, "POST", "/v1/completions", &own, &body.to_string()).json();
+    let house = Keyed::start();
+    let (body, direct) = (add(), house.direct());
+    let answer = house.ask(&body);
+    assert_eq!((answer.status, host(&answer)), (200, &*house.nano()), "{}", answer.text());
     assert_eq!(answer.json()["choices"], direct["choices"]);
-    assert_eq!(answer.json()["jetforge_host"], *address);
+    assert_eq!(answer.json()["jetforge_host"], *house.nano());
     let mut streamed = body.clone();
     streamed["stream"] = json!(true);
-    let answer = ask(&streamed);
-    assert_eq!((answer.status, host(&answer)), (200, address.as_str()));
+    let answer = house.ask(&streamed);
+    assert_eq!((answer.status, host(&answer)), (200, &*house.nano()));
     assert!(answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
     assert_eq!(frames(&answer.text()).0, direct["choices"][0]["text"].as_str().unwrap());
     // The hub's own engine has a model as well, and the appliance's are listed beside it.
-    let ids: Vec<Value> = get(hub.address, "/v1/models").json()["data"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|model| model["id"].clone())
-        .collect();
+    let models = get(house.hub.address, "/v1/models").json();
+    let models = models["data"].as_array().unwrap().iter();
+    let ids: Vec<Value> = models.map(|model| model["id"].clone()).collect();
     assert!(ids.contains(&json!("default")) && ids.contains(&json!("coder")), "{ids:?}");
     // Keys: ours at the door, the hub's own at the appliance.
-    assert_eq!(post(hub.address, "/v1/completions", &body).status, 401);
-    let nano_key = [("authorization", "Bearer jf-nano")];
-    let wrong = send(hub.address, "POST", "/v1/completions", &nano_key, &body.to_string());
+    assert_eq!(post(house.hub.address, "/v1/completions", &body).status, 401);
+    let wrong = send(house.hub.address, "POST", "/v1/completions", &OF_NANO, &body.to_string());
     assert_eq!(wrong.status, 401);
     // A model that nobody has, and a request that is wrong everywhere.
     let mut unknown = body.clone();
     unknown["model"] = json!("nobody-has-it");
-    let answer = ask(&unknown);
+    let answer = house.ask(&unknown);
     assert_eq!((answer.status, answer.error_type().as_str()), (404, "not_found_error"));
     assert!(answer.text().contains("coder"), "{}", answer.text());
     let mut wrong = body.clone();
     wrong["temperature"] = json!("hot");
-    let answer = ask(&wrong);
-    assert_eq!((answer.status, host(&answer)), (400, address.as_str()), "{}", answer.text());
-    // The page of the hub, as a person sees it.
-    let url = format!("{}", hub.address);
+    let answer = house.ask(&wrong);
+    assert_eq!((answer.status, host(&answer)), (400, &*house.nano()), "{}", answer.text());
+}
+
+#[test]
+fn tasks_go_by_the_socket_and_people_by_the_command_line() {
+    let house = Keyed::start();
+    // AutoCoder's tasks, by its WebSocket: the appliance keeps them under their ids.
+    let task = json!({"request_id": "t1", "request_type": "code_generation",
+        "prompt": "def add(a, b):", "parameters": {"max_tokens": 8, "temperature": 0}});
+    let mut socket = Socket::open(house.hub.address, "/ws", &MINE).ok().unwrap();
+    socket.send(&task.to_string());
+    let said: Value = serde_json::from_str(&socket.read().unwrap()).unwrap();
+    assert_eq!((&said["request_id"], &said["status"]), (&json!("t1"), &json!("success")), "{said}");
+    assert_eq!(send(house.nano.address, "GET", "/tasks/t1", &OF_NANO, "").status, 200);
+    socket.send(r#"{"request_id": "t2", "prompt": 7}"#);
+    let said: Value = serde_json::from_str(&socket.read().unwrap()).unwrap();
+    assert_eq!((&said["request_id"], &said["status"]), (&json!("t2"), &json!("error")), "{said}");
+    // The verbs.
+    let url = house.hub.address.to_string();
     let run = |args: &[&str]| {
-        let output = jetforge(homes[1].path()).args(args).output().unwrap();
+        let own = ["--url", &url, "--key", "jf-mine"];
+        let home = tempfile::tempdir().unwrap();
+        let output = jetforge(home.path()).args(args).args(own).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let status = run(&["hub", "status", "--url", &url, "--key", "jf-mine"]);
+    let status = run(&["hub", "status"]);
     assert!(status.contains("appliance") && status.contains("coder"), "{status}");
-    let status = run(&["hub", "status", "--url", &url, "--key", "jf-mine", "--json"]);
-    let status: Value = serde_json::from_str(&status).unwrap();
-    assert_eq!(status["backends"][0]["name"], *address);
-    let args = [
-        "client",
-        "--prompt",
-        "def add(a, b):",
-        "--raw",
-        "--model",
-        "coder",
-        "-n",
-        "16",
-        "--temp",
-        "0",
-        "--url",
-        &url,
-        "--key",
-        "jf-mine",
-    ];
-    assert_eq!(run(&args).trim_end(), direct["choices"][0]["text"].as_str().unwrap().trim_end());
+    let status: Value = serde_json::from_str(&run(&["hub", "status", "--json"])).unwrap();
+    assert_eq!(status["backends"][0]["name"], *house.nano());
+    let client = ["client", "--prompt", "def add(a, b):", "--raw", "--model", "coder"];
+    let said = run(&[&client[..], &["-n", "16", "--temp", "0"]].concat());
+    let direct = house.direct();
+    assert_eq!(said.trim_end(), direct["choices"][0]["text"].as_str().unwrap().trim_end());
 }
 
 #[test]
@@ -282,6 +313,22 @@ fn a_server_outside_without_an_answer_is_a_failure_that_ends() {
     assert_eq!(silent.heard()[0].json()["model"], "m");
     let answer = post(hub.address, "/api/generate", &json!({"model": "m", "prompt": "x"}));
     assert_eq!(answer.status, 501, "{}", answer.text());
+}
+
+#[test]
+fn with_hedging_a_second_one_answers_for_a_silent_one() {
+    let home = tempfile::tempdir().unwrap();
+    let silent = Fake::external("m", |_| Act::Silence);
+    let good = Fake::external("m", |_| Act::Json(200, completion("fine")));
+    let hub = hub_before(home.path(), &[&silent, &good], &["--set", "hub.hedge_ms=20"]);
+    let mut n = 0;
+    until("the silent one is asked first", || {
+        n += 1;
+        let body = json!({"model": "m", "prompt": format!("{n}")});
+        let answer = post(hub.address, "/v1/completions", &body);
+        assert_eq!((answer.status, host(&answer)), (200, good.address.to_string().as_str()));
+        !silent.heard().is_empty()
+    });
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
     assert!(said.contains("no code is open"), "{said}");
     let (code, shown, _) = run(homes[0].path(), &["pair"]);
     assert_eq!((code, shown.trim().len()), (0, 9), "{shown}");
-    let (code, _, said) = setup(homes[1].path(), &nano, "not-a-code");
+    let (code, _, said) = setup(homes[1].path(), &nano, "not-a-code!");
     assert_eq!(code, 2, "{said}");
     // Another code is refused by the appliance; the right one still works.
     let wrong = if shown.starts_with("0000") { "1111-1111" } else { "0000-0000" };

@@ -28,17 +28,17 @@ struct Twin {
 }
 
 /// Hugging Face's name of a tensor.
-fn name_of(gguf: &str) -> String {
+fn name_of(gguf: &str, is_phi: bool) -> String {
     let parts = [
         ("attn_norm", "input_layernorm"),
         ("attn_q", "self_attn.q_proj"),
         ("attn_k", "self_attn.k_proj"),
         ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
+        ("attn_output", if is_phi { "self_attn.dense" } else { "self_attn.o_proj" }),
         ("ffn_norm", "post_attention_layernorm"),
         ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
+        ("ffn_up", if is_phi { "mlp.fc1" } else { "mlp.up_proj" }),
+        ("ffn_down", if is_phi { "mlp.fc2" } else { "mlp.down_proj" }),
     ];
     match gguf.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, rest)) => {
@@ -48,9 +48,12 @@ fn name_of(gguf: &str) -> String {
         }
         None => match gguf {
             "token_embd.weight" => "model.embed_tokens.weight".to_owned(),
-            "output_norm.weight" => "model.norm.weight".to_owned(),
-            "output.weight" => "lm_head.weight".to_owned(),
-            other => panic!("{other}"),
+            other => match other.split_once('.') {
+                Some(("output_norm", kind)) if is_phi => format!("model.final_layernorm.{kind}"),
+                Some(("output_norm", kind)) => format!("model.norm.{kind}"),
+                Some(("output", kind)) => format!("lm_head.{kind}"),
+                _ => panic!("{other}"),
+            },
         },
     }
 }
@@ -86,17 +89,35 @@ impl Twin {
             _ if name.contains("attn_k.") => Some(number("attention.head_count_kv") as usize),
             _ => None,
         };
-        let tensors = gguf.tensors().iter().map(|info| {
+        let is_phi = arch == "phi2";
+        let tensors = gguf.tensors().iter().flat_map(|info| {
             let bytes = gguf.bytes(info);
             let bytes = n_head(&info.name).map_or(bytes.to_vec(), |n| in_halves(bytes, n));
             let shape: Vec<u64> = info.shape.iter().rev().copied().collect();
             let dtype = if info.ty == TensorType::BF16 { "BF16" } else { "F32" };
-            (name_of(&info.name), dtype, shape, bytes)
+            // One matrix for three in the recipe; the folder keeps them apart.
+            let parts: &[&str] =
+                if info.name.contains("attn_qkv") { &["q", "k", "v"] } else { &[""] };
+            let (n_bytes, mut shape) = (bytes.len() / parts.len(), shape);
+            shape[0] /= parts.len() as u64;
+            let part = |(i, part): (usize, &&str)| {
+                let name = name_of(&info.name.replace("qkv", part), is_phi);
+                (name, dtype, shape.clone(), bytes[i * n_bytes..][..n_bytes].to_vec())
+            };
+            parts.iter().enumerate().map(part).collect::<Vec<Tensor>>()
         });
         let tensors = tensors.collect();
-        let class = if arch == "llama" { "LlamaForCausalLM" } else { "Qwen2ForCausalLM" };
+        let class = match arch.as_str() {
+            "llama" => "LlamaForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            "phi2" => "PhiForCausalLM",
+            _ => "StableLmForCausalLM",
+        };
+        let is_layer_norm = matches!(arch.as_str(), "phi2" | "stablelm");
+        let eps = if is_layer_norm { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+        let eps = float(&format!("attention.{eps}"));
         let mut config = json!({
-            "architectures": [class], "hidden_act": "silu",
+            "architectures": [class], "hidden_act": if is_phi { "gelu_new" } else { "silu" },
             "vocab_size": number("vocab_size"),
             "hidden_size": number("embedding_length"),
             "intermediate_size": number("feed_forward_length"),
@@ -104,10 +125,17 @@ impl Twin {
             "num_attention_heads": number("attention.head_count"),
             "num_key_value_heads": number("attention.head_count_kv"),
             "max_position_embeddings": number("context_length"),
-            "rms_norm_eps": float("attention.layer_norm_rms_epsilon"),
+            if is_layer_norm { "layer_norm_eps" } else { "rms_norm_eps" }: eps,
             "rope_theta": float("rope.freq_base"),
             "tie_word_embeddings": gguf.tensor("output.weight").is_none(),
         });
+        if let Ok(Some(n)) = meta.u64(&format!("{arch}.rope.dimension_count")) {
+            let head_dim = number("embedding_length") / number("attention.head_count");
+            config["partial_rotary_factor"] = (n as f64 / head_dim as f64).into();
+        }
+        if let Ok(Some(is_parallel)) = meta.bool(&format!("{arch}.use_parallel_residual")) {
+            config["use_parallel_residual"] = is_parallel.into();
+        }
         if let Ok(Some(factor)) = meta.f32(&format!("{arch}.rope.scaling.factor")) {
             config["rope_scaling"] = json!({"type": "linear", "factor": factor});
         }
@@ -179,9 +207,10 @@ fn tokenizer_of(gguf: &Gguf) -> (Json, Json) {
     let merges = meta.strs("tokenizer.ggml.merges").unwrap().unwrap_or_default();
     let split =
         |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"});
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+    let is_phi = meta.str("tokenizer.ggml.pre").unwrap() == Some("phi-2");
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": is_phi});
     let rules = match meta.str("tokenizer.ggml.pre").unwrap() {
-        Some("qwen2") => vec![split(concat!(
+        Some("qwen2" | "stablelm2") => vec![split(concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ))],
@@ -230,9 +259,12 @@ fn answer(dir: &Path, model: &str) -> (String, String) {
 
 #[test]
 fn a_folder_becomes_the_file_that_its_twin_is() {
-    for (case, is_bf16, n_file, recipe) in
-        [("llama", false, 1, "F32"), ("llama-linear", true, 3, "BF16"), ("qwen2", true, 2, "BF16")]
-    {
+    for (case, is_bf16, n_file, recipe) in [
+        ("llama", false, 1, "F32"),
+        ("llama-linear", true, 3, "BF16"),
+        ("qwen2", true, 2, "BF16"),
+        ("stablelm", true, 2, "BF16"),
+    ] {
         let twin = Twin::new(case, is_bf16);
         twin.write(n_file);
         let made = run(twin.dir.path(), &["quantize", "model", "made.gguf", recipe]);
@@ -248,6 +280,8 @@ fn a_folder_becomes_the_file_that_its_twin_is() {
             // Scores follow the numbers of tokens; the recipe's are its own.
             if ["general.name", "general.quantization_version", "tokenizer.ggml.scores"]
                 .contains(&key)
+                // Qwen's rule by another name.
+                || (case == "stablelm" && key == "tokenizer.ggml.pre")
             {
                 continue;
             }
@@ -260,6 +294,19 @@ fn a_folder_becomes_the_file_that_its_twin_is() {
         let (mine, theirs) = (answer(dir, "made.gguf"), answer(dir, "twin.gguf"));
         assert_eq!(mine, theirs, "{case}");
     }
+}
+
+/// Phi keeps queries, keys and values apart, and the recipe's file has them in one matrix: other
+/// tensors, the same numbers.
+#[test]
+fn a_folder_of_phi_answers_as_its_twin_does() {
+    let twin = Twin::new("phi2", false);
+    twin.write(2);
+    let dir = twin.dir.path();
+    let made = run(dir, &["quantize", "model", "made.gguf", "F32"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    std::fs::write(dir.join("twin.gguf"), Recipe::read("phi2").build(TensorType::F32)).unwrap();
+    assert_eq!(answer(dir, "made.gguf"), answer(dir, "twin.gguf"));
 }
 
 /// From the folder at once, and over a file in between: the same weights.
@@ -294,9 +341,9 @@ fn what_is_not_understood_is_refused() {
     let twin = || Twin::new("qwen2", true);
     type Change = fn(&mut Twin);
     let cases: [(Change, &str); 10] = [
-        (|t| t.config["architectures"][0] = "MambaForCausalLM".into(), "Qwen2ForCausalLM are"),
+        (|t| t.config["architectures"][0] = "MambaForCausalLM".into(), "StableLmForCausalLM are"),
         (|t| t.config["rope_scaling"] = json!({"type": "dynamic", "factor": 2}), "linear and yarn"),
-        (|t| t.config["hidden_act"] = "gelu".into(), "silu is"),
+        (|t| t.config["hidden_act"] = "gelu".into(), "of the family"),
         (|t| t.config["num_hidden_layers"] = u64::MAX.into(), "of a usual size"),
         (|t| t.config["vocab_size"] = 64.into(), "beyond vocab_size"),
         (|t| drop(t.tensors.remove(4)), "the weights have no"),

@@ -17,10 +17,11 @@ use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
-use crate::jobs::{AlwaysGo, Jobs, JobsError};
+use crate::jobs::{AlwaysGo, Jobs};
 use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
+use crate::sync::Node;
 
 /// The service before it listens.
 pub struct Service {
@@ -85,23 +86,27 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
-        if let Some(store) = &kept {
+        let store = kept.map(|(store, sync)| {
             gate.pair_with(&state_dir, store.clone(), machine_name());
-        }
-        Ok(Service { host, gate, notes, store: kept })
+            gate.keep_sync(sync);
+            store
+        });
+        Ok(Service { host, gate, notes, store })
     }
 
-    /// The jobs of the state directory. A service whose jobs cannot be had answers requests, and
-    /// says why it keeps none.
-    fn open_jobs(&self, kept: &mut Option<Store>, notes: &mut Vec<String>) -> Option<Jobs> {
+    /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A
+    /// service whose jobs cannot be had answers requests, and says why it keeps none.
+    fn open_jobs(&self, kept: &mut Option<(Store, Node)>, notes: &mut Vec<String>) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
         }
-        let open = || -> Result<Jobs, JobsError> {
+        let open = || -> Result<Jobs, Box<dyn std::error::Error>> {
             let opened = Store::open(&self.dirs.state)?;
             notes.extend(opened.notes);
-            *kept = Some(opened.store.clone());
+            // Peers are told of what ran when the program went, so this comes before the jobs.
+            let sync = Node::open(opened.store.clone())?;
+            *kept = Some((opened.store.clone(), sync));
             let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));

@@ -287,6 +287,52 @@ pub const STORE_LOST_NAMED_MAX: usize = 20;
 pub const STORE_LINE_BYTES_MAX: usize = 128 << 20;
 /// Machines that this one is paired with.
 pub const PEERS_MAX: usize = 64;
+/// How far a peer's clock may drag ours beyond what our own says: a day, and the hours of zones.
+pub const SYNC_DRIFT_MS_MAX: i64 = 26 * 3600 * 1000;
+/// Bytes of an entry that travels between two machines.
+pub const SYNC_ENTRY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a message between two machines.
+pub const SYNC_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Entries of a message between two machines.
+pub const SYNC_ENTRIES_MAX: usize = 256;
+/// The greatest number of an entry: what JSON's readers everywhere can count.
+pub const SYNC_SEQ_MAX: u64 = 1 << 53;
+/// Characters of the kind of an entry.
+pub const SYNC_KIND_BYTES_MAX: usize = 64;
+/// Bytes of the key of an entry.
+pub const SYNC_KEY_BYTES_MAX: usize = 256;
+/// Entries of an outbox, for each peer.
+pub const SYNC_OUTBOX_MAX: u64 = 50_000;
+/// Bytes of an outbox, for each peer.
+pub const SYNC_OUTBOX_BYTES_MAX: u64 = 256 << 20;
+/// Entries that stay though the peer has them, should its store go back in time.
+pub const SYNC_KEEP_MAX: u64 = 2_000;
+/// Bytes beyond which none stays for that.
+pub const SYNC_KEEP_BYTES_MAX: u64 = 32 << 20;
+/// Entries of a peer that are known again: more than it can send twice.
+pub const SYNC_SEEN_MAX: u64 = 2 * SYNC_OUTBOX_MAX;
+/// Entries that are set aside, for each peer; the oldest go first.
+pub const SYNC_HELD_MAX: u64 = 1_000;
+/// Copies of one thing that did not count.
+pub const SYNC_COPIES_MAX: u64 = 8;
+/// What records ask of other rooms, done at a time.
+pub const SYNC_ACTS_MAX: usize = 64;
+/// Things that are known by sync; what changed the longest ago goes first.
+pub const SYNC_RECORDS_MAX: i64 = 200_000;
+/// Bytes that they take.
+pub const SYNC_RECORDS_BYTES_MAX: i64 = 2 << 30;
+/// Bytes of records that are shown at a time.
+pub const SYNC_SHOWN_BYTES_MAX: usize = 16 << 20;
+/// Time between two calls while there is nothing to say.
+pub const SYNC_IDLE_MS: u64 = 15_000;
+/// Time in which a peer has to take a connection.
+pub const SYNC_CONNECT_MS: u64 = 5_000;
+/// Time that an exchange may take, with its messages both ways.
+pub const SYNC_CALL_MS: u64 = 60_000;
+/// First pause after a call that failed.
+pub const SYNC_PAUSE_MS_MIN: u64 = 500;
+/// Longest pause between two calls.
+pub const SYNC_PAUSE_MS_MAX: u64 = 60_000;
 /// Jobs that run at once.
 pub const JOBS_AT_ONCE_MAX: usize = 64;
 /// Jobs that wait or run.
@@ -352,6 +398,8 @@ pub const HUB_PAUSE_MS: u64 = 1000;
 pub const HUB_PAUSE_MS_MAX: u64 = 60_000;
 /// Backends of a hub.
 pub const HUB_BACKENDS_MAX: usize = 64;
+/// Hubs that pass a request on, one to the next; the last one answers it itself.
+pub const HUB_HOPS_MAX: u32 = 2;
 /// Backends that one request tries, where the options name no number.
 pub const HUB_TRIES_MAX: usize = 3;
 /// Bytes of one frame of a stream that the hub passes on.

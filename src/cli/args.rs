@@ -102,6 +102,8 @@ pub enum Verb {
     Key(verbs::key::KeyArgs),
     /// List, show, retry, cancel and watch jobs of a running service
     Jobs(verbs::jobs::JobsArgs),
+    /// Show how this machine stands with those that it is paired with, and bring them together
+    Sync(verbs::sync::SyncArgs),
     /// Write the jobs that are kept as JSON lines or SQL
     Export(verbs::export::ExportArgs),
     /// Read jobs that were exported as JSON lines

@@ -88,6 +88,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Cache(args) => verbs::cache::run(context, &args),
         Verb::Key(args) => verbs::key::run(context, &args),
         Verb::Jobs(args) => verbs::jobs::run(context, &args),
+        Verb::Sync(args) => verbs::sync::run(context, &args),
         Verb::Export(args) => verbs::export::export(context, &args),
         Verb::Import(args) => verbs::export::import(context, &args),
         Verb::Power(args) => verbs::power::run(context, &args),

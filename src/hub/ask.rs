@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::backend::Backend;
 use super::policy::{Haste, Kind, Need, Speech};
+use crate::base::limits::HUB_HOPS_MAX;
 use crate::inference::Priority;
 use crate::server::{Admitted, Caller};
 
@@ -62,6 +63,13 @@ const SEEDED: [&str; 6] = [
 const PASSED: [HeaderName; 3] =
     [header::CONTENT_TYPE, header::ACCEPT, HeaderName::from_static("x-jetforge-cache")];
 
+/// How many hubs have passed a request on: two that know each other would pass it on for ever.
+const HOPS: HeaderName = HeaderName::from_static("x-jetforge-hops");
+
+fn n_hop(headers: &HeaderMap) -> u32 {
+    headers.get(&HOPS).and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
 /// Bytes at the start of a conversation that tell it from others.
 const AFFINITY_BYTES: usize = 1024;
 
@@ -86,7 +94,8 @@ impl Asked {
     pub fn read(mut admitted: Admitted, seed: u32) -> Option<Asked> {
         let route = admitted.parts.extensions.get::<MatchedPath>()?.as_str().to_owned();
         let speech = PATHS.iter().find(|(path, _)| *path == route).map(|(_, speech)| *speech)?;
-        if admitted.parts.method != Method::POST {
+        let is_far = n_hop(&admitted.parts.headers) >= HUB_HOPS_MAX;
+        if admitted.parts.method != Method::POST || is_far {
             return None;
         }
         // What is no object gets its error here.
@@ -140,6 +149,7 @@ impl Asked {
             Some((name, value))
         });
         let mut headers: HeaderMap = passed.collect();
+        headers.insert(HOPS, n_hop(own).saturating_add(1).into());
         let caller = self.admitted.parts.extensions.get::<Caller>();
         if let Some(id) = caller.and_then(|caller| caller.request_id.parse().ok()) {
             headers.insert(HeaderName::from_static("x-request-id"), id);

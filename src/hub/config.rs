@@ -28,6 +28,9 @@ pub struct HubConfig {
     pub local: bool,
     /// Backends that one request tries.
     pub n_try: usize,
+    /// Time after which a second backend is asked beside a first one that has said nothing; 0 asks
+    /// one at a time.
+    pub hedge_ms: u64,
     /// Time for a connection.
     pub connect_ms: u64,
     /// Time for the head of a stream.
@@ -53,6 +56,7 @@ impl Default for HubConfig {
             key_file: None,
             local: true,
             n_try: HUB_TRIES_MAX,
+            hedge_ms: 0,
             connect_ms: 3000,
             head_ms: 120_000,
             answer_ms: 600_000,

@@ -33,6 +33,8 @@ pub enum Failure {
 pub struct Health {
     standing: Standing,
     n_failed: u32,
+    /// Probes that failed in a row: they and requests do not add up.
+    n_probe_failed: u32,
     n_ejection: u32,
     /// When it is to be probed next.
     probe_ms: u64,
@@ -77,6 +79,7 @@ impl Health {
 
     /// A probe found it well; the next one is due after `every_ms`.
     pub fn probed(&mut self, now_ms: u64, every_ms: u64) {
+        self.n_probe_failed = 0;
         if let Standing::Ejected { .. } = self.standing {
             // On trial.
             self.n_failed = HUB_EJECT_FAILURES - 1;
@@ -109,17 +112,25 @@ impl Health {
     /// A probe that failed is to be repeated after `every_ms`, unless it ejects.
     pub fn probe_failed(&mut self, failure: Failure, why: String, at: Moment, every_ms: u64) {
         self.probe_ms = at.now_ms + every_ms;
-        self.failed(failure, why, at);
+        self.n_probe_failed = self.n_probe_failed.saturating_add(1);
+        // One that is out already stays out with every probe that fails.
+        let is_out = matches!(self.standing, Standing::Ejected { .. });
+        let n_failed = if is_out { HUB_EJECT_FAILURES } else { self.n_probe_failed };
+        self.eject_after(n_failed, failure, why, at);
     }
 
-    /// It failed.
+    /// A request failed.
     pub fn failed(&mut self, failure: Failure, why: String, at: Moment) {
-        self.why = Some(why);
         self.n_failed = self.n_failed.saturating_add(1);
+        self.eject_after(self.n_failed, failure, why, at);
+    }
+
+    fn eject_after(&mut self, n_failed: u32, failure: Failure, why: String, at: Moment) {
+        self.why = Some(why);
         let is_certain = matches!(failure, Failure::Gone | Failure::Denied);
         let is_out =
             matches!(self.standing, Standing::Ejected { until_ms } if until_ms > at.now_ms);
-        if is_out || !is_certain && self.n_failed < HUB_EJECT_FAILURES {
+        if is_out || !is_certain && n_failed < HUB_EJECT_FAILURES {
             return;
         }
         let pause = HUB_PAUSE_MS.checked_shl(self.n_ejection).unwrap_or(u64::MAX);

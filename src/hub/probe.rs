@@ -101,6 +101,8 @@ async fn probe(hub: &Hub, backend: &Backend, target: &Target) {
     let every_ms = hub.config().probe_ms;
     let mut state = backend.state();
     let before = state.health.standing();
+    // One that says it is busy or loading has not gone.
+    let is_bad = matches!(found, Found::Bad(..));
     match found {
         Found::Well => state.health.probed(hub.now_ms(), every_ms),
         Found::Loading => state.health.loading(hub.now_ms(), LOADING_MS),
@@ -111,7 +113,7 @@ async fn probe(hub: &Hub, backend: &Backend, target: &Target) {
     let (now, why) = (state.health.standing(), state.health.why().map(str::to_owned));
     drop(state);
     let is_out = |standing| matches!(standing, Standing::Ejected { .. });
-    if is_out(now) {
+    if is_out(now) && is_bad {
         backend.tell_gone();
     }
     if is_out(before) != is_out(now) || before == Standing::Unknown {

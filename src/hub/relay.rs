@@ -54,6 +54,8 @@ pub(super) struct Trip {
     pub hub: Arc<Hub>,
     pub asked: Asked,
     pub here: Here,
+    /// Whether a job asks, for whom an answer that failed must not look like a whole one.
+    pub is_job: bool,
     /// Who is to be tried, best first.
     left: VecDeque<Arc<Backend>>,
     /// What went wrong so far, for the refusal.
@@ -83,8 +85,9 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
         Err(error) => return error.into_response(),
     };
     let mut said = None;
-    while let Some(backend) = trip.left.pop_front() {
-        let missed = match trip.open(&backend).await {
+    while let Some(first) = trip.left.pop_front() {
+        let (backend, opened) = trip.attempt(first).await;
+        let missed = match opened {
             Ok(Opened::Whole(response)) => return named(response, &backend.name),
             Ok(Opened::Stream(incoming, headers)) => {
                 let response = stream::respond(trip, incoming, headers);
@@ -92,8 +95,7 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
             }
             Err(missed) => missed,
         };
-        tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
-        trip.told.push(format!("{}: {}", backend.name, missed.why));
+        trip.tell(&backend, &missed);
         let response = missed.response.map(|response| named(response, &backend.name));
         match retry::next(missed.outcome, trip.stakes(false)) {
             Next::Another | Next::Replay => said = response.or(said),
@@ -116,7 +118,8 @@ impl Trip {
         if left.is_empty() {
             return Err(nobody(&hub, &asked));
         }
-        Ok(Trip { hub, asked, here, left, told: Vec::new() })
+        let is_job = crate::server::is_job();
+        Ok(Trip { hub, asked, here, is_job, left, told: Vec::new() })
     }
 
     /// The next backend to be tried.
@@ -136,6 +139,44 @@ impl Trip {
             .into_response()
     }
 
+    fn tell(&mut self, backend: &Backend, missed: &Missed) {
+        tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
+        self.told.push(format!("{}: {}", backend.name, missed.why));
+    }
+
+    /// One try; two side by side if hedging is on and the first one takes long. Whoever answers
+    /// first wins, and the other one is left.
+    async fn attempt(&mut self, first: Arc<Backend>) -> (Arc<Backend>, Result<Opened, Missed>) {
+        let hedge = Duration::from_millis(self.hub.config().hedge_ms);
+        let second = self.left.front().filter(|_| !hedge.is_zero() && !self.asked.is_kept).cloned();
+        let Some(second) = second else {
+            let opened = self.open(&first).await;
+            return (first, opened);
+        };
+        let (winner, lost) = {
+            let mut one = std::pin::pin!(self.open(&first));
+            if let Ok(opened) = tokio::time::timeout(hedge, &mut one).await {
+                return (Arc::clone(&first), opened);
+            }
+            let mut two = std::pin::pin!(self.open(&second));
+            tokio::select! {
+                opened = &mut one => match opened {
+                    Ok(_) => ((Arc::clone(&first), opened), None),
+                    Err(missed) => ((Arc::clone(&second), two.await), Some((&first, missed))),
+                },
+                opened = &mut two => match opened {
+                    Ok(_) => ((Arc::clone(&second), opened), None),
+                    Err(missed) => ((Arc::clone(&first), one.await), Some((&second, missed))),
+                },
+            }
+        };
+        self.left.pop_front();
+        if let Some((backend, missed)) = lost {
+            self.tell(backend, &missed);
+        }
+        winner
+    }
+
     /// Asks one backend, and writes down how it went.
     pub async fn open(&self, backend: &Arc<Backend>) -> Result<Opened, Missed> {
         let busy = backend.begin();
@@ -145,8 +186,16 @@ impl Trip {
             Err(error) => Err(self.failed(backend, error)),
         };
         let now_ms = self.hub.now_ms();
+        let has_words = match &opened {
+            Ok(Opened::Whole(_)) => true,
+            // A head alone is no answer yet; what becomes of it is seen where it is passed on.
+            Ok(Opened::Stream(incoming, _)) => incoming.has_words(),
+            Err(_) => false,
+        };
         if opened.is_ok() {
             backend.n_answered.fetch_add(1, Ordering::Relaxed);
+        }
+        if has_words {
             backend.state().health.answered(now_ms, now_ms - start_ms);
         }
         opened
@@ -246,7 +295,10 @@ impl Trip {
         let now_ms = self.hub.now_ms();
         let remote = backend.target.is_some();
         match status.as_u16() {
-            401 | 403 if remote => self.note(backend, Failure::Denied, &why),
+            401 if remote => self.note(backend, Failure::Denied, &why),
+            // A moderator, a model that the key may not use, a dialect that is turned off there:
+            // about this request, not about the backend. Probes find out about its key.
+            403 | 501 => {}
             429 | 503 => {
                 let for_ms = after.map_or(FULL_MS, |s| s.saturating_mul(1000));
                 backend.state().health.refused(now_ms, for_ms);

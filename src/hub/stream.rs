@@ -10,6 +10,7 @@
 //! Frames pass as they are. A client that reads slowly holds the backend up and nothing else grows;
 //! one that leaves ends the generation.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -79,6 +80,11 @@ impl Incoming {
         }
     }
 
+    /// Whether a frame that says something has come.
+    pub fn has_words(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// The next frame; `None` at the end.
     async fn next(&mut self, idle: Duration) -> Result<Option<Bytes>, Fault> {
         if let Some(frame) = self.held.take() {
@@ -129,17 +135,17 @@ pub(super) fn respond(trip: Trip, incoming: Incoming, headers: HeaderMap) -> Res
 }
 
 /// Frames that wait for hyper.
-struct Outgoing(Receiver<Bytes>);
+struct Outgoing(Receiver<io::Result<Bytes>>);
 
 impl hyper::body::Body for Outgoing {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| bytes.map(Frame::data)))
     }
 }
 
@@ -156,7 +162,7 @@ enum Part {
 struct Flow {
     trip: Trip,
     form: Form,
-    out: Sender<Bytes>,
+    out: Sender<io::Result<Bytes>>,
     transcript: Transcript,
     replay: Option<Replay>,
     /// Whether the host's name stands in a frame since the last change.
@@ -224,7 +230,7 @@ impl Flow {
                     Err(part) => return part,
                 },
             };
-            if self.out.send(frame).await.is_err() {
+            if self.out.send(Ok(frame)).await.is_err() {
                 return Part::Over;
             }
         }
@@ -283,7 +289,7 @@ impl Flow {
                     self.is_named = false;
                     if self.form == Form::Events {
                         let note = format!(": goes on at {}\n\n", backend.name);
-                        let _ = self.out.send(note.into()).await;
+                        let _ = self.out.send(Ok(note.into())).await;
                     }
                     return Some(incoming);
                 }
@@ -307,7 +313,11 @@ impl Flow {
             }
             (Form::Events, _) => frames::write(Form::Events, &error.to_json()),
         };
-        let _ = self.out.send(frame).await;
+        let _ = self.out.send(Ok(frame)).await;
+        if self.trip.is_job {
+            // What ends in good order would be kept as the answer.
+            let _ = self.out.send(Err(io::Error::other(why.to_owned()))).await;
+        }
     }
 }
 

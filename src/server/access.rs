@@ -23,8 +23,10 @@ use super::{ApiError, ServerError};
 /// Paths that need no key, as in llama.cpp, and the page with its description.
 const PUBLIC: [&str; 7] =
     ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json", "/v1/pair"];
+/// Paths that ask for a peer's key themselves.
+const PEERS: [&str; 1] = ["/v1/sync/exchange"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 11] = [
+const ADMIN: [(&str, Option<Method>); 16] = [
     ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),
@@ -36,6 +38,11 @@ const ADMIN: [(&str, Option<Method>); 11] = [
     ("/api/delete", None),
     ("/debug", None),
     ("/debug/{id}", None),
+    ("/v1/sync/records", None),
+    ("/v1/sync/now", None),
+    ("/v1/sync/retry", None),
+    ("/v1/sync/export", None),
+    ("/v1/sync/import", None),
 ];
 
 /// What is allowed.
@@ -105,7 +112,8 @@ impl Access {
         route: Option<&str>,
         headers: &HeaderMap,
     ) -> Result<Option<Arc<Key>>, ApiError> {
-        if !self.ring.is_required() || route.is_some_and(|route| PUBLIC.contains(&route)) {
+        let is_free = |route| PUBLIC.contains(&route) || PEERS.contains(&route);
+        if !self.ring.is_required() || route.is_some_and(is_free) {
             return Ok(None);
         }
         let key = self.key(headers);
@@ -138,7 +146,7 @@ fn scope_of(method: &Method, route: Option<&str>) -> Scope {
 }
 
 /// The key that a request shows.
-fn presented(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn presented(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION).or_else(|| headers.get("x-api-key"))?;
     let text = value.to_str().ok()?;
     let is_bearer = text.get(..7).is_some_and(|word| word.eq_ignore_ascii_case("bearer "));

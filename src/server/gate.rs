@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::request::Parts;
@@ -18,7 +19,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::access::{Access, check_exposure};
 use super::account::{Account, Requests};
@@ -38,6 +39,7 @@ use crate::base::limits::{
 };
 use crate::jobs::Jobs;
 use crate::store::Store;
+use crate::sync::Node;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -94,7 +96,11 @@ struct Shared {
     run: u32,
     n_request: AtomicU64,
     jobs: OnceLock<Door>,
+    sync: OnceLock<Node>,
+    sync_bell: Arc<Notify>,
     forward: OnceLock<Arc<dyn Forward>>,
+    /// The dialects behind it.
+    elsewhere: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
 }
 
@@ -122,7 +128,10 @@ impl Gate {
             run,
             n_request: AtomicU64::new(0),
             jobs: OnceLock::new(),
+            sync: OnceLock::new(),
+            sync_bell: Arc::default(),
             forward: OnceLock::new(),
+            elsewhere: OnceLock::new(),
             pair_desk: OnceLock::new(),
         })))
     }
@@ -138,6 +147,26 @@ impl Gate {
     /// Takes jobs from now on; a router that is made afterwards answers for them.
     pub fn keep_jobs(&self, jobs: Jobs) {
         let _ = self.0.jobs.set(Door::new(jobs));
+    }
+
+    /// Syncs with peers from now on.
+    pub fn keep_sync(&self, sync: Node) {
+        let _ = self.0.sync.set(sync);
+    }
+
+    /// The node that syncs, if the service keeps a store.
+    pub(super) fn sync(&self) -> Option<&Node> {
+        self.0.sync.get()
+    }
+
+    /// Wakes whoever calls peers.
+    pub(super) fn wake_sync(&self) {
+        self.0.sync_bell.notify_one();
+    }
+
+    /// What wakes them.
+    pub(super) fn sync_bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.sync_bell)
     }
 
     /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
@@ -159,6 +188,15 @@ impl Gate {
     /// does so.
     pub fn forward_with(&self, forward: Arc<dyn Forward>) {
         let _ = self.0.forward.set(forward);
+    }
+
+    /// Says who answers requests that come by other ways than HTTP, where that may be elsewhere.
+    pub(super) fn answer_elsewhere(&self, dialects: Router) {
+        let _ = self.0.elsewhere.set(dialects);
+    }
+
+    pub(super) fn elsewhere(&self) -> Option<Router> {
+        self.0.elsewhere.get().cloned()
     }
 
     /// Who decides where requests are answered, if it is not always here.

@@ -163,7 +163,7 @@ async fn open(
 }
 
 async fn answer(asked: Asked) -> Result<(), ApiError> {
-    let Asked { server, mut message, bytes, out } = asked;
+    let Asked { server, mut message, bytes, out, .. } = asked;
     let fields = Fields::parse(&bytes)?;
     // Checks the name that the caller chose, or gives one.
     let name = request::own(&fields, &message.caller, &server.0.options)?.id;
@@ -191,7 +191,6 @@ async fn answer(asked: Asked) -> Result<(), ApiError> {
     let (text, is_new) = texts.enter(&key, digest(&Value::Object(body.0.clone())))?;
     if is_new {
         body.0.insert("request_id".into(), key.1.as_str().into());
-        // With its caller's place and room, as long as it is written.
         tokio::spawn(write(server.clone(), message.caller, body, Arc::clone(&text)));
     }
     tell(&text, &key.1, offset, &out).await
@@ -253,6 +252,8 @@ fn next(
 
 /// Writes a text to its end, whoever reads it.
 async fn write(server: Server, caller: Caller, fields: Fields, text: Arc<Text>) {
+    // In its caller's place, also when the engine has all that it needs.
+    let _held = caller.held.clone();
     // Whatever happens, readers hear of an end.
     let ending = Ending(Arc::clone(&text));
     if let Err(error) = written(server, caller, fields, &text).await {

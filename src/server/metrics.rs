@@ -11,9 +11,11 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::sync::standings;
 use super::{ApiError, Gate};
 use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
 use crate::jobs::Counts;
+use crate::sync::PeerStanding;
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Gate> {
@@ -64,8 +66,30 @@ async fn metrics(State(gate): State<Gate>) -> Response {
             Err(error) => return error.into_response(),
         }
     }
+    match standings(&gate).await {
+        Ok(standings) => sync_metrics(&mut page, &standings),
+        Err(error) => return error.into_response(),
+    }
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], page.text).into_response()
+}
+
+/// How links with peers stand.
+fn sync_metrics(page: &mut Page, standings: &[PeerStanding]) {
+    type Read = fn(&PeerStanding) -> u64;
+    let gauges: [(&str, &str, Read); 3] = [
+        ("waiting", "Entries that a peer does not have yet", |of| of.standing.n_waiting),
+        ("needs_you", "Things that somebody has to look at", |of| of.standing.n_needs_you()),
+        ("failed_calls", "Calls that failed since the last that did not", |of| of.n_failed.into()),
+    ];
+    for (name, help, read) in gauges.iter().filter(|_| !standings.is_empty()) {
+        let name = format!("jetforge_sync_{name}");
+        page.head(&name, "gauge", help);
+        for of in standings {
+            let labels = format!("peer=\"{}\"", escape(&of.peer.name));
+            page.sample(&name, &labels, read(of) as f64);
+        }
+    }
 }
 
 /// Jobs, counted in the table.

@@ -50,6 +50,7 @@ mod sockets;
 mod sse;
 mod state;
 mod status;
+mod sync;
 mod tabby;
 mod talk;
 mod timeline;
@@ -64,7 +65,7 @@ pub use config::ServerConfig;
 pub use error::ApiError;
 pub use forward::{Admitted, Answering, Forward, Here};
 pub use gate::{Gate, GateOptions};
-pub use jobs::JobRunner;
+pub use jobs::{JobRunner, is_job};
 use keys::random_key;
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
 pub use listener::{ListenOptions, Listener};
@@ -73,6 +74,7 @@ pub use pairing::{PairOffer, PairingError, pair_and_keep};
 pub use router::router;
 pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
+pub use sync::SyncRunner;
 
 /// Why the service cannot start, or keys cannot be kept.
 #[derive(Debug, thiserror::Error)]

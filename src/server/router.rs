@@ -12,7 +12,7 @@ use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
     ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
-    openai, openapi, page, pairing, status, tabby, timeline,
+    openai, openapi, page, pairing, status, sync, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -24,7 +24,6 @@ fn dialects() -> Router<Server> {
         .merge(anthropic::routes())
         .merge(ollama::routes())
         .merge(tabby::routes())
-        .merge(status::routes())
 }
 
 /// The service as one router; a bare [`Server`] gets a gate with the default options.
@@ -32,10 +31,16 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
-    let own = own.merge(tabby::health_routes());
+    let own = own.merge(tabby::health_routes()).merge(status::routes());
+    let own = own.merge(sync::routes()).merge(sync::peer_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     let dialects = match gate.forward().cloned() {
-        Some(forward) => dialects.route_layer(middleware::from_fn_with_state(forward, pass_on)),
+        Some(forward) => {
+            let layer = middleware::from_fn_with_state(forward, pass_on);
+            let dialects = dialects.route_layer(layer);
+            gate.answer_elsewhere(dialects.clone().layer(DefaultBodyLimit::disable()));
+            dialects
+        }
         None => dialects,
     };
     if let Some(door) = gate.jobs() {

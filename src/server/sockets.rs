@@ -18,6 +18,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -39,6 +40,8 @@ pub(super) type Out = mpsc::Sender<String>;
 /// A message that was let in.
 pub(super) struct Asked {
     pub server: Server,
+    /// The dialects, where they may be answered elsewhere.
+    pub elsewhere: Option<Router>,
     pub message: gate::Message,
     pub bytes: Bytes,
     pub out: Out,
@@ -105,7 +108,8 @@ where
     let answered = async {
         let message = gate.admit_message(&headers, talk.route, bytes.len())?;
         let (server, bytes, out) = (gate.server().clone(), bytes.clone(), out.clone());
-        (talk.answer)(Asked { server, message, bytes, out }).await
+        let elsewhere = gate.elsewhere();
+        (talk.answer)(Asked { server, elsewhere, message, bytes, out }).await
     };
     if let Err(error) = without_panic(answered).await {
         // A peer that has left needs no answer.

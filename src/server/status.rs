@@ -5,14 +5,15 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::state::Server;
+use super::{Gate, sync};
 
 /// The routes of this file.
-pub(super) fn routes() -> Router<Server> {
+pub(super) fn routes() -> Router<Gate> {
     Router::new().route("/v1/status", get(status))
 }
 
-async fn status(State(server): State<Server>) -> Json<Value> {
+async fn status(State(gate): State<Gate>) -> Json<Value> {
+    let server = gate.server();
     let host = &server.0.host;
     let engines = host.engines();
     let model = |name: &str| {
@@ -36,6 +37,7 @@ async fn status(State(server): State<Server>) -> Json<Value> {
         "default_model": host.default_name(),
         "models": models,
         "completions": server.0.events.to_json(),
+        "sync": sync::states(&gate).await,
         // Answers are written on this machine; nothing is passed on to another.
         "upstream": null,
     }))

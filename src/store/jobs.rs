@@ -10,6 +10,7 @@ use super::rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
     PieceRow, QueueLimits, StateCount, Update,
 };
+use super::sync::{JobTold, Teller};
 use super::{Store, StoreError, schema};
 
 const COLUMNS: &str = "n, id, tenant, request_id, body_hash, endpoint, n_bytes, seed, priority, \
@@ -135,7 +136,14 @@ impl Store {
     /// If the disk does not take it; then it is not there.
     pub fn insert_job(&self, new: NewJobRow, limits: QueueLimits) -> Result<Insert, StoreError> {
         let sealed = self.seal(&body_name(&new.id), &new.body)?;
-        self.write(move |connection| insert(connection, &new, &sealed, limits))
+        let teller = self.0.teller.clone();
+        self.write(move |connection| {
+            let inserted = insert(connection, &new, &sealed, limits)?;
+            if let Insert::New(row) = &inserted {
+                teller.job(connection, &JobTold { row, body: Some(&new.body), answer: None })?;
+            }
+            Ok(inserted)
+        })
     }
 
     /// A job by its id.
@@ -268,11 +276,17 @@ impl Store {
             Ok((answer, pieces.transpose()?, update))
         };
         let sealed = updates.into_iter().map(seal).collect::<Result<Vec<_>, StoreError>>()?;
+        let teller = self.0.teller.clone();
         self.write(move |connection| {
             let change = |(answer, pieces, update): &(Option<Vec<u8>>, Option<Vec<u8>>, Update)| {
-                change(connection, update, answer.as_deref(), pieces.as_deref())
+                let changed = change(connection, update, answer.as_deref(), pieces.as_deref())?;
+                // Only what is over calls back.
+                if changed == Changed::Done && update.calls_back {
+                    tell_over(connection, &teller, update)?;
+                }
+                Ok(changed)
             };
-            Ok(sealed.iter().map(change).collect::<rusqlite::Result<_>>()?)
+            sealed.iter().map(change).collect()
         })
     }
 
@@ -449,6 +463,13 @@ pub(super) fn insert(
     connection.prepare(&sql)?.execute(params_from_iter(values))?;
     let job = find(connection, "id = ?1", [&new.id])?;
     Ok(Insert::New(job.ok_or(rusqlite::Error::QueryReturnedNoRows)?))
+}
+
+/// Tells peers of a job that is over.
+fn tell_over(connection: &Connection, teller: &Teller, update: &Update) -> Result<(), StoreError> {
+    let row = find(connection, "n = ?1", [update.n])?;
+    let row = row.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    teller.job(connection, &JobTold { row: &row, body: None, answer: update.answer.as_ref() })
 }
 
 fn change(

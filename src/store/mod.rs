@@ -21,6 +21,7 @@ mod open;
 mod peers;
 mod rows;
 mod schema;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -39,6 +40,8 @@ pub use rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
     PieceRow, QueueLimits, StateCount, Update,
 };
+use sync::Teller;
+pub use sync::{ActRow, HeldRow, JobTold, OutRow, RecordRow, SyncTx, Tells};
 use writer::Writer;
 
 /// Why the store cannot do what it is asked for.
@@ -142,6 +145,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     sealer: Sealer,
+    teller: Teller,
     /// Before the lock, so that it is dropped first.
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
@@ -158,8 +162,9 @@ impl Store {
     }
 
     fn new(dir: &Path, sealer: Sealer, writer: Writer, lock: std::fs::File) -> Store {
-        let readers = Mutex::default();
-        Store(Arc::new(Inner { dir: dir.to_owned(), sealer, writer, readers, _lock: lock }))
+        let (dir, readers, teller) =
+            (dir.to_owned(), Mutex::default(), Teller::new(sealer.clone()));
+        Store(Arc::new(Inner { dir, sealer, teller, writer, readers, _lock: lock }))
     }
 
     /// Runs `work` in a transaction and returns when it is on the disk.

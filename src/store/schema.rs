@@ -6,7 +6,7 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 3] = [
+pub const STEPS: [&str; 4] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -71,6 +71,65 @@ ALTER TABLE jobs ADD COLUMN piece_bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN over_up_ms INTEGER;
 UPDATE jobs SET piece_bytes =
     (SELECT coalesce(sum(length(sealed_pieces)), 0) FROM pieces WHERE job = jobs.n);
+",
+    "
+CREATE TABLE links (
+    peer            TEXT PRIMARY KEY REFERENCES peers (node) ON DELETE CASCADE,
+    state           TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE outbox (
+    n               INTEGER PRIMARY KEY,
+    peer            TEXT NOT NULL REFERENCES peers (node) ON DELETE CASCADE,
+    seq             INTEGER NOT NULL,
+    id              INTEGER NOT NULL,
+    n_bytes         INTEGER NOT NULL,
+    written_ms      INTEGER NOT NULL,
+    sealed_entry    BLOB NOT NULL,
+    UNIQUE (peer, seq)
+) STRICT;
+
+CREATE TABLE inbox (
+    n               INTEGER PRIMARY KEY,
+    peer            TEXT NOT NULL REFERENCES peers (node) ON DELETE CASCADE,
+    id              INTEGER NOT NULL,
+    UNIQUE (peer, id)
+) STRICT;
+
+CREATE TABLE records (
+    n               INTEGER PRIMARY KEY,
+    kind            TEXT NOT NULL,
+    key             TEXT NOT NULL,
+    origin          TEXT NOT NULL,
+    sealed_entry    BLOB NOT NULL,
+    UNIQUE (kind, key)
+) STRICT;
+
+CREATE TABLE copies (
+    n               INTEGER PRIMARY KEY,
+    kind            TEXT NOT NULL,
+    key             TEXT NOT NULL,
+    origin          TEXT NOT NULL,
+    sealed_entry    BLOB NOT NULL
+) STRICT;
+CREATE INDEX copies_by_key ON copies (kind, key);
+
+CREATE TABLE held (
+    n               INTEGER PRIMARY KEY,
+    peer            TEXT NOT NULL REFERENCES peers (node) ON DELETE CASCADE,
+    why             TEXT NOT NULL,
+    held_ms         INTEGER NOT NULL,
+    sealed_entry    BLOB NOT NULL
+) STRICT;
+CREATE INDEX held_by_peer ON held (peer);
+
+CREATE TABLE acts (
+    n               INTEGER PRIMARY KEY,
+    peer            TEXT NOT NULL,
+    kind            TEXT NOT NULL,
+    key             TEXT NOT NULL,
+    UNIQUE (kind, key)
+) STRICT;
 ",
 ];
 

@@ -8,4 +8,5 @@ pub mod run;
 pub mod skip;
 pub mod socket;
 pub mod source;
+pub mod stand_in;
 pub mod webdriver;

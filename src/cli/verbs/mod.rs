@@ -23,6 +23,7 @@ pub mod quantize;
 pub mod serve;
 pub mod setup;
 pub mod setup_model;
+pub mod sync;
 pub mod tokenize;
 pub mod tune;
 pub mod warm;

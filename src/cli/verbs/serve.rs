@@ -28,7 +28,7 @@ use crate::cli::{Context, exit};
 use crate::discovery::{Announcement, Responder};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
 use crate::hub::{Hub, Probes};
-use crate::server::{JobRunner, Listener, PairOffer, ServerError, router, subscriber};
+use crate::server::{JobRunner, Listener, PairOffer, ServerError, SyncRunner, router, subscriber};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -352,6 +352,7 @@ async fn serve(
     });
     let app = router(gate.clone());
     let runner = JobRunner::start(&gate);
+    let syncing = SyncRunner::start(&gate);
     let mut failure = None;
     let mut stopping = None;
     let stop = async {
@@ -362,6 +363,7 @@ async fn serve(
         }
         // Jobs make room for requests in flight; they go on when the service is back.
         runner.stop().await;
+        syncing.stop();
         let host = host.clone();
         stopping = Some(tokio::task::spawn_blocking(move || host.stop(grace)));
         tracing::info!(grace_s = grace.as_secs(), "stopping");

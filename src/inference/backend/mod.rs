@@ -9,6 +9,7 @@ mod adapter;
 mod batch;
 pub mod cases;
 pub mod cpu;
+pub mod cuda;
 mod input_sums;
 mod plan;
 

@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use super::FolderError;
+use super::family::{Bias, FAMILIES, Family, Side};
 use crate::base::limits::{LAYERS_MAX, VOCAB_MAX};
 use crate::inference::gguf::Value;
 
@@ -16,8 +17,7 @@ const HEADS_MAX: u64 = 4096;
 #[derive(Debug)]
 pub(super) struct Config {
     json: Json,
-    /// GGUF's name of the architecture.
-    pub(super) arch: &'static str,
+    family: &'static Family,
     pub(super) n_vocab: u64,
     n_layer: u64,
     n_embd: u64,
@@ -41,17 +41,14 @@ pub(super) struct Wanted {
 
 impl Config {
     pub(super) fn new(json: Json) -> Result<Config, FolderError> {
-        let arch = match json["architectures"][0].as_str() {
-            Some("LlamaForCausalLM" | "LLaMAForCausalLM") => "llama",
-            Some("Qwen2ForCausalLM") => "qwen2",
-            other => {
-                return Err(FolderError::Unsupported {
-                    key: "architectures",
-                    value: other.unwrap_or("nothing").to_owned(),
-                    supported: "LlamaForCausalLM and Qwen2ForCausalLM are",
-                });
-            }
-        };
+        let class = json["architectures"][0].as_str().unwrap_or("nothing");
+        let family = FAMILIES.iter().find(|family| family.classes.contains(&class));
+        let family = family.ok_or_else(|| FolderError::Unsupported {
+            key: "architectures",
+            value: class.to_owned(),
+            supported: "LlamaForCausalLM, Qwen2ForCausalLM, PhiForCausalLM and \
+                        StableLmForCausalLM are",
+        })?;
         let number = |key: &'static str, max: u64, usual: Option<u64>| {
             let value = &json[key];
             let found = if value.is_null() { usual } else { value.as_u64() };
@@ -64,7 +61,7 @@ impl Config {
         let n_embd = number("hidden_size", WIDTH_MAX, None)?;
         let n_head = number("num_attention_heads", HEADS_MAX, None)?;
         let config = Config {
-            arch,
+            family,
             n_vocab: number("vocab_size", VOCAB_MAX as u64, None)?,
             n_layer: number("num_hidden_layers", LAYERS_MAX.into(), None)?,
             n_embd,
@@ -89,8 +86,11 @@ impl Config {
             let value = &self.json[key];
             value.is_null() || value.as_str().is_some_and(|text| usual.contains(&text))
         };
-        if !says("hidden_act", &["silu", "swish"]) {
-            return Err(refused("hidden_act", "silu is"));
+        if !says("hidden_act", self.family.activations) {
+            return Err(refused("hidden_act", "the one of the family (silu, or gelu for Phi) is"));
+        }
+        if self.json["qk_layernorm"] == true {
+            return Err(refused("qk_layernorm", "queries and keys without norms are"));
         }
         if self.json["use_sliding_window"] == true {
             return Err(refused("use_sliding_window", "attention to everything is"));
@@ -117,9 +117,8 @@ impl Config {
 
     /// The keys of the architecture, under llama.cpp's names.
     pub(super) fn pairs(&self, name: &str) -> Result<Vec<(String, Value)>, FolderError> {
-        let arch = self.arch;
+        let arch = self.family.arch;
         let n_ctx = self.json["max_position_embeddings"].as_u64().unwrap_or(2048);
-        let eps = self.json["rms_norm_eps"].as_f64().unwrap_or(1e-6);
         let theta = self.float("rope_theta", "rope_parameters").unwrap_or(10_000.0);
         let mut pairs: Vec<(String, Value)> = vec![
             ("general.architecture".to_owned(), arch.into()),
@@ -134,9 +133,14 @@ impl Config {
         add("feed_forward_length", (self.n_ff as u32).into());
         add("attention.head_count", (self.n_head as u32).into());
         add("attention.head_count_kv", (self.n_kv_head as u32).into());
-        add("attention.layer_norm_rms_epsilon", (eps as f32).into());
+        let (eps_key, eps) = self.epsilon();
+        add(eps_key, (eps as f32).into());
         add("rope.freq_base", (theta as f32).into());
-        add("rope.dimension_count", (self.head_dim as u32).into());
+        add("rope.dimension_count", self.n_rotated()?.into());
+        if arch == "stablelm" {
+            let is_parallel = self.json["use_parallel_residual"].as_bool().unwrap_or(true);
+            add("use_parallel_residual", is_parallel.into());
+        }
         if !self.json["head_dim"].is_null() {
             add("attention.key_length", (self.head_dim as u32).into());
             add("attention.value_length", (self.head_dim as u32).into());
@@ -145,6 +149,32 @@ impl Config {
             add(key, value);
         }
         Ok(pairs)
+    }
+
+    /// What is added to a variance before its root, and GGUF's key of it.
+    fn epsilon(&self) -> (&'static str, f64) {
+        let number = |key: &str| self.json[key].as_f64();
+        match self.family.is_layer_norm {
+            false => ("attention.layer_norm_rms_epsilon", number("rms_norm_eps").unwrap_or(1e-6)),
+            true => {
+                let keys = ["layer_norm_eps", "layer_norm_epsilon", "norm_eps"];
+                let eps = keys.into_iter().find_map(number);
+                ("attention.layer_norm_epsilon", eps.unwrap_or(1e-5))
+            }
+        }
+    }
+
+    /// Values of a head that positions turn.
+    fn n_rotated(&self) -> Result<u32, FolderError> {
+        let said = self.float("partial_rotary_factor", "rope_parameters");
+        let part = said.or(self.json["rope_pct"].as_f64()).unwrap_or(self.family.rotated);
+        let n = (part * self.head_dim as f64) as u32;
+        let is_whole = n > 0 && n.is_multiple_of(2) && u64::from(n) <= self.head_dim;
+        is_whole.then_some(n).ok_or_else(|| FolderError::Unsupported {
+            key: "partial_rotary_factor",
+            value: part.to_string(),
+            supported: "a part of a head in whole pairs is",
+        })
     }
 
     /// How positions are stretched.
@@ -180,42 +210,55 @@ impl Config {
     /// Every tensor, in the order in which the model uses them; `has` says which of the optional
     /// ones are there.
     pub(super) fn tensors(&self, has: impl Fn(&str) -> bool) -> Vec<Wanted> {
-        let (n_q, n_kv) = (self.n_head * self.head_dim, self.n_kv_head * self.head_dim);
-        let is_llama = self.arch == "llama";
-        let pairs_of = |n_head: u64| is_llama.then_some(n_head);
-        let (embd, ff) = (self.n_embd, self.n_ff);
         let mut wanted = Vec::new();
-        let mut add = |name: String, gguf: String, shape: &[u64], n_head: Option<u64>| {
-            wanted.push(Wanted { name, gguf_name: gguf, shape: shape.to_vec(), n_head });
+        let mut add = |name: String, gguf_name: String, shape: Vec<u64>, n_head: Option<u64>| {
+            wanted.push(Wanted { name, gguf_name, shape, n_head });
         };
-        let embeddings = "model.embed_tokens.weight".to_owned();
-        add(embeddings, "token_embd.weight".to_owned(), &[self.n_vocab, embd], None);
-        for i in 0..self.n_layer {
-            for (name, gguf, shape, n_head) in [
-                ("input_layernorm", "attn_norm", &[embd][..], None),
-                ("self_attn.q_proj", "attn_q", &[n_q, embd], pairs_of(self.n_head)),
-                ("self_attn.k_proj", "attn_k", &[n_kv, embd], pairs_of(self.n_kv_head)),
-                ("self_attn.v_proj", "attn_v", &[n_kv, embd], None),
-                ("self_attn.o_proj", "attn_output", &[embd, n_q], None),
-                ("post_attention_layernorm", "ffn_norm", &[embd], None),
-                ("mlp.gate_proj", "ffn_gate", &[ff, embd], None),
-                ("mlp.up_proj", "ffn_up", &[ff, embd], None),
-                ("mlp.down_proj", "ffn_down", &[embd, ff], None),
-            ] {
-                let (name, gguf) = (format!("model.layers.{i}.{name}"), format!("blk.{i}.{gguf}"));
-                add(format!("{name}.weight"), format!("{gguf}.weight"), shape, n_head);
-                let bias = format!("{name}.bias");
-                if name.contains("self_attn") && has(&bias) {
-                    add(bias, format!("{gguf}.bias"), &shape[..1], n_head);
-                }
+        let table = vec![self.n_vocab, self.n_embd];
+        let gguf = |name: &str| name.to_owned();
+        add(gguf("model.embed_tokens.weight"), gguf("token_embd.weight"), table.clone(), None);
+        for (i, part) in
+            (0..self.n_layer).flat_map(|i| self.family.parts.iter().map(move |p| (i, p)))
+        {
+            let name = format!("model.layers.{i}.{}", part.name);
+            let gguf = format!("blk.{i}.{}", part.gguf_name);
+            let weight = format!("{name}.weight");
+            if part.is_optional && !has(&weight) {
+                continue;
+            }
+            let shape: Vec<u64> = part.sides.iter().map(|side| self.length_of(*side)).collect();
+            let n_head = match part.gguf_name {
+                "attn_q" if self.family.is_paired => Some(self.n_head),
+                "attn_k" if self.family.is_paired => Some(self.n_kv_head),
+                _ => None,
+            };
+            let bias = format!("{name}.bias");
+            add(weight, format!("{gguf}.weight"), shape.clone(), n_head);
+            if part.bias == Bias::Always || (part.bias == Bias::Some && has(&bias)) {
+                add(bias, format!("{gguf}.bias"), vec![shape[0]], n_head);
             }
         }
-        add("model.norm.weight".to_owned(), "output_norm.weight".to_owned(), &[embd], None);
+        let norm = self.family.final_norm;
+        add(format!("{norm}.weight"), gguf("output_norm.weight"), vec![self.n_embd], None);
+        if self.family.is_layer_norm {
+            add(format!("{norm}.bias"), gguf("output_norm.bias"), vec![self.n_embd], None);
+        }
         if has("lm_head.weight") && !self.is_tied() {
-            let head = "lm_head.weight".to_owned();
-            add(head, "output.weight".to_owned(), &[self.n_vocab, embd], None);
+            add(gguf("lm_head.weight"), gguf("output.weight"), table, None);
+            if has("lm_head.bias") {
+                add(gguf("lm_head.bias"), gguf("output.bias"), vec![self.n_vocab], None);
+            }
         }
         wanted
+    }
+
+    fn length_of(&self, side: Side) -> u64 {
+        match side {
+            Side::Embd => self.n_embd,
+            Side::Queries => self.n_head * self.head_dim,
+            Side::Keys => self.n_kv_head * self.head_dim,
+            Side::Ff => self.n_ff,
+        }
     }
 
     fn is_tied(&self) -> bool {

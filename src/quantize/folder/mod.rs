@@ -12,6 +12,7 @@
 //! is not wholly understood is refused: a guess would run and write nonsense.
 
 mod config;
+mod family;
 mod pre;
 mod safetensors;
 mod sentencepiece;

@@ -11,6 +11,7 @@ use super::book::{Entry, Stage};
 use crate::base::limits::{FEEDBACK_BYTES_MAX, LOG_LINES_MAX};
 use crate::server::fields::Fields;
 use crate::server::state::{Caller, Server};
+use crate::server::sync::ask as ask_sync;
 use crate::server::timeline::timelines;
 use crate::server::{ApiError, Gate, logs};
 
@@ -76,9 +77,9 @@ fn context(entry: &Entry) -> Value {
     })
 }
 
-/// `POST /feedback`: a note about an answer, kept as it is.
+/// `POST /feedback`: a note about an answer, kept as it is, and told to the peers.
 pub(super) async fn feedback(
-    State(server): State<Server>,
+    State(gate): State<Gate>,
     caller: Caller,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
@@ -88,13 +89,17 @@ pub(super) async fn feedback(
         let message = format!("feedback has more than {FEEDBACK_BYTES_MAX} bytes");
         return Err(ApiError::invalid(message));
     }
-    let n_feedback = server.0.book.note(caller.tenant, note);
+    if let Some(sync) = gate.sync() {
+        let note = note.clone();
+        ask_sync(sync, move |sync| sync.note("feedback", note)).await?;
+    }
+    let n_feedback = gate.server().0.book.note(caller.tenant, note);
     Ok(Json(json!({"request_id": id, "status": "success", "n_feedback": n_feedback})))
 }
 
 /// `GET /feedback`: the caller's notes.
-pub(super) async fn feedbacks(State(server): State<Server>, caller: Caller) -> Json<Value> {
-    Json(json!({ "feedback": server.0.book.notes(caller.tenant) }))
+pub(super) async fn feedbacks(State(gate): State<Gate>, caller: Caller) -> Json<Value> {
+    Json(json!({ "feedback": gate.server().0.book.notes(caller.tenant) }))
 }
 
 /// Which lines of the log are wanted.

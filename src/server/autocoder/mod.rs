@@ -45,7 +45,6 @@ pub(super) fn routes() -> Router<Server> {
         .route("/refactor", post(refactor))
         .route("/explain", post(explain))
         .route("/test", post(test))
-        .route("/feedback", get(desk::feedbacks).post(desk::feedback))
         .route("/tasks", get(desk::tasks))
         .route("/tasks/{id}", get(desk::task))
 }
@@ -54,6 +53,7 @@ pub(super) fn routes() -> Router<Server> {
 pub(super) fn desk_routes() -> Router<Gate> {
     Router::new()
         .route("/ws", get(socket::open))
+        .route("/feedback", get(desk::feedbacks).post(desk::feedback))
         .route("/logs", get(desk::logs))
         .route("/debug", get(desk::debug))
         .route("/debug/{id}", get(desk::debug_one))

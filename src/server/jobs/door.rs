@@ -148,6 +148,22 @@ impl Door {
         }
     }
 
+    /// Takes a job back for a peer, whoever it belongs to here; one that is over or gone is.
+    pub async fn take_back(&self, id: String) -> Result<(), ApiError> {
+        let taken = self.ask(move |jobs| {
+            let cancel = |job: Job| jobs.cancel(job.row.tenant as u64, &id);
+            match jobs.any(&id).and_then(cancel) {
+                Ok(job) => Ok(Some(job)),
+                Err(JobsError::Unknown | JobsError::Illegal { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        });
+        if let Some(job) = taken.await? {
+            self.break_off(&job);
+        }
+        Ok(())
+    }
+
     /// Jobs and bytes in each state.
     pub async fn counts(&self) -> Result<(Counts, Option<String>), ApiError> {
         self.ask(Jobs::counts).await

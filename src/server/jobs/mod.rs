@@ -23,6 +23,7 @@ pub(super) use door::Door;
 pub(super) use promise::{asks_for_job, keep_promise};
 pub(super) use routes::routes;
 pub use runner::JobRunner;
+pub use tap::is_job;
 
 /// Paths that jobs may be for, and a short name where there is one.
 const ENDPOINTS: [(&str, &str); 23] = [

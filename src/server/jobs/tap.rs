@@ -40,6 +40,11 @@ pub(in crate::server) fn heard_by_sync<T>(tap: Option<Tap>, work: impl FnOnce() 
     }
 }
 
+/// Whether it is a job that asks here.
+pub fn is_job() -> bool {
+    current().is_some()
+}
+
 /// The tap of the job that runs here, if one does.
 pub(in crate::server) fn current() -> Option<Tap> {
     TAP.try_with(Tap::clone).ok()

@@ -57,11 +57,13 @@ impl PairDesk {
     fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
         let text = |name: &str| fields.0.get(name).and_then(Value::as_str);
         let step = text("step").unwrap_or_default();
-        if step == "hello" {
-            return self.hello(fields);
-        }
         let part = || part(text("part")).ok_or_else(|| ApiError::field("part", "64 hex digits"));
+        // Held over every step: two that begin at once spend two tries, and nobody begins with a
+        // code that another one is about to use up.
         let mut place = self.0.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if step == "hello" {
+            return self.hello(fields, &mut place);
+        }
         let session = place.as_mut().filter(|own| Some(own.id.as_str()) == text("session"));
         let session = session.ok_or_else(|| ApiError::not_found("there is no such pairing"))?;
         let told = match step {
@@ -87,7 +89,7 @@ impl PairDesk {
         Ok(json!({ "part": hex(&told?) }))
     }
 
-    fn hello(&self, fields: &Fields) -> Result<Value, ApiError> {
+    fn hello(&self, fields: &Fields, place: &mut Option<Session>) -> Result<Value, ApiError> {
         if fields.0.get("version").and_then(Value::as_u64) != Some(VERSION) {
             let message = format!("this machine pairs by version {VERSION}; update the older one");
             return Err(ApiError::field("version", message));
@@ -101,8 +103,7 @@ impl PairDesk {
         let public = hello.public;
         let side = Side::new(Role::Answerer, hello, theirs, code).map_err(refused)?;
         let id = hex(&seal::random().map_err(internal)?[..8]);
-        let session = Session { id: id.clone(), side };
-        *self.0.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        *place = Some(Session { id: id.clone(), side });
         Ok(json!({ "version": VERSION, "public": hex(&public), "session": id }))
     }
 
@@ -181,4 +182,30 @@ fn refused(error: PairError) -> ApiError {
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
     ApiError::internal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::PAIR_TRIES_MAX;
+    use crate::server::pairing::PairOffer;
+
+    #[test]
+    fn who_begins_many_exchanges_at_once_has_no_more_tries_than_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let offer = PairOffer::new(dir.path());
+        offer.make().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        let keys = KeyFile::new(dir.path());
+        let desk = PairDesk::new(offer, keys, store, "nano".to_owned());
+        let public = hex(&Hello::new().unwrap().public);
+        let said = json!({"step": "hello", "version": VERSION, "public": public});
+        let fields = Fields(said.as_object().unwrap().clone());
+        let begin = || desk.step(&fields).is_ok();
+        let n_begun = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..40).map(|_| scope.spawn(begin)).collect();
+            threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|ok| *ok).count()
+        });
+        assert_eq!(n_begun, PAIR_TRIES_MAX as usize);
+    }
 }

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Counts what the matrix-vector kernels execute for each weight, from their machine code.
+
+    kernels/count.py [--columns K] [--tools DIR] CUBIN...
+
+The rule: one lane's whole path, from the first instruction of the kernel to its end. Every
+instruction counts once, those of the loop over groups as often as a lane goes through it
+(ceil(K / 1024), since a warp takes 1024 columns of 4 rows at a time), also where a predicate
+switches it off or a branch passes it by: an upper bound. Divided by the lane's weights, 4 K / 32.
+Padding behind the last EXIT does not count. A kernel with other loops is refused: the rule would
+not hold for it.
+
+    issue    instructions for each weight
+    slow     of them, those of half or quarter rate: conversions, shuffles, shifts, byte permutes
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+
+# Highest issue for a weight, at one column and 2048 columns of weights.
+LIMITS = {"gemv_n4_f16_c1": 2.2, "gemv_q4_0_f16_c1": 2.2, "gemv_n3_f16_c1": 2.5,
+          "gemv_q3_k_f16_c1": 2.5}
+SLOW = re.compile(r"^(F2F|I2F|F2I|I2I|SHFL|SHR|SHL|SHF|PRMT|BFE|BFI|MUFU)\b")
+# Braces hold pairs that the disassembler expects to be issued together.
+LINE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:\{\s+)?(.*?)\s*(?:;|\})")
+
+
+def functions(listing):
+    """Instructions (address, text) of each function of a cuobjdump listing."""
+    name, found = None, {}
+    for line in listing.splitlines():
+        if "Function :" in line:
+            name = line.split(":")[1].strip()
+            found[name] = []
+        elif name and (match := LINE.search(line)):
+            found[name].append((int(match[1], 16), match[2]))
+    return found
+
+
+def without_padding(code):
+    """The code without what follows the last EXIT, unless something before jumps there."""
+    last = max(i for i, (_, text) in enumerate(code) if "EXIT" in text)
+    for _, text in code[:last]:
+        match = re.search(r"BRA\S* (0x[0-9a-f]+)", text)
+        if match and int(match[1], 16) > code[last][0]:
+            raise ValueError("code behind the last EXIT")
+    return code[:last + 1]
+
+
+def loops(code):
+    """Ranges of addresses that a branch leads back over."""
+    found = []
+    for address, text in code:
+        match = re.search(r"BRA\S* (0x[0-9a-f]+)", text)
+        if match and int(match[1], 16) <= address:
+            found.append((int(match[1], 16), address))
+    return found
+
+
+def count(code, n_trip):
+    code = without_padding(code)
+    found = loops(code)
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} loops, where one is expected")
+    start, end = found[0]
+    issue = slow = 0
+    for address, text in code:
+        times = n_trip if start <= address <= end else 1
+        opcode = re.sub(r"^@!?U?P\d\s+", "", text)
+        issue += times
+        slow += times if SLOW.match(opcode) else 0
+    return issue, slow
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--columns", type=int, default=2048)
+    parser.add_argument("--tools", default="target/cuda-tools")
+    parser.add_argument("cubins", nargs="+")
+    args = parser.parse_args()
+    n_trip, n_weight = -(-args.columns // 1024), 4 * args.columns / 32
+    too_many = False
+    print(f"| kernel | instructions | issue | slow | at {args.columns} columns\n|---|---|---|---|")
+    for cubin in args.cubins:
+        command = [f"{args.tools}/bin/cuobjdump", "-sass", cubin]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name, code in sorted(functions(listing).items()):
+            if not name.startswith("gemv_"):
+                continue
+            issue, slow = count(code, n_trip)
+            limit = LIMITS.get(name) if args.columns == 2048 else None
+            over = limit is not None and issue / n_weight > limit
+            too_many |= over
+            note = f" above {limit} |" if over else ""
+            print(f"| {name} | {issue} | {issue / n_weight:.2f} | {slow / n_weight:.2f} |{note}")
+    return too_many
+
+
+if __name__ == "__main__":
+    sys.exit(main())

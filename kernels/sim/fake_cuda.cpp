@@ -1,0 +1,359 @@
+// A stand-in for libcuda.so.1 as CUDA 10.2 has it: what this project calls, and nothing newer.
+//
+// The program under test opens this library where it would open the driver, so that its loader,
+// memory, launch arguments and error paths are the real ones. It is as strict as a driver, or
+// stricter: PTX above ISA 6.5 or of another target is refused, calls want a current context, copies
+// must lie inside one allocation, memory begins as NaN and ends at a page that faults.
+//
+// A file beside the library, of the same name and `.conf` behind it, directs it; one line each:
+//
+//   fail cuMemAlloc_v2 3 2      the third call of it answers 2 and does nothing
+//   order reverse | mixed N     in which threads of a block run
+//   threads N                   processors that run blocks
+//   memory N                    bytes of the device
+//
+// Whoever wants several devices with different fates copies the library: each copy has its own.
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "fibers.h"
+
+namespace {
+
+enum Result {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201,
+  NO_BINARY_FOR_GPU = 209,
+  INVALID_PTX = 218,
+  UNSUPPORTED_PTX_VERSION = 222,
+  INVALID_HANDLE = 400,
+  NOT_FOUND = 500,
+};
+
+struct Function {
+  std::string name;
+  gpu_sim::Thunk thunk;
+  u32 n_thread_max;
+};
+
+struct Module {
+  std::map<std::string, Function> functions;
+};
+
+struct Failure {
+  u64 call;
+  int result;
+};
+
+// An allocation: the whole mapping and what of it is the caller's.
+struct Memory {
+  char* mapping;
+  size_t mapped;
+  size_t n;
+};
+
+struct Device {
+  std::mutex mutex;
+  std::map<u64, Memory> memory;
+  std::map<std::string, u64> calls;
+  std::map<std::string, Failure> failures;
+  gpu_sim::Order order;
+  unsigned n_threads = std::thread::hardware_concurrency();
+  size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
+  size_t used = 0;
+
+  Device() {
+    Dl_info info;
+    if (!dladdr((void*)&gpu_sim::run_grid, &info)) return;
+    std::ifstream conf(std::string(info.dli_fname) + ".conf");
+    for (std::string line; std::getline(conf, line);) direct(line);
+    if (n_threads < 1) n_threads = 1;
+  }
+
+  void direct(const std::string& line) {
+    std::istringstream words(line);
+    std::string verb, name;
+    words >> verb;
+    if (verb == "fail") {
+      Failure failure{};
+      words >> name >> failure.call >> failure.result;
+      failures[name] = failure;
+    } else if (verb == "order") {
+      words >> name >> order.seed;
+      order.kind = name == "reverse" ? gpu_sim::Order::REVERSE : gpu_sim::Order::MIXED;
+    } else if (verb == "threads") {
+      words >> n_threads;
+    } else if (verb == "memory") {
+      words >> total;
+    }
+  }
+
+  // What the driver answers before it looks at anything: a failure that was ordered.
+  int enter(const char* name) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const u64 call = ++calls[name];
+    const auto failure = failures.find(name);
+    return failure != failures.end() && failure->second.call == call ? failure->second.result : 0;
+  }
+
+  bool holds(u64 at, size_t n) {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto after = memory.upper_bound(at);
+    if (after == memory.begin()) return false;
+    const auto& [start, block] = *--after;
+    return at - start <= block.n && n <= block.n - (at - start);
+  }
+};
+
+Device& device() {
+  static Device the;
+  return the;
+}
+
+thread_local void* current_context;
+
+const size_t PAGE = 4096;
+const size_t ALIGNMENT = 256;
+
+size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// The number after `.maxntid` in what follows a kernel's name, up to its body.
+u32 threads_max(const std::string& ptx, size_t at) {
+  const size_t body = ptx.find('{', at), limit = ptx.find(".maxntid", at);
+  return limit < body ? (u32)atoi(ptx.c_str() + limit + 8) : 1024;
+}
+
+int load_module(const std::string& ptx, Module& module) {
+  int major, minor;
+  const char* version = strstr(ptx.c_str(), ".version ");
+  if (!version || sscanf(version, ".version %d.%d", &major, &minor) != 2) return INVALID_PTX;
+  if (major * 10 + minor > 65) return UNSUPPORTED_PTX_VERSION;
+  if (ptx.find(".target sm_53") == std::string::npos) return NO_BINARY_FOR_GPU;
+  for (size_t at = 0; (at = ptx.find(".entry ", at)) != std::string::npos;) {
+    at += 7;
+    const std::string name = ptx.substr(at, ptx.find_first_of("(\n \t", at) - at);
+    const gpu_sim::Thunk thunk = gpu_sim::find_kernel(name);
+    if (!thunk) {
+      fprintf(stderr, "gpu_sim: the PTX has %s, the simulator does not\n", name.c_str());
+      return INVALID_IMAGE;
+    }
+    module.functions[name] = {name, thunk, threads_max(ptx, at)};
+  }
+  return SUCCESS;
+}
+
+int attribute(int which) {
+  switch (which) {
+    case 1: return 1024;    // threads of a block
+    case 8: return 49152;   // shared memory of a block
+    case 10: return 32;     // warp
+    case 12: return 32768;  // registers of a block
+    case 16: return 1;      // multiprocessors
+    case 18: return 1;      // integrated with the host
+    case 75: return 5;      // compute capability
+    case 76: return 3;
+    default: return -1;
+  }
+}
+
+}  // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) int
+#define ENTER \
+  if (const int ordered = device().enter(__func__)) return ordered;
+#define ENTER_CONTEXT \
+  ENTER               \
+  if (!current_context) return INVALID_CONTEXT;
+
+API cuInit(u32) {
+  ENTER return SUCCESS;
+}
+API cuDriverGetVersion(int* version) {
+  ENTER* version = 10020;
+  return SUCCESS;
+}
+API cuGetErrorName(int result, const char** name) {
+  static const std::map<int, const char*> names = {
+      {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
+      {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+      {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
+      {INVALID_PTX, "CUDA_ERROR_INVALID_PTX"},
+      {UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+      {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
+      {702, "CUDA_ERROR_LAUNCH_TIMEOUT"},
+      {719, "CUDA_ERROR_LAUNCH_FAILED"},
+  };
+  const auto found = names.find(result);
+  if (found == names.end()) return INVALID_VALUE;
+  *name = found->second;
+  return SUCCESS;
+}
+API cuDeviceGetCount(int* n) {
+  ENTER* n = 1;
+  return SUCCESS;
+}
+API cuDeviceGet(int* out, int ordinal) {
+  ENTER if (ordinal != 0) return INVALID_DEVICE;
+  *out = 0;
+  return SUCCESS;
+}
+API cuDeviceGetName(char* name, int n, int) {
+  ENTER snprintf(name, n, "simulated sm_53");
+  return SUCCESS;
+}
+API cuDeviceTotalMem_v2(size_t* n, int) {
+  ENTER* n = device().total;
+  return SUCCESS;
+}
+API cuDeviceGetAttribute(int* value, int which, int) {
+  ENTER if (which > 106) return INVALID_VALUE;  // CUDA 10.2 knows no more of them
+  *value = attribute(which);
+  return SUCCESS;
+}
+
+API cuCtxCreate_v2(void** out, u32, int) {
+  ENTER current_context = *out = new int;
+  return SUCCESS;
+}
+API cuCtxDestroy_v2(void* context) {
+  ENTER if (current_context == context) current_context = nullptr;
+  delete (int*)context;
+  return SUCCESS;
+}
+API cuCtxSetCurrent(void* context) {
+  ENTER current_context = context;
+  return SUCCESS;
+}
+
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+  ENTER_CONTEXT* total = device().total;
+  *free = device().total - device().used;
+  return SUCCESS;
+}
+API cuMemAlloc_v2(u64* out, size_t n) {
+  ENTER_CONTEXT if (!n) return INVALID_VALUE;
+  Device& dev = device();
+  std::lock_guard<std::mutex> lock(dev.mutex);
+  if (n > dev.total || dev.used > dev.total - n) return OUT_OF_MEMORY;
+  const size_t need = round_up(n, ALIGNMENT), mapped = round_up(need, PAGE) + PAGE;
+  char* mapping = (char*)mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
+  mprotect(mapping + mapped - PAGE, PAGE, PROT_NONE);
+  char* start = mapping + mapped - PAGE - need;
+  memset(start, 0xff, need);
+  dev.memory[(u64)start] = {mapping, mapped, n};
+  dev.used += n;
+  *out = (u64)start;
+  return SUCCESS;
+}
+API cuMemFree_v2(u64 at) {
+  ENTER_CONTEXT Device& dev = device();
+  std::lock_guard<std::mutex> lock(dev.mutex);
+  const auto found = dev.memory.find(at);
+  if (found == dev.memory.end()) return INVALID_VALUE;
+  munmap(found->second.mapping, found->second.mapped);
+  dev.used -= found->second.n;
+  dev.memory.erase(found);
+  return SUCCESS;
+}
+API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(to, n)) return INVALID_VALUE;
+  memcpy((void*)to, from, n);
+  return SUCCESS;
+}
+API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(from, n)) return INVALID_VALUE;
+  memcpy(to, (const void*)from, n);
+  return SUCCESS;
+}
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(to, n) || !device().holds(from, n)) return INVALID_VALUE;
+  memcpy((void*)to, (const void*)from, n);
+  return SUCCESS;
+}
+API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(at, n)) return INVALID_VALUE;
+  memset((void*)at, value, n);
+  return SUCCESS;
+}
+
+API cuStreamCreate(void** out, u32) {
+  ENTER_CONTEXT* out = new int;
+  return SUCCESS;
+}
+API cuStreamDestroy_v2(void* stream) {
+  ENTER_CONTEXT delete (int*)stream;
+  return SUCCESS;
+}
+API cuStreamSynchronize(void*) {
+  ENTER_CONTEXT return SUCCESS;
+}
+API cuEventCreate(void** out, u32) {
+  ENTER_CONTEXT* out = new double(0);
+  return SUCCESS;
+}
+API cuEventDestroy_v2(void* event) {
+  ENTER_CONTEXT delete (double*)event;
+  return SUCCESS;
+}
+API cuEventRecord(void* event, void*) {
+  ENTER_CONTEXT const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  *(double*)event = std::chrono::duration<double, std::milli>(now).count();
+  return SUCCESS;
+}
+API cuEventSynchronize(void*) {
+  ENTER_CONTEXT return SUCCESS;
+}
+API cuEventElapsedTime(float* ms, void* start, void* end) {
+  ENTER_CONTEXT* ms = (float)(*(double*)end - *(double*)start);
+  return SUCCESS;
+}
+
+API cuModuleLoadDataEx(void** out, const void* image, u32, const int*, void**) {
+  ENTER_CONTEXT Module* module = new Module;
+  if (const int refused = load_module((const char*)image, *module)) {
+    delete module;
+    return refused;
+  }
+  *out = module;
+  return SUCCESS;
+}
+API cuModuleUnload(void* module) {
+  ENTER_CONTEXT delete (Module*)module;
+  return SUCCESS;
+}
+API cuModuleGetFunction(void** out, void* module, const char* name) {
+  ENTER_CONTEXT auto& functions = ((Module*)module)->functions;
+  const auto found = functions.find(name);
+  if (found == functions.end()) return NOT_FOUND;
+  *out = &found->second;
+  return SUCCESS;
+}
+API cuFuncGetAttribute(int* value, int which, void* function) {
+  ENTER_CONTEXT if (!function) return INVALID_HANDLE;
+  *value = which == 0 ? (int)((Function*)function)->n_thread_max : which == 4 ? 32 : 0;
+  return SUCCESS;
+}
+API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x, u32 block_y,
+                   u32 block_z, u32 shared_bytes, void*, void** args, void**) {
+  ENTER_CONTEXT const Function* function = (const Function*)handle;
+  const u64 n_thread = (u64)block_x * block_y * block_z;
+  if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
+  if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;
+  gpu_sim::run_grid(function->name.c_str(), function->thunk, {grid_x, grid_y, grid_z},
+                    {block_x, block_y, block_z}, args, device().order, device().n_threads);
+  return SUCCESS;
+}

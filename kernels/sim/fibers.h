@@ -1,0 +1,31 @@
+// Runs a grid of thread blocks on the processor.
+#pragma once
+#include <string>
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+#include "gpu_sim.h"
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+
+namespace gpu_sim {
+
+// The order in which warps of a block and lanes of a warp run. A kernel that gives other results
+// in another order lacks a barrier.
+struct Order {
+  enum Kind { FORWARD, REVERSE, MIXED } kind = FORWARD;
+  u32 seed = 0;
+};
+
+// The registered kernel of this name, or null.
+Thunk find_kernel(const std::string& name);
+
+void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order,
+              unsigned n_threads);
+
+}  // namespace gpu_sim

@@ -1,0 +1,188 @@
+//! The routes of sync.
+
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::ask;
+use crate::server::access::presented;
+use crate::server::keys::hash;
+use crate::server::{ApiError, Gate};
+use crate::store::StoreError;
+use crate::sync::{Mark, Node, PeerStanding, Record, SyncError};
+
+/// Entries of a list of those that were set aside.
+const N_HELD_SHOWN: usize = 100;
+/// Records of a list.
+const N_RECORDS_SHOWN: usize = 1000;
+
+/// The route that peers call.
+pub(in crate::server) fn peer_routes() -> Router<Gate> {
+    Router::new().route("/v1/sync/exchange", post(exchange))
+}
+
+/// The other routes of this file.
+pub(in crate::server) fn routes() -> Router<Gate> {
+    Router::new()
+        .route("/v1/sync", get(status))
+        .route("/v1/sync/records", get(records))
+        .route("/v1/sync/now", post(now))
+        .route("/v1/sync/retry", post(retry))
+        .route("/v1/sync/export", get(export))
+        .route("/v1/sync/import", post(import))
+}
+
+impl From<SyncError> for ApiError {
+    fn from(error: SyncError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            SyncError::Refused(_) => ApiError::conflict(message),
+            SyncError::Store(StoreError::Busy | StoreError::Closed) => {
+                ApiError::unavailable(message, std::time::Duration::from_secs(1))
+            }
+            SyncError::Store(_) | SyncError::File { .. } => ApiError::internal(message),
+        }
+    }
+}
+
+fn sync(gate: &Gate) -> Result<Node, ApiError> {
+    let missing = "this service keeps no store, so there is nothing to sync; see its first lines";
+    gate.sync().cloned().ok_or_else(|| ApiError::not_supported(missing))
+}
+
+/// An exchange with a peer that calls.
+async fn exchange(
+    State(gate): State<Gate>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let sync = sync(&gate)?;
+    let digest = hash(presented(&headers).unwrap_or_default());
+    let peer = ask(&sync, move |sync| sync.peer_of_key(&digest)).await?;
+    let stranger =
+        || ApiError::unauthorized("this key is no peer's; `jetforge setup` pairs two machines");
+    let peer = peer.ok_or_else(stranger)?;
+    let answered = ask(&sync, move |sync| sync.answer(&peer.node, &body)).await;
+    let (answer, _) = answered?;
+    gate.wake_sync();
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
+async fn status(State(gate): State<Gate>) -> Result<Json<Value>, ApiError> {
+    let (standing, held, counts) =
+        ask(&sync(&gate)?, |sync| Ok((sync.standing()?, sync.held()?, sync.record_counts()?)))
+            .await?;
+    let held: Vec<Value> = held
+        .iter()
+        .take(N_HELD_SHOWN)
+        .map(|held| {
+            let entry = held.entry.as_ref();
+            json!({
+                "peer": held.peer,
+                "kind": entry.map(|entry| &entry.kind),
+                "key": entry.map(|entry| &entry.key),
+                "why": held.why,
+                "held_ms": held.held_ms,
+            })
+        })
+        .collect();
+    let counts: serde_json::Map<String, Value> =
+        counts.into_iter().map(|(kind, n)| (kind, n.into())).collect();
+    Ok(Json(json!({
+        "node": sync(&gate)?.node(),
+        "peers": standing.iter().map(view).collect::<Vec<_>>(),
+        "held": held,
+        "known": counts,
+    })))
+}
+
+#[derive(Deserialize)]
+struct RecordsQuery {
+    kind: String,
+    #[serde(default)]
+    limit: Option<usize>,
+}
+
+/// What is known of a kind, the last changed first.
+async fn records(
+    State(gate): State<Gate>,
+    Query(RecordsQuery { kind, limit }): Query<RecordsQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let n_max = limit.unwrap_or(N_RECORDS_SHOWN).min(N_RECORDS_SHOWN);
+    let found = ask(&sync(&gate)?, move |sync| sync.records(&kind, n_max)).await?;
+    let record = |record: &Record| {
+        let entry = &record.entry;
+        json!({ "key": entry.key, "origin": record.origin, "at": entry.at, "body": entry.body })
+    };
+    Ok(Json(json!({ "records": found.iter().map(record).collect::<Vec<_>>() })))
+}
+
+/// A link as it is shown.
+pub(in crate::server) fn view(of: &PeerStanding) -> Value {
+    let standing = &of.standing;
+    json!({
+        "node": of.peer.node,
+        "name": of.peer.name,
+        "address": of.peer.address,
+        "state": standing.to_string(),
+        "n_waiting": standing.n_waiting,
+        "oldest_ms": standing.oldest_ms,
+        "n_to_come": standing.n_to_come,
+        "n_held": standing.n_held,
+        "n_lost": standing.n_lost,
+        "trouble": standing.trouble,
+        "heard_ms": of.heard_ms,
+        "n_failed": of.n_failed,
+    })
+}
+
+async fn now(State(gate): State<Gate>) -> Result<Json<Value>, ApiError> {
+    ask(&sync(&gate)?, Node::call_now).await?;
+    gate.wake_sync();
+    Ok(Json(json!({ "status": "called" })))
+}
+
+#[derive(Deserialize)]
+struct RetryQuery {
+    #[serde(default)]
+    forget: bool,
+}
+
+async fn retry(
+    State(gate): State<Gate>,
+    Query(query): Query<RetryQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let n = ask(&sync(&gate)?, move |sync| sync.retry(query.forget)).await?;
+    let left = ask(&sync(&gate)?, |sync| Ok(sync.held()?.len())).await?;
+    Ok(Json(json!({ "n_done": n, "n_left": left })))
+}
+
+#[derive(Deserialize)]
+struct ExportQuery {
+    peer: String,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    id: u64,
+}
+
+/// One message for a peer behind a mark, and the mark to ask behind next.
+async fn export(
+    State(gate): State<Gate>,
+    Query(ExportQuery { peer, seq, id }): Query<ExportQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let page = move |sync: &Node| sync.export_page(&peer, (seq > 0).then_some(Mark { seq, id }));
+    let (message, next) = ask(&sync(&gate)?, page).await?;
+    Ok(Json(json!({ "message": message, "next": next })))
+}
+
+async fn import(State(gate): State<Gate>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let n = ask(&sync(&gate)?, move |sync| sync.import(&mut &body[..])).await?;
+    gate.wake_sync();
+    Ok(Json(json!({ "n_applied": n })))
+}

@@ -1,0 +1,501 @@
+//! The machine: two logs, one each way, of which each side keeps what the other may still need.
+//!
+//! ```text
+//! outbox   base | acked by the peer, kept for now | waiting … last      seq grows by one
+//! inbox    cursor: applied up to here, without gaps; ids of what was applied
+//! ```
+//!
+//! 1. A change appends an entry in the transaction that makes it.
+//! 2. A message carries entries behind what the peer has, and the mark before them.
+//! 3. An entry is taken exactly if the mark before it is the cursor, as Raft's followers do: what
+//!    comes twice, late or out of order meets another cursor and does nothing.
+//! 4. The cursor goes back with the next message; that is the acknowledgement.
+//! 5. A cursor that my log does not contain means that my store went back in time. Then my log is
+//!    laid anew behind that cursor; what the peer had of it is known to it by id.
+//! 6. A cursor that goes back means that the peer's store did; it gets again what is still kept.
+//!    Only an answer to my last message is believed so much: an older one was overtaken.
+//!
+//! An entry that cannot take effect is set aside, and the cursor moves on. The outbox is bounded:
+//! the oldest go first, those that the peer has before those that it has not, and each of the
+//! latter is counted and told.
+//!
+//! Functions here have no clock, no randomness and no disk of their own; each is one transaction.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::clock::{hear as hear_clock, tick};
+use super::disk::{Disk, Front};
+use super::rules::{Record, VOID, Verdict, check, inherit, judge};
+use super::wire::{ENTRY_BYTES, Entry, Hello, Limits, Mark, Message};
+use crate::base::limits::{
+    SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX, SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
+};
+
+/// What is kept of a link, beside the entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The newest of our entries that is gone.
+    pub base: Mark,
+    /// Our newest.
+    pub last: u64,
+    /// The newest that the peer has.
+    pub acked: u64,
+    /// What our entries take.
+    pub n_bytes: u64,
+    /// Entries that went before the peer had them.
+    pub n_lost: u64,
+    /// The newest of the peer's that is applied here.
+    pub cursor: Mark,
+    /// The peer's newest, as it last said.
+    pub their_last: u64,
+    /// Entries that the peer let go before we had them, as it last said.
+    pub their_lost: u64,
+    /// Entries of the peer that were gone before they came here.
+    pub n_missed: u64,
+    /// Our entries that the peer missed, as it last said.
+    pub their_missed: u64,
+    /// Lost entries of both sides that somebody has seen.
+    pub n_lost_seen: u64,
+    /// What the peer can take; zeros until it has said so.
+    pub limits: Limits,
+}
+
+impl Link {
+    /// Entries that the peer does not have.
+    pub fn n_waiting(&self) -> u64 {
+        self.last - self.sent_from()
+    }
+
+    /// The newest entry that need not be sent.
+    pub fn sent_from(&self) -> u64 {
+        self.acked.max(self.base.seq)
+    }
+
+    /// Lost entries of both sides that nobody has seen yet.
+    pub fn n_lost_unseen(&self) -> u64 {
+        self.n_lost_ever().saturating_sub(self.n_lost_seen)
+    }
+
+    /// Lost entries of both sides. Who lets one go cannot know whether it had come; who misses one
+    /// hears of it later.
+    pub fn n_lost_ever(&self) -> u64 {
+        self.n_lost.max(self.their_missed) + self.n_missed.max(self.their_lost)
+    }
+
+    /// Entries of the peer that are not here yet.
+    pub fn n_to_come(&self) -> u64 {
+        self.their_last.saturating_sub(self.cursor.seq)
+    }
+}
+
+/// What an outbox may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Entries.
+    pub n_max: u64,
+    /// Bytes.
+    pub bytes_max: u64,
+    /// Entries that stay though the peer has them, in case that its store goes back in time. They
+    /// are counted, since a clock may jump by years.
+    pub n_keep: u64,
+    /// What all may take while some of them stay for that alone.
+    pub keep_bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            n_max: SYNC_OUTBOX_MAX,
+            bytes_max: SYNC_OUTBOX_BYTES_MAX,
+            n_keep: SYNC_KEEP_MAX,
+            keep_bytes: SYNC_KEEP_BYTES_MAX,
+        }
+    }
+}
+
+/// Names of the last messages of a conversation; it need not outlive the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Talk {
+    said: u64,
+    heard: u64,
+}
+
+impl Talk {
+    /// Whether a message answers the last that was said here.
+    pub fn is_fresh(&self, message: &Message) -> bool {
+        self.said != 0 && message.re == self.said
+    }
+
+    /// Remembers the name of what was heard.
+    pub fn heard(&mut self, nonce: u64) {
+        self.heard = nonce;
+    }
+}
+
+/// A change of this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// See [`super::rules`].
+    pub kind: String,
+    /// Which thing.
+    pub key: String,
+    /// See [`super::rules`].
+    pub rank: u8,
+    /// What it is now.
+    pub body: serde_json::Value,
+    /// The one peer that hears of it; `None` for all.
+    pub to: Option<String>,
+    /// Another table has what it is, so that the record here need not.
+    pub is_elsewhere: bool,
+}
+
+/// What a message did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Entries that took effect.
+    pub n_applied: usize,
+    /// Entries that had before.
+    pub n_known: usize,
+    /// Entries that were set aside.
+    pub n_held: usize,
+    /// Our log was laid anew.
+    pub is_forked: bool,
+    /// Another exchange brings more.
+    pub has_more: bool,
+}
+
+/// Writes a change and tells the peers; whether it counts: something may be known that goes before
+/// it, such as the answer of a job that is to be cancelled. `id` is drawn anew.
+///
+/// # Errors
+/// If the disk does not take it.
+pub fn change<D: Disk>(
+    disk: &mut D,
+    change: Change,
+    id: u64,
+    now_ms: i64,
+    bounds: &Bounds,
+) -> Result<bool, D::Error> {
+    let origin = disk.node().to_owned();
+    let known = disk.record(&change.kind, &change.key)?;
+    let over = known.as_ref().map(|record| record.entry.at);
+    let clock = tick(disk.clock()?, now_ms);
+    let at = over.map_or(clock, |over| clock.max(over.next()));
+    let Change { kind, key, rank, body, to, is_elsewhere } = change;
+    let entry = Entry { seq: 0, id, at, over, kind, key, rank, body };
+    if known.as_ref().is_some_and(|known| judge(known, &origin, &entry) == Verdict::Passed) {
+        return Ok(false);
+    }
+    disk.set_clock(clock)?;
+    for peer in disk.peers()? {
+        if to.as_ref().is_none_or(|to| *to == peer) {
+            push(disk, &peer, entry.clone(), now_ms, bounds)?;
+        }
+    }
+    let mut record = Record { origin, entry };
+    if is_elsewhere {
+        record.entry.body = serde_json::Value::Null;
+    } else if let Some(known) = &known {
+        inherit(known, &mut record);
+    }
+    disk.put_record(&record)?;
+    Ok(true)
+}
+
+fn push<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    entry: Entry,
+    written_ms: i64,
+    bounds: &Bounds,
+) -> Result<(), D::Error> {
+    let mut link = disk.link(peer)?;
+    link.last += 1;
+    let n_bytes = size(&entry) as u64;
+    link.n_bytes += n_bytes;
+    let front = Front { seq: link.last, id: entry.id, n_bytes, written_ms };
+    disk.put_entry(peer, &Entry { seq: link.last, ..entry }, front)?;
+    trim(disk, peer, &mut link, bounds)?;
+    disk.set_link(peer, &link)
+}
+
+/// What an entry takes, on the disk and in a message.
+pub fn size(entry: &Entry) -> usize {
+    entry.body.to_string().len() + entry.key.len() + ENTRY_BYTES
+}
+
+/// Removes from the outbox what need not or cannot be kept.
+fn trim<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    link: &mut Link,
+    bounds: &Bounds,
+) -> Result<(), D::Error> {
+    while let Some(front) = disk.front(peer)? {
+        let n = link.last - link.base.seq;
+        let is_over = n > bounds.n_max || link.n_bytes > bounds.bytes_max;
+        let n_spare = link.acked.saturating_sub(link.base.seq);
+        let has_it = n_spare > 0;
+        let is_spare = n_spare > bounds.n_keep || link.n_bytes > bounds.keep_bytes;
+        let goes = is_over || (has_it && is_spare);
+        if !goes {
+            break;
+        }
+        disk.drop_entry(peer, front.seq)?;
+        link.base = Mark { seq: front.seq, id: front.id };
+        link.n_bytes = link.n_bytes.saturating_sub(front.n_bytes);
+        link.n_lost += u64::from(!has_it);
+    }
+    Ok(())
+}
+
+/// Takes a message of a peer. `is_fresh` says that it answers our last one: see [`Talk`].
+///
+/// # Errors
+/// If the disk does not take it; then nothing of it has happened.
+pub fn hear<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    message: &Message,
+    is_fresh: bool,
+    now_ms: i64,
+    bounds: &Bounds,
+) -> Result<Heard, D::Error> {
+    let before = disk.link(peer)?;
+    let mut link = before;
+    let mut heard = Heard {
+        is_forked: hear_mark(disk, peer, &mut link, message.has, is_fresh)?,
+        ..Heard::default()
+    };
+    // What the peer no longer keeps will not come.
+    if message.base.seq > link.cursor.seq {
+        link.n_missed += message.base.seq - link.cursor.seq;
+        link.cursor = message.base;
+    }
+    let mut at = message.prev;
+    for entry in &message.entries {
+        if entry.seq != at.seq + 1 {
+            break;
+        }
+        if at == link.cursor {
+            take(disk, peer, entry, &mut heard)?;
+            link.cursor = entry.mark();
+        }
+        at = entry.mark();
+    }
+    if link.cursor != before.cursor {
+        let clock = disk.clock()?;
+        disk.set_clock(hear_clock(clock, message.clock, now_ms))?;
+    }
+    link.their_last = message.last;
+    link.their_lost = message.n_lost;
+    link.their_missed = message.n_missed;
+    link.limits = message.hello.limits;
+    trim(disk, peer, &mut link, bounds)?;
+    if link != before {
+        disk.set_link(peer, &link)?;
+    }
+    let is_done = link.n_waiting() == 0 && link.n_to_come() == 0;
+    let is_told = link.cursor == before.cursor;
+    heard.has_more = link != before && !heard.is_forked && !(is_done && is_told);
+    Ok(heard)
+}
+
+/// Hears what the peer has of our log; whether that is not our log.
+fn hear_mark<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    link: &mut Link,
+    has: Mark,
+    is_fresh: bool,
+) -> Result<bool, D::Error> {
+    let ours = match has.seq {
+        seq if seq == link.base.seq => Some(link.base.id),
+        seq if seq > link.base.seq && seq <= link.last => disk.entry_id(peer, seq)?,
+        _ => None,
+    };
+    if has.seq > link.last || ours.is_some_and(|id| id != has.id) {
+        // Both cases are at or behind the base, so entries only move up.
+        let n = has.seq - link.base.seq;
+        if n > 0 {
+            disk.shift_entries(peer, n)?;
+        }
+        *link = Link { base: has, last: link.last + n, acked: has.seq, ..*link };
+        return Ok(true);
+    }
+    // Less than before is believed of an answer to our last message alone.
+    if is_fresh || has.seq > link.acked {
+        link.acked = has.seq;
+    }
+    Ok(false)
+}
+
+/// Lets an entry take effect once, or sets it aside.
+fn take<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    entry: &Entry,
+    heard: &mut Heard,
+) -> Result<(), D::Error> {
+    if !disk.is_new(peer, entry.id)? {
+        heard.n_known += 1;
+        return Ok(());
+    }
+    match check(entry) {
+        Ok(()) => {
+            heard.n_applied += 1;
+            settle(disk, peer, entry)
+        }
+        Err(why) => {
+            heard.n_held += 1;
+            disk.hold(peer, entry, &why)
+        }
+    }
+}
+
+/// What a peer said that it can take.
+///
+/// # Errors
+/// If the disk does not give it.
+pub fn known_limits<D: Disk>(disk: &mut D, peer: &str) -> Result<Limits, D::Error> {
+    Ok(disk.link(peer)?.limits)
+}
+
+/// Somebody has seen what was lost.
+///
+/// # Errors
+/// If the disk does not take it.
+pub fn forget_lost<D: Disk>(disk: &mut D, peer: &str) -> Result<(), D::Error> {
+    let link = disk.link(peer)?;
+    let seen = Link { n_lost_seen: link.n_lost_ever(), ..link };
+    if seen != link {
+        disk.set_link(peer, &seen)?;
+    }
+    Ok(())
+}
+
+/// Lets an entry that was set aside take effect; why it still cannot.
+///
+/// # Errors
+/// If the disk does not take it.
+pub fn retry<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    entry: &Entry,
+) -> Result<Result<(), String>, D::Error> {
+    match check(entry) {
+        Ok(()) => settle(disk, peer, entry).map(Ok),
+        Err(why) => Ok(Err(why)),
+    }
+}
+
+fn settle<D: Disk>(disk: &mut D, peer: &str, entry: &Entry) -> Result<(), D::Error> {
+    let mut new = Record { origin: peer.to_owned(), entry: entry.clone() };
+    match disk.record(&entry.kind, &entry.key)? {
+        None => disk.put_record(&new)?,
+        Some(known) => match judge(&known, peer, entry) {
+            Verdict::Succeeds => {
+                inherit(&known, &mut new);
+                disk.put_record(&new)?;
+            }
+            Verdict::Wins => {
+                inherit(&known, &mut new);
+                disk.put_copy(&known)?;
+                disk.put_record(&new)?;
+            }
+            Verdict::Loses => disk.put_copy(&new)?,
+            Verdict::Passed => {}
+        },
+    }
+    disk.act(peer, entry)
+}
+
+/// What is to be said to a peer that can take `limits`. `nonce` is drawn anew and not 0.
+///
+/// # Errors
+/// If the disk does not give it.
+pub fn compose<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    hello: &Hello,
+    talk: &mut Talk,
+    nonce: u64,
+    limits: Limits,
+) -> Result<Message, D::Error> {
+    let link = disk.link(peer)?;
+    let from = link.sent_from();
+    let prev = match from == link.base.seq {
+        true => link.base,
+        false => Mark { seq: from, id: disk.entry_id(peer, from)?.unwrap_or_default() },
+    };
+    let message = message_from(disk, peer, hello, prev, &limits)?;
+    *talk = Talk { said: nonce, ..*talk };
+    Ok(Message { nonce, re: talk.heard, ..message })
+}
+
+/// The same for a file, from behind `from` on: nobody has to ask for it, and it answers nothing.
+///
+/// # Errors
+/// If the disk does not give it.
+pub fn compose_from<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    hello: &Hello,
+    nonce: u64,
+    from: Option<Mark>,
+) -> Result<Message, D::Error> {
+    let link = disk.link(peer)?;
+    let limits = match link.limits.n_entry {
+        0 => Limits::OURS,
+        _ => link.limits,
+    };
+    match from {
+        Some(mark) if mark.seq >= link.base.seq => {
+            let message = message_from(disk, peer, hello, mark, &limits)?;
+            Ok(Message { nonce, ..message })
+        }
+        _ => compose(disk, peer, hello, &mut Talk::default(), nonce, limits),
+    }
+}
+
+/// A message without a name whose entries come behind `prev`.
+fn message_from<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    hello: &Hello,
+    prev: Mark,
+    limits: &Limits,
+) -> Result<Message, D::Error> {
+    let link = disk.link(peer)?;
+    let n_left = link.last.saturating_sub(prev.seq) as usize;
+    let entries = match limits.n_entry.min(n_left) {
+        0 => Vec::new(),
+        n => disk.entries(peer, prev.seq + 1, n, limits.message_bytes / 2)?,
+    };
+    Ok(Message {
+        hello: hello.clone(),
+        to: peer.to_owned(),
+        nonce: 0,
+        re: 0,
+        clock: disk.clock()?,
+        has: link.cursor,
+        base: link.base,
+        prev,
+        last: link.last,
+        n_lost: link.n_lost,
+        n_missed: link.n_missed,
+        entries: entries.into_iter().map(|entry| fitting(entry, limits)).collect(),
+    })
+}
+
+/// An entry, or that it is more than the peer takes.
+fn fitting(entry: Entry, limits: &Limits) -> Entry {
+    let n = size(&entry);
+    if n <= limits.entry_bytes {
+        return entry;
+    }
+    let why = format!("it has {n} bytes, and this machine takes {}", limits.entry_bytes);
+    let body = json!({ "kind": entry.kind, "why": why });
+    Entry { kind: VOID.to_owned(), over: None, rank: 0, body, ..entry }
+}

@@ -1,0 +1,472 @@
+//! The CUDA backend without a GPU: driver layer, launchers and kernels on a stand-in for libcuda
+//! that runs the same kernel sources on the processor.
+//!
+//! Kernels meet the arithmetic of the reference in float64, on the case table that the CPU's
+//! kernels are tested by; in other orders of threads they must give the same bits. What the
+//! stand-in cannot see is the machine code: that is counted and checked by `kernels/build.sh`.
+
+use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
+use jetforge::inference::backend::cuda::Device;
+use jetforge::inference::backend::cuda::driver::Buffer;
+use jetforge::inference::backend::cuda::launch::{
+    AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape,
+    TokenSpan,
+};
+use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
+use jetforge::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
+use jetforge::inference::quant::{TensorType, dequantize};
+
+use crate::support::stand_in;
+
+/// Orders in which threads of a block run.
+const ORDERS: &[&str] = &["", "order reverse", "order mixed 5"];
+
+/// The largest error of a sum of products, as a share of the size that a sum of such terms has
+/// where their signs are random: inputs are halves, and so are sums of 8 codes.
+const GEMV_ERROR_MAX: f64 = 1.5e-2;
+/// The same over a whole result, in the root mean square.
+const GEMV_RMS_MAX: f64 = 3e-3;
+
+fn device(conf: &str) -> Option<(Device, tempfile::TempDir)> {
+    let (device, dir) = stand_in::device(conf)?;
+    Some((device.expect("the stand-in has a device"), dir))
+}
+
+fn upload(device: &Device, values: &[f32]) -> Buffer {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let buffer = device.allocate("a test", bytes.len()).expect("memory");
+    buffer.write(&bytes).expect("a copy");
+    buffer
+}
+
+fn download(buffer: &Buffer, n: usize) -> Vec<f32> {
+    let mut bytes = vec![0; 4 * n];
+    buffer.read(&mut bytes).expect("a copy");
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn upload_matrix(
+    device: &Device,
+    ty: TensorType,
+    rows: &[u8],
+    (n_rows, n_cols): (usize, usize),
+) -> Matrix {
+    let row_bytes = ty.row_bytes(n_cols).expect("whole rows");
+    let mut strips = vec![0; n_rows.div_ceil(STRIP_ROWS) * strip_bytes(ty, n_cols)];
+    let packed = strips.chunks_exact_mut(strip_bytes(ty, n_cols));
+    for (rows, strip) in rows.chunks(STRIP_ROWS * row_bytes).zip(packed) {
+        pack_strip(ty, rows, n_cols, strip);
+    }
+    let buffer = device.allocate("a matrix", strips.len()).expect("memory");
+    buffer.write(&strips).expect("a copy");
+    Matrix { ty, n_rows, n_cols, strips: buffer }
+}
+
+/// A product and what it should be.
+struct Product {
+    ty: TensorType,
+    shape: (usize, usize),
+    n: usize,
+    rows: Vec<u8>,
+    x: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Product {
+    fn new(ty: TensorType, shape: (usize, usize), n: usize) -> Product {
+        let (n_rows, n_cols) = shape;
+        let rows = weights(ty, n_rows, n_cols, 7);
+        let x = activations(n, n_cols, n_cols, 11);
+        let mut numbers = Numbers::new(13);
+        let bias = (0..n_rows).map(|_| numbers.float()).collect();
+        Product { ty, shape, n, rows, x, bias }
+    }
+
+    /// `y` begins as `[n, n_rows + 3]` of `before`; the result.
+    fn run(&self, device: &Device, add: bool) -> Vec<f32> {
+        let (n_rows, n_cols) = self.shape;
+        let kernels = GemvKernels::load(device, &[self.ty]).expect("kernels");
+        let matrix = upload_matrix(device, self.ty, &self.rows, self.shape);
+        let inputs = Inputs::new(device, n_cols, self.n).expect("memory");
+        kernels.stage(&upload(device, &self.x), n_cols, self.n, &inputs).expect("staged");
+        let (bias, stride) = (upload(device, &self.bias), n_rows + 3);
+        let y = upload(device, &vec![0.25; self.n * stride]);
+        let to = (&y, stride, add);
+        kernels.multiply(&matrix, &inputs, Some(&bias), to, self.n).expect("launched");
+        download(&y, self.n * stride)
+    }
+
+    /// Each result in float64, and the root of the sum of its terms' squares.
+    fn expected(&self) -> Vec<(f64, f64)> {
+        let (n_rows, n_cols) = self.shape;
+        let row_bytes = self.ty.row_bytes(n_cols).expect("whole rows");
+        let mut row = vec![0f32; n_cols];
+        let mut out = vec![(0.0, 0.0); self.n * n_rows];
+        for (r, bytes) in self.rows.chunks_exact(row_bytes).enumerate() {
+            dequantize(self.ty, bytes, &mut row);
+            for (c, x) in self.x.chunks_exact(n_cols).enumerate() {
+                let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (sum, squares) =
+                    terms.fold((0.0, 0.0), |(sum, squares), t| (sum + t, squares + t * t));
+                out[c * n_rows + r] = (sum + f64::from(self.bias[r]), squares.sqrt());
+            }
+        }
+        out
+    }
+
+    /// The largest error and its root mean square; nothing is written behind a row.
+    fn check(&self, got: &[f32], before: f64) -> (f64, f64) {
+        let n_rows = self.shape.0;
+        let expected = self.expected();
+        let (mut worst, mut squares) = (0f64, 0.0);
+        for (c, row) in got.chunks_exact(n_rows + 3).enumerate() {
+            assert_eq!(row[n_rows..], [0.25; 3], "{} writes past its rows", self.ty);
+            for (r, y) in row[..n_rows].iter().enumerate() {
+                let (expected, size) = expected[c * n_rows + r];
+                let error = (f64::from(*y) - expected - before).abs() / size.max(1e-30);
+                assert!(error.is_finite(), "{} row {r} of column {c} is {y}", self.ty);
+                worst = worst.max(error);
+                squares += error * error;
+            }
+        }
+        (worst, (squares / expected.len() as f64).sqrt())
+    }
+}
+
+#[test]
+fn every_type_multiplies_like_the_reference() {
+    let Some((device, _dir)) = device("") else { return };
+    let (mut report, mut is_close) = (Vec::new(), true);
+    for ty in TensorType::ALL {
+        let (mut worst, mut rms) = (0f64, 0f64);
+        for case in MATMUL {
+            let shape = (case.n_rows.min(40), case.n_cols(ty));
+            let product = Product::new(ty, shape, case.n.min(11));
+            let (w, r) = product.check(&product.run(&device, false), 0.0);
+            (worst, rms) = (worst.max(w), rms.max(r));
+        }
+        report.push(format!("{ty}: worst {worst:.1e}, rms {rms:.1e}"));
+        is_close &= worst < GEMV_ERROR_MAX && rms < GEMV_RMS_MAX;
+    }
+    println!("{}", report.join("\n"));
+    assert!(is_close, "the largest error of a type, see above");
+}
+
+#[test]
+fn a_product_can_be_added_to_what_is_there() {
+    let Some((device, _dir)) = device("") else { return };
+    let product = Product::new(TensorType::N4, (9, 96), 2);
+    let (worst, _) = product.check(&product.run(&device, true), 0.25);
+    assert!(worst < GEMV_ERROR_MAX, "{worst:.1e}");
+}
+
+#[test]
+fn a_column_has_the_same_bits_in_any_company() {
+    let Some((device, _dir)) = device("") else { return };
+    for ty in [TensorType::N4, TensorType::Q3_K, TensorType::Q6_K, TensorType::F16] {
+        let together = Product::new(ty, (13, 2048), 11);
+        let (n_rows, n_cols) = together.shape;
+        let all = together.run(&device, false);
+        for c in 0..together.n {
+            let x = together.x[c * n_cols..][..n_cols].to_vec();
+            let alone = Product { n: 1, x, ..Product::new(ty, together.shape, 1) };
+            let alone = alone.run(&device, false);
+            assert_eq!(alone[..n_rows], all[c * (n_rows + 3)..][..n_rows], "{ty} column {c}");
+        }
+    }
+}
+
+#[test]
+fn products_have_the_same_bits_in_any_order_of_threads() {
+    for ty in TensorType::ALL {
+        let product = Product::new(ty, (7, 1280), 5);
+        let mut first: Option<Vec<f32>> = None;
+        for order in ORDERS {
+            let Some((device, _dir)) = device(order) else { return };
+            let got = product.run(&device, false);
+            assert_eq!(*first.get_or_insert(got.clone()), got, "{ty}, {order}");
+        }
+    }
+}
+
+#[test]
+fn inputs_of_any_size_are_staged() {
+    let Some((device, _dir)) = device("") else { return };
+    for scale in [0.0, 1e-30, 1e-6, 1e6, 1e30] {
+        let mut product = Product::new(TensorType::N4, (5, 320), 1);
+        product.x.iter_mut().for_each(|x| *x *= scale);
+        product.bias.fill(0.0);
+        let got = product.run(&device, false);
+        if scale == 0.0 {
+            assert_eq!(got[..5], [0.0; 5]);
+        } else {
+            let (worst, _) = product.check(&got, 0.0);
+            assert!(worst < GEMV_ERROR_MAX, "times {scale}: {worst:.1e}");
+        }
+    }
+}
+
+fn close(got: &[f32], expected: &[f64], error_max: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let size = expected.iter().fold(0f64, |m, y| m.max(y.abs())).max(1e-30);
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs() / size;
+        assert!(error <= error_max, "{what} [{i}]: {got} and not {expected}");
+    }
+}
+
+#[test]
+fn norms_are_those_of_float64_in_any_order_of_threads() {
+    for order in ORDERS {
+        let Some((device, _dir)) = device(order) else { return };
+        let kernels = RowKernels::load(&device).expect("kernels");
+        for (width, n_run) in [(1, 1), (64, 3), (129, 1), (2048, 1)] {
+            let (n_rows, stride) = (3, width * n_run + 5);
+            let x = activations(n_rows, width * n_run, stride, 3);
+            let weight: Vec<f32> = activations(1, width, width, 4);
+            let bias: Vec<f32> = activations(1, width, width, 5);
+            for kind in [NormKind::Rms, NormKind::Layer] {
+                let shape = RowShape { n_rows, width: width * n_run, stride };
+                let norm = NormShape { kind, eps: 1e-5, width };
+                let (buffer, w, b) =
+                    (upload(&device, &x), upload(&device, &weight), upload(&device, &bias));
+                kernels.norm(shape, norm, (&buffer, &buffer), (&w, Some(&b))).expect("launched");
+                let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+                for row in expected.chunks_exact_mut(stride) {
+                    for run in row[..width * n_run].chunks_exact_mut(width) {
+                        norm64(run, kind, &weight, &bias);
+                    }
+                }
+                close(&download(&buffer, x.len()), &expected, 2e-6, &format!("{kind:?} {width}"));
+            }
+        }
+    }
+}
+
+fn norm64(run: &mut [f64], kind: NormKind, weight: &[f32], bias: &[f32]) {
+    let n = run.len() as f64;
+    let mean = if kind == NormKind::Layer { run.iter().sum::<f64>() / n } else { 0.0 };
+    let var = run.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    for ((x, w), b) in run.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) / (var + 1e-5).sqrt() * f64::from(*w) + f64::from(*b);
+    }
+}
+
+#[test]
+fn rows_are_activated_added_chosen_and_turned() {
+    let Some((device, _dir)) = device("") else { return };
+    let kernels = RowKernels::load(&device).expect("kernels");
+    let shape = RowShape { n_rows: 3, width: 320, stride: 320 };
+    let (x, y) = (activations(3, 320, 320, 1), activations(3, 320, 320, 2));
+    let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
+        let act = |x: f64| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Gelu => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Activation::Tanh => x.tanh(),
+        };
+        let (a, b) = (upload(&device, &x), upload(&device, &y));
+        kernels.glu(shape, activation, (&a, &b)).expect("launched");
+        let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| act(*x) * y).collect();
+        close(&download(&a, x.len()), &expected, 1e-6, &format!("glu {activation:?}"));
+        let a = upload(&device, &x);
+        kernels.act(shape, activation, &a).expect("launched");
+        let expected: Vec<f64> = wide(&x).iter().map(|x| act(*x)).collect();
+        close(&download(&a, x.len()), &expected, 1e-6, &format!("act {activation:?}"));
+    }
+    let (a, b) = (upload(&device, &x), upload(&device, &y));
+    kernels.add(shape, &a, 0.5, Some(&b)).expect("launched");
+    let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * 0.5 + y).collect();
+    close(&download(&a, x.len()), &expected, 1e-7, "add");
+
+    let out = upload(&device, &vec![0.0; 640]);
+    let index = device.allocate("rows", 8).expect("memory");
+    let two = RowShape { n_rows: 2, ..shape };
+    kernels.select(two, (&upload(&device, &x), 3), &out, (&index, &[2, 0])).expect("launched");
+    assert_eq!(download(&out, 640), [&x[640..], &x[..320]].concat());
+
+    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
+        turns(&device, &kernels, style);
+    }
+}
+
+fn turns(device: &Device, kernels: &RowKernels, style: RopeStyle) {
+    let (n_rows, n_head, head_dim, n_pair) = (2, 3, 20, 8);
+    let shape = RowShape { n_rows, width: n_head * head_dim, stride: 61 };
+    let x = activations(n_rows, 60, 61, 1);
+    let angles: Vec<f32> = (0..n_rows * n_pair)
+        .flat_map(|i| [(i as f32 * 0.3).cos(), (i as f32 * 0.3).sin()])
+        .collect();
+    let buffer = upload(device, &x);
+    kernels
+        .rope(shape, &buffer, style, (&upload(device, &angles), n_pair), head_dim)
+        .expect("launched");
+    let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    for (t, row) in expected.chunks_exact_mut(61).enumerate() {
+        for head in row[..60].chunks_exact_mut(head_dim) {
+            for i in 0..n_pair {
+                let (a, b) = match style {
+                    RopeStyle::Pairs => (2 * i, 2 * i + 1),
+                    RopeStyle::Halves => (i, i + n_pair),
+                };
+                let angle = &angles[2 * (t * n_pair + i)..];
+                let (cos, sin) = (f64::from(angle[0]), f64::from(angle[1]));
+                (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+            }
+        }
+    }
+    close(&download(&buffer, x.len()), &expected, 1e-6, &format!("{style:?}"));
+}
+
+#[test]
+fn the_first_of_the_largest_is_found_in_any_order_of_threads() {
+    for order in ORDERS {
+        let Some((device, _dir)) = device(order) else { return };
+        let kernels = RowKernels::load(&device).expect("kernels");
+        let mut x = activations(4, 1000, 1000, 9);
+        x[700] = 99.0;
+        x[333] = 99.0;
+        x[1000 + 999] = 99.0;
+        x[2000..3000].fill(f32::NEG_INFINITY);
+        x[3000] = f32::NAN;
+        x[3500] = 99.0;
+        let out = device.allocate("answers", 32).expect("memory");
+        let shape = RowShape { n_rows: 4, width: 1000, stride: 1000 };
+        kernels.argmax(shape, &upload(&device, &x), &out).expect("launched");
+        let idxs: Vec<u32> = download(&out, 8).chunks(2).map(|pair| pair[1].to_bits()).collect();
+        assert_eq!(idxs, [333, 999, 0, 500]);
+    }
+}
+
+/// A batch of a prefill chunk and two steps, over pages out of order.
+struct Attention {
+    shape: AttentionShape,
+    tokens: Vec<TokenSpan>,
+    pages: Vec<u32>,
+}
+
+impl Attention {
+    fn new(head_dim: usize) -> Attention {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { n_head: 6, n_kv_head: 2, head_dim, n_page: 30, scale };
+        let mut pages: Vec<u32> = (0..30).rev().collect();
+        pages.swap(3, 17);
+        let mut tokens = Vec::new();
+        let mut push = |pages_start: usize, start: usize, pos: usize| {
+            let slot = pages[pages_start + pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
+            tokens.push(TokenSpan { pages_start, start, end: pos + 1, slot });
+        };
+        (0..3).for_each(|pos| push(0, 0, pos));
+        push(1, 0, 599);
+        push(21, 100, 130);
+        Attention { shape, tokens, pages }
+    }
+
+    fn n_cache(&self) -> usize {
+        self.shape.cache_bytes() / 2
+    }
+
+    fn run(&self, conf: &str) -> Option<(Vec<f32>, Vec<f64>)> {
+        let (device, _dir) = device(conf)?;
+        let AttentionShape { n_head, n_kv_head, head_dim, .. } = self.shape;
+        let n = self.tokens.len();
+        let (q_width, kv_width) = (n_head * head_dim, n_kv_head * head_dim);
+        let mut kernels = AttentionKernels::load(&device, self.shape, n, 30).expect("kernels");
+        let cache = |seed| -> Vec<half::f16> {
+            let values = activations(1, self.n_cache(), self.n_cache(), seed);
+            values.iter().map(|v| half::f16::from_f32(v * 0.1)).collect()
+        };
+        let (mut keys, mut values) = (cache(1), cache(2));
+        let on_device = |values: &[half::f16]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let buffer = device.allocate("a cache", bytes.len()).expect("memory");
+            buffer.write(&bytes).expect("a copy");
+            buffer
+        };
+        let (k_cache, v_cache) = (on_device(&keys), on_device(&values));
+        let q = activations(n, q_width, q_width, 3);
+        let (k, v) = (activations(n, kv_width, kv_width, 4), activations(n, kv_width, kv_width, 5));
+        kernels.begin(&self.tokens, &self.pages).expect("a batch");
+        let (k_new, v_new) = (upload(&device, &k), upload(&device, &v));
+        let caches = (&k_cache, &v_cache);
+        kernels.append(self.shape, (&k_new, &v_new, kv_width), caches).expect("launched");
+        let out = upload(&device, &vec![0.0; n * q_width]);
+        kernels
+            .attend(self.shape, (&upload(&device, &q), &out, q_width), caches)
+            .expect("launched");
+        for (t, token) in self.tokens.iter().enumerate() {
+            for i in 0..kv_width {
+                let at = self.place(i / head_dim, token.slot) + i % head_dim;
+                keys[at] = half::f16::from_f32(k[t * kv_width + i]);
+                values[at] = half::f16::from_f32(v[t * kv_width + i]);
+            }
+        }
+        Some((download(&out, n * q_width), self.expected(&q, &keys, &values)))
+    }
+
+    /// Where the row of a head and slot begins.
+    fn place(&self, head: usize, slot: usize) -> usize {
+        let row = (slot / PAGE_LEN * self.shape.n_kv_head + head) * PAGE_LEN + slot % PAGE_LEN;
+        row * self.shape.head_dim
+    }
+
+    fn expected(&self, q: &[f32], keys: &[half::f16], values: &[half::f16]) -> Vec<f64> {
+        let AttentionShape { n_head, n_kv_head, head_dim, scale, .. } = self.shape;
+        let mut out = Vec::new();
+        for (t, token) in self.tokens.iter().enumerate() {
+            for head in 0..n_head {
+                let query = &q[(t * n_head + head) * head_dim..][..head_dim];
+                let at = |pos: usize| {
+                    let page = self.pages[token.pages_start + pos / PAGE_LEN] as usize;
+                    self.place(head / (n_head / n_kv_head), page * PAGE_LEN + pos % PAGE_LEN)
+                };
+                let score = |pos: usize| {
+                    let key = &keys[at(pos)..][..head_dim];
+                    let dot: f64 =
+                        query.iter().zip(key).map(|(q, k)| f64::from(*q) * k.to_f64()).sum();
+                    dot * f64::from(scale)
+                };
+                let scores: Vec<f64> = (token.start..token.end).map(score).collect();
+                let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                let start = out.len();
+                out.resize(start + head_dim, 0.0);
+                for (pos, s) in (token.start..token.end).zip(&scores) {
+                    let value = &values[at(pos)..][..head_dim];
+                    for (out, v) in out[start..].iter_mut().zip(value) {
+                        *out += (s - top).exp() / total * v.to_f64();
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_is_that_of_float64_in_any_order_of_threads() {
+    for head_dim in [2, 64, 80, 128, 256] {
+        let attention = Attention::new(head_dim);
+        let mut first: Option<Vec<f32>> = None;
+        for order in ORDERS {
+            let Some((got, expected)) = attention.run(order) else { return };
+            close(&got, &expected, 1e-5, &format!("head_dim {head_dim}"));
+            assert_eq!(*first.get_or_insert(got.clone()), got, "the same bits: {order}");
+        }
+    }
+}
+
+#[test]
+fn a_tokens_attention_does_not_depend_on_its_batch() {
+    let together = Attention::new(64);
+    let Some((all, _)) = together.run("") else { return };
+    let mut alone = Attention::new(64);
+    // Its own key and value come from row 0 then, so a token that sees the cache is compared by
+    // its splits only: the batch's longest token decides the grid, not the result.
+    alone.tokens.truncate(3);
+    let (got, _) = alone.run("").expect("as before");
+    assert_eq!(got[..], all[..got.len()]);
+}
