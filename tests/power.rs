@@ -150,3 +150,11 @@ fn this_machine_is_shown_as_well() {
         "looking writes nothing"
     );
 }
+
+#[test]
+fn a_screen_is_plain_text_also_without_a_service() {
+    let (code, out, err) = Board::new().run(&["monitor", "--once", "--url", "127.0.0.1:1"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("board        Jetson Nano 4 GB, B01, profile auto\nservice "), "{out}");
+    assert!(out.contains("heat         CPU-therm 41.5 C") && !out.contains('\x1b'), "{out}");
+}

@@ -220,17 +220,7 @@ fn torture(seed: u64, n_round: usize) {
             *proxy.target.lock().unwrap() = Some(side.address);
         }
     }
-    check_end(&sides.map(Option::unwrap), &told, &jobs);
-    println!(
-        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
-        proxy.n_fault.load(Ordering::Relaxed),
-        told.len(),
-        jobs.len()
-    );
-}
-
-/// Waits until both are synced, and looks whether each knows all that was acknowledged, once.
-fn check_end(sides: &[Process; 2], told: &BTreeSet<String>, jobs: &[String]) {
+    let sides = sides.map(Option::unwrap);
     // What ran when its service died runs again, and is told.
     until("the jobs are over", || {
         let list = get(sides[0].address, "/v1/jobs?limit=500").json();
@@ -242,6 +232,17 @@ fn check_end(sides: &[Process; 2], told: &BTreeSet<String>, jobs: &[String]) {
         let is_even = a["heard_ms"].is_u64() && a["n_to_come"] == 0 && b["n_to_come"] == 0;
         is_even && a["state"] == "synced" && b["state"] == "synced"
     });
+    both_know(&sides, &told, &jobs);
+    println!(
+        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
+        proxy.n_fault.load(Ordering::Relaxed),
+        told.len(),
+        jobs.len()
+    );
+}
+
+/// Each change once on both sides, and on the second one the jobs of the first.
+fn both_know(sides: &[Process; 2], told: &BTreeSet<String>, jobs: &[String]) {
     for side in sides {
         let found = records(side, "feedback");
         let names: BTreeSet<String> =

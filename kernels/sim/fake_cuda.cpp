@@ -279,11 +279,6 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) {
   memcpy(to, (const void*)from, n);
   return SUCCESS;
 }
-API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t n, void*) {
-  ENTER_CONTEXT if (!device().holds(to, n) || !device().holds(from, n)) return INVALID_VALUE;
-  memcpy((void*)to, (const void*)from, n);
-  return SUCCESS;
-}
 API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
   ENTER_CONTEXT if (!device().holds(at, n)) return INVALID_VALUE;
   memset((void*)at, value, n);

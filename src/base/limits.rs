@@ -295,6 +295,10 @@ pub const SYNC_ENTRY_BYTES_MAX: usize = 1 << 20;
 pub const SYNC_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Entries of a message between two machines.
 pub const SYNC_ENTRIES_MAX: usize = 256;
+/// By how much a log may have grown between two messages.
+pub const SYNC_JUMP_MAX: u64 = 1 << 32;
+/// Levels of a body that is sent: readers of JSON stop at about twice as many.
+pub const SYNC_DEPTH_MAX: usize = 64;
 /// The greatest number of an entry: what JSON's readers everywhere can count.
 pub const SYNC_SEQ_MAX: u64 = 1 << 53;
 /// Characters of the kind of an entry.

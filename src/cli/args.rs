@@ -110,6 +110,8 @@ pub enum Verb {
     Import(verbs::export::ImportArgs),
     /// Show heat, watts and clocks of this machine, or choose a power profile
     Power(verbs::power::PowerArgs),
+    /// Show the service and the board on one screen, anew every second
+    Monitor(verbs::monitor::MonitorArgs),
     /// Set the system up for the appliance, or show how that would be done
     Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from

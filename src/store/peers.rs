@@ -68,8 +68,14 @@ impl Store {
     /// If there are as many as there can be, or the disk does not take it.
     pub fn insert_peer(&self, peer: Peer) -> Result<(), StoreError> {
         let sealed = self.seal(&key_name(&peer.node), peer.key.as_bytes())?;
-        let sql =
-            format!("INSERT OR REPLACE INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
+        // Not a replacement: that deletes the row, and with it all that is told to the peer and was
+        // heard of it.
+        let sql = format!(
+            "INSERT INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (node) DO UPDATE SET name = excluded.name, address = excluded.address,
+             sealed_key = excluded.sealed_key, key_digest = excluded.key_digest,
+             certificate = excluded.certificate, paired_ms = excluded.paired_ms"
+        );
         self.write(move |connection| {
             let others = "SELECT count(*) FROM peers WHERE node <> ?1";
             let n: i64 = connection.query_row(others, [&peer.node], |row| row.get(0))?;
@@ -93,14 +99,20 @@ impl Store {
     /// All peers, by their names.
     ///
     /// # Errors
-    /// If they cannot be read, or a key does not open.
+    /// If they cannot be read. One whose key does not open is left out, and told in the log.
     pub fn peers(&self) -> Result<Vec<Peer>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM peers ORDER BY name, node");
         let rows = self.read(|connection| {
             let mut rows = connection.prepare(&sql)?;
             Ok(rows.query_map([], sealed_peer)?.collect::<rusqlite::Result<Vec<_>>>()?)
         })?;
-        rows.into_iter().map(|row| self.open_peer(row)).collect()
+        // One whose key does not open must not hide the others.
+        let opened = rows.into_iter().filter_map(|row| {
+            let node = row.0.node.clone();
+            let peer = self.open_peer(row);
+            peer.inspect_err(|error| tracing::error!(node, %error, "a peer cannot be read")).ok()
+        });
+        Ok(opened.collect())
     }
 
     /// A peer by its node.
@@ -175,6 +187,21 @@ mod tests {
         assert!(store.delete_peer(&peer(1).node).unwrap());
         assert!(!store.delete_peer(&peer(1).node).unwrap());
         assert_eq!(store.peer(&peer(1).node).unwrap(), None);
+    }
+
+    #[test]
+    fn who_pairs_again_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        store.insert_peer(peer(1)).unwrap();
+        let node = peer(1).node;
+        let of = node.clone();
+        store.sync(move |tx| tx.set_link(&of, "{}").and_then(|()| tx.see(&of, 7))).unwrap();
+        store.insert_peer(Peer { name: "renamed".into(), ..peer(1) }).unwrap();
+        assert_eq!(store.peers().unwrap()[0].name, "renamed");
+        let of = node.clone();
+        let (link, is_new) = store.sync(move |tx| Ok((tx.link(&of)?, tx.see(&of, 7)?))).unwrap();
+        assert_eq!((link.as_deref(), is_new), (Some("{}"), false), "what was heard stays heard");
     }
 
     #[test]

@@ -22,18 +22,20 @@
 //! Functions here have no clock, no randomness and no disk of their own; each is one transaction.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::clock::{hear as hear_clock, tick};
 use super::disk::{Disk, Front};
 use super::rules::{Record, VOID, Verdict, check, inherit, judge};
 use super::wire::{ENTRY_BYTES, Entry, Hello, Limits, Mark, Message};
 use crate::base::limits::{
-    SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX, SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
+    SYNC_DEPTH_MAX, SYNC_ENTRY_BYTES_MAX, SYNC_JUMP_MAX, SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX,
+    SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
 };
 
 /// What is kept of a link, beside the entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Link {
     /// The newest of our entries that is gone.
     pub base: Mark,
@@ -183,6 +185,11 @@ pub fn change<D: Disk>(
     let clock = tick(disk.clock()?, now_ms);
     let at = over.map_or(clock, |over| clock.max(over.next()));
     let Change { kind, key, rank, body, to, is_elsewhere } = change;
+    let body = match depth(&body) > SYNC_DEPTH_MAX {
+        // No reader would take the message, nor any that comes after it.
+        true => json!({ "left_out": "it is nested too deeply to be sent" }),
+        false => body,
+    };
     let entry = Entry { seq: 0, id, at, over, kind, key, rank, body };
     if known.as_ref().is_some_and(|known| judge(known, &origin, &entry) == Verdict::Passed) {
         return Ok(false);
@@ -218,6 +225,15 @@ fn push<D: Disk>(
     disk.put_entry(peer, &Entry { seq: link.last, ..entry }, front)?;
     trim(disk, peer, &mut link, bounds)?;
     disk.set_link(peer, &link)
+}
+
+/// How deeply a value is nested.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// What an entry takes, on the disk and in a message.
@@ -264,6 +280,11 @@ pub fn hear<D: Disk>(
 ) -> Result<Heard, D::Error> {
     let before = disk.link(peer)?;
     let mut link = before;
+    // No log grows so much between two messages; who says so would push ours out of its range.
+    let jumps = |to: u64, from: u64| to > from.saturating_add(SYNC_JUMP_MAX);
+    if jumps(message.has.seq, link.last) || jumps(message.base.seq, link.cursor.seq) {
+        return Ok(Heard::default());
+    }
     let mut heard = Heard {
         is_forked: hear_mark(disk, peer, &mut link, message.has, is_fresh)?,
         ..Heard::default()
@@ -291,7 +312,7 @@ pub fn hear<D: Disk>(
     link.their_last = message.last;
     link.their_lost = message.n_lost;
     link.their_missed = message.n_missed;
-    link.limits = message.hello.limits;
+    link.limits = message.hello.limits.within(Limits::OURS);
     trim(disk, peer, &mut link, bounds)?;
     if link != before {
         disk.set_link(peer, &link)?;
@@ -341,6 +362,11 @@ fn take<D: Disk>(
     if !disk.is_new(peer, entry.id)? {
         heard.n_known += 1;
         return Ok(());
+    }
+    if size(entry) > SYNC_ENTRY_BYTES_MAX + 4 * ENTRY_BYTES {
+        heard.n_held += 1;
+        let bare = Entry { body: Value::Null, ..entry.clone() };
+        return disk.hold(peer, &bare, "it was larger than an entry may be, and is not kept");
     }
     match check(entry) {
         Ok(()) => {

@@ -96,6 +96,15 @@ impl Limits {
         message_bytes: SYNC_MESSAGE_BYTES_MAX,
         n_entry: SYNC_ENTRIES_MAX,
     };
+
+    /// The smaller of each.
+    pub fn within(self, most: Limits) -> Limits {
+        Limits {
+            entry_bytes: self.entry_bytes.min(most.entry_bytes),
+            message_bytes: self.message_bytes.min(most.message_bytes),
+            n_entry: self.n_entry.min(most.n_entry),
+        }
+    }
 }
 
 /// See the module.
@@ -194,6 +203,7 @@ impl Message {
         let message: Message = serde_json::from_slice(bytes).map_err(|e| foreign(&e))?;
         let marks = [message.has, message.base, message.prev];
         let seqs = marks.iter().map(|mark| mark.seq).chain([message.last]);
+        let seqs = seqs.chain([message.n_lost, message.n_missed]);
         if seqs.chain(message.entries.iter().map(|entry| entry.seq)).any(|n| n > SYNC_SEQ_MAX) {
             return Err(foreign(&"a number is out of range"));
         }

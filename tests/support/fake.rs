@@ -96,7 +96,7 @@ fn serve(stream: TcpStream, heard: &Mutex<Vec<Heard>>, act: &(dyn Fn(&Heard) -> 
     let Some(request) = read(&mut stream) else { return };
     let act = act(&request);
     heard.lock().unwrap().push(request);
-    let mut out = stream.get_mut();
+    let out = stream.get_mut();
     // Whoever asked may have left.
     let _ = match act {
         Act::Bytes(bytes) => out.write_all(bytes.as_bytes()),
@@ -110,7 +110,7 @@ fn serve(stream: TcpStream, heard: &Mutex<Vec<Heard>>, act: &(dyn Fn(&Heard) -> 
                 body.len()
             )
         }
-        Act::Stream { values, is_whole } => stream_to(&mut out, &values, is_whole),
+        Act::Stream { values, is_whole } => stream_to(out, &values, is_whole),
     };
 }
 

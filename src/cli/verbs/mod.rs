@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod jobs;
 pub mod key;
 pub mod models;
+pub mod monitor;
 pub mod pair;
 pub mod perplexity;
 pub mod power;

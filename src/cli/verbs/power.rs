@@ -115,7 +115,7 @@ fn status(app: &App, args: &PowerArgs) -> anyhow::Result<()> {
 }
 
 /// What was read, a line for each kind that there is.
-fn lines(readings: &Readings) -> Vec<(&'static str, String)> {
+pub fn lines(readings: &Readings) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     let cores = &readings.cpu.cores;
     let n_online = cores.iter().filter(|core| core.is_online).count();

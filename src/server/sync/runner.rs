@@ -96,7 +96,13 @@ impl Runner {
     async fn act(&self) -> Result<(), ApiError> {
         let Some(door) = &self.door else { return Ok(()) };
         for act in ask(&self.sync, Node::acts).await? {
-            door.take_back(act.key).await?;
+            if let Err(error) = door.take_back(act.key).await {
+                tracing::warn!(error = error.message, "what a peer took back is not taken back");
+                // One that fails is no reason to call nobody.
+                if error.status.is_server_error() {
+                    continue;
+                }
+            }
             ask(&self.sync, move |sync| sync.acted(act.n)).await?;
         }
         Ok(())

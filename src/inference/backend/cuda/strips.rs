@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Which scales a type has and where the bits of a code lie is in [`Layout`], and told with the
-//! reasons in `kernels/strip.h` and the files of the kernels. Parts come from `quant`, so every type
-//! that can be read can be packed. Packing is for loading: it is plain, and not fast.
+//! reasons in `kernels/strip.h` and the kernels. Parts come from `quant`, so every type that can be
+//! read can be packed. Packing is for loading: it is plain, and not fast.
 
 use crate::inference::quant::{Codes, Part, TensorType, part};
 

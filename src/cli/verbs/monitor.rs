@@ -1,0 +1,171 @@
+//! `jetforge monitor`: the service and the board on one screen, anew every second.
+//!
+//! Plain text under two escape sequences (home, and clear to the end of each line and below), so it
+//! works over ssh and on a serial console, and Ctrl-C leaves nothing behind. Speed is what the
+//! service's sequences had more than a second ago; a sequence that came or went in between counts
+//! with what it shows.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::power::lines;
+use crate::cli::{Context, exit};
+use crate::power::{Readings, Sensors, chosen};
+use crate::server::{Client, ClientError};
+
+/// Options of `monitor`.
+#[derive(Debug, Args)]
+pub struct MonitorArgs {
+    /// Show one screen and end
+    #[arg(long)]
+    once: bool,
+    /// Seconds between two screens
+    #[arg(long, value_name = "S", default_value_t = 1, value_parser = seconds())]
+    every: u64,
+    /// Where the service is; the configured address by default
+    #[arg(long, value_name = "HOST:PORT")]
+    url: Option<String>,
+    /// The key to show
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Where the kernel's files are looked for
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+/// A second to an hour.
+fn seconds() -> impl clap::builder::TypedValueParser {
+    clap::value_parser!(u64).range(1..=3600)
+}
+
+/// Shows screens until it is stopped.
+pub fn run(context: &Context, args: &MonitorArgs) -> anyhow::Result<u8> {
+    let app = context.app(Vec::new())?;
+    let config = app.config();
+    let configured = || format!("{}:{}", config.server.host, config.server.port);
+    let address = args.url.clone().unwrap_or_else(configured);
+    let client = Client::new(&address, args.key.clone());
+    let mut sensors = Sensors::open(&args.root);
+    let mut speed = Speed::default();
+    loop {
+        let readings = sensors.read();
+        let profile = chosen(&app.dirs.state).unwrap_or(config.power.profile);
+        let head = format!("{}, profile {}", sensors.board().name(), profile.name());
+        let status = client.json("GET", "/v1/status");
+        let slots = status.as_ref().ok().and_then(|_| client.json("GET", "/slots").ok());
+        let tok_s = slots.as_ref().and_then(|slots| speed.take(slots, Instant::now()));
+        let screen = screen(&head, &service(&address, &status, tok_s), &readings);
+        let mut out = std::io::stdout().lock();
+        if args.once {
+            out.write_all(screen.as_bytes())?;
+            return Ok(exit::OK);
+        }
+        let screen = screen.replace('\n', "\x1b[K\r\n");
+        write!(out, "\x1b[H{screen}\x1b[J")?;
+        out.flush()?;
+        drop(out);
+        std::thread::sleep(Duration::from_secs(args.every));
+    }
+}
+
+/// The rows of a screen.
+fn screen(head: &str, service: &[(&'static str, String)], readings: &Readings) -> String {
+    let mut rows = vec![("board", head.to_owned())];
+    rows.extend_from_slice(service);
+    if let Some(load) = readings.cpu.load {
+        rows.push(("busy", format!("{:.0} % of the cores' time", load * 100.0)));
+    }
+    rows.extend(lines(readings));
+    rows.iter().map(|(key, text)| format!("{key:<12} {text}\n")).collect()
+}
+
+/// What the service says of itself.
+fn service(
+    address: &str,
+    status: &Result<Value, ClientError>,
+    tok_s: Option<f64>,
+) -> Vec<(&'static str, String)> {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return vec![("service", error.to_string())],
+    };
+    let models: &[Value] = status["models"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let sum = |name: &str| models.iter().filter_map(|model| model[name].as_u64()).sum::<u64>();
+    let is_loaded = |model: &&Value| model["loaded"] == Value::Bool(true);
+    let loaded = models.iter().filter(is_loaded).filter_map(|model| model["name"].as_str());
+    let loaded: Vec<&str> = loaded.collect();
+    let loaded = if loaded.is_empty() { "no model loaded".to_owned() } else { loaded.join(", ") };
+    let speed = tok_s.map_or("unknown".to_owned(), |tok_s| format!("{tok_s:.1} tokens a second"));
+    vec![
+        ("service", format!("{address}: {loaded}")),
+        ("queue", format!("{} run, {} wait", sum("running"), sum("waiting"))),
+        ("speed", speed),
+    ]
+}
+
+/// What every sequence had at the look before.
+#[derive(Default)]
+struct Speed {
+    before: Option<(Instant, BTreeMap<u64, u64>)>,
+}
+
+impl Speed {
+    /// Tokens a second since the look before.
+    fn take(&mut self, slots: &Value, now: Instant) -> Option<f64> {
+        let count = |slot: &Value| {
+            let next = &slot["next_token"];
+            let next = next.get(0).unwrap_or(next);
+            let n_decoded = next["n_decoded"].as_u64().or(slot["n_decoded"].as_u64());
+            Some((slot["id"].as_u64()?, n_decoded.unwrap_or(0)))
+        };
+        let counts: BTreeMap<u64, u64> = slots.as_array()?.iter().filter_map(count).collect();
+        let (then, before) = self.before.replace((now, counts.clone()))?;
+        let more = |(id, n): (&u64, &u64)| match before.get(id) {
+            Some(before) if before <= n => n - before,
+            _ => *n,
+        };
+        let seconds = now.saturating_duration_since(then).as_secs_f64();
+        (seconds > 0.0).then(|| counts.iter().map(more).sum::<u64>() as f64 / seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn speed_is_what_sequences_had_more() {
+        let mut speed = Speed::default();
+        let start = Instant::now();
+        let slots = |a: u64, b: u64| {
+            json!([{ "id": 0, "next_token": { "n_decoded": a } },
+                   { "id": 1, "next_token": [{ "n_decoded": b }] }])
+        };
+        let at = |s| start + Duration::from_secs(s);
+        assert_eq!(speed.take(&slots(10, 5), at(0)), None, "nothing before it");
+        assert_eq!(speed.take(&slots(30, 15), at(2)), Some(15.0));
+        assert_eq!(speed.take(&slots(4, 15), at(3)), Some(4.0), "a new sequence in its place");
+        assert_eq!(speed.take(&json!({}), at(4)), None);
+    }
+
+    #[test]
+    fn a_screen_says_what_there_is() {
+        let status = json!({ "models": [
+            { "name": "default", "loaded": true, "running": 2, "waiting": 1 },
+            { "name": "other", "loaded": false, "running": null, "waiting": null },
+        ] });
+        let rows = service("127.0.0.1:8080", &Ok(status), Some(9.25));
+        let text = screen("Jetson Nano", &rows, &Readings::default());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "board        Jetson Nano");
+        assert_eq!(lines[1], "service      127.0.0.1:8080: default");
+        assert_eq!(lines[2], "queue        2 run, 1 wait");
+        assert_eq!(lines[3], "speed        9.2 tokens a second");
+    }
+}
