@@ -31,9 +31,11 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let gate: Gate = gate.into();
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
-    let own = own.merge(tabby::health_routes()).merge(status::routes());
+    let own = own.merge(tabby::health_routes());
     let own = own.merge(sync::routes()).merge(sync::peer_routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
+    // A hub adds its backends to what this says.
+    let dialects = dialects.merge(status::routes().with_state(gate.clone()));
     let dialects = match gate.forward().cloned() {
         Some(forward) => {
             let layer = middleware::from_fn_with_state(forward, pass_on);
