@@ -58,6 +58,7 @@ const REGRET_MS: u64 = 600_000;
 /// How far it must cool before jobs run again, and before the fan slows.
 const COOLER_MC: i32 = 5_000;
 const FAN_BACK_MC: i32 = 3_000;
+const FAN_FULL: u32 = 255;
 
 /// What is remembered of heat.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,7 +106,7 @@ pub struct HeatLimit {
     pub is_cool: bool,
     /// Whether the sensor is silent.
     pub is_blind: bool,
-    /// Pulse width of the fan; none where the temperature was never known.
+    /// Pulse width of the fan: full while blind; none where no temperature is known or expected.
     pub fan_pwm: Option<u32>,
 }
 
@@ -137,14 +138,14 @@ impl Heat {
         if temp_mc > self.fan_mc || temp_mc < self.fan_mc - FAN_BACK_MC {
             self.fan_mc = temp_mc;
         }
-        let fan = policy.fan.pwm(if is_blind { policy.hard_mc } else { self.fan_mc });
+        let by_curve = self.temp_mc.map(|_| policy.fan.pwm(self.fan_mc));
         let blind_max = if is_blind { top / 3 } else { top };
         HeatLimit {
             duty: self.duty,
             level_max: top.saturating_sub(self.n_taken).min(blind_max),
             is_cool: !self.is_too_warm && !is_blind && !self.is_stopped,
             is_blind,
-            fan_pwm: self.temp_mc.map(|_| fan),
+            fan_pwm: if is_blind { Some(FAN_FULL) } else { by_curve },
         }
     }
 
@@ -152,7 +153,9 @@ impl Heat {
     fn pause(&mut self, policy: &HeatPolicy, is_blind: bool, dt_s: f64) {
         let temp_mc = self.temp_mc.unwrap_or(COLD_MC);
         self.is_stopped = match self.is_stopped {
-            true => temp_mc > policy.soft_mc - BAND_MC / 2 && !is_blind,
+            // What cannot be seen has not cooled.
+            is_stopped if is_blind => is_stopped,
+            true => temp_mc > policy.soft_mc - BAND_MC / 2,
             false => temp_mc >= policy.hard_mc,
         };
         if self.is_stopped {

@@ -128,7 +128,21 @@ fn a_board_whose_sensor_is_silent_is_careful_and_recovers() {
     assert_eq!((back.level_idx, back.pace.duty_permille), (top, 1000));
     let mut never = Run::new(Profile::Max);
     never.vitals.temp_mc = None;
-    assert_eq!(never.wait(30, Phase::Decode, 1).causes, [Cause::NoSensor], "a Nano has one");
+    let never = never.wait(30, Phase::Decode, 1);
+    assert_eq!(never.causes, [Cause::NoSensor], "a Nano has one");
+    assert_eq!(never.settings.fan_pwm, Some(255));
+}
+
+#[test]
+fn a_board_that_was_too_hot_stays_stopped_while_it_is_blind() {
+    let mut run = Run::new(Profile::Max);
+    run.vitals.temp_mc = Some(92_000);
+    assert_eq!(run.look(Phase::Decode, 1).pace.duty_permille, 0);
+    run.vitals.temp_mc = None;
+    let duties = [(); 40].map(|()| run.look(Phase::Decode, 1).pace.duty_permille);
+    assert_eq!(duties, [0; 40]);
+    run.vitals.temp_mc = Some(60_000);
+    assert!(run.wait(30, Phase::Decode, 1).pace.duty_permille > 0);
 }
 
 #[derive(Clone, Debug)]
