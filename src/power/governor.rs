@@ -87,8 +87,8 @@ pub struct TierPolicy {
     pub n_threads: Option<usize>,
     /// Most tokens of a step; `None` for the configured number.
     pub n_batch: Option<usize>,
-    /// Whether jobs may run.
-    pub background: bool,
+    /// Whether jobs may run; `None` lets them, but not in a chosen eco.
+    pub background: Option<bool>,
     /// What decode is to be good at.
     pub goal: Goal,
 }
@@ -245,13 +245,16 @@ pub fn govern(
     because(supply.is_alarm, Cause::OverCurrent);
     because(!supply.is_alarm && supply.level_max < spec.level_max, Cause::Supply);
     let is_cool = heat.is_cool && supply.is_steady && duty >= super::heat::DUTY_MIN;
+    // The profile of now: a person may have chosen another than the configured one.
+    let is_built_in = tier != Tier::Eco || policy.profile == Profile::Auto;
+    let is_allowed = spec.background.unwrap_or(is_built_in);
     let level = policy.ladder.level(level_idx);
     let decision = Decision {
         pace: EnginePace {
             duty_permille: state.tell_duty(duty),
             n_threads: spec.n_threads.or(spec.n_core),
             n_batch: spec.n_batch,
-            background: spec.background && is_cool,
+            background: is_allowed && is_cool,
         },
         settings: Settings {
             cpu_khz_max: level.cpu_khz,

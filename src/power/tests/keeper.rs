@@ -62,6 +62,7 @@ fn a_profile_is_chosen_while_it_runs() {
     choose(state.path(), Some(Profile::Eco)).unwrap();
     assert_eq!(keeper.look(&WORK, 2000).tier, Tier::Eco);
     assert_eq!(Sysfs::new(root.path()).number(MAX), Ok(918_000));
+    assert!(!keeper.look(&WORK, 2500).pace.background, "no jobs in a chosen eco");
     put(state.path(), "power.profile", b"turbo");
     assert_eq!(chosen(state.path()), None);
     assert_eq!(keeper.look(&WORK, 3000).tier, Tier::Balanced, "nonsense is no choice");
