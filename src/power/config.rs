@@ -140,8 +140,8 @@ impl PowerConfig {
         }
     }
 
-    /// The policy for a board as it was read. Clocks are those of a Nano alone: on any other
-    /// machine nothing is set, and only the engine's pace is governed.
+    /// The policy for a board as it was read. Clocks are those of a Nano whose owner lets them be
+    /// set: on any other machine nothing is, and only the engine's pace is governed.
     ///
     /// # Errors
     /// As [`PowerConfig::check`].
@@ -154,10 +154,12 @@ impl PowerConfig {
         let supply = self.supply_of(board);
         let gpu_hz = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
         let gpu_hz = gpu_hz.map(|gpu| gpu.steps_hz.clone()).unwrap_or_default();
-        let (cpu, gpu) = match board.is_nano() {
-            true => (readings.cpu.steps_khz.as_slice(), gpu_hz.as_slice()),
-            false => (&[][..], &[][..]),
-        };
+        // Clocks that nobody sets are no levels: one would be measured like the other.
+        let is_set = board.is_nano() && self.set_clocks;
+        let has_cpu = readings.cpu.cores.first().is_some_and(|core| core.max_khz.is_some());
+        let has_gpu = readings.gpus.iter().any(|gpu| gpu.max_hz.is_some());
+        let cpu = if is_set && has_cpu { readings.cpu.steps_khz.as_slice() } else { &[] };
+        let gpu = if is_set && has_gpu { gpu_hz.as_slice() } else { &[] };
         let ladder = Ladder::new(self.compute, cpu, gpu, supply.bounds());
         let tier = |tier: Tier| self.tier_policy(tier, board, supply, &ladder);
         let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(i32::MAX);
@@ -168,6 +170,7 @@ impl PowerConfig {
         let soft_mc = mc(self.soft_limit_c).min(below_mc);
         Ok(Policy {
             profile: self.profile,
+            compute: self.compute,
             tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
             heat: HeatPolicy {
                 soft_mc,

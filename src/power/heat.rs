@@ -15,7 +15,8 @@
 //! level that was given back too early doubles that minute, up to half an hour.
 //!
 //! A sensor that falls silent is waited for ten seconds; then the board runs at half time and a
-//! third of its levels, until the sensor speaks again.
+//! third of its levels, until the sensor speaks again. The zones of cores and GPU count one by one:
+//! when either is silent, the others do not speak for it.
 
 use super::profile::FanCurve;
 
@@ -65,6 +66,8 @@ const FAN_FULL: u32 = 255;
 pub struct Heat {
     temp_mc: Option<i32>,
     seen_ms: Option<u64>,
+    /// When the zone of the cores and that of the GPU last answered.
+    answered_ms: [Option<u64>; 2],
     duty: f64,
     is_stopped: bool,
     is_too_warm: bool,
@@ -82,6 +85,7 @@ impl Default for Heat {
         Heat {
             temp_mc: None,
             seen_ms: None,
+            answered_ms: [None; 2],
             duty: 1.0,
             is_stopped: false,
             is_too_warm: false,
@@ -111,6 +115,28 @@ pub struct HeatLimit {
 }
 
 impl Heat {
+    /// Notes which of the two zones that matter answer, and says the temperature that counts: while
+    /// one that once answered is silent, cooler ones say nothing of it.
+    pub fn listen(
+        &mut self,
+        temp_mc: Option<i32>,
+        answers: [Option<bool>; 2],
+        now_ms: u64,
+    ) -> Option<i32> {
+        for (at_ms, answers) in self.answered_ms.iter_mut().zip(answers) {
+            *at_ms = match answers {
+                Some(true) => Some(now_ms),
+                Some(false) => *at_ms,
+                None => at_ms.map(|_| now_ms),
+            };
+        }
+        let is_silent = self.answered_ms.iter().flatten().any(|at_ms| *at_ms < now_ms);
+        match (temp_mc, self.temp_mc) {
+            (Some(now), Some(before)) if is_silent => Some(now.max(before)),
+            _ => temp_mc,
+        }
+    }
+
     /// Takes a temperature, `dt_s` seconds after the one before, and says what it allows on a
     /// ladder up to `top`.
     pub fn step(
@@ -127,7 +153,9 @@ impl Heat {
         self.temp_mc = temp_mc.or(self.temp_mc);
         let silence_ms = now_ms.saturating_sub(self.seen_ms.unwrap_or(now_ms));
         let is_expected = policy.needs_sensor || self.temp_mc.is_some();
-        let is_blind = is_expected && silence_ms > SILENCE_MS;
+        let is_long = |at_ms: &u64| now_ms.saturating_sub(*at_ms) > SILENCE_MS;
+        let is_half = self.answered_ms.iter().flatten().any(is_long);
+        let is_blind = is_half || is_expected && silence_ms > SILENCE_MS;
         self.pause(policy, is_blind, dt_s);
         self.move_levels(policy, now_ms, top);
         let temp_mc = self.temp_mc.unwrap_or(COLD_MC);
