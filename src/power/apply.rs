@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Nothing is written that the journal does not hold first, so a crash at any moment leaves enough
-//! behind to go back. A path is written only if it is one of a short list of forms, also when it
+//! behind to go back; it goes to the disk when a file is new in it, not at every change of a clock.
+//! What somebody else set since is left to him. A path is written only if it is one of a short list of forms, also when it
 //! comes from the journal: a journal that somebody changed cannot make root write elsewhere. What
 //! stands in these files is gone after a restart of the machine, and so is a journal of another
 //! boot.
@@ -296,7 +297,11 @@ impl Actuator {
         let mut first = None;
         for Change { path, value, .. } in changes.iter().filter(may_set) {
             match self.write(path, value) {
-                Ok(()) => drop(self.last().insert(path.clone(), value.clone())),
+                Ok(()) => {
+                    // What the kernel made of it, which is what will stand there.
+                    let stands = self.present(path).unwrap_or_else(|_| value.clone());
+                    self.last().insert(path.clone(), stands);
+                }
                 Err(error) => first = first.or(Some(error)),
             }
         }
@@ -615,6 +620,7 @@ mod tests {
         let error = bench.actuator().apply(&slow).unwrap_err();
         assert!(matches!(error, ApplyError::Write { .. }), "{error}");
         assert_eq!(bench.text(&format!("{CPU}/cpu3/online")), "0");
+        assert_eq!(bench.text("sys/devices/pwm-fan/target_pwm"), "77", "those behind it too");
         assert!(bench.actuator().revert().is_err(), "kept for another try");
         assert_eq!(bench.text(&format!("{CPU}/cpu3/online")), "1", "the others are back");
         std::fs::remove_dir(&gpu).unwrap();
@@ -736,12 +742,18 @@ mod tests {
         // A folder stands where the new journal would be written.
         std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
         let max = format!("{CPU}/cpu0/cpufreq/scaling_max_freq");
-        let lower = bench.actuator().changes(&[(max.clone(), "306000".to_owned())]).unwrap();
+        let to = |khz: &str| bench.actuator().changes(&[(max.clone(), khz.to_owned())]).unwrap();
+        let lower = to("306000");
         let error = bench.actuator().apply(&[&lower[..], new].concat()).unwrap_err();
         assert!(matches!(error, ApplyError::Journal { .. }), "{error}");
         assert_eq!(bench.text(&max), "306000", "a cap is set on a full disk");
         assert_eq!(bench.text(&new[0].path), new[0].before);
         assert_eq!(std::fs::read(&file).unwrap(), text);
+        std::fs::remove_dir(bench.state.path().join("power.journal.new")).unwrap();
+        bench.actuator().apply(&to("408000")).unwrap();
+        std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
+        bench.actuator().apply(&to("510000")).expect("a known file needs no new journal");
+        assert_eq!(bench.text(&max), "510000");
     }
 
     #[test]
