@@ -232,11 +232,22 @@ fn torture(seed: u64, n_round: usize) {
         let is_even = a["heard_ms"].is_u64() && a["n_to_come"] == 0 && b["n_to_come"] == 0;
         is_even && a["state"] == "synced" && b["state"] == "synced"
     });
-    for side in &sides {
+    both_know(&sides, &told, &jobs);
+    println!(
+        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
+        proxy.n_fault.load(Ordering::Relaxed),
+        told.len(),
+        jobs.len()
+    );
+}
+
+/// Each change once on both sides, and on the second one the jobs of the first.
+fn both_know(sides: &[Process; 2], told: &BTreeSet<String>, jobs: &[String]) {
+    for side in sides {
         let found = records(side, "feedback");
         let names: BTreeSet<String> =
             found.iter().map(|r| r["body"]["request_id"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(names, told);
+        assert_eq!(names, *told);
         assert_eq!(found.len(), told.len(), "each once");
         let metrics = get(side.address, "/metrics").text();
         assert!(metrics.contains("jetforge_sync_waiting{peer="), "{metrics}");
@@ -244,18 +255,12 @@ fn torture(seed: u64, n_round: usize) {
     }
     let known = records(&sides[1], "job");
     assert_eq!(known.len(), jobs.len());
-    for id in &jobs {
+    for id in jobs {
         let job = known.iter().find(|record| record["key"] == **id).unwrap();
         assert_eq!(job["body"]["state"], "done", "{job}");
         assert!(job["body"]["answer"]["tokens"].is_array(), "{job}");
         assert!(job["body"]["request"]["content"].is_string(), "{job}");
     }
-    println!(
-        "seed {seed}: {n_round} deaths, {} faults of the network, {} changes, {} jobs",
-        proxy.n_fault.load(Ordering::Relaxed),
-        told.len(),
-        jobs.len()
-    );
 }
 
 #[test]

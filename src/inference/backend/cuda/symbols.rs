@@ -30,10 +30,6 @@ macro_rules! symbols {
         }
 
         impl Symbols {
-            /// Every name of the table.
-            #[cfg(test)]
-            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
-
             /// Opens a driver library and finds every function.
             ///
             /// # Errors
