@@ -336,7 +336,10 @@ impl Actuator {
         let changes = journal.changes.into_iter().rev().filter(|_| boot != Boot::Another);
         for change in changes {
             match self.is_ours(&change, boot) {
-                Ok(true) => ours.push(change),
+                Ok(true) => {
+                    let value = self.present(&change.path).unwrap_or(change.value);
+                    ours.push(Change { value, ..change });
+                }
                 Ok(false) => {}
                 Err(why) => told.left.push(why),
             }
@@ -588,7 +591,9 @@ mod tests {
         let again = bench.actuator().changes(&again).unwrap();
         bench.actuator().apply(&again).unwrap();
         assert_eq!(bench.actuator().pending().unwrap().len(), 6, "each file once");
-        assert_eq!(bench.actuator().revert().unwrap().done.len(), 6);
+        let done = bench.actuator().revert().unwrap().done;
+        assert_eq!(done.len(), 6);
+        assert!(done.iter().any(|change| change.before == "76800000"), "as it stood: {done:?}");
         assert_eq!(bench.slow().len(), 6);
         assert_eq!(bench.all(), before);
         assert_eq!(bench.actuator().revert().unwrap(), Reverted::default(), "once");
