@@ -198,7 +198,6 @@ fn torture(seed: u64, n_round: usize) {
                 assert_eq!(answer.status, 202, "{}", answer.text());
                 jobs.push(answer.json()["id"].as_str().unwrap().to_owned());
             }
-            // Calls happen meanwhile.
             get(live[0], "/v1/sync");
         }
         let n_call = 1 + random.below(6);

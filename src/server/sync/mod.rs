@@ -33,7 +33,10 @@ pub(super) async fn standings(gate: &Gate) -> Result<Vec<PeerStanding>, ApiError
 pub(super) async fn states(gate: &Gate) -> Value {
     match standings(gate).await {
         Ok(standings) => {
-            let state = |of: &PeerStanding| json!({ "name": of.peer.name, "state": of.standing.to_string() });
+            let state = |of: &PeerStanding| {
+                let state = of.standing.to_string();
+                json!({ "name": of.peer.name, "state": state })
+            };
             standings.iter().map(state).collect()
         }
         Err(error) => json!({ "error": error.message }),
