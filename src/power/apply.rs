@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Nothing is written that the journal does not hold first, so a crash at any moment leaves enough
-//! behind to go back. A path is written only if it is one of a short list of forms, also when it
+//! behind to go back; it goes to the disk when a file is new in it, not at every change of a clock.
+//! What somebody else set since is left to him. A path is written only if it is one of a short list of forms, also when it
 //! comes from the journal: a journal that somebody changed cannot make root write elsewhere. What
 //! stands in these files is gone after a restart of the machine, and so is a journal of another
 //! boot.
@@ -14,12 +15,15 @@
 //! Minimum and maximum of a clock go in the order in which the kernel never sees the one above the
 //! other; backwards, the same order is right again.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::file::replace;
 use super::governor::Settings;
 use super::sensors::Readings;
 use super::sysfs::{Reason, Sysfs};
@@ -66,6 +70,14 @@ pub enum ApplyError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The file is in the journal of the other one who sets files of the board.
+    #[error("/{path} is set by {}", owner.advice())]
+    Taken {
+        /// The file, from the root.
+        path: String,
+        /// Who has set it.
+        owner: Owner,
+    },
     /// The journal is none.
     #[error("{} is no journal of jetforge; look at it and remove it", path.display())]
     NoJournal {
@@ -86,6 +98,49 @@ impl ApplyError {
     }
 }
 
+/// Who sets files of the board. Each has a journal, and leaves alone what the other's holds: it
+/// would take the other's value for what stood there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The service, while it runs.
+    Service,
+    /// A person, by `jetforge tune`.
+    Tune,
+}
+
+impl Owner {
+    fn name(self) -> &'static str {
+        match self {
+            Owner::Service => "power",
+            Owner::Tune => "tune",
+        }
+    }
+
+    fn other(self) -> Owner {
+        match self {
+            Owner::Service => Owner::Tune,
+            Owner::Tune => Owner::Service,
+        }
+    }
+
+    /// Who it is and what to do.
+    fn advice(self) -> &'static str {
+        match self {
+            Owner::Service => "the service; stop it, do this again, and start it",
+            Owner::Tune => "jetforge tune; take that back with: sudo jetforge tune --revert",
+        }
+    }
+}
+
+/// What came of taking back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reverted {
+    /// What was written.
+    pub done: Vec<Change>,
+    /// What was left as it stands, and why.
+    pub left: Vec<String>,
+}
+
 /// One file and what is to stand in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
@@ -93,14 +148,14 @@ pub struct Change {
     pub path: String,
     /// What stands there now.
     pub before: String,
-    /// What is to stand there.
+    /// What is to stand there; in a journal, empty for what was set more than once.
     pub value: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Journal {
-    /// The kernel's name for this boot.
+    /// The kernel's name for this boot; empty where it told none.
     boot: String,
     changes: Vec<Change>,
 }
@@ -110,6 +165,17 @@ struct Journal {
 pub struct Actuator {
     sysfs: Sysfs,
     journal: PathBuf,
+    owner: Owner,
+    /// What this process wrote last into each file.
+    last: Mutex<BTreeMap<String, String>>,
+}
+
+/// Whether a journal is of this boot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    Same,
+    Another,
+    Unknown,
 }
 
 const SWAPPINESS_MAX: u64 = 200;
@@ -164,10 +230,10 @@ fn allows(path: &str, value: &str) -> Option<bool> {
 }
 
 impl Actuator {
-    /// Sets the trees under `root`, and keeps the journal of this name in the directory of states.
-    pub fn new(root: &Path, state_dir: &Path, name: &str) -> Actuator {
-        let journal = state_dir.join(format!("{name}.journal.json"));
-        Actuator { sysfs: Sysfs::new(root), journal }
+    /// Sets the trees under `root`, and keeps the owner's journal in the directory of states.
+    pub fn new(root: &Path, state_dir: &Path, owner: Owner) -> Actuator {
+        let journal = state_dir.join(format!("{}.journal.json", owner.name()));
+        Actuator { sysfs: Sysfs::new(root), journal, owner, last: Mutex::default() }
     }
 
     /// What would change: files that are there and hold something else, in the order in which they
@@ -191,11 +257,13 @@ impl Actuator {
         }
     }
 
-    /// Writes the changes, each one's former value being in the journal first. If one fails, those
-    /// before it stand, and [`Actuator::revert`] takes them back.
+    /// Writes the changes, each one's former value being in the journal first. One that fails does
+    /// not keep back the others, and [`Actuator::revert`] takes back all of them. Where the journal
+    /// takes nothing, such as on a full disk, files that it already holds are set all the same.
     ///
     /// # Errors
-    /// A change that is not allowed, a journal that cannot be kept, or a file that takes no value.
+    /// A change that is not allowed, or of a file that the other owner has set: then nothing is
+    /// written. Else the first that failed: a journal that cannot be kept, or a file.
     pub fn apply(&self, changes: &[Change]) -> Result<(), ApplyError> {
         for change in changes {
             check(&change.path, &change.value)?;
@@ -203,44 +271,86 @@ impl Actuator {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut journal =
-            self.read()?.unwrap_or(Journal { boot: self.boot(), changes: Vec::new() });
-        if journal.boot != self.boot() {
-            journal = Journal { boot: self.boot(), changes: Vec::new() };
-        }
+        self.check_other(changes)?;
+        let known = self.read()?.filter(|journal| self.boot_of(journal) != Boot::Another);
+        let known = known.map(|journal| journal.changes).unwrap_or_default();
+        let mut all = known.clone();
         for change in changes {
             // What stood there first is what counts, however often it is set since.
-            match journal.changes.iter_mut().find(|old| old.path == change.path) {
-                Some(old) => old.value.clone_from(&change.value),
-                None => journal.changes.push(change.clone()),
+            match all.iter_mut().find(|old| old.path == change.path) {
+                // Once is enough: a journal at every change of a clock would wear the disk.
+                Some(old) if old.value != change.value => old.value.clear(),
+                Some(_) => {}
+                None => all.push(change.clone()),
             }
         }
-        if journal.changes.len() > POWER_WRITES_MAX {
-            return Err(ApplyError::TooMany { n_write: journal.changes.len() });
+        if all.len() > POWER_WRITES_MAX {
+            return Err(ApplyError::TooMany { n_write: all.len() });
         }
-        self.keep(&journal)?;
-        changes.iter().try_for_each(|change| self.write(&change.path, &change.value))
+        let is_kept = if all == known {
+            Ok(())
+        } else {
+            self.keep(&Journal { boot: self.boot().unwrap_or_default(), changes: all })
+        };
+        let may_set =
+            |change: &&Change| is_kept.is_ok() || known.iter().any(|old| old.path == change.path);
+        let mut first = None;
+        for Change { path, value, .. } in changes.iter().filter(may_set) {
+            match self.write(path, value) {
+                Ok(()) => {
+                    // What the kernel made of it, which is what will stand there.
+                    let stands = self.present(path).unwrap_or_else(|_| value.clone());
+                    self.last().insert(path.clone(), stands);
+                }
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        first.map_or(is_kept, Err)
+    }
+
+    /// Refuses files that the other owner's journal holds. One that is none says nothing.
+    fn check_other(&self, changes: &[Change]) -> Result<(), ApplyError> {
+        let owner = self.owner.other();
+        let journal = self.journal.with_file_name(format!("{}.journal.json", owner.name()));
+        let other = Actuator { sysfs: self.sysfs.clone(), journal, owner, last: Mutex::default() };
+        let theirs = other.pending().unwrap_or_default();
+        let is_theirs = |change: &&Change| theirs.iter().any(|other| other.path == change.path);
+        match changes.iter().find(is_theirs) {
+            Some(change) => Err(ApplyError::Taken { path: change.path.clone(), owner }),
+            None => Ok(()),
+        }
     }
 
     /// Writes back what stood there before the first change, last first, and says what it wrote.
-    /// Without a journal there is nothing to do. A file that is gone by now is left out; one that
+    /// Without a journal there is nothing to do. What somebody else has set since is left to him,
+    /// and so is what cannot be written back; a file that is gone by now is left out; one that
     /// takes nothing keeps the journal for another try, after the others.
     ///
     /// # Errors
     /// A journal that cannot be read or is none, and the first file that could not be written.
-    pub fn revert(&self) -> Result<Vec<Change>, ApplyError> {
-        let Some(journal) = self.read()? else { return Ok(Vec::new()) };
-        let (mut done, mut failed) = (Vec::new(), None);
-        let is_ours = journal.boot == self.boot();
-        let changes: Vec<Change> = journal.changes.into_iter().rev().filter(|_| is_ours).collect();
-        for change in &changes {
-            check(&change.path, &change.before)?;
-            // Once before it counts: a minimum may be above a maximum that is still to come.
-            let _ = self.write(&change.path, &change.before);
+    pub fn revert(&self) -> Result<Reverted, ApplyError> {
+        let Some(journal) = self.read()? else { return Ok(Reverted::default()) };
+        let boot = self.boot_of(&journal);
+        let (mut told, mut failed) = (Reverted::default(), None);
+        let mut ours = Vec::new();
+        let changes = journal.changes.into_iter().rev().filter(|_| boot != Boot::Another);
+        for change in changes {
+            match self.is_ours(&change, boot) {
+                Ok(true) => {
+                    let value = self.present(&change.path).unwrap_or(change.value);
+                    ours.push(Change { value, ..change });
+                }
+                Ok(false) => {}
+                Err(why) => told.left.push(why),
+            }
         }
-        for Change { path, before, value } in changes {
+        for Change { path, before, .. } in &ours {
+            // Once before it counts: a minimum may be above a maximum that is still to come.
+            let _ = self.write(path, before);
+        }
+        for Change { path, before, value } in ours {
             match self.write(&path, &before) {
-                Ok(()) => done.push(Change { path, before: value, value: before }),
+                Ok(()) => told.done.push(Change { path, before: value, value: before }),
                 Err(ApplyError::Write { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => failed = failed.or(Some(error)),
@@ -248,8 +358,37 @@ impl Actuator {
         }
         match failed {
             Some(error) => Err(error),
-            None => self.forget().map(|()| done),
+            None => {
+                self.last().clear();
+                self.forget().map(|()| told)
+            }
         }
+    }
+
+    /// Whether a file is to be written back: not where it has its former value, and not where it
+    /// has neither that nor ours, or takes none; then, why.
+    fn is_ours(&self, change: &Change, boot: Boot) -> Result<bool, String> {
+        let Change { path, before, value } = change;
+        if let Err(error) = check(path, before) {
+            return Err(error.to_string());
+        }
+        // What cannot be read may still take the value.
+        let Ok(present) = self.present(path) else { return Ok(true) };
+        if present == *before {
+            return Ok(false);
+        }
+        let last = self.last();
+        let ours = last.get(path).or(Some(value).filter(|value| !value.is_empty()));
+        match ours {
+            Some(ours) if *ours == present || *value == present => Ok(true),
+            // Set more than once, by a process that is gone: nobody knows to what.
+            None if boot == Boot::Same => Ok(true),
+            _ => Err(format!("/{path} was set to {present:?} since, by somebody else")),
+        }
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the journal holds: what would be written back.
@@ -257,8 +396,7 @@ impl Actuator {
     /// # Errors
     /// As [`Actuator::revert`].
     pub fn pending(&self) -> Result<Vec<Change>, ApplyError> {
-        let boot = self.boot();
-        let journal = self.read()?.filter(|journal| journal.boot == boot);
+        let journal = self.read()?.filter(|journal| self.boot_of(journal) != Boot::Another);
         Ok(journal.map(|journal| journal.changes).unwrap_or_default())
     }
 
@@ -271,8 +409,16 @@ impl Actuator {
         Ok(limit.to_owned())
     }
 
-    fn boot(&self) -> String {
-        self.sysfs.text(BOOT).unwrap_or_default()
+    fn boot(&self) -> Option<String> {
+        self.sysfs.text(BOOT).ok()
+    }
+
+    fn boot_of(&self, journal: &Journal) -> Boot {
+        match self.boot() {
+            Some(boot) if boot == journal.boot => Boot::Same,
+            Some(_) if !journal.boot.is_empty() => Boot::Another,
+            _ => Boot::Unknown,
+        }
     }
 
     fn write(&self, path: &str, value: &str) -> Result<(), ApplyError> {
@@ -303,17 +449,10 @@ impl Actuator {
         journal.map(Some).map_err(|_| ApplyError::NoJournal { path: path() })
     }
 
-    /// Writes the journal beside its place and moves it there, so that it is always whole.
     fn keep(&self, journal: &Journal) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Journal { path: self.journal.clone(), source };
-        let dir = self.journal.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).map_err(failed)?;
         let text = serde_json::to_vec(journal).map_err(|error| failed(error.into()))?;
-        let beside = self.journal.with_extension("new");
-        let mut file = File::create(&beside).map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&beside, &self.journal).map_err(failed)?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        replace(&self.journal, &text).map_err(failed)
     }
 
     fn forget(&self) -> Result<(), ApplyError> {
@@ -402,7 +541,7 @@ mod tests {
         }
 
         fn actuator(&self) -> Actuator {
-            Actuator::new(self.root.path(), self.state.path(), "power")
+            Actuator::new(self.root.path(), self.state.path(), Owner::Service)
         }
 
         fn text(&self, path: &str) -> String {
@@ -452,10 +591,12 @@ mod tests {
         let again = bench.actuator().changes(&again).unwrap();
         bench.actuator().apply(&again).unwrap();
         assert_eq!(bench.actuator().pending().unwrap().len(), 6, "each file once");
-        assert_eq!(bench.actuator().revert().unwrap().len(), 6);
+        let done = bench.actuator().revert().unwrap().done;
+        assert_eq!(done.len(), 6);
+        assert!(done.iter().any(|change| change.before == "76800000"), "as it stood: {done:?}");
         assert_eq!(bench.slow().len(), 6);
         assert_eq!(bench.all(), before);
-        assert_eq!(bench.actuator().revert().unwrap(), [], "once");
+        assert_eq!(bench.actuator().revert().unwrap(), Reverted::default(), "once");
     }
 
     #[test]
@@ -464,7 +605,7 @@ mod tests {
             let bench = Bench::new();
             let (before, slow) = (bench.all(), bench.slow());
             let actuator = bench.actuator();
-            let journal = Journal { boot: actuator.boot(), changes: slow.clone() };
+            let journal = Journal { boot: actuator.boot().unwrap(), changes: slow.clone() };
             actuator.keep(&journal).unwrap();
             for change in &slow[..n_written] {
                 actuator.write(&change.path, &change.value).unwrap();
@@ -484,6 +625,7 @@ mod tests {
         let error = bench.actuator().apply(&slow).unwrap_err();
         assert!(matches!(error, ApplyError::Write { .. }), "{error}");
         assert_eq!(bench.text(&format!("{CPU}/cpu3/online")), "0");
+        assert_eq!(bench.text("sys/devices/pwm-fan/target_pwm"), "77", "those behind it too");
         assert!(bench.actuator().revert().is_err(), "kept for another try");
         assert_eq!(bench.text(&format!("{CPU}/cpu3/online")), "1", "the others are back");
         std::fs::remove_dir(&gpu).unwrap();
@@ -524,12 +666,19 @@ mod tests {
         let bench = Bench::new();
         let file = bench.state.path().join("power.journal.json");
         let boot = bench.text(BOOT);
-        let entry = |path: &str| {
-            let changes = format!(r#"[{{"path":"{path}","before":"1","value":"0"}}]"#);
-            std::fs::write(&file, format!(r#"{{"boot":"{boot}","changes":{changes}}}"#)).unwrap();
-            bench.actuator().revert().unwrap_err()
+        let entry = |path: &str, before: &str| {
+            format!(r#"{{"path":"{path}","before":"{before}","value":"918000"}}"#)
         };
-        assert!(matches!(entry("etc/passwd"), ApplyError::Refused { .. }));
+        let max = format!("{CPU}/cpu0/cpufreq/scaling_max_freq");
+        put(bench.root.path(), &max, b"918000\n");
+        let entries = [entry(&max, "1326000"), entry(&max, "-1"), entry("etc/passwd", "1")];
+        let changes = entries.join(",");
+        std::fs::write(&file, format!(r#"{{"boot":"{boot}","changes":[{changes}]}}"#)).unwrap();
+        let told = bench.actuator().revert().unwrap();
+        assert_eq!((told.done.len(), told.left.len()), (1, 2), "{told:?}");
+        assert!(told.left[0].contains("etc/passwd") && told.left[1].contains("-1"), "{told:?}");
+        assert!(!bench.root.path().join("etc/passwd").exists());
+        assert_eq!(bench.text(&max), "1326000", "the others go on");
         for text in ["", "{}", "[", "\0\0"] {
             std::fs::write(&file, text).unwrap();
             let error = bench.actuator().revert().unwrap_err();
@@ -548,8 +697,82 @@ mod tests {
         put(bench.root.path(), BOOT, b"another\n");
         put(bench.root.path(), SWAPPINESS, b"99\n");
         assert_eq!(bench.actuator().pending().unwrap(), []);
-        assert_eq!(bench.actuator().revert().unwrap(), []);
+        assert_eq!(bench.actuator().revert().unwrap(), Reverted::default());
         assert_eq!(bench.text(&format!("{GPU}/max_freq")), "614400000", "as it booted");
+    }
+
+    #[test]
+    fn what_somebody_else_set_since_is_left_to_him() {
+        let bench = Bench::new();
+        let max = format!("{GPU}/max_freq");
+        for (is_same_process, theirs) in [(true, "768000000"), (false, "691200000")] {
+            let actuator = bench.actuator();
+            actuator.apply(&bench.slow()).unwrap();
+            put(bench.root.path(), &max, theirs.as_bytes());
+            let actuator = if is_same_process { actuator } else { bench.actuator() };
+            let told = actuator.revert().unwrap();
+            assert_eq!((told.done.len(), told.left.len()), (5, 1), "{told:?}");
+            assert_eq!(bench.text(&max), theirs);
+        }
+    }
+
+    #[test]
+    fn two_owners_leave_each_others_files_alone() {
+        let bench = Bench::new();
+        let person = Actuator::new(bench.root.path(), bench.state.path(), Owner::Tune);
+        let before = bench.all();
+        bench.actuator().apply(&bench.slow()).unwrap();
+        let wanted = [(format!("{GPU}/max_freq"), "76800000".to_owned())];
+        let faster = person.changes(&wanted).unwrap();
+        let error = person.apply(&faster).unwrap_err();
+        assert!(error.to_string().contains("set by the service; stop it"), "{error}");
+        let swappiness = person.changes(&[(SWAPPINESS.to_owned(), "10".to_owned())]).unwrap();
+        person.apply(&swappiness).unwrap();
+        bench.actuator().revert().unwrap();
+        person.apply(&person.changes(&wanted).unwrap()).unwrap();
+        let error = bench.actuator().apply(&bench.slow()).unwrap_err();
+        assert!(error.to_string().contains("sudo jetforge tune --revert"), "{error}");
+        person.revert().unwrap();
+        assert_eq!(bench.all(), before);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_kept_stops_only_what_is_new() {
+        let bench = Bench::new();
+        let slow = bench.slow();
+        let (known, new) = slow.split_at(3);
+        bench.actuator().apply(known).unwrap();
+        let file = bench.state.path().join("power.journal.json");
+        let text = std::fs::read(&file).unwrap();
+        // A folder stands where the new journal would be written.
+        std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
+        let max = format!("{CPU}/cpu0/cpufreq/scaling_max_freq");
+        let to = |khz: &str| bench.actuator().changes(&[(max.clone(), khz.to_owned())]).unwrap();
+        let lower = to("306000");
+        let error = bench.actuator().apply(&[&lower[..], new].concat()).unwrap_err();
+        assert!(matches!(error, ApplyError::Journal { .. }), "{error}");
+        assert_eq!(bench.text(&max), "306000", "a cap is set on a full disk");
+        assert_eq!(bench.text(&new[0].path), new[0].before);
+        assert_eq!(std::fs::read(&file).unwrap(), text);
+        std::fs::remove_dir(bench.state.path().join("power.journal.new")).unwrap();
+        bench.actuator().apply(&to("408000")).unwrap();
+        std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
+        bench.actuator().apply(&to("510000")).expect("a known file needs no new journal");
+        assert_eq!(bench.text(&max), "510000");
+    }
+
+    #[test]
+    fn a_boot_that_is_not_known_is_no_other_and_not_the_same() {
+        let bench = Bench::new();
+        let before = bench.all();
+        std::fs::remove_file(bench.root.path().join(BOOT)).unwrap();
+        bench.actuator().apply(&bench.slow()).unwrap();
+        let again = [(format!("{GPU}/max_freq"), "76800000".to_owned())];
+        bench.actuator().apply(&bench.actuator().changes(&again).unwrap()).unwrap();
+        let told = bench.actuator().revert().unwrap();
+        assert_eq!((told.done.len(), told.left.len()), (5, 1), "{told:?}");
+        let fan = "sys/devices/pwm-fan/target_pwm".to_owned();
+        assert_eq!(bench.all()[&fan], before[&fan]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Calibration {
     }
 
     /// The level to measure next, if any.
-    fn next(&self, level_max: usize) -> Option<usize> {
+    pub fn next(&self, level_max: usize) -> Option<usize> {
         match self.points.last() {
             _ if self.is_done => None,
             None => Some(level_max),

@@ -86,6 +86,9 @@ impl Default for PowerConfig {
 const ECO_SHARE: f64 = 0.75;
 /// Degrees between the two limits, at the least: the chip moves that far in a second.
 const LIMITS_APART_C: u32 = 8;
+/// What the kernel says of its throttle never takes the soft limit below this: a trip that is for
+/// something else would stop all work on a board that is merely warm.
+const SOFT_FROM_TRIPS_C: u32 = 60;
 
 impl PowerConfig {
     /// The first value out of range: its key and what is wrong.
@@ -137,8 +140,8 @@ impl PowerConfig {
         }
     }
 
-    /// The policy for a board as it was read. Clocks are those of a Nano alone: on any other
-    /// machine nothing is set, and only the engine's pace is governed.
+    /// The policy for a board as it was read. Clocks are those of a Nano whose owner lets them be
+    /// set: on any other machine nothing is, and only the engine's pace is governed.
     ///
     /// # Errors
     /// As [`PowerConfig::check`].
@@ -151,19 +154,23 @@ impl PowerConfig {
         let supply = self.supply_of(board);
         let gpu_hz = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
         let gpu_hz = gpu_hz.map(|gpu| gpu.steps_hz.clone()).unwrap_or_default();
-        let (cpu, gpu) = match board.is_nano() {
-            true => (readings.cpu.steps_khz.as_slice(), gpu_hz.as_slice()),
-            false => (&[][..], &[][..]),
-        };
+        // Clocks that nobody sets are no levels: one would be measured like the other.
+        let is_set = board.is_nano() && self.set_clocks;
+        let has_cpu = readings.cpu.cores.first().is_some_and(|core| core.max_khz.is_some());
+        let has_gpu = readings.gpus.iter().any(|gpu| gpu.max_hz.is_some());
+        let cpu = if is_set && has_cpu { readings.cpu.steps_khz.as_slice() } else { &[] };
+        let gpu = if is_set && has_gpu { gpu_hz.as_slice() } else { &[] };
         let ladder = Ladder::new(self.compute, cpu, gpu, supply.bounds());
         let tier = |tier: Tier| self.tier_policy(tier, board, supply, &ladder);
         let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(i32::MAX);
         // The kernel's own throttle must stay out of reach, wherever this board has it.
         let throttle_mc = readings.throttle_at_mc().unwrap_or(i32::MAX);
         let apart_mc = mc(LIMITS_APART_C);
-        let soft_mc = mc(self.soft_limit_c).min(throttle_mc.saturating_sub(apart_mc));
+        let below_mc = throttle_mc.saturating_sub(apart_mc).max(mc(SOFT_FROM_TRIPS_C));
+        let soft_mc = mc(self.soft_limit_c).min(below_mc);
         Ok(Policy {
             profile: self.profile,
+            compute: self.compute,
             tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
             heat: HeatPolicy {
                 soft_mc,
@@ -212,9 +219,7 @@ impl PowerConfig {
             n_core: bounds.n_core_max.filter(|_| board.is_nano()),
             n_threads: config.n_threads,
             n_batch: config.n_batch,
-            background: config
-                .background
-                .unwrap_or(tier != Tier::Eco || self.profile == Profile::Auto),
+            background: config.background,
             goal: match tier {
                 Tier::Eco => Goal::Energy(ECO_SHARE),
                 Tier::Balanced => Goal::Share(self.share_min),
@@ -239,7 +244,7 @@ mod tests {
     use super::*;
     use crate::power::sensors::Sensors;
     use crate::power::tests::governor::policy_of;
-    use crate::power::tests::trees::{PC, tree};
+    use crate::power::tests::trees::{PC, nano, put, tree};
 
     #[test]
     fn a_nano_has_the_modes_of_nvidia() {
@@ -267,6 +272,19 @@ mod tests {
         assert_eq!(policy.tiers[2].n_core, Some(2));
         let heat = (policy.heat.soft_mc, policy.heat.hard_mc);
         assert_eq!(heat, (89_000, 97_000), "below the kernel's own throttle at 97 degrees");
+    }
+
+    #[test]
+    fn only_trips_of_what_computes_count_and_never_below_sixty() {
+        // The tree has the memory's trip at 70 degrees in PLL-therm.
+        let heat = policy_of(&PowerConfig::default()).heat;
+        assert_eq!((heat.soft_mc, heat.hard_mc), (75_000, 90_000));
+        let dir = nano();
+        put(dir.path(), "sys/class/thermal/thermal_zone1/trip_point_0_temp", b"50000\n");
+        let mut sensors = Sensors::open(dir.path());
+        let readings = sensors.read();
+        let heat = PowerConfig::default().policy(sensors.board(), &readings).unwrap().heat;
+        assert_eq!((heat.soft_mc, heat.hard_mc), (60_000, 61_000));
     }
 
     #[test]

@@ -19,12 +19,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::brake::Brake;
+use super::brake::{At, Brake};
 use super::calibrate::{Calibration, Probe, Seen};
 use super::heat::{Heat, HeatPolicy};
-use super::profile::{Goal, Ladder, Profile, Tier};
-use super::sensors::Readings;
-use crate::base::limits::POWER_CALIBRATIONS_MAX;
+use super::profile::{Compute, Goal, Ladder, Level, Profile, Tier};
+use super::sensors::{Part, Readings, ZoneReading};
+use crate::base::limits::{POWER_CALIBRATIONS_MAX, POWER_STEPS_MAX};
 
 /// What the engine does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,15 +63,40 @@ pub struct Vitals {
     pub board_mw: Option<u32>,
     /// Over-currents since some start.
     pub n_over_current: Option<u64>,
+    /// Highest clock that the cores have, in kHz, as the kernel says.
+    pub cpu_khz_max: Option<u32>,
+    /// Highest clock that the GPU has, in Hz, as the kernel says.
+    pub gpu_hz_max: Option<u64>,
+    /// Whether the zone of the cores and that of the GPU answer; `None` for what has no power.
+    pub answers: [Option<bool>; 2],
 }
 
 impl Vitals {
     /// Of all that was read, what matters here.
     pub fn of(readings: &Readings) -> Vitals {
+        let gpu = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
+        let is_off = readings.gpus.iter().any(|gpu| gpu.is_railgated == Some(true));
+        let answers = |part: Part| {
+            let of_part = |zone: &&ZoneReading| zone.part() == Some(part);
+            readings.zones.iter().filter(of_part).any(|zone| zone.temp_mc.is_some())
+        };
         Vitals {
             temp_mc: readings.hottest_mc(),
             board_mw: readings.board_mw(),
             n_over_current: readings.throttle.n_over_current,
+            cpu_khz_max: readings.cpu.cores.first().and_then(|core| core.max_khz),
+            gpu_hz_max: gpu.and_then(|gpu| gpu.max_hz),
+            // A GPU that has no power is cold, whatever its sensor says or does not.
+            answers: [Some(answers(Part::Cpu)), (!is_off).then(|| answers(Part::Gpu))],
+        }
+    }
+
+    /// Whether the board is at a level, as it says itself: a level of a clock that cannot be set
+    /// is where it is.
+    fn is_at(&self, level: Level, compute: Compute) -> bool {
+        match compute {
+            Compute::Cpu => level.cpu_khz == 0 || self.cpu_khz_max == Some(level.cpu_khz),
+            Compute::Gpu => level.gpu_hz == 0 || self.gpu_hz_max == Some(level.gpu_hz),
         }
     }
 }
@@ -87,8 +112,8 @@ pub struct TierPolicy {
     pub n_threads: Option<usize>,
     /// Most tokens of a step; `None` for the configured number.
     pub n_batch: Option<usize>,
-    /// Whether jobs may run.
-    pub background: bool,
+    /// Whether jobs may run; `None` lets them, but not in a chosen eco.
+    pub background: Option<bool>,
     /// What decode is to be good at.
     pub goal: Goal,
 }
@@ -98,6 +123,8 @@ pub struct TierPolicy {
 pub struct Policy {
     /// The owner's choice.
     pub profile: Profile,
+    /// What computes, and so whose clock is a level's.
+    pub compute: Compute,
     /// The clocks that there are.
     pub ladder: Ladder,
     /// What eco, balanced and max allow.
@@ -230,28 +257,36 @@ pub fn govern(
     let top = policy.ladder.top();
     let level_now = state.level_idx.unwrap_or(spec.level_max);
     let temp_mc = vitals.temp_mc.filter(|mc| BELIEVED_MC.contains(mc));
+    let temp_mc = state.heat.listen(temp_mc, vitals.answers, now_ms);
     let heat = state.heat.step(&policy.heat, temp_mc, now_ms, dt_s, top);
     let (mw, n_alarm) = (vitals.board_mw, vitals.n_over_current);
-    let supply = state.brake.step(policy.supply_mw, mw, n_alarm, level_now, top, now_ms);
+    let is_there = vitals.is_at(policy.ladder.level(level_now), policy.compute);
+    let at = At { level_idx: level_now, top, is_there };
+    let supply = state.brake.step(policy.supply_mw, mw, n_alarm, at, now_ms);
     let cap = heat.level_max.min(supply.level_max);
     let duty = heat.duty.min(supply.duty);
     let is_free = duty >= 1.0 && cap >= spec.level_max;
-    let (wanted, mut causes) = state.want(spec, policy, engine, mw, is_free, now_ms);
+    let at = Attempt { tier, is_free, is_there, mw, now_ms };
+    let (wanted, mut causes) = state.want(spec, policy, engine, at);
     let level_idx = state.move_level(wanted, cap.min(spec.level_max), now_ms);
     let mut because = |is: bool, cause: Cause| causes.extend(is.then_some(cause));
     let is_hot = heat.duty < 1.0 || heat.level_max < spec.level_max;
     because(is_hot && !heat.is_blind, Cause::Heat);
     because(heat.is_blind, Cause::NoSensor);
     because(supply.is_alarm, Cause::OverCurrent);
-    because(!supply.is_alarm && supply.level_max < spec.level_max, Cause::Supply);
+    let is_over = supply.level_max < spec.level_max || supply.duty < 1.0;
+    because(!supply.is_alarm && is_over, Cause::Supply);
     let is_cool = heat.is_cool && supply.is_steady && duty >= super::heat::DUTY_MIN;
+    // The profile of now: a person may have chosen another than the configured one.
+    let is_built_in = tier != Tier::Eco || policy.profile == Profile::Auto;
+    let is_allowed = spec.background.unwrap_or(is_built_in);
     let level = policy.ladder.level(level_idx);
     let decision = Decision {
         pace: EnginePace {
             duty_permille: state.tell_duty(duty),
             n_threads: spec.n_threads.or(spec.n_core),
             n_batch: spec.n_batch,
-            background: spec.background && is_cool,
+            background: is_allowed && is_cool,
         },
         settings: Settings {
             cpu_khz_max: level.cpu_khz,
@@ -266,15 +301,55 @@ pub fn govern(
     (state, decision)
 }
 
+/// The circumstances of a look at decode.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    tier: Tier,
+    /// Whether nothing holds the level down.
+    is_free: bool,
+    /// Whether the board is at the level that it was set to.
+    is_there: bool,
+    mw: Option<u32>,
+    now_ms: u64,
+}
+
+/// Under which what was measured of a model is kept: all that its meaning hangs on.
+fn key(policy: &Policy, tier: Tier, model: u64) -> String {
+    let spec = &policy.tiers[tier as usize];
+    let compute = match policy.compute {
+        Compute::Cpu => "cpu",
+        Compute::Gpu => "gpu",
+    };
+    let n_core = spec.n_core.unwrap_or(0);
+    let of_ladder = of_ladder(&policy.ladder);
+    format!("{model:016x}-{}-{compute}-{n_core}-{}{of_ladder}", tier as usize, spec.level_max)
+}
+
+/// The end of the keys of this ladder: levels of another one are other clocks.
+fn of_ladder(ladder: &Ladder) -> String {
+    // FNV-1a.
+    let hash = (0..=ladder.top()).flat_map(|level_idx| {
+        let Level { cpu_khz, gpu_hz } = ladder.level(level_idx);
+        [u64::from(cpu_khz), gpu_hz]
+    });
+    let hash = hash.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("-{hash:016x}")
+}
+
 impl State {
     /// What is known of models, by their keys, for the next start.
     pub fn calibrations(&self) -> &BTreeMap<String, Calibration> {
         &self.known
     }
 
-    /// A state that begins with what was known before; what cannot be of this ladder is left out.
+    /// A state that begins with what was known before; what cannot be of its ladder is left out.
+    /// What was measured on another ladder stays for when that one is back.
     pub fn with_calibrations(known: BTreeMap<String, Calibration>, ladder: &Ladder) -> State {
-        let known = known.into_iter().filter(|(_, known)| known.is_sound(ladder.top()));
+        let end = of_ladder(ladder);
+        let top_of = |key: &str| if key.ends_with(&end) { ladder.top() } else { POWER_STEPS_MAX };
+        let known = known.into_iter().filter(|(key, known)| known.is_sound(top_of(key)));
         State { known: known.take(POWER_CALIBRATIONS_MAX).collect(), ..State::default() }
     }
 
@@ -310,10 +385,9 @@ impl State {
         spec: &TierPolicy,
         policy: &Policy,
         engine: &EngineView,
-        mw: Option<u32>,
-        is_free: bool,
-        now_ms: u64,
+        at: Attempt,
     ) -> (usize, Vec<Cause>) {
+        let Attempt { tier, is_free, is_there, mw, now_ms } = at;
         let level_now = self.level_idx.unwrap_or(spec.level_max);
         if engine.phase != Phase::Decode {
             self.probe.disturb();
@@ -327,7 +401,7 @@ impl State {
         if spec.goal == Goal::Speed || policy.ladder.top() == 0 {
             return (spec.level_max, Vec::new());
         }
-        let key = format!("{:016x}-{}", engine.model, spec.n_core.unwrap_or(0));
+        let key = key(policy, tier, engine.model);
         if !self.known.contains_key(&key) && self.known.len() >= POWER_CALIBRATIONS_MAX {
             self.known.pop_first();
         }
@@ -335,13 +409,20 @@ impl State {
         if !known.is_done() {
             let (n_decoded, n_sequence) = (engine.n_decoded, engine.n_sequence);
             let seen = Seen { now_ms, level_idx: level_now, n_decoded, n_sequence, mw };
-            match is_free {
+            // Where the walk goes on as soon as the board is there.
+            let next = known.next(spec.level_max).filter(|_| is_free && !is_there);
+            match is_free && is_there {
                 true => {
                     if let Some(level) = self.probe.step(known, spec.level_max, seen) {
                         return (level, vec![Cause::Calibration]);
                     }
                 }
-                false => self.probe.disturb(),
+                false => {
+                    self.probe.disturb();
+                    if let Some(level) = next {
+                        return (level, vec![Cause::Calibration]);
+                    }
+                }
             }
         }
         (known.choose(spec.goal, spec.level_max).unwrap_or(spec.level_max), Vec::new())

@@ -15,7 +15,8 @@
 //! level that was given back too early doubles that minute, up to half an hour.
 //!
 //! A sensor that falls silent is waited for ten seconds; then the board runs at half time and a
-//! third of its levels, until the sensor speaks again.
+//! third of its levels, until the sensor speaks again. The zones of cores and GPU count one by one:
+//! when either is silent, the others do not speak for it.
 
 use super::profile::FanCurve;
 
@@ -58,12 +59,15 @@ const REGRET_MS: u64 = 600_000;
 /// How far it must cool before jobs run again, and before the fan slows.
 const COOLER_MC: i32 = 5_000;
 const FAN_BACK_MC: i32 = 3_000;
+const FAN_FULL: u32 = 255;
 
 /// What is remembered of heat.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heat {
     temp_mc: Option<i32>,
     seen_ms: Option<u64>,
+    /// When the zone of the cores and that of the GPU last answered.
+    answered_ms: [Option<u64>; 2],
     duty: f64,
     is_stopped: bool,
     is_too_warm: bool,
@@ -81,6 +85,7 @@ impl Default for Heat {
         Heat {
             temp_mc: None,
             seen_ms: None,
+            answered_ms: [None; 2],
             duty: 1.0,
             is_stopped: false,
             is_too_warm: false,
@@ -105,11 +110,33 @@ pub struct HeatLimit {
     pub is_cool: bool,
     /// Whether the sensor is silent.
     pub is_blind: bool,
-    /// Pulse width of the fan; none where the temperature was never known.
+    /// Pulse width of the fan: full while blind; none where no temperature is known or expected.
     pub fan_pwm: Option<u32>,
 }
 
 impl Heat {
+    /// Notes which of the two zones that matter answer, and says the temperature that counts: while
+    /// one that once answered is silent, cooler ones say nothing of it.
+    pub fn listen(
+        &mut self,
+        temp_mc: Option<i32>,
+        answers: [Option<bool>; 2],
+        now_ms: u64,
+    ) -> Option<i32> {
+        for (at_ms, answers) in self.answered_ms.iter_mut().zip(answers) {
+            *at_ms = match answers {
+                Some(true) => Some(now_ms),
+                Some(false) => *at_ms,
+                None => at_ms.map(|_| now_ms),
+            };
+        }
+        let is_silent = self.answered_ms.iter().flatten().any(|at_ms| *at_ms < now_ms);
+        match (temp_mc, self.temp_mc) {
+            (Some(now), Some(before)) if is_silent => Some(now.max(before)),
+            _ => temp_mc,
+        }
+    }
+
     /// Takes a temperature, `dt_s` seconds after the one before, and says what it allows on a
     /// ladder up to `top`.
     pub fn step(
@@ -126,7 +153,9 @@ impl Heat {
         self.temp_mc = temp_mc.or(self.temp_mc);
         let silence_ms = now_ms.saturating_sub(self.seen_ms.unwrap_or(now_ms));
         let is_expected = policy.needs_sensor || self.temp_mc.is_some();
-        let is_blind = is_expected && silence_ms > SILENCE_MS;
+        let is_long = |at_ms: &u64| now_ms.saturating_sub(*at_ms) > SILENCE_MS;
+        let is_half = self.answered_ms.iter().flatten().any(is_long);
+        let is_blind = is_half || is_expected && silence_ms > SILENCE_MS;
         self.pause(policy, is_blind, dt_s);
         self.move_levels(policy, now_ms, top);
         let temp_mc = self.temp_mc.unwrap_or(COLD_MC);
@@ -137,14 +166,14 @@ impl Heat {
         if temp_mc > self.fan_mc || temp_mc < self.fan_mc - FAN_BACK_MC {
             self.fan_mc = temp_mc;
         }
-        let fan = policy.fan.pwm(if is_blind { policy.hard_mc } else { self.fan_mc });
+        let by_curve = self.temp_mc.map(|_| policy.fan.pwm(self.fan_mc));
         let blind_max = if is_blind { top / 3 } else { top };
         HeatLimit {
             duty: self.duty,
             level_max: top.saturating_sub(self.n_taken).min(blind_max),
             is_cool: !self.is_too_warm && !is_blind && !self.is_stopped,
             is_blind,
-            fan_pwm: self.temp_mc.map(|_| fan),
+            fan_pwm: if is_blind { Some(FAN_FULL) } else { by_curve },
         }
     }
 
@@ -152,7 +181,9 @@ impl Heat {
     fn pause(&mut self, policy: &HeatPolicy, is_blind: bool, dt_s: f64) {
         let temp_mc = self.temp_mc.unwrap_or(COLD_MC);
         self.is_stopped = match self.is_stopped {
-            true => temp_mc > policy.soft_mc - BAND_MC / 2 && !is_blind,
+            // What cannot be seen has not cooled.
+            is_stopped if is_blind => is_stopped,
+            true => temp_mc > policy.soft_mc - BAND_MC / 2,
             false => temp_mc >= policy.hard_mc,
         };
         if self.is_stopped {

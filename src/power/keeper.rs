@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::apply::{Actuator, ApplyError, plan};
+use super::apply::{Actuator, ApplyError, Owner, plan};
 use super::board::Board;
 use super::calibrate::Calibration;
 use super::config::PowerConfig;
+use super::file::replace;
 use super::governor::{Decision, EngineView, Policy, Settings, State, Vitals, govern};
 use super::profile::Profile;
 use super::sensors::{Readings, Sensors};
@@ -37,12 +38,15 @@ pub struct Keeper {
     actuator: Actuator,
     state_dir: PathBuf,
     set: Option<Settings>,
+    /// When what could not be set is tried again, and how long after that.
+    retry: Option<(u64, u64)>,
     /// Why nothing is set.
     trouble: Option<String>,
 }
 
-/// Name of the journal of what the keeper sets.
-const JOURNAL: &str = "power";
+/// What could not be set is tried again after this time, and each time after twice as long.
+const RETRY_MS: u64 = 2_000;
+const RETRY_MS_MAX: u64 = 300_000;
 
 impl Keeper {
     /// Opens the board under `root`, which is `/` outside of tests.
@@ -54,8 +58,11 @@ impl Keeper {
         state_dir: &Path,
         config: PowerConfig,
     ) -> Result<Keeper, (&'static str, String)> {
-        let actuator = Actuator::new(root, state_dir, JOURNAL);
-        let trouble = actuator.revert().err().map(|error| error.to_string());
+        let actuator = Actuator::new(root, state_dir, Owner::Service);
+        let trouble = match actuator.revert() {
+            Ok(reverted) => reverted.left.into_iter().next(),
+            Err(error) => Some(error.to_string()),
+        };
         let mut sensors = Sensors::open(root);
         let readings = sensors.read();
         let policy = config.policy(sensors.board(), &readings)?;
@@ -72,6 +79,7 @@ impl Keeper {
             actuator,
             state_dir,
             set: None,
+            retry: None,
             trouble,
         })
     }
@@ -108,10 +116,17 @@ impl Keeper {
             self.keep_calibrations();
         }
         let may_set = self.config.set_clocks && self.sensors.board().is_nano();
-        if may_set && self.set != Some(decision.settings) {
-            self.trouble = self.apply(&decision.settings).err().map(|error| error.to_string());
-            // What failed is tried again when something else is wanted, not every second.
+        let is_new = self.set != Some(decision.settings);
+        let is_late = self.retry.is_some_and(|(at_ms, _)| now_ms >= at_ms);
+        if may_set && (is_new || is_late) {
             self.set = Some(decision.settings);
+            let failed = self.apply(&decision.settings).err();
+            let wait_ms = match self.retry {
+                Some((_, wait_ms)) if !is_new => wait_ms.saturating_mul(2).min(RETRY_MS_MAX),
+                _ => RETRY_MS,
+            };
+            self.retry = failed.is_some().then_some((now_ms.saturating_add(wait_ms), wait_ms));
+            self.trouble = failed.map(|error| error.to_string());
         }
         decision
     }
@@ -164,10 +179,7 @@ pub fn chosen(state_dir: &Path) -> Option<Profile> {
 pub fn choose(state_dir: &Path, profile: Option<Profile>) -> std::io::Result<()> {
     let file = choice(state_dir);
     match profile {
-        Some(profile) => {
-            std::fs::create_dir_all(state_dir)?;
-            replace(&file, profile.name().as_bytes())
-        }
+        Some(profile) => replace(&file, profile.name().as_bytes()),
         None => match std::fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -188,10 +200,4 @@ fn read_bounded(path: &Path) -> Option<String> {
     let mut text = String::new();
     file.take(POWER_JOURNAL_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(text)
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, bytes)?;
-    std::fs::rename(&beside, path)
 }

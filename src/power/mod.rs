@@ -19,6 +19,7 @@ mod brake;
 mod calibrate;
 mod config;
 mod energy;
+mod file;
 mod governor;
 mod heat;
 mod keeper;
@@ -30,7 +31,7 @@ mod sysfs;
 mod tests;
 mod tune;
 
-pub use apply::{Actuator, ApplyError, Change};
+pub use apply::{Actuator, ApplyError, Change, Owner, Reverted};
 pub use board::Board;
 pub use config::PowerConfig;
 pub use energy::{EnergyMeter, NoEnergy};

@@ -27,6 +27,8 @@ pub struct Tuning {
 /// Kernel parameters for an appliance.
 const SWAPPINESS: &str = "10";
 const ZRAM_PARTS: u64 = 4;
+/// The kernel rounds limits to pages; what stands there is to be what was written.
+const PAGE: u64 = 4096;
 
 /// The settings for a board as it was read.
 pub fn tuning(sysfs: &Sysfs, board: &Board, readings: &Readings, supply: Supply) -> Tuning {
@@ -44,7 +46,7 @@ pub fn tuning(sysfs: &Sysfs, board: &Board, readings: &Readings, supply: Supply)
     let zram = sysfs.numbered("sys/block", "zram");
     if let (Some(total), false) = (readings.memory.total_bytes, zram.is_empty()) {
         // Each core may have one of its own, as NVIDIA's script makes them.
-        let limit = total / ZRAM_PARTS / zram.len() as u64;
+        let limit = total / ZRAM_PARTS / zram.len() as u64 / PAGE * PAGE;
         for (_, name) in zram {
             tuning.add(&format!("sys/block/{name}/mem_limit"), &limit.to_string());
         }
@@ -134,7 +136,7 @@ fn order_clocks(wanted: &mut [(String, String)], readings: &Readings) {
 mod tests {
     use super::super::nvpmodel::tests::CONF;
     use super::*;
-    use crate::power::apply::Actuator;
+    use crate::power::apply::{Actuator, Owner};
     use crate::power::sensors::Sensors;
     use crate::power::tests::trees::{PC, nano, put, tree};
 
@@ -142,7 +144,7 @@ mod tests {
         let mut sensors = Sensors::open(dir.path());
         let readings = sensors.read();
         let tuning = tuning(&Sysfs::new(dir.path()), sensors.board(), &readings, supply);
-        let actuator = Actuator::new(dir.path(), dir.path(), "tune");
+        let actuator = Actuator::new(dir.path(), dir.path(), Owner::Tune);
         let changes = actuator.changes(&tuning.wanted).unwrap();
         let line =
             |c: &crate::power::apply::Change| format!("{} {}->{}", c.path, c.before, c.value);

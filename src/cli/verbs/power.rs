@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::base::format::bytes;
 use crate::cli::terminal::{FAINT, STRONG, note, print_json, styled, table};
 use crate::cli::{Context, exit};
-use crate::power::{Actuator, Profile, Readings, Sensors, choose, chosen};
+use crate::power::{Actuator, Owner, Profile, Readings, Sensors, choose, chosen};
 
 /// Options of `power`.
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ fn status(app: &App, args: &PowerArgs) -> anyhow::Result<()> {
     let readings = sensors.read();
     let config = &app.config().power;
     let profile = chosen(&app.dirs.state);
-    let pending = Actuator::new(&args.root, &app.dirs.state, "power").pending()?;
+    let pending = Actuator::new(&args.root, &app.dirs.state, Owner::Service).pending()?;
     let (name, source) = match profile {
         Some(profile) => (profile.name(), "jetforge power".to_owned()),
         None => (config.profile.name(), app.settings.source("power.profile").to_string()),

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::cli::terminal::{note, print_json};
 use crate::cli::{Context, exit};
-use crate::power::{Actuator, ApplyError, Change, tune};
+use crate::power::{Actuator, ApplyError, Change, Owner, tune};
 
 /// Options of `tune`.
 #[derive(Debug, Args)]
@@ -29,17 +29,17 @@ pub struct TuneArgs {
     root: PathBuf,
 }
 
-/// Name of the journal of what `tune` set, beside that of the service.
-const JOURNAL: &str = "tune";
-
 /// Shows, makes or undoes the settings.
 pub fn run(context: &Context, args: &TuneArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let actuator = Actuator::new(&args.root, &app.dirs.state, JOURNAL);
+    let actuator = Actuator::new(&args.root, &app.dirs.state, Owner::Tune);
     if args.revert {
         let pending = actuator.pending()?;
         return match actuator.revert() {
-            Ok(done) => told("wrote", &done, args.json),
+            Ok(reverted) => {
+                reverted.left.iter().for_each(note);
+                told("wrote", &reverted.done, args.json)
+            }
             Err(error) => refused(error, "--revert", &backwards(pending)),
         };
     }

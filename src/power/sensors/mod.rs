@@ -29,7 +29,7 @@ pub use fan::FanReading;
 pub use gpu::{EmcReading, GpuReading};
 pub use memory::MemoryReading;
 pub use rails::{CounterReading, RailReading};
-pub use thermal::ZoneReading;
+pub use thermal::{Part, ZoneReading};
 pub use throttle::ThrottleReading;
 
 /// A source that gave nothing.
@@ -82,9 +82,10 @@ impl Readings {
         self.rails.iter().find(feeds).and_then(|rail| rail.mw)
     }
 
-    /// The lowest temperature at which the kernel itself slows the chip down, as it says.
+    /// The lowest temperature at which the kernel itself slows cores or GPU down, as it says. Other
+    /// zones have trips for other parts: the Nano's `PLL-therm` slows memory at 70 degrees.
     pub fn throttle_at_mc(&self) -> Option<i32> {
-        let zones = self.zones.iter().filter(|zone| zone.counts);
+        let zones = self.zones.iter().filter(|zone| zone.counts && zone.part().is_some());
         let trips = zones.flat_map(|zone| &zone.trips).filter(|trip| trip.kind == "passive");
         trips.map(|trip| trip.temp_mc).filter(|mc| *mc > 40_000).min()
     }

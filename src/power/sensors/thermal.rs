@@ -33,6 +33,27 @@ pub struct TripReading {
     pub temp_mc: i32,
 }
 
+/// A part of the chip that computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The cores.
+    Cpu,
+    /// The GPU.
+    Gpu,
+}
+
+impl ZoneReading {
+    /// Which part that computes it measures: `CPU-therm` and `GPU-therm` of kernel 4.9,
+    /// `cpu-thermal` and `gpu-thermal` of later ones.
+    pub fn part(&self) -> Option<Part> {
+        match self.name.to_ascii_lowercase().as_str() {
+            "cpu-therm" | "cpu-thermal" => Some(Part::Cpu),
+            "gpu-therm" | "gpu-thermal" => Some(Part::Gpu),
+            _ => None,
+        }
+    }
+}
+
 const CLASS: &str = "sys/class/thermal";
 /// Zones that measure no chip that computes.
 const NO_CHIP: [&str; 6] = ["PMIC", "fan-est", "Tboard", "Tdiode", "iwlwifi", "battery"];

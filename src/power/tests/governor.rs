@@ -11,7 +11,7 @@ use crate::power::profile::{Profile, Supply, Tier};
 use crate::power::sensors::{Readings, Sensors};
 use crate::power::tests::trees::nano;
 
-/// The policy of a Nano.
+/// The policy of a Nano whose clocks may be set.
 pub fn policy_of(config: &PowerConfig) -> Policy {
     static NANO: OnceLock<(Board, Readings)> = OnceLock::new();
     let (board, readings) = NANO.get_or_init(|| {
@@ -20,7 +20,7 @@ pub fn policy_of(config: &PowerConfig) -> Policy {
         let readings = sensors.read();
         (sensors.board().clone(), readings)
     });
-    config.policy(board, readings).unwrap()
+    PowerConfig { set_clocks: true, ..config.clone() }.policy(board, readings).unwrap()
 }
 
 fn of(profile: Profile) -> Policy {
@@ -34,13 +34,20 @@ struct Run {
     vitals: Vitals,
     now_ms: u64,
     n_decoded: u64,
+    /// The board takes no settings.
+    is_deaf: bool,
 }
 
 impl Run {
     fn new(profile: Profile) -> Run {
-        let vitals =
-            Vitals { temp_mc: Some(40_000), board_mw: Some(4_000), n_over_current: Some(0) };
-        Run { policy: of(profile), state: State::default(), vitals, now_ms: 1000, n_decoded: 0 }
+        let vitals = Vitals {
+            temp_mc: Some(40_000),
+            board_mw: Some(4_000),
+            n_over_current: Some(0),
+            ..Vitals::default()
+        };
+        let (policy, state) = (of(profile), State::default());
+        Run { policy, state, vitals, now_ms: 1000, n_decoded: 0, is_deaf: false }
     }
 
     fn look(&mut self, phase: Phase, n_interactive: u32) -> Decision {
@@ -56,6 +63,9 @@ impl Run {
         let (state, decision) =
             govern(&self.policy, &self.state, &self.vitals, &engine, self.now_ms);
         self.state = state;
+        if !self.is_deaf {
+            self.vitals.cpu_khz_max = Some(decision.settings.cpu_khz_max);
+        }
         decision
     }
 
@@ -128,7 +138,74 @@ fn a_board_whose_sensor_is_silent_is_careful_and_recovers() {
     assert_eq!((back.level_idx, back.pace.duty_permille), (top, 1000));
     let mut never = Run::new(Profile::Max);
     never.vitals.temp_mc = None;
-    assert_eq!(never.wait(30, Phase::Decode, 1).causes, [Cause::NoSensor], "a Nano has one");
+    let never = never.wait(30, Phase::Decode, 1);
+    assert_eq!(never.causes, [Cause::NoSensor], "a Nano has one");
+    assert_eq!(never.settings.fan_pwm, Some(255));
+}
+
+#[test]
+fn a_board_that_was_too_hot_stays_stopped_while_it_is_blind() {
+    let mut run = Run::new(Profile::Max);
+    run.vitals.temp_mc = Some(92_000);
+    assert_eq!(run.look(Phase::Decode, 1).pace.duty_permille, 0);
+    run.vitals.temp_mc = None;
+    let duties = [(); 40].map(|()| run.look(Phase::Decode, 1).pace.duty_permille);
+    assert_eq!(duties, [0; 40]);
+    run.vitals.temp_mc = Some(60_000);
+    assert!(run.wait(30, Phase::Decode, 1).pace.duty_permille > 0);
+}
+
+#[test]
+fn cooler_zones_do_not_speak_for_a_silent_one() {
+    let mut run = Run::new(Profile::Max);
+    (run.vitals.temp_mc, run.vitals.answers) = (Some(92_000), [Some(true); 2]);
+    assert_eq!(run.look(Phase::Decode, 1).pace.duty_permille, 0);
+    (run.vitals.temp_mc, run.vitals.answers) = (Some(50_000), [Some(false), Some(true)]);
+    assert_eq!(run.wait(10, Phase::Decode, 1).pace.duty_permille, 0, "50 is the GPU's");
+    let blind = run.look(Phase::Decode, 1);
+    assert_eq!((blind.causes, blind.settings.fan_pwm), (vec![Cause::NoSensor], Some(255)));
+    run.vitals.answers = [Some(true); 2];
+    assert!(run.wait(400, Phase::Decode, 1).causes.is_empty());
+    run.vitals.answers = [Some(true), None];
+    assert!(run.wait(60, Phase::Decode, 1).causes.is_empty(), "a GPU without power");
+    run.vitals.answers = [Some(true), Some(false)];
+    assert_eq!(run.wait(12, Phase::Decode, 1).causes, [Cause::NoSensor]);
+}
+
+#[test]
+fn a_level_that_the_board_is_not_at_is_not_measured() {
+    let mut run = Run::new(Profile::Balanced);
+    (run.is_deaf, run.vitals.cpu_khz_max) = (true, Some(1_428_000));
+    run.wait(300, Phase::Decode, 1);
+    let points = run.state.calibrations().values().map(|known| known.points().len());
+    assert_eq!(points.collect::<Vec<_>>(), [1], "the top, where it is");
+    run.is_deaf = false;
+    run.wait(300, Phase::Decode, 1);
+    assert!(run.state.calibrations().values().all(|known| known.is_done()));
+    let mut run = Run::new(Profile::Balanced);
+    let config = PowerConfig { profile: Profile::Balanced, ..PowerConfig::default() };
+    let dir = nano();
+    let mut sensors = Sensors::open(dir.path());
+    let readings = sensors.read();
+    run.policy = config.policy(sensors.board(), &readings).unwrap();
+    assert_eq!(run.policy.ladder.top(), 0, "clocks that nobody may set");
+    run.wait(300, Phase::Decode, 1);
+    assert!(run.state.calibrations().is_empty());
+}
+
+#[test]
+fn each_tier_is_measured_by_itself() {
+    let mut run = Run::new(Profile::Balanced);
+    run.wait(200, Phase::Decode, 1);
+    assert_eq!(run.state.calibrations().len(), 1);
+    run.policy.profile = Profile::Eco;
+    run.wait(200, Phase::Decode, 1);
+    let points = run.state.calibrations().values().map(|known| known.points()[0].level_idx);
+    let tiers = &run.policy.tiers;
+    assert_eq!(points.collect::<Vec<_>>(), [tiers[0].level_max, tiers[1].level_max]);
+    let known = run.state.calibrations().clone();
+    let other = of(Profile::Max).ladder;
+    assert_eq!(State::with_calibrations(known.clone(), &other).calibrations(), &known);
 }
 
 #[derive(Clone, Debug)]
@@ -155,7 +232,7 @@ fn looks() -> impl Strategy<Value = Vec<Look>> {
         let (phase, model, n_decoded, n_sequence, n_interactive) = engine;
         Look {
             after_ms,
-            vitals: Vitals { temp_mc, board_mw, n_over_current },
+            vitals: Vitals { temp_mc, board_mw, n_over_current, ..Vitals::default() },
             engine: EngineView { phase, model, n_decoded, n_sequence, n_interactive },
         }
     });

@@ -62,6 +62,7 @@ fn a_profile_is_chosen_while_it_runs() {
     choose(state.path(), Some(Profile::Eco)).unwrap();
     assert_eq!(keeper.look(&WORK, 2000).tier, Tier::Eco);
     assert_eq!(Sysfs::new(root.path()).number(MAX), Ok(918_000));
+    assert!(!keeper.look(&WORK, 2500).pace.background, "no jobs in a chosen eco");
     put(state.path(), "power.profile", b"turbo");
     assert_eq!(chosen(state.path()), None);
     assert_eq!(keeper.look(&WORK, 3000).tier, Tier::Balanced, "nonsense is no choice");
@@ -81,6 +82,24 @@ fn a_board_that_takes_no_settings_is_paced_all_the_same() {
     put(root.path(), "sys/class/thermal/thermal_zone0/temp", b"92000\n");
     assert_eq!(keeper.look(&WORK, 1000).pace.duty_permille, 0);
     assert!(keeper.trouble().is_some());
+}
+
+#[test]
+fn what_could_not_be_set_is_tried_again() {
+    let (root, state) = (nano(), tempfile::tempdir().unwrap());
+    let mut keeper = open(root.path(), state.path());
+    let gpu = "sys/devices/gpu.0/devfreq/57000000.gpu/max_freq";
+    let other = state.path().join("tune.journal.json");
+    let boot = "5d3ac43d-1d5f-4b4a-9d3c-0a62a0f6a0aa";
+    let held = format!(r#"[{{"path":"{gpu}","before":"921600000","value":"1"}}]"#);
+    std::fs::write(&other, format!(r#"{{"boot":"{boot}","changes":{held}}}"#)).unwrap();
+    let max = || Sysfs::new(root.path()).number(MAX).unwrap();
+    idle(&mut keeper, 1..10);
+    assert!(keeper.trouble().unwrap().contains("jetforge tune"));
+    assert_eq!(max(), 1_428_000);
+    std::fs::remove_file(&other).unwrap();
+    idle(&mut keeper, 10..30);
+    assert_eq!((max(), keeper.trouble()), (306_000, None));
 }
 
 #[test]

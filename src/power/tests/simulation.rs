@@ -178,6 +178,8 @@ impl World {
             temp_mc: (!self.is_blind).then_some(mc),
             board_mw: Some(mw as u32),
             n_over_current: Some(self.n_over_current),
+            cpu_khz_max: Some(self.last.settings.cpu_khz_max),
+            ..Vitals::default()
         };
         let is_busy = u32::from(self.phase != Phase::Idle);
         let engine = EngineView {
