@@ -7,10 +7,10 @@
 //!
 //! Nothing is written that the journal does not hold first, so a crash at any moment leaves enough
 //! behind to go back; it goes to the disk when a file is new in it, not at every change of a clock.
-//! What somebody else set since is left to him. A path is written only if it is one of a short list of forms, also when it
-//! comes from the journal: a journal that somebody changed cannot make root write elsewhere. What
-//! stands in these files is gone after a restart of the machine, and so is a journal of another
-//! boot.
+//! What somebody else set since is left to him. A path is written only if it is one of a short list
+//! of forms, also when it comes from the journal: a journal that somebody changed cannot make root
+//! write elsewhere. What stands in these files is gone after a restart of the machine, and so is a
+//! journal of another boot.
 //!
 //! Minimum and maximum of a clock go in the order in which the kernel never sees the one above the
 //! other; backwards, the same order is right again.
