@@ -13,7 +13,7 @@
 //! 5. A cursor that my log does not contain means that my store went back in time. Then my log is
 //!    laid anew behind that cursor; what the peer had of it is known to it by id.
 //! 6. A cursor that goes back means that the peer's store did; it gets again what is still kept.
-//!    Only an answer to my last message is believed so much: an older one was overtaken.
+//!    Only an answer to what I said since it last moved is believed so much: see [`Talk`].
 //!
 //! An entry that cannot take effect is set aside, and the cursor moves on. The outbox is bounded:
 //! the oldest go first, those that the peer has before those that it has not, and each of the
@@ -116,22 +116,41 @@ impl Default for Bounds {
     }
 }
 
+/// Messages whose answers are believed at a time.
+const SAID_MAX: usize = 8;
+
 /// Names of the last messages of a conversation; it need not outlive the program.
+///
+/// An answer shows what the peer had after it heard the message. If that is less than we knew
+/// before we said it, the peer's store went back in time; if we came to know it later, the answer
+/// may have been overtaken. So what was said since the last news counts, not the last word alone:
+/// two that call each other at the same moments would never see an answer to that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Talk {
-    said: u64,
+    /// Said since what the peer has changed, the last first.
+    said: [u64; SAID_MAX],
     heard: u64,
 }
 
 impl Talk {
-    /// Whether a message answers the last that was said here.
+    /// Whether a message answers one that was said here since the peer's mark last moved.
     pub fn is_fresh(&self, message: &Message) -> bool {
-        self.said != 0 && message.re == self.said
+        message.re != 0 && self.said.contains(&message.re)
     }
 
-    /// Remembers the name of what was heard.
-    pub fn heard(&mut self, nonce: u64) {
+    /// Remembers the name of what will be said; before it is composed, so that no news that comes
+    /// between is taken for older than it.
+    pub fn say(&mut self, nonce: u64) {
+        self.said.rotate_right(1);
+        self.said[0] = nonce;
+    }
+
+    /// Remembers the name of what was heard, and whether it moved the peer's mark.
+    pub fn heard(&mut self, nonce: u64, is_moved: bool) {
         self.heard = nonce;
+        if is_moved {
+            self.said = [0; SAID_MAX];
+        }
     }
 }
 
@@ -163,6 +182,8 @@ pub struct Heard {
     pub n_held: usize,
     /// Our log was laid anew.
     pub is_forked: bool,
+    /// What the peer has of our log is something else than before.
+    pub is_moved: bool,
     /// Another exchange brings more.
     pub has_more: bool,
 }
@@ -266,7 +287,7 @@ fn trim<D: Disk>(
     Ok(())
 }
 
-/// Takes a message of a peer. `is_fresh` says that it answers our last one: see [`Talk`].
+/// Takes a message of a peer. `is_fresh` says that it answers one of ours: see [`Talk`].
 ///
 /// # Errors
 /// If the disk does not take it; then nothing of it has happened.
@@ -317,6 +338,7 @@ pub fn hear<D: Disk>(
     if link != before {
         disk.set_link(peer, &link)?;
     }
+    heard.is_moved = heard.is_forked || link.acked != before.acked;
     let is_done = link.n_waiting() == 0 && link.n_to_come() == 0;
     let is_told = link.cursor == before.cursor;
     heard.has_more = link != before && !heard.is_forked && !(is_done && is_told);
@@ -345,7 +367,7 @@ fn hear_mark<D: Disk>(
         *link = Link { base: has, last: link.last + n, acked: has.seq, ..*link };
         return Ok(true);
     }
-    // Less than before is believed of an answer to our last message alone.
+    // Less than before is believed of an answer to what was said since: see `Talk`.
     if is_fresh || has.seq > link.acked {
         link.acked = has.seq;
     }
@@ -437,7 +459,8 @@ fn settle<D: Disk>(disk: &mut D, peer: &str, entry: &Entry) -> Result<(), D::Err
     disk.act(peer, entry)
 }
 
-/// What is to be said to a peer that can take `limits`. `nonce` is drawn anew and not 0.
+/// What is to be said to a peer that can take `limits`. `nonce` is drawn anew, not 0, and known to
+/// `talk` already.
 ///
 /// # Errors
 /// If the disk does not give it.
@@ -445,7 +468,7 @@ pub fn compose<D: Disk>(
     disk: &mut D,
     peer: &str,
     hello: &Hello,
-    talk: &mut Talk,
+    talk: &Talk,
     nonce: u64,
     limits: Limits,
 ) -> Result<Message, D::Error> {
@@ -456,7 +479,6 @@ pub fn compose<D: Disk>(
         false => Mark { seq: from, id: disk.entry_id(peer, from)?.unwrap_or_default() },
     };
     let message = message_from(disk, peer, hello, prev, &limits)?;
-    *talk = Talk { said: nonce, ..*talk };
     Ok(Message { nonce, re: talk.heard, ..message })
 }
 
@@ -481,7 +503,7 @@ pub fn compose_from<D: Disk>(
             let message = message_from(disk, peer, hello, mark, &limits)?;
             Ok(Message { nonce, ..message })
         }
-        _ => compose(disk, peer, hello, &mut Talk::default(), nonce, limits),
+        _ => compose(disk, peer, hello, &Talk::default(), nonce, limits),
     }
 }
 

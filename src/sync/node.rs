@@ -198,12 +198,14 @@ impl Node {
     /// If the disk does not give it.
     pub fn ask(&self, peer: &str) -> Result<Vec<u8>, SyncError> {
         let nonce = draw()?;
-        let mut talk = self.with(peer, |live| live.talk);
+        let talk = self.with(peer, |live| {
+            live.talk.say(nonce);
+            live.talk
+        });
         let message = self.look(|ledger| {
             let limits = link::known_limits(ledger, peer)?;
-            link::compose(ledger, peer, &self.hello(), &mut talk, nonce, limits)
+            link::compose(ledger, peer, &self.hello(), &talk, nonce, limits)
         })?;
-        self.with(peer, |live| live.talk = talk);
         Ok(message.write())
     }
 
@@ -237,7 +239,7 @@ impl Node {
             tracing::warn!(peer, "this store went back in time; its log was laid anew");
         }
         self.with(peer, |live| {
-            live.talk.heard(nonce);
+            live.talk.heard(nonce, heard.is_moved);
             live.trouble = None;
             live.heard_ms = Some(now_ms());
         });

@@ -243,7 +243,8 @@ impl World {
             speaks: SPEAKS,
             limits: node.limits,
         };
-        let (peer, talk) = (node.disk.peer.clone(), &mut node.talk);
+        node.talk.say(nonce);
+        let (peer, talk) = (node.disk.peer.clone(), &node.talk);
         let limits = node.disk.link.limits;
         let said =
             node.disk.transact(blow, |disk| compose(disk, &peer, &hello, talk, nonce, limits));
@@ -309,7 +310,7 @@ impl World {
         self.stats.n_known += heard.n_known as u64;
         self.stats.n_held += heard.n_held as u64;
         self.stats.n_fork += u64::from(heard.is_forked);
-        node.talk.heard(message.nonce);
+        node.talk.heard(message.nonce, heard.is_moved);
         if is_answer {
             // An answer that nobody waits for any more is heard all the same.
             if node.call.is_some_and(|(nonce, _)| nonce == message.re) {
@@ -495,6 +496,8 @@ fn run_many(seeds: std::ops::Range<u64>) {
 #[test]
 fn nothing_is_lost_and_nothing_happens_twice() {
     run_many(0..10_000);
+    // Two that called each other at the same moments for ever, one of them set back in time.
+    run_many(72_940..72_960);
 }
 
 #[test]
