@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::apply::{Actuator, ApplyError, Owner, plan};
+use super::apply::{Actuator, ApplyError, Owner};
 use super::board::Board;
 use super::calibrate::Calibration;
 use super::config::PowerConfig;
@@ -25,6 +25,7 @@ use super::profile::Profile;
 use super::sensors::{Readings, Sensors};
 use super::sysfs::Sysfs;
 use super::tune::{Tuning, tuning};
+use super::writes::plan;
 use crate::base::limits::POWER_JOURNAL_BYTES_MAX;
 
 /// Holds the board within its limits.

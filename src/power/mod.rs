@@ -30,6 +30,7 @@ mod sysfs;
 #[cfg(test)]
 mod tests;
 mod tune;
+mod writes;
 
 pub use apply::{Actuator, ApplyError, Change, Owner, Reverted};
 pub use board::Board;

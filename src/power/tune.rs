@@ -76,7 +76,7 @@ impl Tuning {
                 n_core: bounds.n_core_max,
                 fan_pwm: None,
             };
-            self.wanted.extend(super::apply::plan(&settings, readings));
+            self.wanted.extend(super::writes::plan(&settings, readings));
             return;
         };
         let n_before = self.wanted.len();
