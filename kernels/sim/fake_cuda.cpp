@@ -11,6 +11,8 @@
 //   order reverse | mixed N     in which threads of a block run
 //   threads N                   processors that run blocks
 //   memory N                    bytes of the device
+//   skip KERNEL                 launches of it do nothing
+//   discrete                    memory of the device's own, and not the host's
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
 #include <dlfcn.h>
@@ -21,6 +23,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -69,6 +72,8 @@ struct Device {
   std::map<u64, Memory> memory;
   std::map<std::string, u64> calls;
   std::map<std::string, Failure> failures;
+  std::set<std::string> skipped;
+  bool is_integrated = true;
   gpu_sim::Order order;
   unsigned n_threads = std::thread::hardware_concurrency();
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
@@ -97,6 +102,11 @@ struct Device {
       words >> n_threads;
     } else if (verb == "memory") {
       words >> total;
+    } else if (verb == "skip") {
+      words >> name;
+      skipped.insert(name);
+    } else if (verb == "discrete") {
+      is_integrated = false;
     }
   }
 
@@ -161,7 +171,7 @@ int attribute(int which) {
     case 10: return 32;     // warp
     case 12: return 32768;  // registers of a block
     case 16: return 1;      // multiprocessors
-    case 18: return 1;      // integrated with the host
+    case 18: return device().is_integrated;
     case 75: return 5;      // compute capability
     case 76: return 3;
     default: return -1;
@@ -279,6 +289,11 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) {
   memcpy(to, (const void*)from, n);
   return SUCCESS;
 }
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(to, n) || !device().holds(from, n)) return INVALID_VALUE;
+  memmove((void*)to, (const void*)from, n);
+  return SUCCESS;
+}
 API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
   ENTER_CONTEXT if (!device().holds(at, n)) return INVALID_VALUE;
   memset((void*)at, value, n);
@@ -348,6 +363,7 @@ API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x
   const u64 n_thread = (u64)block_x * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
   if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;
+  if (device().skipped.count(function->name)) return SUCCESS;
   gpu_sim::run_grid(function->name.c_str(), function->thunk, {grid_x, grid_y, grid_z},
                     {block_x, block_y, block_z}, args, device().order, device().n_threads);
   return SUCCESS;

@@ -5,6 +5,7 @@
 //! is not; nothing is looked up later, so no call can meet a missing one.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 use libloading::Library;
@@ -25,8 +26,9 @@ macro_rules! symbols {
         #[allow(non_snake_case)] // the driver's names
         pub struct Symbols {
             $(pub $name: unsafe extern "C" fn($($arg),*) -> c_int,)*
-            /// Keeps the code mapped that the functions are.
-            _library: Library,
+            /// The code that the functions are. It is never unmapped: a driver has threads of its
+            /// own, which nobody can wait for.
+            _library: ManuallyDrop<Library>,
         }
 
         impl Symbols {
@@ -48,7 +50,7 @@ macro_rules! symbols {
                         };
                         *found.map_err(|_| CudaError::Symbol { name: stringify!($name) })?
                     },)*
-                    _library: library,
+                    _library: ManuallyDrop::new(library),
                 })
             }
         }
@@ -72,6 +74,7 @@ symbols! {
     cuMemFree_v2(DeviceAddress);
     cuMemcpyHtoDAsync_v2(DeviceAddress, *const c_void, usize, Handle);
     cuMemcpyDtoHAsync_v2(*mut c_void, DeviceAddress, usize, Handle);
+    cuMemcpyDtoDAsync_v2(DeviceAddress, DeviceAddress, usize, Handle);
     cuMemsetD8Async(DeviceAddress, u8, usize, Handle);
     cuStreamCreate(*mut Handle, c_uint);
     cuStreamDestroy_v2(Handle);

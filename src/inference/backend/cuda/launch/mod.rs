@@ -7,7 +7,9 @@ mod attention;
 mod gemv;
 mod rows;
 
-pub use attention::{AttentionKernels, AttentionShape, TokenSpan, n_split};
+pub use attention::{
+    AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, TokenSpan, n_split,
+};
 pub use gemv::{GemvKernels, Inputs, Matrix};
 pub use rows::{NormShape, RowKernels, RowShape};
 

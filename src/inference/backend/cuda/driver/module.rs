@@ -1,0 +1,188 @@
+//! Compiled PTX, its kernels, their arguments, and launches.
+
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
+
+use super::super::CudaError;
+use super::super::symbols::Handle;
+use super::memory::Buffer;
+use super::{Device, FUNCTION_REGISTERS, FUNCTION_THREADS_MAX, Shared};
+
+impl Device {
+    /// Compiles PTX.
+    ///
+    /// # Errors
+    /// If the driver refuses it, with what it says.
+    pub fn load(&self, name: &'static str, ptx: &str) -> Result<Module, CudaError> {
+        self.shared.bind()?;
+        let image = CString::new(ptx).map_err(|_| CudaError::Ptx { name })?;
+        let mut handle = std::ptr::null_mut();
+        let nothing: *mut c_int = std::ptr::null_mut();
+        // SAFETY: the image ends in a zero byte; there are no options.
+        let code = unsafe {
+            (self.shared.symbols.cuModuleLoadDataEx)(
+                &raw mut handle,
+                image.as_ptr().cast(),
+                0,
+                nothing,
+                nothing.cast(),
+            )
+        };
+        self.shared.check("cuModuleLoadDataEx", code)?;
+        let registers_per_block = self.info.registers_per_block;
+        let loaded = Loaded { shared: self.shared.clone(), handle, registers_per_block };
+        Ok(Module { loaded: Arc::new(loaded) })
+    }
+}
+
+struct Loaded {
+    shared: Arc<Shared>,
+    handle: Handle,
+    registers_per_block: u32,
+}
+
+// SAFETY: as for `Shared`.
+unsafe impl Send for Loaded {}
+// SAFETY: as for `Shared`.
+unsafe impl Sync for Loaded {}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if self.shared.bind().is_ok() {
+            // SAFETY: no kernel of it is left.
+            unsafe { (self.shared.symbols.cuModuleUnload)(self.handle) };
+        }
+    }
+}
+
+/// Compiled PTX.
+#[derive(Clone)]
+pub struct Module {
+    loaded: Arc<Loaded>,
+}
+
+impl Module {
+    /// A kernel of it, to be run by blocks of `n_thread` threads.
+    ///
+    /// # Errors
+    /// If it has none of this name, or the device has not the registers for such a block.
+    pub fn kernel(&self, name: &str, n_thread: u32) -> Result<Kernel, CudaError> {
+        let Loaded { shared, handle, registers_per_block } = &*self.loaded;
+        shared.bind()?;
+        let missing = || CudaError::Kernel { name: name.to_owned() };
+        let text = CString::new(name).map_err(|_| missing())?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is alive and the name ends in a zero byte.
+        let code = unsafe {
+            let name: *const c_char = text.as_ptr();
+            (shared.symbols.cuModuleGetFunction)(&raw mut function, *handle, name)
+        };
+        shared.check("cuModuleGetFunction", code).map_err(|_| missing())?;
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: the driver writes one integer; the function is alive.
+            let code =
+                unsafe { (shared.symbols.cuFuncGetAttribute)(&raw mut value, which, function) };
+            shared.check("cuFuncGetAttribute", code)?;
+            Ok::<_, CudaError>(u32::try_from(value).unwrap_or(0))
+        };
+        let n_register = attribute(FUNCTION_REGISTERS)?;
+        let n_thread_max = attribute(FUNCTION_THREADS_MAX)?;
+        if n_register * n_thread > *registers_per_block || n_thread > n_thread_max {
+            return Err(CudaError::Resources { name: name.to_owned(), n_register, n_thread });
+        }
+        Ok(Kernel { loaded: self.loaded.clone(), function, n_thread })
+    }
+}
+
+/// A kernel and how many threads its blocks have.
+#[derive(Clone)]
+pub struct Kernel {
+    loaded: Arc<Loaded>,
+    function: Handle,
+    n_thread: u32,
+}
+
+// SAFETY: as for `Shared`; the module that the function belongs to lives in `loaded`.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// A kernel's arguments in the order of its declaration.
+#[derive(Clone, Debug, Default)]
+pub struct Args {
+    /// Each in a word of its own; a little-endian processor finds the value at its first byte.
+    words: Vec<u64>,
+}
+
+impl Args {
+    /// No arguments.
+    pub fn new() -> Args {
+        Args::default()
+    }
+
+    /// Adds where a buffer begins.
+    #[must_use]
+    pub fn buffer(mut self, buffer: &Buffer) -> Args {
+        self.words.push(buffer.address());
+        self
+    }
+
+    /// Adds a buffer that may be absent.
+    #[must_use]
+    pub fn optional(mut self, buffer: Option<&Buffer>) -> Args {
+        self.words.push(buffer.map_or(0, Buffer::address));
+        self
+    }
+
+    /// Adds a number.
+    ///
+    /// # Panics
+    /// If it does not fit into 32 bits: shapes are checked long before.
+    #[must_use]
+    pub fn size(mut self, n: usize) -> Args {
+        self.words.push(u64::from(u32::try_from(n).expect("sizes for kernels have 32 bits")));
+        self
+    }
+
+    /// Adds a float.
+    #[must_use]
+    pub fn float(mut self, value: f32) -> Args {
+        self.words.push(u64::from(value.to_bits()));
+        self
+    }
+}
+
+impl Kernel {
+    /// Starts it on a grid of blocks.
+    ///
+    /// # Errors
+    /// If the driver refuses. What goes wrong while it runs is told by [`Device::wait`].
+    ///
+    /// # Safety
+    /// `args` are the kernel's, and buffers hold whatever it reads and writes on this grid.
+    pub unsafe fn launch(&self, grid: [usize; 3], mut args: Args) -> Result<(), CudaError> {
+        let shared = &self.loaded.shared;
+        shared.bind()?;
+        let [x, y, z] = grid.map(|n| c_uint::try_from(n).unwrap_or(0));
+        let mut pointers: Vec<*mut c_void> =
+            args.words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
+        // SAFETY: the caller's promise; the driver copies the arguments before it returns.
+        let code = unsafe {
+            (shared.symbols.cuLaunchKernel)(
+                self.function,
+                x,
+                y,
+                z,
+                self.n_thread,
+                1,
+                1,
+                0,
+                shared.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        shared.check("cuLaunchKernel", code)
+    }
+}
