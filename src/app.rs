@@ -313,6 +313,7 @@ impl App {
             memory_max_bytes: Some(self.memory_for_models()),
             device: model.device.as_deref().map_or(DeviceChoice::Auto, device_named),
             cuda_library: None,
+            cuda_images: Some(self.dirs.cache.join("cuda")),
         }
     }
 

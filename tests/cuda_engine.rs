@@ -434,6 +434,32 @@ fn without_a_gpu_the_cpu_computes_and_says_why() {
     assert!(error.contains("do not run keys and values of type q4_0"), "{error}");
 }
 
+#[test]
+fn a_later_start_compiles_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let images = folder.path().join("images");
+    let load = |conf: &str| {
+        let (library, _dir) = stand_in::copy(conf)?;
+        let options = LoadOptions { cuda_images: Some(images.clone()), ..on_cuda(&library) };
+        Some(Model::load(&source, &options).map(drop))
+    };
+    let Some(first) = load("") else { return };
+    first.expect("it loads");
+    let kept = || std::fs::read_dir(&images).expect("a directory").count();
+    let n = kept();
+    assert!(n > 5, "{n} modules");
+    // Whoever compiled now, or loaded text, would fail.
+    load("fail cuLinkAddData_v2 1 218").expect("as before").expect("nothing is compiled");
+    // A driver that cannot give code away, or refuses what is there, compiles as it loads.
+    let torn = std::fs::read_dir(&images).expect("a directory").next().expect("one");
+    std::fs::write(torn.expect("an entry").path(), b"torn").expect("written");
+    load("fail cuLinkCreate_v2 1 218").expect("as before").expect("text is loaded");
+    load("fail cuModuleLoadDataEx 1 200").expect("as before").expect("text is loaded");
+    load("").expect("as before").expect("it loads");
+    assert_eq!(kept(), n);
+}
+
 /// The directory of a stand-in, from which the program takes its driver.
 fn program(library: &Path, args: &[&str]) -> Run {
     let home = tempfile::tempdir().expect("a temporary folder");

@@ -164,6 +164,8 @@ int load_module(const std::string& ptx, Module& module) {
   return SUCCESS;
 }
 
+const std::string COMPILED = "compiled ";
+
 int attribute(int which) {
   switch (which) {
     case 1: return 1024;    // threads of a block
@@ -334,11 +336,35 @@ API cuEventElapsedTime(float* ms, void* start, void* end) {
 
 API cuModuleLoadDataEx(void** out, const void* image, u32, const int*, void**) {
   ENTER_CONTEXT Module* module = new Module;
-  if (const int refused = load_module((const char*)image, *module)) {
+  const char* ptx = (const char*)image;
+  if (!strncmp(ptx, COMPILED.c_str(), COMPILED.size())) ptx += COMPILED.size();
+  if (const int refused = load_module(ptx, *module)) {
     delete module;
     return refused;
   }
   *out = module;
+  return SUCCESS;
+}
+// Compiled code is the PTX behind a word of its own.
+API cuLinkCreate_v2(u32, int*, void**, void** state) {
+  ENTER_CONTEXT* state = new std::string;
+  return SUCCESS;
+}
+API cuLinkAddData_v2(void* state, int kind, void* data, size_t n, const char*, u32, int*, void**) {
+  ENTER_CONTEXT if (kind != 1 || !n || ((char*)data)[n - 1]) return INVALID_VALUE;
+  Module module;
+  if (const int refused = load_module((const char*)data, module)) return refused;
+  *(std::string*)state = COMPILED + std::string((const char*)data);
+  return SUCCESS;
+}
+API cuLinkComplete(void* state, void** image, size_t* n) {
+  ENTER_CONTEXT std::string& code = *(std::string*)state;
+  *image = code.data();
+  *n = code.size() + 1;
+  return SUCCESS;
+}
+API cuLinkDestroy(void* state) {
+  ENTER_CONTEXT delete (std::string*)state;
   return SUCCESS;
 }
 API cuModuleUnload(void* module) {

@@ -65,6 +65,10 @@ pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
 pub const DEVICE_ATTENTION_TOKENS: usize = 32;
 /// Tokens of a step on a GPU: a grid has no more rows.
 pub const DEVICE_BATCH_MAX: usize = 65_535;
+/// Bytes of a GPU's machine code that is read from a file.
+pub const DEVICE_IMAGE_BYTES_MAX: u64 = 64 << 20;
+/// Files of machine code that are kept.
+pub const DEVICE_IMAGES_MAX: usize = 128;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.

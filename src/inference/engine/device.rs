@@ -121,7 +121,10 @@ fn open(options: &LoadOptions) -> Result<Device, BackendError> {
     let library = options.cuda_library.as_deref().unwrap_or(Path::new(LIBRARY));
     let device = Device::shared(library, ordinal(options))?;
     device.info().check()?;
-    Ok(device)
+    Ok(match &options.cuda_images {
+        Some(dir) => device.with_images(dir),
+        None => device,
+    })
 }
 
 impl GpuRoom {

@@ -56,6 +56,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// The CUDA driver's library; by default the one that the system finds.
     pub cuda_library: Option<PathBuf>,
+    /// Where the GPU's compiled code is kept; by default nowhere.
+    pub cuda_images: Option<PathBuf>,
 }
 
 /// What a model takes, in bytes.

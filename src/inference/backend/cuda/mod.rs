@@ -3,6 +3,7 @@
 //! ```text
 //! symbols    the functions of the driver, all found when the library is opened
 //! driver     device, memory, modules, kernels, events
+//! images     what the driver compiled, kept for the next start
 //! strips     how matrices and inputs lie in the device's memory
 //! launch     a file for each group of kernels: what they need, and their grids
 //! selftest   each kernel's smallest cases, before a model is trusted to them
@@ -18,6 +19,7 @@
 
 mod backend;
 pub mod driver;
+mod images;
 mod kv;
 pub mod launch;
 mod prepare;

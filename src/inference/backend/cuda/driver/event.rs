@@ -15,11 +15,11 @@ impl Device {
         self.shared.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes one handle.
-        let code = unsafe { (self.shared.symbols.cuEventCreate)(&raw mut handle, 0) };
+        let code = unsafe { (self.shared.context.symbols.cuEventCreate)(&raw mut handle, 0) };
         self.shared.check("cuEventCreate", code)?;
         let event = Event { shared: self.shared.clone(), handle };
         // SAFETY: both handles are alive.
-        let code = unsafe { (self.shared.symbols.cuEventRecord)(handle, self.shared.stream) };
+        let code = unsafe { (self.shared.context.symbols.cuEventRecord)(handle, self.shared.stream) };
         self.shared.check("cuEventRecord", code)?;
         Ok(event)
     }
@@ -39,12 +39,12 @@ impl Event {
     pub fn until(&self, later: &Event) -> Result<f32, CudaError> {
         self.shared.bind()?;
         // SAFETY: the handle is alive.
-        let code = unsafe { (self.shared.symbols.cuEventSynchronize)(later.handle) };
+        let code = unsafe { (self.shared.context.symbols.cuEventSynchronize)(later.handle) };
         self.shared.check("cuEventSynchronize", code)?;
         let mut ms = 0.0;
         // SAFETY: both handles are alive; the driver writes one float.
         let code = unsafe {
-            (self.shared.symbols.cuEventElapsedTime)(&raw mut ms, self.handle, later.handle)
+            (self.shared.context.symbols.cuEventElapsedTime)(&raw mut ms, self.handle, later.handle)
         };
         self.shared.check("cuEventElapsedTime", code)?;
         Ok(ms)
@@ -55,7 +55,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         if self.shared.bind().is_ok() {
             // SAFETY: nobody else has it.
-            unsafe { (self.shared.symbols.cuEventDestroy_v2)(self.handle) };
+            unsafe { (self.shared.context.symbols.cuEventDestroy_v2)(self.handle) };
         }
     }
 }

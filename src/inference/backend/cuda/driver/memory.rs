@@ -17,10 +17,10 @@ impl Device {
         let mut address = 0;
         let n = n_bytes.max(1);
         // SAFETY: the driver writes one address.
-        match unsafe { (self.shared.symbols.cuMemAlloc_v2)(&raw mut address, n) } {
+        match unsafe { (self.shared.context.symbols.cuMemAlloc_v2)(&raw mut address, n) } {
             SUCCESS => {}
             code => {
-                let name = self.shared.symbols.error_name(code);
+                let name = self.shared.context.symbols.error_name(code);
                 return Err(CudaError::Memory { what, n_bytes, code, name });
             }
         }
@@ -39,7 +39,7 @@ impl Drop for Memory {
         // The driver waits for kernels that use it.
         if self.shared.bind().is_ok() {
             // SAFETY: no buffer names it any more.
-            unsafe { (self.shared.symbols.cuMemFree_v2)(self.address) };
+            unsafe { (self.shared.context.symbols.cuMemFree_v2)(self.address) };
         }
     }
 }
@@ -90,7 +90,7 @@ impl Buffer {
         let (to, from) = (self.address(), bytes.as_ptr().cast::<c_void>());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
         let code =
-            unsafe { (shared.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream) };
+            unsafe { (shared.context.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream) };
         shared.check("cuMemcpyHtoDAsync_v2", code)?;
         shared.wait()
     }
@@ -112,7 +112,7 @@ impl Buffer {
         let (to, from) = (bytes.as_mut_ptr().cast::<c_void>(), self.address());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
         let code =
-            unsafe { (shared.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream) };
+            unsafe { (shared.context.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream) };
         shared.check("cuMemcpyDtoHAsync_v2", code)?;
         shared.wait()
     }
@@ -146,7 +146,7 @@ impl Buffer {
         // SAFETY: both ends have so many bytes, and live until the driver is done with them, since
         // it waits for the stream before it frees.
         let code = unsafe {
-            (shared.symbols.cuMemcpyDtoDAsync_v2)(
+            (shared.context.symbols.cuMemcpyDtoDAsync_v2)(
                 self.address(),
                 from.address(),
                 self.n_bytes,
@@ -165,7 +165,7 @@ impl Buffer {
         shared.bind()?;
         // SAFETY: the buffer has so many bytes.
         let code = unsafe {
-            (shared.symbols.cuMemsetD8Async)(self.address(), 0, self.n_bytes, shared.stream)
+            (shared.context.symbols.cuMemsetD8Async)(self.address(), 0, self.n_bytes, shared.stream)
         };
         shared.check("cuMemsetD8Async", code)
     }

@@ -1,10 +1,11 @@
 //! A thin safe layer on the driver: a device with its context and stream, memory, modules, events.
 //!
 //! ```text
-//! Device     a context of our own and one stream; every call makes the context current first; a
-//!            process has one for each device, kept as long as a model is on it
+//! Device     a context of our own, which those who open the same device share, and one stream;
+//!            every call makes the context current first
 //!   Memory   an allocation, freed when its last [`Buffer`] is gone
 //!   Module   PTX, compiled by the driver; its kernels, each checked against the device's registers
+//!   Graph    launches that are recorded once and started together
 //!   Event    a point of the stream, for times
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! must be.
 
 mod event;
+mod graph;
 mod memory;
 mod module;
 
@@ -21,8 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::CudaError;
+use super::images::Images;
 use super::symbols::{Handle, SUCCESS, Symbols};
 pub use event::Event;
+pub use graph::Graph;
 pub use memory::Buffer;
 pub use module::{Args, Kernel, Module};
 
@@ -83,45 +87,78 @@ impl std::fmt::Display for DeviceInfo {
     }
 }
 
-struct Shared {
+struct Context {
     symbols: Symbols,
-    context: Handle,
-    stream: Handle,
+    handle: Handle,
 }
 
 // SAFETY: handles are names that the driver looks up; it is safe to call from any thread with the
 // context made current there, and every call does that first.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Makes it current on this thread.
+    fn bind(&self) -> Result<(), CudaError> {
+        // SAFETY: the context lives as long as `self`.
+        let code = unsafe { (self.symbols.cuCtxSetCurrent)(self.handle) };
+        check(&self.symbols, "cuCtxSetCurrent", code)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: nothing else has the handle any more. What the driver answers changes nothing.
+        unsafe {
+            (self.symbols.cuCtxSetCurrent)(self.handle);
+            (self.symbols.cuCtxDestroy_v2)(self.handle);
+        }
+    }
+}
+
+/// A context, and a stream of it.
+struct Shared {
+    context: Arc<Context>,
+    stream: Handle,
+}
+
+// SAFETY: as for `Context`.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
+    /// A stream of its own in a context that is current.
+    fn new(context: Arc<Context>) -> Result<Shared, CudaError> {
+        let mut shared = Shared { context, stream: std::ptr::null_mut() };
+        // SAFETY: the driver writes one handle; the context is current.
+        let code = unsafe { (shared.context.symbols.cuStreamCreate)(&raw mut shared.stream, 0) };
+        shared.check("cuStreamCreate", code)?;
+        Ok(shared)
+    }
+
     fn check(&self, call: &'static str, code: c_int) -> Result<(), CudaError> {
-        check(&self.symbols, call, code)
+        check(&self.context.symbols, call, code)
     }
 
     /// Makes the context current on this thread.
     fn bind(&self) -> Result<(), CudaError> {
-        // SAFETY: the context lives as long as `self`.
-        self.check("cuCtxSetCurrent", unsafe { (self.symbols.cuCtxSetCurrent)(self.context) })
+        self.context.bind()
     }
 
     fn wait(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives as long as `self`.
-        let code = unsafe { (self.symbols.cuStreamSynchronize)(self.stream) };
+        let code = unsafe { (self.context.symbols.cuStreamSynchronize)(self.stream) };
         self.check("cuStreamSynchronize", code)
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: nothing else has the handles any more. What the driver answers changes nothing.
-        unsafe {
-            (self.symbols.cuCtxSetCurrent)(self.context);
-            if !self.stream.is_null() {
-                (self.symbols.cuStreamDestroy_v2)(self.stream);
-            }
-            (self.symbols.cuCtxDestroy_v2)(self.context);
+        if !self.stream.is_null() && self.bind().is_ok() {
+            // SAFETY: nothing else has the handle any more.
+            unsafe { (self.context.symbols.cuStreamDestroy_v2)(self.stream) };
         }
     }
 }
@@ -134,7 +171,7 @@ fn check(symbols: &Symbols, call: &'static str, code: c_int) -> Result<(), CudaE
 }
 
 /// A device that somebody in this process has open.
-type Opened = (PathBuf, u32, Weak<Shared>, DeviceInfo);
+type Opened = (PathBuf, u32, Weak<Context>, DeviceInfo);
 
 /// A context takes memory of the device and time to make, so models share one.
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
@@ -144,6 +181,7 @@ static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 pub struct Device {
     shared: Arc<Shared>,
     info: DeviceInfo,
+    images: Option<Arc<Images>>,
 }
 
 impl Device {
@@ -169,31 +207,36 @@ impl Device {
         let code = unsafe { (symbols.cuDeviceGet)(&raw mut device, number) };
         check(&symbols, "cuDeviceGet", code)?;
         let info = describe(&symbols, device)?;
-        let mut context = std::ptr::null_mut();
+        let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes one handle.
-        let code = unsafe { (symbols.cuCtxCreate_v2)(&raw mut context, BLOCKING_SYNC, device) };
+        let code = unsafe { (symbols.cuCtxCreate_v2)(&raw mut handle, BLOCKING_SYNC, device) };
         check(&symbols, "cuCtxCreate_v2", code)?;
-        let mut shared = Shared { symbols, context, stream: std::ptr::null_mut() };
-        // SAFETY: the driver writes one handle; the new context is current.
-        let code = unsafe { (shared.symbols.cuStreamCreate)(&raw mut shared.stream, 0) };
-        shared.check("cuStreamCreate", code)?;
-        Ok(Device { shared: Arc::new(shared), info })
+        let shared = Shared::new(Arc::new(Context { symbols, handle }))?;
+        Ok(Device { shared: Arc::new(shared), info, images: None })
     }
 
-    /// The device that is open already, or opens it.
+    /// The same device, which keeps what it compiles in `dir`.
+    #[must_use]
+    pub fn with_images(self, dir: &Path) -> Device {
+        Device { images: Some(Arc::new(Images::new(dir))), ..self }
+    }
+
+    /// The device that is open already with a stream of its own, or opens it.
     ///
     /// # Errors
     /// As [`Device::open`].
     pub fn shared(path: &Path, ordinal: u32) -> Result<Device, CudaError> {
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.retain(|(_, _, shared, _)| shared.strong_count() > 0);
+        opened.retain(|(_, _, context, _)| context.strong_count() > 0);
         let same = opened.iter().find(|(p, o, _, _)| p == path && *o == ordinal);
-        if let Some((shared, info)) = same.and_then(|(_, _, s, info)| Some((s.upgrade()?, info))) {
-            return Ok(Device { shared, info: info.clone() });
+        if let Some((context, info)) = same.and_then(|(_, _, c, info)| Some((c.upgrade()?, info))) {
+            context.bind()?;
+            let shared = Arc::new(Shared::new(context)?);
+            return Ok(Device { shared, info: info.clone(), images: None });
         }
         let device = Device::open(path, ordinal)?;
-        let shared = Arc::downgrade(&device.shared);
-        opened.push((path.to_owned(), ordinal, shared, device.info.clone()));
+        let context = Arc::downgrade(&device.shared.context);
+        opened.push((path.to_owned(), ordinal, context, device.info.clone()));
         Ok(device)
     }
 
@@ -211,7 +254,7 @@ impl Device {
         self.shared.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the driver writes two integers.
-        let code = unsafe { (self.shared.symbols.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
+        let code = unsafe { (self.shared.context.symbols.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
         self.shared.check("cuMemGetInfo_v2", code)?;
         Ok((free, total))
     }

@@ -1,26 +1,75 @@
 //! Compiled PTX, its kernels, their arguments, and launches.
 
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::super::CudaError;
-use super::super::symbols::Handle;
+use super::super::symbols::{Handle, SUCCESS};
 use super::memory::Buffer;
 use super::{Device, FUNCTION_REGISTERS, FUNCTION_THREADS_MAX, Shared};
 
+/// What PTX is to the driver's linker.
+const PTX_INPUT: c_int = 1;
+
 impl Device {
-    /// Compiles PTX.
+    /// Compiles PTX, or takes what was compiled of it before.
     ///
     /// # Errors
     /// If the driver refuses it, with what it says.
     pub fn load(&self, name: &'static str, ptx: &str) -> Result<Module, CudaError> {
+        let text = CString::new(ptx).map_err(|_| CudaError::Ptx { name })?;
+        if let Some(images) = &self.images {
+            let compiled = images.find(&self.info, ptx).or_else(|| {
+                let image = self.compile(name, &text)?;
+                images.keep(&self.info, ptx, &image);
+                Some(image)
+            });
+            if let Some(module) = compiled.and_then(|image| self.load_image(&image).ok()) {
+                return Ok(module);
+            }
+            images.forget(&self.info, ptx);
+        }
+        self.load_image(text.as_bytes_with_nul())
+    }
+
+    /// The machine code of PTX, if the driver gives it away.
+    fn compile(&self, name: &str, ptx: &CStr) -> Option<Vec<u8>> {
+        let symbols = &self.shared.context.symbols;
+        let (create, add) = (symbols.cuLinkCreate_v2?, symbols.cuLinkAddData_v2?);
+        let (complete, destroy) = (symbols.cuLinkComplete?, symbols.cuLinkDestroy?);
+        self.shared.bind().ok()?;
+        let (mut state, none) = (std::ptr::null_mut(), std::ptr::null_mut::<c_int>());
+        // SAFETY: the driver writes one handle; there are no options.
+        if unsafe { create(0, none, none.cast(), &raw mut state) } != SUCCESS {
+            return None;
+        }
+        let name = CString::new(name).unwrap_or_default();
+        let text = ptx.to_bytes_with_nul();
+        let (mut image, mut n_bytes) = (std::ptr::null_mut(), 0);
+        // SAFETY: the driver reads so many bytes of text; what it makes lives as long as `state`,
+        // and is copied before that goes.
+        unsafe {
+            let data = text.as_ptr().cast_mut().cast();
+            let added =
+                add(state, PTX_INPUT, data, text.len(), name.as_ptr(), 0, none, none.cast());
+            let is_done =
+                added == SUCCESS && complete(state, &raw mut image, &raw mut n_bytes) == SUCCESS;
+            let copy = (is_done && !image.is_null())
+                .then(|| std::slice::from_raw_parts(image.cast::<u8>(), n_bytes).to_vec());
+            destroy(state);
+            copy
+        }
+    }
+
+    /// Loads PTX that ends in a zero byte, or machine code.
+    fn load_image(&self, image: &[u8]) -> Result<Module, CudaError> {
         self.shared.bind()?;
-        let image = CString::new(ptx).map_err(|_| CudaError::Ptx { name })?;
         let mut handle = std::ptr::null_mut();
         let nothing: *mut c_int = std::ptr::null_mut();
-        // SAFETY: the image ends in a zero byte; there are no options.
+        // SAFETY: text ends in a zero byte, and machine code says where it ends: it is whole, as
+        // the driver made it. There are no options.
         let code = unsafe {
-            (self.shared.symbols.cuModuleLoadDataEx)(
+            (self.shared.context.symbols.cuModuleLoadDataEx)(
                 &raw mut handle,
                 image.as_ptr().cast(),
                 0,
@@ -50,7 +99,7 @@ impl Drop for Loaded {
     fn drop(&mut self) {
         if self.shared.bind().is_ok() {
             // SAFETY: no kernel of it is left.
-            unsafe { (self.shared.symbols.cuModuleUnload)(self.handle) };
+            unsafe { (self.shared.context.symbols.cuModuleUnload)(self.handle) };
         }
     }
 }
@@ -75,14 +124,14 @@ impl Module {
         // SAFETY: the module is alive and the name ends in a zero byte.
         let code = unsafe {
             let name: *const c_char = text.as_ptr();
-            (shared.symbols.cuModuleGetFunction)(&raw mut function, *handle, name)
+            (shared.context.symbols.cuModuleGetFunction)(&raw mut function, *handle, name)
         };
         shared.check("cuModuleGetFunction", code).map_err(|_| missing())?;
         let attribute = |which| {
             let mut value = 0;
             // SAFETY: the driver writes one integer; the function is alive.
             let code =
-                unsafe { (shared.symbols.cuFuncGetAttribute)(&raw mut value, which, function) };
+                unsafe { (shared.context.symbols.cuFuncGetAttribute)(&raw mut value, which, function) };
             shared.check("cuFuncGetAttribute", code)?;
             Ok::<_, CudaError>(u32::try_from(value).unwrap_or(0))
         };
@@ -169,7 +218,7 @@ impl Kernel {
             args.words.iter_mut().map(|word| (word as *mut u64).cast()).collect();
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
         let code = unsafe {
-            (shared.symbols.cuLaunchKernel)(
+            (shared.context.symbols.cuLaunchKernel)(
                 self.function,
                 x,
                 y,
