@@ -12,8 +12,8 @@ use jetforge::inference::backend::cuda::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape,
     RowKernels, RowShape, TokenSpan,
 };
-use jetforge::inference::backend::cuda::upload::Upload;
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
+use jetforge::inference::backend::cuda::upload::Upload;
 use jetforge::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 

@@ -65,6 +65,10 @@ pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
 pub const DEVICE_ATTENTION_TOKENS: usize = 32;
 /// Tokens of a step on a GPU: a grid has no more rows.
 pub const DEVICE_BATCH_MAX: usize = 65_535;
+/// Kinds of steps whose launches a GPU keeps recorded.
+pub const DEVICE_GRAPHS_MAX: usize = 8;
+/// Tokens of a step that is recorded: steps of prompts are seldom alike.
+pub const DEVICE_GRAPH_TOKENS_MAX: usize = 8;
 /// Bytes of a GPU's machine code that is read from a file.
 pub const DEVICE_IMAGE_BYTES_MAX: u64 = 64 << 20;
 /// Files of machine code that are kept.

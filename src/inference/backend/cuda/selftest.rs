@@ -251,9 +251,8 @@ fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Resul
     let out = send(device, &vec![0.0; n_head * head_dim])?;
     let query = send(device, &q)?;
     kernels.attend(&last, shape, (&query, &out, n_head * head_dim), (&keys, &values))?;
-    let stored = |x: &[f32]| -> Vec<f64> {
-        x.iter().map(|x| half::f16::from_f32(*x).to_f64()).collect()
-    };
+    let stored =
+        |x: &[f32]| -> Vec<f64> { x.iter().map(|x| half::f16::from_f32(*x).to_f64()).collect() };
     let (k, v) = (stored(&k), stored(&v));
     let mut expected = Vec::new();
     for query in q.chunks_exact(head_dim) {

@@ -18,8 +18,8 @@ use crate::base::limits::DEVICE_LOAD_BYTES;
 use crate::inference::backend::cpu::{Stored, Weight, bind, multiplied};
 use crate::inference::backend::{BackendError, Plan, WeightId};
 use crate::inference::gguf::Gguf;
-use crate::inference::quant::panel::{BLOCK_LEN, Form, Layout, PANEL_ROWS, unpack};
 use crate::inference::quant::TensorType;
+use crate::inference::quant::panel::{BLOCK_LEN, Form, Layout, PANEL_ROWS, unpack};
 
 /// Where matrices and vectors begin in the arena.
 const ALIGNMENT: usize = 256;
@@ -50,7 +50,8 @@ impl Weights {
     pub fn types(plan: &Plan, gguf: &Gguf) -> Vec<TensorType> {
         let mut types = Vec::new();
         for (spec, _) in plan.weights.iter().zip(multiplied(plan)).filter(|(_, is)| *is) {
-            types.extend(gguf.tensor(&spec.name).map(|info| info.ty).filter(|t| !types.contains(t)));
+            types
+                .extend(gguf.tensor(&spec.name).map(|info| info.ty).filter(|t| !types.contains(t)));
         }
         types
     }
@@ -69,8 +70,7 @@ impl Weights {
         let bound = bound.collect::<Result<Vec<_>, _>>()?;
         let arena = device.allocate("the weights", Self::n_bytes(plan, &gguf) as usize)?;
         let gives_back_cache = device.info().is_integrated;
-        let mut loader =
-            Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
+        let mut loader = Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
         let mut items = Vec::with_capacity(bound.len());
         let mut at = 0;
         for (weight, is_multiplied) in bound.into_iter().zip(multiplied(plan)) {

@@ -99,6 +99,11 @@ impl AttentionBatch {
         let words: Vec<u32> = tokens.iter().flat_map(words).collect();
         AttentionBatch { tokens, page_end, on_device: upload.put(words), pages: on_device.clone() }
     }
+
+    /// Thread blocks that share the positions of the token that has the most.
+    pub fn n_split(&self) -> usize {
+        self.tokens.iter().map(|t| n_split(t.start, t.end)).max().unwrap_or(1)
+    }
 }
 
 /// The kernels for attention.
@@ -179,8 +184,7 @@ impl AttentionKernels {
         assert_rows(out, n_tokens, n_head * head_dim, stride);
         assert_cache(batch, shape, keys, values);
         assert!(n_head.is_multiple_of(n_kv_head), "whole groups of heads");
-        let split = |t: &TokenSpan| n_split(t.start, t.end);
-        let n_split = batch.tokens.iter().map(split).max().unwrap_or(1);
+        let n_split = batch.n_split();
         let n_each = self.partials.n_bytes() / shape.partial_bytes(1, n_split);
         assert!(n_each > 0, "room for the shares of a token");
         for first in (0..n_tokens).step_by(n_each) {
