@@ -46,6 +46,7 @@ pub use self::panel::repack as repack_panel;
 use self::pool::Pool;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
+pub(super) use self::weights::{Stored, Weight, bind, multiplied};
 use super::{AttentionSpec, BackendError, Batch, BufId, InputSums, Op, Plan, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;
