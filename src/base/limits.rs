@@ -306,6 +306,8 @@ pub const SYNC_DISK_FREE_MIN: u64 = 1 << 30;
 pub const SYNC_WANTS_MAX: usize = 16;
 /// Blobs that are wanted at a time.
 pub const SYNC_WANT_FILES_MAX: usize = 1024;
+/// Calls about blobs behind each other: more than a file of the largest size has pieces.
+pub const SYNC_HAULS_MAX: usize = 65_536;
 /// Files that are shown at a time.
 pub const SYNC_FILES_SHOWN_MAX: usize = 1000;
 /// What other processes have to tell a running service.

@@ -68,7 +68,7 @@ pub struct ActRow {
     pub key: String,
 }
 
-/// A job that came to be or is over.
+/// A job that came to be, is over, or is tried again.
 pub struct JobTold<'a> {
     /// As it stands.
     pub row: &'a JobRow,
@@ -80,7 +80,7 @@ pub struct JobTold<'a> {
 
 /// Who tells peers of changes, in the transactions that make them.
 pub trait Tells: Send + Sync {
-    /// A job came to be or is over.
+    /// A job came to be, is over, or is tried again.
     ///
     /// # Errors
     /// If the disk does not take it; then the job has not changed.

@@ -5,7 +5,7 @@
 //! entry of a peer -> note_wants -> haul, call by call -> whole, for whoever asks for it
 //! ```
 
-use std::io::{Read, Seek};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::sync::PoisonError;
 
 use serde_json::{Value, json};
@@ -37,12 +37,12 @@ pub struct FileView {
 }
 
 impl Node {
-    fn vault_failed(source: std::io::Error) -> SyncError {
+    fn vault_failed(source: io::Error) -> SyncError {
         SyncError::File { source }
     }
 
-    /// Keeps what a reader gives and tells the peers of it; the name of its bytes. Without a peer it
-    /// is kept all the same.
+    /// Keeps what a reader gives and tells the peers of it; the name of its bytes. Without a peer
+    /// it is kept all the same.
     ///
     /// # Errors
     /// If the reader fails, there is no room, or the disk does not take it.
@@ -72,8 +72,8 @@ impl Node {
         })
     }
 
-    /// Tells the peers which models this machine has, if they are others than was told last; whether
-    /// it told.
+    /// Tells the peers which models this machine has, if they are others than was told last;
+    /// whether it told.
     ///
     /// # Errors
     /// If the store cannot be read, or the disk does not take it.
@@ -105,7 +105,7 @@ impl Node {
     /// jobs that are to be taken back.
     ///
     /// # Errors
-    /// If the store cannot be read or written, or the disk takes no more wants.
+    /// If the store cannot be read or written.
     pub fn note_wants(&self) -> Result<Vec<ActRow>, SyncError> {
         let mut others = Vec::new();
         for act in self.acts()? {
@@ -113,9 +113,20 @@ impl Node {
                 self.acted(act.n)?;
                 continue;
             };
-            for (id, n_bytes) in blobs_of(&record.entry) {
-                let want = self.vault().want(&act.peer, Want { id, n_bytes });
-                want.map_err(Self::vault_failed)?;
+            let wants = blobs_of(&record.entry).into_iter();
+            let wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
+            let wanted: io::Result<()> =
+                wants.map(|want| self.vault().want(&act.peer, want)).collect();
+            match wanted {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::QuotaExceeded => {
+                    tracing::warn!(%error, key = act.key, "what is told of here does not come");
+                }
+                // A disk that is full keeps nobody's job from being taken back.
+                Err(error) => {
+                    tracing::debug!(%error, key = act.key, "it is asked for later");
+                    continue;
+                }
             }
             match record.entry.kind == "job" && record.entry.body["state"] == "cancelled" {
                 true => others.push(act),

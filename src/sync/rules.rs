@@ -2,13 +2,16 @@
 //!
 //! | kind | key | who may write it | rule when both sides changed it |
 //! |---|---|---|---|
-//! | `job` | the job | who runs it; anybody may take it back | an answer beats a failure, that beats a cancellation, that a submission; one that is tried again beats all that was before |
-//! | `setting` | `NODE/name`, or a name | that node and hubs; without a node all | the later one counts |
+//! | `job` | the job | who runs it; all may take it back | the rank of its state, see below |
+//! | `setting` | `NODE/name`, or a name | that node and hubs, or all | the later one counts |
 //! | `snippet` | its own id | all | the later one counts |
 //! | `feedback` | its own id | who wrote it first | the later one counts |
 //! | `report`, `file` | `NODE/name` | that node | the later one counts |
 //! | `inventory` | the node | that node | the later one counts |
 //! | any other | | all | as its writer ranked it, then the later one |
+//!
+//! Of a job an answer beats a failure, that beats a cancellation, that a submission; one that is
+//! tried again beats all that was before.
 //!
 //! One order holds them all: (rank, stamp, origin, id); the greatest counts, so both sides choose
 //! the same one in whatever order they hear of them. What does not count though its writer did not

@@ -5,6 +5,9 @@
 //! 4711 sealed bytes, and a line's end
 //! ```
 //!
+//! Behind the messages stand, where somebody asks for them, this machine's files as frames of what
+//! is said about blobs.
+//!
 //! Both machines know the SHA-256 of each other's keys, which never cross the wire as such; they
 //! make the key of the seal. Whoever finds the stick reads who wrote to whom and how much. Frames
 //! that were cut, changed, or written by somebody else do not open; one that is read twice does
@@ -16,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::SyncError;
+use super::blob::{Ask, BlobId, Haul, Progress, n_piece};
 use super::node::{Node, draw};
 use super::say;
 use super::wire::{Entry, Mark, Refusal};
@@ -33,7 +37,7 @@ pub struct StickHead {
     pub from: String,
     /// For whom.
     pub to: String,
-    /// What it is: `message`.
+    /// What it is: `message` or `blob`.
     pub what: String,
     /// Bytes behind the line.
     pub n_bytes: usize,
@@ -79,6 +83,13 @@ pub fn read_frame(file: &mut dyn BufRead) -> Result<Option<(StickHead, Vec<u8>)>
     Ok(Some((head, frame)))
 }
 
+/// What there is to ask for of a blob: its outline, and each piece.
+pub fn asks_of(id: BlobId, n_bytes: u64) -> impl Iterator<Item = Ask> {
+    let outline = (n_piece(n_bytes) > 1).then_some(Ask { id, piece: None });
+    let piece = move |piece| Ask { id, piece: Some(piece) };
+    outline.into_iter().chain((0..n_piece(n_bytes)).map(piece))
+}
+
 fn foreign(why: String) -> Refusal {
     Refusal::Foreign { why }
 }
@@ -107,15 +118,42 @@ impl Node {
         let (hello, nonce) = (self.hello(), draw()?);
         let message = self.look(|ledger| say::compose_from(ledger, peer, &hello, nonce, from))?;
         let next = message.entries.last().map(Entry::mark).filter(|mark| mark.seq < message.last);
-        let name = seal_name("message", self.node(), peer);
-        let sealed = sealer(&known).wrap(&name, &message.write());
+        self.frame(&known, "message", &message.write(), message.entries.len(), next)
+    }
+
+    /// A piece of a blob of this machine, or its outline, as a frame; `None` if it is not here.
+    ///
+    /// # Errors
+    /// As [`Node::export_page`].
+    pub fn export_piece(&self, peer: &str, ask: Ask) -> Result<Option<Vec<u8>>, SyncError> {
+        if let Some(moved) = self.moved() {
+            return Err(moved.into());
+        }
+        let unpaired = || Refusal::Unpaired { node: peer.to_owned() };
+        let known = self.store().peer(peer)?.ok_or_else(unpaired)?;
+        let found = self.vault().give(&ask).map_err(|source| SyncError::File { source })?;
+        let Some(bytes) = found else { return Ok(None) };
+        let haul = Haul { gives: Some((ask, bytes)), ..Haul::default() };
+        self.frame(&known, "blob", &haul.write(), 0, None).map(Some)
+    }
+
+    fn frame(
+        &self,
+        peer: &Peer,
+        what: &str,
+        text: &[u8],
+        n_entry: usize,
+        next: Option<Mark>,
+    ) -> Result<Vec<u8>, SyncError> {
+        let name = seal_name(what, self.node(), &peer.node);
+        let sealed = sealer(peer).wrap(&name, text);
         let sealed = sealed.map_err(|source| SyncError::File { source })?;
         let head = StickHead {
             from: self.node().to_owned(),
-            to: peer.to_owned(),
-            what: "message".to_owned(),
+            to: peer.node.clone(),
+            what: what.to_owned(),
             n_bytes: sealed.len(),
-            n_entry: message.entries.len(),
+            n_entry,
             next,
         };
         let mut frame = serde_json::to_vec(&head).unwrap_or_default();
@@ -123,6 +161,26 @@ impl Node {
         frame.extend_from_slice(&sealed);
         frame.push(b'\n');
         Ok(frame)
+    }
+
+    /// Writes this machine's files for every peer as frames; how many files.
+    ///
+    /// # Errors
+    /// As [`Node::export`].
+    pub fn export_files(&self, out: &mut dyn Write) -> Result<usize, SyncError> {
+        let files = self.files()?;
+        let own = files.iter().filter(|file| file.node == self.node());
+        let mut n_file = 0;
+        for file in own.filter(|file| file.progress == Progress::Whole) {
+            n_file += 1;
+            for peer in self.peers()? {
+                for ask in asks_of(file.id, file.n_bytes) {
+                    let frame = self.export_piece(&peer.node, ask)?.unwrap_or_default();
+                    out.write_all(&frame).map_err(|source| SyncError::File { source })?;
+                }
+            }
+        }
+        Ok(n_file)
     }
 
     /// Writes all that waits for every peer as frames; how many entries.
@@ -165,7 +223,13 @@ impl Node {
             let name = seal_name(&head.what, &head.from, &head.to);
             let text = sealer(&peer).unwrap(&name, sealed);
             let text = text.ok_or_else(|| Refusal::Unsealed { name: peer.name.clone() })?;
+            if head.what == "blob" {
+                self.haul_hear(&head.from, &text)?;
+                continue;
+            }
             n_applied += self.hear(&head.from, &text)?.n_applied;
+            // What is behind it in the file may be what it speaks of.
+            self.note_wants()?;
         }
         Ok(n_applied)
     }

@@ -166,8 +166,8 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
-/// Leaves what was measured of models for the history that the peers of this machine keep. A machine
-/// without a store has none.
+/// Leaves what was measured of models for the history that the peers of this machine keep. A
+/// machine without a store has none.
 fn remember(app: &App, reports: &[Report]) {
     let state = &app.dirs.state;
     if !state.join("state.db").exists() {
@@ -177,8 +177,8 @@ fn remember(app: &App, reports: &[Report]) {
     let now_ms = now.unwrap_or_default().as_millis();
     for (n, report) in reports.iter().enumerate().filter(|(_, report)| report.model.is_some()) {
         let figures = report.figures.iter().map(|figure| {
-            let (test, unit) = (figure.test.clone(), figure.unit.sign());
-            json!({ "test": test, "unit": unit, "median": figure.median(), "values": figure.values })
+            let (test, unit, median) = (&figure.test, figure.unit.sign(), figure.median());
+            json!({ "test": test, "unit": unit, "median": median, "values": figure.values })
         });
         let model = report.model.as_ref().map(|model| {
             json!({ "name": model.name, "bytes": model.file_bytes, "backend": model.backend })

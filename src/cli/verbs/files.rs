@@ -116,7 +116,8 @@ pub fn show(files: &[Known], as_json: bool) -> std::io::Result<()> {
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(files.iter().map(|file| {
         let mib = format!("{:.1}", file.n_bytes as f64 / f64::from(1 << 20));
-        let (name, what) = (file.name.clone(), file.what.clone());
+        let what = file.what.chars().filter(|c| !c.is_control()).collect();
+        let name = file.name.clone();
         vec![name, what, mib, state(file), file.node.clone(), file.id.to_string()]
     }));
     write!(std::io::stdout(), "{}", table(&rows))

@@ -209,9 +209,13 @@ fn status(
 
 /// What an appliance told of itself.
 fn told_row(told: &Value) -> Vec<String> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    // An appliance can call its models what it likes; the terminal is not its own.
+    let text = |value: &Value| -> String {
+        value.as_str().unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
+    };
     let states = told["jobs"].as_object().into_iter().flatten();
-    let jobs: Vec<String> = states.map(|(state, n)| format!("{n} {state}")).collect();
+    let jobs: Vec<String> =
+        states.map(|(state, n)| format!("{n} {}", text(&state.as_str().into()))).collect();
     let models = told["inventory"]["models"].as_array().map_or(0, Vec::len);
     let bench = &told["bench"][0];
     let figures = bench["figures"].as_array().into_iter().flatten();

@@ -14,9 +14,9 @@ use super::files;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
-use crate::server::{Client, KeyFile};
+use crate::server::{Client, ClientError, KeyFile};
 use crate::store::{Store, StoreError};
-use crate::sync::{Node, StickHead, read_frame};
+use crate::sync::{BlobId, Node, StickHead, asks_of, read_frame};
 
 /// Options of `sync`.
 #[derive(Debug, Args)]
@@ -84,6 +84,9 @@ enum What {
     Export {
         /// The file
         file: PathBuf,
+        /// With the files that this machine sends
+        #[arg(long)]
+        files: bool,
     },
     /// Read such a file
     Import {
@@ -146,8 +149,8 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             let node = sync.renew()?;
             terminal::note(format!("this machine is {node} now; pair it again"));
         }
-        What::Export { file } => {
-            let n = export(&client, own(args, &app.dirs.state)?, file)?;
+        What::Export { file, files } => {
+            let n = export(&client, own(args, &app.dirs.state)?, file, *files)?;
             terminal::note(format!("{n} entries; `jetforge sync import` reads them there"));
         }
         What::Import { file } => {
@@ -231,7 +234,12 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-fn export(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usize> {
+fn export(
+    client: &Client,
+    own: Option<Node>,
+    path: &Path,
+    with_files: bool,
+) -> anyhow::Result<usize> {
     use std::os::unix::fs::OpenOptionsExt;
     let part = path.with_extension("part");
     let mut options = File::options();
@@ -240,8 +248,20 @@ fn export(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usi
     let file = options.open(&part).with_context(|| part.display().to_string())?;
     let mut out = BufWriter::new(file);
     let n = match own {
-        Some(sync) => sync.export(&mut out)?,
-        None => export_over(client, &mut out)?,
+        Some(sync) => {
+            let n = sync.export(&mut out)?;
+            if with_files {
+                sync.export_files(&mut out)?;
+            }
+            n
+        }
+        None => {
+            let n = export_over(client, &mut out)?;
+            if with_files {
+                export_files_over(client, &mut out)?;
+            }
+            n
+        }
     };
     // A stick that is pulled out has the file whole or not at all.
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
@@ -267,6 +287,31 @@ fn export_over(client: &Client, out: &mut dyn Write) -> anyhow::Result<usize> {
         }
     }
     Ok(n)
+}
+
+fn export_files_over(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    let told = client.json("GET", "/v1/sync")?;
+    let node = told["node"].as_str().unwrap_or_default();
+    let known = client.json("GET", "/v1/sync/records?kind=file")?;
+    for record in known["records"].as_array().into_iter().flatten() {
+        let is_own = record["key"].as_str().and_then(|key| key.split('/').next()) == Some(node);
+        let id = record["body"]["id"].as_str().and_then(BlobId::read).filter(|_| is_own);
+        let (Some(id), Some(n_bytes)) = (id, record["body"]["n_bytes"].as_u64()) else { continue };
+        for peer in told["peers"].as_array().into_iter().flatten() {
+            let peer = peer["node"].as_str().unwrap_or_default();
+            for ask in asks_of(id, n_bytes) {
+                let piece = ask.piece.map_or(String::new(), |piece| format!("&piece={piece}"));
+                let path = format!("/v1/sync/export?peer={peer}&blob={id}{piece}");
+                match client.bytes("GET", &path, &[]) {
+                    Ok(frame) => out.write_all(&frame)?,
+                    // It was let go.
+                    Err(ClientError::Refused { status: 404, .. }) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn import(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usize> {

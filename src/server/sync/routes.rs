@@ -16,7 +16,9 @@ use crate::server::fields::Fields;
 use crate::server::keys::hash;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, StoreError};
-use crate::sync::{Change, HAUL_BYTES_MAX, Mark, Node, PeerStanding, Record, SyncError};
+use crate::sync::{
+    Ask, BlobId, Change, HAUL_BYTES_MAX, Mark, Node, PeerStanding, Record, SyncError,
+};
 
 /// Entries of a list of those that were set aside.
 const N_HELD_SHOWN: usize = 100;
@@ -247,15 +249,28 @@ struct ExportQuery {
     seq: u64,
     #[serde(default)]
     id: u64,
+    /// A blob, and a piece of it; its outline if there is none.
+    #[serde(default)]
+    blob: Option<String>,
+    #[serde(default)]
+    piece: Option<u64>,
 }
 
 /// One frame for a stick; its head says behind which mark to ask next.
 async fn export(
     State(gate): State<Gate>,
-    Query(ExportQuery { peer, seq, id }): Query<ExportQuery>,
+    Query(ExportQuery { peer, seq, id, blob, piece }): Query<ExportQuery>,
 ) -> Result<Response, ApiError> {
-    let page = move |sync: &Node| sync.export_page(&peer, (seq > 0).then_some(Mark { seq, id }));
+    let blob = blob.map(|blob| {
+        BlobId::read(&blob).ok_or_else(|| ApiError::field("blob", "64 hexadecimal digits"))
+    });
+    let blob = blob.transpose()?;
+    let page = move |sync: &Node| match blob {
+        Some(id) => sync.export_piece(&peer, Ask { id, piece }),
+        None => sync.export_page(&peer, (seq > 0).then_some(Mark { seq, id })).map(Some),
+    };
     let frame = ask(&sync(&gate)?, page).await?;
+    let frame = frame.ok_or_else(|| ApiError::not_found("this blob is not here"))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], frame).into_response())
 }
 

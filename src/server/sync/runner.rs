@@ -10,6 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::ask;
 use super::call::{CallError, exchange};
 use super::known::tell_inventory;
+use crate::base::limits::SYNC_HAULS_MAX;
 use crate::server::jobs::Door;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
@@ -186,8 +187,12 @@ async fn haul(sync: Node, peer: Peer) -> String {
 
 async fn carry(sync: &Node, peer: &Peer) -> Result<(), CallError> {
     let ours = |error: ApiError| CallError::Passing(error.message);
+    if ask(sync, |sync| Ok(sync.vault().is_empty())).await.map_err(ours)? {
+        return Ok(());
+    }
     let mut asked: Vec<Ask> = Vec::new();
-    loop {
+    // A peer that asks for one thing after the other for ever is called again later.
+    for _ in 0..SYNC_HAULS_MAX {
         let (node, of) = (peer.node.clone(), asked.clone());
         let said = ask(sync, move |sync| sync.haul_ask(&node, &of)).await.map_err(ours)?;
         let answer = exchange(peer, "/v1/sync/blobs", said).await?;
@@ -200,4 +205,5 @@ async fn carry(sync: &Node, peer: &Peer) -> Result<(), CallError> {
         }
         asked = wants;
     }
+    Ok(())
 }

@@ -10,5 +10,5 @@ mod tree;
 mod vault;
 
 pub use haul::{Ask, HAUL_BYTES_MAX, Haul, Hauled, Want, hear, speak};
-pub use tree::BlobId;
+pub use tree::{BlobId, n_piece};
 pub use vault::{Progress, Vault};

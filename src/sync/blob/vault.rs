@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::haul::{Hold, Want};
+use super::haul::{Ask, Hold, Want};
 use super::tree::{BlobId, Outline, PIECE_BYTES, n_piece};
 use crate::base::host::disk_free_bytes;
 use crate::base::limits::{
@@ -168,6 +168,11 @@ impl Vault {
         passing.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// Whether nothing is here, nor wanted.
+    pub fn is_empty(&self) -> bool {
+        fs::read_dir(&self.dir).map_or(true, |mut files| files.next().is_none())
+    }
+
     /// Names of the files that end so.
     fn files(&self, end: &'static str) -> impl Iterator<Item = BlobId> {
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -233,7 +238,8 @@ impl Vault {
             return Ok(());
         }
         if self.files(".want").count() >= SYNC_WANT_FILES_MAX {
-            return Err(io::Error::other("too many files are wanted"));
+            let why = "too many files are wanted already";
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
         }
         let (peer, n_bytes) = (peer.to_owned(), want.n_bytes);
         let wanted = Wanted { peer, n_bytes, since_ms: now_ms(), why: None };
@@ -275,6 +281,19 @@ impl Vault {
             out.write_all(&piece.ok_or_else(changed)?)?;
         }
         Ok(Some(outline.n_bytes()))
+    }
+
+    /// A piece of a blob that is here whole, or its outline.
+    ///
+    /// # Errors
+    /// If the disk does not give it.
+    pub fn give(&self, ask: &Ask) -> io::Result<Option<Vec<u8>>> {
+        let Some(outline) = self.whole_outline(&ask.id)? else { return Ok(None) };
+        match ask.piece {
+            None => Ok(Some(outline.write())),
+            Some(i) if i < outline.n_piece() => self.read_piece("", &ask.id, i, &outline),
+            Some(_) => Ok(None),
+        }
     }
 
     /// Lets a blob go, with all that is known of it; whether there was one.
@@ -404,10 +423,7 @@ impl Hold for Vault {
     }
 
     fn piece(&mut self, id: &BlobId, i: u64) -> io::Result<Option<Vec<u8>>> {
-        match self.whole_outline(id)? {
-            Some(outline) if i < outline.n_piece() => self.read_piece("", id, i, &outline),
-            _ => Ok(None),
-        }
+        self.give(&Ask { id: *id, piece: Some(i) })
     }
 
     fn is_lacking(&mut self, peer: &str, id: &BlobId) -> io::Result<()> {

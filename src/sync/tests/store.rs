@@ -1,5 +1,6 @@
 //! The machine over real stores: conflicts, what was set aside, stores that go back in time, files.
 
+use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::store::{
     AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, Store, Update,
 };
-use crate::sync::{Change, Node, job_rank, read_frame};
+use crate::sync::{BlobId, Change, Node, Progress, Spool, Told, job_rank, read_frame};
 
 struct Side {
     store: Store,
@@ -533,4 +534,111 @@ fn what_was_set_aside_is_bounded_by_its_bytes() {
         })
         .unwrap();
     assert!((10..17).contains(&n_held), "{n_held} of 1 MiB each");
+}
+
+/// Calls of `a` about blobs until none moves; how many pieces came to it.
+fn haul(a: &Side, b: &Side) -> usize {
+    a.sync.note_wants().unwrap();
+    b.sync.note_wants().unwrap();
+    let (mut asked, mut n_kept) = (Vec::new(), 0);
+    for _ in 0..50 {
+        let said = a.sync.haul_ask(b.sync.node(), &asked).unwrap();
+        let answer = b.sync.haul_answer(a.sync.node(), &said).unwrap();
+        let (hauled, wants) = a.sync.haul_hear(b.sync.node(), &answer).unwrap();
+        n_kept += usize::from(hauled.is_kept);
+        if !hauled.is_kept && wants == asked {
+            return n_kept;
+        }
+        asked = wants;
+    }
+    panic!("they go on and on");
+}
+
+fn random_text(n: usize) -> Vec<u8> {
+    (0..n as u64).map(|i| b'a' + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u8).collect()
+}
+
+#[test]
+fn files_travel_both_ways_by_calls_of_one_side_and_by_a_stick() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let (bundle, report) = (random_text(5 << 19), random_text(77));
+    let of_b = b.sync.send_file(&mut Cursor::new(&bundle), "repo.bundle", "bundle").unwrap();
+    let of_a = a.sync.send_file(&mut Cursor::new(&report), "r.json", "report").unwrap();
+    exchange(&a, &b);
+    let names = |side: &Side| -> Vec<(String, Progress)> {
+        let mut files: Vec<_> =
+            side.sync.files().unwrap().into_iter().map(|f| (f.name, f.progress)).collect();
+        files.sort_by(|x, y| x.0.cmp(&y.0));
+        files
+    };
+    assert_eq!(names(&a)[1], ("repo.bundle".into(), Progress::Absent), "it is known of");
+    assert_eq!(haul(&a, &b), 4, "the outline and three pieces");
+    let read = |side: &Side, id| {
+        let mut bytes = Vec::new();
+        side.sync.vault().take_out(&id, &mut bytes).unwrap().map(|_| bytes)
+    };
+    assert!(read(&a, of_b) == Some(bundle) && read(&b, of_a) == Some(report));
+    assert!(names(&a).iter().chain(&names(&b)).all(|file| file.1 == Progress::Whole));
+    // By a stick, where the two do not reach each other.
+    let model = random_text(3 << 20);
+    let id = a.sync.send_file(&mut Cursor::new(&model), "m.gguf", "model").unwrap();
+    let mut file = Vec::new();
+    assert_eq!(a.sync.export(&mut file).unwrap(), 1);
+    assert_eq!(a.sync.export_files(&mut file).unwrap(), 2);
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 1);
+    assert_eq!(read(&b, id), Some(model));
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
+}
+
+#[test]
+fn a_text_beyond_an_entry_travels_beside_it() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let job = submit(&a, "job-1");
+    let text = String::from_utf8(random_text(3 << 19)).unwrap();
+    let answer = json!({ "content": text }).to_string().into_bytes();
+    let update = Update {
+        n: job.n,
+        id: job.id.clone(),
+        revision: job.revision,
+        ledger: ledger("done"),
+        answer: Some(AnswerRow {
+            status: 200,
+            media_type: "application/json".into(),
+            body: answer.clone(),
+        }),
+        pieces: None,
+        calls_back: true,
+        limits: None,
+    };
+    assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
+    exchange(&b, &a);
+    let known = body(&b, "job", "job-1");
+    assert_eq!(known["answer_bytes"], json!(answer.len()));
+    assert_eq!(haul(&b, &a), 3);
+    let id = BlobId::read(known["answer_blob"]["id"].as_str().unwrap()).unwrap();
+    let mut read = Vec::new();
+    b.sync.vault().take_out(&id, &mut read).unwrap();
+    assert!(read == answer);
+}
+
+#[test]
+fn what_other_processes_measured_and_which_models_there_are_is_told_once() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let body = json!({"what": "bench", "measured_ms": 5});
+    let told = Told { kind: "report".into(), name: "bench-5".into(), body: body.clone() };
+    Spool::new(home.path()).put(&told).unwrap();
+    assert_eq!((a.sync.take_in_spool().unwrap(), a.sync.take_in_spool().unwrap()), (1, 0));
+    let models = json!({"models": [{"name": "small"}]});
+    assert!(a.sync.tell_inventory(models.clone()).unwrap());
+    assert!(!a.sync.tell_inventory(models.clone()).unwrap(), "it is the same");
+    exchange(&a, &b);
+    let node = a.sync.node();
+    assert_eq!(self::body(&b, "report", &format!("{node}/bench-5")), body);
+    assert_eq!(self::body(&b, "inventory", node), models);
 }
