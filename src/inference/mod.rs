@@ -30,8 +30,8 @@ pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
 pub use native::{NativeError, NativeTensor, NativeWriter, Target, convert, outline};
+pub use quant::Form;
 pub use quant::TensorType;
-pub use quant::panel::Form;
 pub use tokenizer::{
     ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer, Utf8Stream,
 };
