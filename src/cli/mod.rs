@@ -96,6 +96,9 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Tune(args) => verbs::tune::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
         Verb::FirstBoot(args) => verbs::first_boot::run(context, &args),
+        Verb::Backup(args) => verbs::backup::backup(context, &args),
+        Verb::Restore(args) => verbs::backup::restore(context, &args),
+        Verb::Support(args) => verbs::support::run(context, &args),
         Verb::Reset(args) => verbs::reset::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
     }

@@ -25,6 +25,7 @@ use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
+use crate::cli::verbs::backup;
 use crate::cli::verbs::reload::reload;
 use crate::cli::{Context, exit};
 use crate::discovery::{Announcement, Responder};
@@ -285,6 +286,8 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
+    // What a cut of the power left of a restore is done before anything is opened.
+    backup::finish(&app)?;
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
