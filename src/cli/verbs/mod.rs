@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod export;
+pub mod files;
 pub mod first_boot;
 pub mod generate;
 pub mod hub;
