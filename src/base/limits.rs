@@ -390,6 +390,8 @@ pub const DISCOVERED_MAX: usize = 256;
 pub const DNS_RECORDS_MAX: usize = 64;
 /// Pointers and labels of one name.
 pub const DNS_JUMPS_MAX: usize = 16;
+/// Bytes of a file of certificates and keys.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Seconds for which a pairing code is good.
 pub const PAIR_S: u64 = 600;
 /// Exchanges that may be begun with one pairing code.

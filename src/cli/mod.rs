@@ -16,6 +16,7 @@ mod exit;
 mod interrupt;
 mod llama_options;
 mod prompt;
+mod remote;
 mod sampling_args;
 mod terminal;
 mod verbs;

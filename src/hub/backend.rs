@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::health::Health;
 use super::policy::{Kind, Standing, Stocked, View};
 use super::target::Target;
+use crate::tls::{Fingerprint, Trust};
 
 /// Requests that a server answers at once which does not tell.
 const N_PLACE: usize = 4;
@@ -22,6 +23,8 @@ pub(super) struct Backend {
     pub kind: Kind,
     pub target: Option<Target>,
     pub key: Option<String>,
+    /// Whom TLS trusts there, where it was paired with one certificate.
+    pub trust: Option<Trust>,
     id: u64,
     state: Mutex<State>,
     n_ours: AtomicUsize,
@@ -64,6 +67,7 @@ impl Backend {
         name: String,
         target: Option<Target>,
         key: Option<String>,
+        certificate: Option<Fingerprint>,
     ) -> Arc<Backend> {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
@@ -73,6 +77,7 @@ impl Backend {
             kind,
             target,
             key,
+            trust: certificate.map(Trust::pinned),
             state: Mutex::default(),
             n_ours: AtomicUsize::new(0),
             n_answered: AtomicU64::new(0),
@@ -134,6 +139,12 @@ impl Backend {
         self.state().stock.as_ref()?.first()?.names.first().cloned()
     }
 
+    /// How what is sent there is secured.
+    fn tls(&self) -> Option<&'static str> {
+        let is_https = self.target.as_ref().is_some_and(|target| target.is_https);
+        is_https.then_some(if self.trust.is_some() { "pinned" } else { "authorities" })
+    }
+
     /// What `/v1/status` tells of it.
     pub fn to_json(&self, now_ms: u64) -> Value {
         let view = self.view(now_ms);
@@ -155,6 +166,7 @@ impl Backend {
             "address": self.target.as_ref().map(Target::url),
             "leaves_this_machine": self.target.as_ref().is_some_and(leaves_this_machine),
             "has_key": self.key.is_some(),
+            "tls": self.tls(),
             "standing": standing,
             "why": state.health.why(),
             "back_in_ms": back_in_ms,

@@ -16,13 +16,16 @@ use super::{BackendOptions, Hub, Kind, LOCAL, probe};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
 use crate::server::{Admitted, Answering, Forward, Here};
 use crate::store::Peer;
+use crate::tls::Fingerprint;
 
 impl Forward for Hub {
     fn join(self: Arc<Self>, peer: Peer) {
         let (kind, name) = (Kind::Appliance, Some(peer.name));
         let (address, key) = (peer.address, Some(peer.key));
+        let certificate = peer.certificate.map(Fingerprint);
+        let options = BackendOptions { kind, address, name, key, certificate };
         // An address that was spoken with a moment ago is one.
-        if let Ok(backend) = (BackendOptions { kind, address, name, key }).backend() {
+        if let Ok(backend) = options.backend() {
             probe::join(&self, backend);
         }
     }

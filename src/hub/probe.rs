@@ -171,7 +171,7 @@ async fn ask(
     target: &Target,
     path: &str,
 ) -> Result<(u16, Bytes), DialError> {
-    let call = Call::get(path, backend.key.as_deref());
+    let call = Call::get(path, backend);
     hub.dialer().whole(target, call, hub.waits().probe, HUB_PROBE_BYTES_MAX).await
 }
 

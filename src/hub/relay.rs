@@ -213,6 +213,7 @@ impl Trip {
             headers: self.asked.headers(),
             body: self.asked.body_for(backend),
             key: backend.key.as_deref(),
+            trust: backend.trust.as_ref(),
         };
         let waits = self.hub.waits();
         let wait = if self.asked.streams { waits.head } else { waits.answer };

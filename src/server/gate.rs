@@ -40,6 +40,7 @@ use crate::base::limits::{
 use crate::jobs::Jobs;
 use crate::store::Store;
 use crate::sync::Node;
+use crate::tls::Fingerprint;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -169,10 +170,17 @@ impl Gate {
         Arc::clone(&self.0.sync_bell)
     }
 
-    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
-    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, name: String) {
+    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`
+    /// and shows `certificate`.
+    pub fn pair_with(
+        &self,
+        state_dir: &std::path::Path,
+        store: Store,
+        name: String,
+        certificate: Option<Fingerprint>,
+    ) {
         let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
-        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name, certificate));
     }
 
     pub(super) fn pair_desk(&self) -> Option<&PairDesk> {

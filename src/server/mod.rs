@@ -76,6 +76,8 @@ pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
 pub use sync::SyncRunner;
 
+use crate::tls::TlsError;
+
 /// Why the service cannot start, or keys cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -96,6 +98,9 @@ pub enum ServerError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A file that the service starts with cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {

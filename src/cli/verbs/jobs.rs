@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::server::{Client, ClientError};
@@ -17,12 +18,8 @@ const N_WATCH: usize = 60;
 pub struct JobsArgs {
     #[command(subcommand)]
     what: What,
-    /// Where the service is; the configured address by default
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, global = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// As JSON
     #[arg(long, global = true)]
     json: bool,
@@ -63,15 +60,7 @@ enum What {
 
 /// Speaks with the service.
 pub fn run(context: &Context, args: &JobsArgs) -> anyhow::Result<u8> {
-    let address = match &args.url {
-        Some(url) => url.clone(),
-        None => {
-            let app = context.app(Vec::new())?;
-            let server = &app.config().server;
-            format!("{}:{}", server.host, server.port)
-        }
-    };
-    let client = Client::new(&address, args.key.clone());
+    let client = args.remote.service(&context.app(Vec::new())?)?;
     let one = |id: &str| format!("/v1/jobs/{id}");
     match &args.what {
         What::List { state, limit } => {

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::base::limits::SYNC_MESSAGE_BYTES_MAX;
+use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::server::Client;
@@ -22,12 +23,8 @@ use crate::sync::Node;
 pub struct SyncArgs {
     #[command(subcommand)]
     what: What,
-    /// Where the service is; the configured address by default
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, global = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// As JSON
     #[arg(long, global = true)]
     json: bool,
@@ -60,9 +57,7 @@ enum What {
 /// Speaks with the service, or with the store.
 pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let server = &app.config().server;
-    let address = args.url.clone().unwrap_or(format!("{}:{}", server.host, server.port));
-    let client = Client::new(&address, args.key.clone());
+    let client = args.remote.service(&app)?;
     match &args.what {
         What::Status => status(&client.json("GET", "/v1/sync")?, args.json)?,
         What::Now => {
@@ -92,7 +87,7 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
 
 /// The store, where no service has it and none is named.
 fn own(args: &SyncArgs, dir: &Path) -> anyhow::Result<Option<Node>> {
-    if args.url.is_some() {
+    if args.remote.url.is_some() {
         return Ok(None);
     }
     match Store::open(dir) {

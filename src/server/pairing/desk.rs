@@ -22,6 +22,7 @@ use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, Store, now_ms};
+use crate::tls::Fingerprint;
 
 /// When to come back if the disk is slow.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,6 +41,8 @@ struct Inner {
     keys: KeyFile,
     store: Store,
     name: String,
+    /// Its certificate, where the service speaks TLS.
+    certificate: Option<Fingerprint>,
     session: Mutex<Option<Session>>,
 }
 
@@ -49,9 +52,17 @@ struct Session {
 }
 
 impl PairDesk {
-    /// A desk that keeps those who pair in `store`, and calls this machine `name`.
-    pub fn new(offer: PairOffer, keys: KeyFile, store: Store, name: String) -> PairDesk {
-        PairDesk(Arc::new(Inner { offer, keys, store, name, session: Mutex::default() }))
+    /// A desk that keeps those who pair in `store`, calls this machine `name` and tells its
+    /// `certificate`.
+    pub fn new(
+        offer: PairOffer,
+        keys: KeyFile,
+        store: Store,
+        name: String,
+        certificate: Option<Fingerprint>,
+    ) -> PairDesk {
+        let session = Mutex::default();
+        PairDesk(Arc::new(Inner { offer, keys, store, name, certificate, session }))
     }
 
     fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
@@ -123,14 +134,15 @@ impl PairDesk {
             at_once: None,
         };
         let key = self.0.keys.create(&key_name, grant).map_err(internal)?;
-        let ours = Introduction { node, name: self.0.name.clone(), key };
+        let certificate = self.0.certificate.map(|own| own.to_string());
+        let ours = Introduction { node, name: self.0.name.clone(), key, certificate };
         let peer = Peer {
             node: theirs.node.clone(),
             name: theirs.name.clone(),
             address: String::new(),
             key: theirs.key.clone(),
             key_digest: ours.key_digest(),
-            certificate: None,
+            certificate: theirs.fingerprint().ok().flatten().map(|own| own.0),
             paired_ms: now_ms(),
         };
         self.0.store.insert_peer(peer).map_err(|error| {
@@ -197,7 +209,7 @@ mod tests {
         offer.make().unwrap();
         let store = Store::open(dir.path()).unwrap().store;
         let keys = KeyFile::new(dir.path());
-        let desk = PairDesk::new(offer, keys, store, "nano".to_owned());
+        let desk = PairDesk::new(offer, keys, store, "nano".to_owned(), None);
         let public = hex(&Hello::new().unwrap().public);
         let said = json!({"step": "hello", "version": VERSION, "public": public});
         let fields = Fields(said.as_object().unwrap().clone());

@@ -7,8 +7,11 @@ use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::{Client, random_key};
 use crate::store::{Peer, Store, now_ms};
 
-/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`. This
-/// machine is called `name` there.
+/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`, with
+/// its certificate where it speaks TLS. This machine is called `name` there.
+///
+/// What proves the code is told within TLS or without, and so is the certificate: whoever stands in
+/// between can neither read nor change it, but shows another one.
 ///
 /// # Errors
 /// As [`pair_with`], and if the store does not take it.
@@ -19,15 +22,22 @@ pub fn pair_and_keep(
     name: &str,
 ) -> Result<Peer, PairingError> {
     let code = Code::read(code)?;
-    let ours = Introduction { node: store.node()?, name: name.to_owned(), key: random_key()? };
-    let theirs = pair_with(&Client::new(address, None), code, &ours)?;
+    let (node, key) = (store.node()?, random_key()?);
+    let ours = Introduction { node, name: name.to_owned(), key, certificate: None };
+    let (client, shown) = Client::meet(address)?;
+    let theirs = pair_with(&client, code, &ours)?;
+    let told = theirs.fingerprint()?;
+    if told != shown {
+        return Err(PairingError::InBetween { address: client.address().to_owned() });
+    }
+    let scheme = if told.is_some() { "https" } else { "http" };
     let peer = Peer {
         node: theirs.node,
         name: theirs.name,
-        address: format!("http://{address}"),
+        address: format!("{scheme}://{}", client.address()),
         key_digest: ours.key_digest(),
         key: theirs.key,
-        certificate: None,
+        certificate: told.map(|own| own.0),
         paired_ms: now_ms(),
     };
     store.insert_peer(peer.clone())?;
