@@ -94,7 +94,8 @@ fn backends(config: &HubConfig, keys: &BackendKeys) -> Result<Vec<BackendOptions
     let of = |kind, addresses: &[String], key: &Option<String>| {
         let options = |address: &String| {
             let address = address.clone();
-            let options = BackendOptions { kind, address, name: None, key: None, certificate: None };
+            let options =
+                BackendOptions { kind, address, name: None, key: None, certificate: None };
             let own = kept.iter().find(|(whose, _)| options.is_at(whose).unwrap_or(false));
             let key = own.map(|(_, key)| key.clone()).or_else(|| key.clone());
             BackendOptions { key, ..options }
@@ -122,4 +123,38 @@ fn key_file(config: &HubConfig) -> Result<Vec<(String, String)>, HubError> {
             Ok((address.to_owned(), key.trim().to_owned()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_however_its_address_is_spelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        std::fs::write(&path, "# ours\nhttp://NANO:8080/ jf-1\nhttp://x:1/v1 sk-2\n").unwrap();
+        let config = HubConfig {
+            nano: vec!["nano".into(), "other".into()],
+            external_llama: vec!["http://x:1".into()],
+            key_file: Some(path),
+            ..HubConfig::default()
+        };
+        let keys = BackendKeys { nano: Some("jf-all".into()), external: None };
+        let mut found = backends(&config, &keys).unwrap();
+        let given = |own: &BackendOptions| own.key.clone().unwrap();
+        let given: Vec<String> = found.iter().map(given).collect();
+        assert_eq!(given, ["jf-1", "jf-all", "sk-2"]);
+        // One that was paired over TLS is spoken to so, however it was typed.
+        let peer = Peer {
+            name: "nano".into(),
+            address: "https://nano:8080".into(),
+            certificate: Some([7; 32]),
+            ..Peer::default()
+        };
+        add_peers(&mut found, vec![peer]).unwrap();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0].address, "https://nano:8080");
+        assert_eq!(found[0].certificate, Some(Fingerprint([7; 32])));
+    }
 }

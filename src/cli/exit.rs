@@ -114,7 +114,7 @@ fn of_pairing(error: &PairingError) -> Option<u8> {
         PairingError::Pair(PairError::NoCode) => Some(USAGE),
         PairingError::Pair(PairError::WrongCode) => Some(INTEGRITY),
         PairingError::Client(_) | PairingError::Foreign(_) => Some(NETWORK),
-        PairingError::InBetween { .. } => Some(INTEGRITY),
+        PairingError::InBetween { .. } | PairingError::Spent => Some(INTEGRITY),
         PairingError::Pair(_) | PairingError::Offer(_) | PairingError::Store(_) => None,
     }
 }

@@ -44,17 +44,12 @@ pub(super) struct State {
     pub speaks_llama: bool,
     /// 0 as long as it is not known.
     pub n_place: usize,
-    /// Requests that run and wait there, by its own count.
-    pub n_busy: usize,
+    /// Requests of others that run and wait there, by its own count.
+    n_others: usize,
     pub version: Option<String>,
 }
 
 impl State {
-    /// Takes in what an appliance tells of itself.
-    pub fn tell(&mut self, n_busy: usize, version: Option<String>) {
-        (self.n_busy, self.version) = (n_busy, version);
-    }
-
     /// Takes in how many it answers at once, which only llama.cpp and we tell.
     pub fn seat(&mut self, n_place: Option<usize>) {
         (self.n_place, self.speaks_llama) = (n_place.unwrap_or(0), n_place.is_some());
@@ -90,6 +85,13 @@ impl Backend {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes in how many requests it says to have. Ours among them are known at every moment, those
+    /// of others as they were then.
+    pub fn count(&self, n_busy: usize) {
+        let n_ours = self.n_ours.load(Ordering::Relaxed);
+        self.state().n_others = n_busy.saturating_sub(n_ours);
+    }
+
     /// Whether it has not told how many it answers at once.
     pub fn is_unseated(&self) -> bool {
         self.state().n_place == 0
@@ -119,7 +121,7 @@ impl Backend {
         let state = self.state();
         let n_ours = self.n_ours.load(Ordering::Relaxed);
         let n_place = if state.n_place == 0 { N_PLACE } else { state.n_place };
-        let n_busy = state.n_busy.max(n_ours);
+        let n_busy = state.n_others.saturating_add(n_ours);
         View {
             id: self.id,
             kind: self.kind,

@@ -230,9 +230,10 @@ impl Hub {
         let local = self.backends().into_iter().find(|backend| backend.target.is_none());
         if let (Some(look), Some(backend)) = (&self.look, local) {
             let view = look();
+            backend.count(view.n_busy);
             let mut state = backend.state();
             state.stock = Some(view.stock);
-            (state.n_place, state.n_busy) = (view.n_place, view.n_busy);
+            state.n_place = view.n_place;
         }
     }
 

@@ -163,7 +163,10 @@ impl ServerConfig {
             return wrong("server.header_read_ms", "this and other times must be at least 1");
         }
         if self.tls_cert.is_some() != self.tls_key.is_some() {
-            return wrong("server.tls_cert", "a certificate needs server.tls_key, and that needs it");
+            return wrong(
+                "server.tls_cert",
+                "a certificate needs server.tls_key, and that needs it",
+            );
         }
         if !(0.0..=1.0).contains(&self.draft_p_min) {
             return wrong("server.draft_p_min", "must be 0 to 1");

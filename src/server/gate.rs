@@ -272,12 +272,16 @@ impl Gate {
             return Err(ApiError::unavailable("Loading model", LOADING_RETRY));
         }
         let key = access.check_key(&parts.method, route, &parts.headers)?;
-        let Some(key) = key else { return Ok(Caller::default()) };
+        let Some(key) = key else {
+            let is_known = access.knows(&parts.headers);
+            return Ok(Caller { is_known, ..Caller::default() });
+        };
         account.tenant = key.name.clone();
         let place = key.quota.admit(Instant::now()).map_err(|retry| spent(&key, retry))?;
         account.place = Some(Arc::new(place));
         let held = Held { place: account.place.clone(), room: None };
-        Ok(Caller { tenant: key.tenant, priority: key.priority, held, ..Caller::default() })
+        let (tenant, priority) = key.on_behalf(&parts.headers);
+        Ok(Caller { tenant, priority, held, is_known: true, ..Caller::default() })
     }
 
     /// Whether whoever sent this header may know what is here.
@@ -309,7 +313,8 @@ impl Gate {
         let ranks = key.as_ref().map(|key| (key.tenant, key.priority));
         let (tenant, priority) = ranks.unwrap_or_default();
         let request_id = self.request_id(&HeaderMap::new());
-        let caller = Caller { tenant, priority, request_id, held: Held { place: None, room } };
+        let held = Held { place: None, room };
+        let caller = Caller { tenant, priority, request_id, held, is_known: true };
         Ok(Message { caller, key })
     }
 

@@ -196,7 +196,7 @@ impl Connection {
         // What goes wrong from here on is the peer's: it left, stalled or spoke no HTTP.
         tokio::select! {
             _ = connection.as_mut() => return,
-            _ = self.stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
+            _ = self.stopped.wait_for(|is| *is) => connection.as_mut().graceful_shutdown(),
         }
         let _ = connection.await;
     }

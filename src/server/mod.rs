@@ -10,6 +10,7 @@
 
 mod access;
 mod account;
+mod afar;
 mod anthropic;
 mod autocoder;
 mod cache;
@@ -63,7 +64,7 @@ pub use cache::CacheOptions;
 pub use client::{Client, ClientError};
 pub use config::ServerConfig;
 pub use error::ApiError;
-pub use forward::{Admitted, Answering, Forward, Here};
+pub use forward::{Admitted, Answering, CLASS, Forward, Here, TENANT, Untaken, class_name};
 pub use gate::{Gate, GateOptions};
 pub use jobs::{JobRunner, is_job};
 use keys::random_key;

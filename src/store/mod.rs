@@ -167,6 +167,11 @@ impl Store {
         Store(Arc::new(Inner { dir, sealer, teller, writer, readers, _lock: lock }))
     }
 
+    /// The state directory.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
     /// Runs `work` in a transaction and returns when it is on the disk.
     fn write<T: Send + 'static>(
         &self,

@@ -110,7 +110,8 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn read(path: &Path, is_secret: bool) -> Result<Vec<u8>, TlsError> {
-    let failed = |error: io::Error| TlsError::File { path: path.to_owned(), why: error.to_string() };
+    let failed =
+        |error: io::Error| TlsError::File { path: path.to_owned(), why: error.to_string() };
     let file = File::open(path).map_err(failed)?;
     if is_secret && file.metadata().map_err(failed)?.mode() & 0o007 != 0 {
         return Err(TlsError::Open { path: path.to_owned() });

@@ -74,14 +74,13 @@ pub fn run(context: &Context, args: &ClientArgs) -> anyhow::Result<u8> {
         let choice = &value["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
         if closed.is_ok() {
-            let mut out = std::io::stdout().lock();
-            closed = out.write_all(text.unwrap_or_default().as_bytes()).and_then(|()| out.flush());
+            closed = terminal::say(text.unwrap_or_default());
         }
     })?;
     closed?;
     writeln!(std::io::stdout())?;
     if let Some(host) = host {
-        terminal::note(format!("answered by {host}"));
+        terminal::note(terminal::plain(&format!("answered by {host}")));
     }
     Ok(exit::OK)
 }

@@ -87,7 +87,7 @@ fn told(job: &Value, as_json: bool) -> std::io::Result<()> {
 fn text(job: &Value, name: &str) -> String {
     match &job[name] {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => terminal::plain(text),
         value => value.to_string(),
     }
 }
@@ -104,7 +104,7 @@ fn list(answer: &Value, as_json: bool) -> std::io::Result<()> {
     }
     write!(std::io::stdout(), "{}", table(&rows))?;
     if let Some(reason) = answer["waits_for"].as_str() {
-        terminal::note(format!("jobs wait: {reason}"));
+        terminal::note(terminal::plain(&format!("jobs wait: {reason}")));
     }
     if answer["has_more"] == Value::Bool(true) {
         terminal::note("there are more; --limit shows them");
@@ -120,9 +120,7 @@ fn watch(client: &Client, path: &str) -> anyhow::Result<u8> {
         let heard = client.events(&format!("{path}/events"), last.as_deref(), |event, data| {
             match event {
                 "text" => {
-                    let mut out = std::io::stdout().lock();
-                    let text = data["text"].as_str().unwrap_or_default();
-                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                    let _ = terminal::say(data["text"].as_str().unwrap_or_default());
                 }
                 "restart" => terminal::note("\nthe text begins anew"),
                 "state" => terminal::note(format!("[{}]", text(data, "state"))),

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::power::lines;
 use crate::cli::remote::Remote;
+use crate::cli::terminal::plain;
 use crate::cli::{Context, exit};
 use crate::power::{Readings, Sensors, chosen};
 use crate::server::ClientError;
@@ -76,7 +77,7 @@ fn screen(head: &str, service: &[(&'static str, String)], readings: &Readings) -
         rows.push(("busy", format!("{:.0} % of the cores' time", load * 100.0)));
     }
     rows.extend(lines(readings));
-    rows.iter().map(|(key, text)| format!("{key:<12} {text}\n")).collect()
+    rows.iter().map(|(key, text)| format!("{key:<12} {}\n", plain(text))).collect()
 }
 
 /// What the service says of itself.

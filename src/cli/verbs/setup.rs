@@ -81,7 +81,7 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
     if args.json {
         print_json(&paired)?;
     } else {
-        let name = paired["name"].as_str().unwrap_or_default();
+        let name = terminal::plain(paired["name"].as_str().unwrap_or_default());
         writeln!(std::io::stdout(), "paired with {name} at {address}")?;
         terminal::note("`jetforge hub` asks it from now on");
     }

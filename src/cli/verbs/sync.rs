@@ -104,7 +104,7 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     if as_json {
         return print_json(told);
     }
-    let text = |value: &Value| value.as_str().map_or(String::new(), str::to_owned);
+    let text = |value: &Value| value.as_str().map_or(String::new(), terminal::plain);
     let list = |name: &str| told[name].as_array().cloned().unwrap_or_default();
     let mut rows = vec![["PEER", "STATE", "ADDRESS", "NODE"].map(str::to_owned).to_vec()];
     for peer in list("peers") {
@@ -112,8 +112,8 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     }
     write!(std::io::stdout(), "{}", table(&rows))?;
     for peer in list("peers") {
-        if let Some(trouble) = peer["trouble"].as_str() {
-            terminal::note(format!("{}: {trouble}", text(&peer["name"])));
+        if !peer["trouble"].is_null() {
+            terminal::note(format!("{}: {}", text(&peer["name"]), text(&peer["trouble"])));
         }
         if peer["n_lost"].as_u64().unwrap_or(0) > 0 {
             terminal::note(format!(

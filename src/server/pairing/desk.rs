@@ -1,7 +1,7 @@
 //! `POST /v1/pair`: who shows a code hears who has it.
 //!
-//! One exchange at a time; a new one ends the one before. Each spends a try of the code, so nobody
-//! can learn letters by beginning again and again.
+//! One exchange at a time; a new one ends the one before. Each spends a try of the code, and a
+//! wrong letter closes it, so nobody can learn letters by beginning again and again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::pair::{Hello, PairError, Role, Side};
 use crate::seal;
 use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
+use crate::server::ring::PEER;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, Store, now_ms};
 use crate::tls::Fingerprint;
@@ -83,7 +84,11 @@ impl PairDesk {
             }),
             "reveal" => part().and_then(|part| {
                 let own = session.side.reveal().map_err(refused)?;
-                session.side.check(&part).map_err(refused)?;
+                let checked = session.side.check(&part);
+                if matches!(checked, Err(PairError::WrongCode)) {
+                    self.0.offer.close().map_err(internal)?;
+                }
+                checked.map_err(refused)?;
                 Ok(own)
             }),
             "finish" => {
@@ -124,7 +129,7 @@ impl PairDesk {
         let theirs = Introduction::open(&sealer, FROM_STARTER, sealed)
             .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
         let node = self.0.store.node().map_err(internal)?;
-        let key_name = format!("peer-{}", theirs.node);
+        let key_name = format!("{PEER}{}", theirs.node);
         // Of a machine that pairs again, the new key alone counts.
         let _ = self.0.keys.revoke(&key_name);
         let grant = Grant {
@@ -164,7 +169,9 @@ async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, Ap
     let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
     let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
     let peer = peer.map_err(|error| match error {
-        PairingError::Pair(PairError::NoCode) => ApiError::field("code", error.to_string()),
+        PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
+            ApiError::field("code", error.to_string())
+        }
         error => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", error.to_string()),
     })?;
     let told = json!({ "node": peer.node, "name": peer.name });

@@ -6,11 +6,12 @@
 //! finish   name, node and a key for each other, sealed with the secret
 //! ```
 //!
-//! `offer` keeps the code that is shown, `desk` answers, `starter` asks. Nothing of it needs a key:
-//! it is where keys come from.
+//! `offer` keeps the code that is shown, `desk` answers, `starter` asks, `spent` knows what was
+//! typed. Nothing of it needs a key: it is where keys come from.
 
 mod desk;
 mod offer;
+mod spent;
 mod starter;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,12 @@ pub enum PairingError {
     /// The exchange itself.
     #[error(transparent)]
     Pair(#[from] PairError),
+    /// The code was typed here before.
+    #[error(
+        "this code was typed here before, and whoever was on the other side may know letters of \
+         it; have the appliance show a new one (`jetforge pair`)"
+    )]
+    Spent,
     /// The other machine refuses, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::spent::Spent;
 use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::{Client, random_key};
@@ -25,7 +26,8 @@ pub fn pair_and_keep(
     let (node, key) = (store.node()?, random_key()?);
     let ours = Introduction { node, name: name.to_owned(), key, certificate: None };
     let (client, shown) = Client::meet(address)?;
-    let theirs = pair_with(&client, code, &ours)?;
+    let spent = Spent::new(store.dir());
+    let theirs = pair_with(&client, code, &spent, &ours)?;
     let told = theirs.fingerprint()?;
     if told != shown {
         return Err(PairingError::InBetween { address: client.address().to_owned() });
@@ -44,7 +46,8 @@ pub fn pair_and_keep(
     Ok(peer)
 }
 
-/// Pairs with the service that `client` speaks with, by the code that it shows. `ours` is what it
+/// Pairs with the service that `client` speaks with, by the code that it shows, which is `spent`
+/// then. `ours` is what it
 /// gets to know; what it tells comes back.
 ///
 /// # Errors
@@ -52,6 +55,7 @@ pub fn pair_and_keep(
 fn pair_with(
     client: &Client,
     code: Code,
+    spent: &Spent,
     ours: &Introduction,
 ) -> Result<Introduction, PairingError> {
     let hello = Hello::new()?;
@@ -59,6 +63,10 @@ fn pair_with(
     let heard = ask(client, &said)?;
     let theirs = part(heard["public"].as_str()).ok_or(PairingError::Foreign("no public key"))?;
     let session = heard["session"].as_str().ok_or(PairingError::Foreign("no session"))?;
+    // Before a letter is told, and only then: without an open code nothing is.
+    if !spent.spend(&code)? {
+        return Err(PairingError::Spent);
+    }
     let mut side = Side::new(Role::Starter, hello, theirs, code)?;
     let tell = |step: &str, own: Part| {
         let said = json!({"step": step, "session": session, "part": hex(&own)});

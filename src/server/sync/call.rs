@@ -78,12 +78,7 @@ fn address_of(host: &str) -> String {
     if has_port { host.to_owned() } else { format!("{host}:80") }
 }
 
-async fn post<S>(
-    stream: S,
-    host: &str,
-    key: &str,
-    message: Vec<u8>,
-) -> Result<Vec<u8>, CallError>
+async fn post<S>(stream: S, host: &str, key: &str, message: Vec<u8>) -> Result<Vec<u8>, CallError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -132,9 +127,16 @@ mod tests {
         assert_eq!(host_of("https://pc.lan:8080"), Some(("pc.lan:8080", true)));
         assert_eq!(address_of("pc.lan"), "pc.lan:80");
         assert_eq!(address_of("[::1]:99"), "[::1]:99");
-        for wrong in
-            ["", "pc.lan", "ftp://pc", "https://", "http://", "http://a@b", "http://a b", "http://a/b"]
-        {
+        for wrong in [
+            "",
+            "pc.lan",
+            "ftp://pc",
+            "https://",
+            "http://",
+            "http://a@b",
+            "http://a b",
+            "http://a/b",
+        ] {
             assert_eq!(host_of(wrong), None, "{wrong}");
         }
     }
