@@ -186,18 +186,20 @@ impl Replay {
             }
         }
         is_new |= self.pass_tokens(&mut value)?;
-        for idx in finished(&value) {
+        let ends = finished(&value);
+        let was_ended = !ends.is_empty() && ends.iter().all(|idx| self.ended.contains(idx));
+        for idx in ends {
             if self.left.keys().any(|(own, _)| *own == idx) {
                 return Err(Diverged);
             }
             is_new |= self.finished.insert(idx);
         }
-        // Usage is told once, and after all that it counts.
-        let is_due = is_usage(&value) && !self.has_usage && self.left.is_empty();
-        if !is_new && !is_due {
+        // Ends and usage are told once, and usage after all that it counts.
+        let is_told = was_ended || is_usage(&value) && (self.has_usage || self.is_behind());
+        if is_told || !is_new && !is_usage(&value) {
             return Ok(None);
         }
-        self.has_usage |= is_due;
+        self.has_usage |= is_usage(&value);
         for (name, own) in &self.names {
             if let Some(field) = value.get_mut(name) {
                 *field = own.clone();
