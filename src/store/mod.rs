@@ -167,11 +167,6 @@ impl Store {
         Store(Arc::new(Inner { dir, sealer, teller, writer, readers, _lock: lock }))
     }
 
-    /// The state directory.
-    pub fn dir(&self) -> &Path {
-        &self.0.dir
-    }
-
     /// Runs `work` in a transaction and returns when it is on the disk.
     fn write<T: Send + 'static>(
         &self,
@@ -196,6 +191,11 @@ impl Store {
             readers.push(connection);
         }
         result
+    }
+
+    /// The state directory that it is in.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
     }
 
     /// Copies the store to a checked backup now.

@@ -24,8 +24,12 @@ pub(super) enum CallError {
     Trouble(String),
 }
 
-/// Posts a message to a peer; what it answers.
-pub(super) async fn exchange(peer: &Peer, message: Vec<u8>) -> Result<Vec<u8>, CallError> {
+/// Posts a message to a route of a peer; what it answers.
+pub(super) async fn exchange(
+    peer: &Peer,
+    route: &'static str,
+    message: Vec<u8>,
+) -> Result<Vec<u8>, CallError> {
     let passing = |why: String| CallError::Passing(why);
     let Some((host, is_https)) = host_of(&peer.address) else {
         let why = format!("{:?} is no address; use http://HOST:PORT", peer.address);
@@ -48,13 +52,13 @@ pub(super) async fn exchange(peer: &Peer, message: Vec<u8>) -> Result<Vec<u8>, C
         Err(_) => return Err(passing("nobody answers".to_owned())),
     };
     let call = async {
-        let Some(trust) = trust else { return post(stream, host, &peer.key, message).await };
+        let Some(trust) = trust else { return post(stream, host, route, &peer.key, message).await };
         let name = address.rsplit_once(':').map_or(host, |(name, _)| name);
         let stream = trust.connect(name, stream).await.map_err(|error| match error {
             TlsError::Handshake(_) => CallError::Passing(error.to_string()),
             error => CallError::Trouble(error.to_string()),
         })?;
-        post(stream, host, &peer.key, message).await
+        post(stream, host, route, &peer.key, message).await
     };
     match tokio::time::timeout(Duration::from_millis(SYNC_CALL_MS), call).await {
         Ok(result) => result,
@@ -78,7 +82,13 @@ fn address_of(host: &str) -> String {
     if has_port { host.to_owned() } else { format!("{host}:80") }
 }
 
-async fn post<S>(stream: S, host: &str, key: &str, message: Vec<u8>) -> Result<Vec<u8>, CallError>
+async fn post<S>(
+    stream: S,
+    host: &str,
+    route: &str,
+    key: &str,
+    message: Vec<u8>,
+) -> Result<Vec<u8>, CallError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -86,7 +96,7 @@ where
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(broken)?;
     let connection = Ends(tokio::spawn(connection));
-    let request = Request::post("/v1/sync/exchange")
+    let request = Request::post(route)
         .header(header::HOST, host)
         .header(header::AUTHORIZATION, format!("Bearer {key}"))
         .header(header::CONTENT_TYPE, "application/json")
