@@ -7,6 +7,7 @@ mod bench;
 mod browser;
 mod cli;
 mod cuda;
+mod cuda_attention;
 mod cuda_driver;
 mod generation;
 mod grammar;

@@ -16,6 +16,7 @@ pub mod driver;
 pub mod launch;
 pub mod strips;
 mod symbols;
+pub mod upload;
 
 use std::path::PathBuf;
 

@@ -7,9 +7,11 @@ mod attention;
 mod gemv;
 mod rows;
 
-pub use attention::{AttentionKernels, AttentionShape, TokenSpan, n_split};
+pub use attention::{
+    AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, KvFormat, TokenSpan,
+};
 pub use gemv::{GemvKernels, Inputs, Matrix};
-pub use rows::{NormShape, RowKernels, RowShape};
+pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
 
 use super::driver::Buffer;
 
