@@ -113,6 +113,7 @@ struct AttnArgs {
   float scale;
   u32 n_rotated;  // values that are rotated together
   float rotation;
+  u32 first_token;  // of the grid
 };
 
 // The rows of one warp. R of them are computed, a power of two; HD is the most that head_dim may be.
@@ -293,7 +294,7 @@ DEVICE void attend(const AttnArgs& args, AttnShared<HD, ROWS>& shared, const Til
 template <class Kv, int HD, int ROWS>
 DEVICE void attention(const AttnArgs& args, AttnShared<HD, ROWS>& shared) {
   const u32 group = args.n_head / args.n_kv_head, n_chunk = (group + ROWS - 1) / ROWS;
-  const u32 token_idx = blockIdx.x / n_chunk;
+  const u32 token_idx = args.first_token + blockIdx.x / n_chunk;
   const Tile tile = tile_of(args.tokens, token_idx, blockIdx.x % n_chunk, group, ROWS);
   if (!tile.n_row || args.tokens[token_idx].first_span + blockIdx.z >= args.tokens[token_idx].span_end) {
     return;
@@ -312,11 +313,12 @@ DEVICE void attention(const AttnArgs& args, AttnShared<HD, ROWS>& shared) {
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 2) attn_##kv##_d##dim(           \
       const float* __restrict__ q, const u8* __restrict__ keys, const u8* __restrict__ values, \
       const Token* __restrict__ tokens, const u32* __restrict__ pages,                        \
-      float* partials, float* out, u32 n_head, u32 n_kv_head,  \
-      u32 head_dim, u32 stride, float scale, u32 n_rotated, float rotation) {                 \
+      float* partials, float* out, u32 n_head, u32 n_kv_head, u32 head_dim, u32 stride,       \
+      float scale, u32 n_rotated, float rotation, u32 first_token) {                          \
     __shared__ AttnShared<dim, rows> shared;                                                  \
     attention<Kv, dim, rows>({q, keys, values, tokens, pages, partials, out, n_head,          \
-                              n_kv_head, head_dim, stride, scale, n_rotated, rotation},       \
+                              n_kv_head, head_dim, stride, scale, n_rotated, rotation,        \
+                              first_token},                                                   \
                              shared);                                                         \
   }                                                                                           \
   GPU_KERNEL(attn_##kv##_d##dim)

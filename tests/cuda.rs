@@ -6,12 +6,12 @@
 //! stand-in cannot see is the machine code: that is counted and checked by `kernels/build.sh`.
 
 use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
-use jetforge::inference::backend::cuda::{CudaError, Device};
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
     GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape, TOP_K_MAX,
 };
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
+use jetforge::inference::backend::cuda::{CudaError, Device};
 use jetforge::inference::backend::{Activation, NormKind, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 
@@ -232,7 +232,9 @@ fn a_prompt_multiplies_like_the_reference_on_tensor_cores_in_any_company() {
     let product = Product::new(TensorType::N4, (40, 512), 66);
     let first = product.run_by(&device, true, GemvKernels::multiply_prompt);
     for order in orders {
-        let Some((device, _dir)) = self::device(&format!("capability 8 0\n{order}")) else { return };
+        let Some((device, _dir)) = self::device(&format!("capability 8 0\n{order}")) else {
+            return;
+        };
         let got = product.run_by(&device, true, GemvKernels::multiply_prompt);
         assert_eq!(got, first, "{order}");
     }

@@ -118,7 +118,8 @@ impl Plane<'_> {
         if self.format == KvFormat::F16 {
             return (0..n).map(|i| self.half(0, pos, i, n)).collect();
         }
-        let (n_code, n_block) = (if self.format == KvFormat::Q8_0 { n } else { n / 2 }, n.div_ceil(BLOCK_LEN));
+        let (n_code, n_block) =
+            (if self.format == KvFormat::Q8_0 { n } else { n / 2 }, n.div_ceil(BLOCK_LEN));
         let value = |d: usize| {
             let (block, i) = (d / BLOCK_LEN, d % BLOCK_LEN);
             let scale = self.half(PAGE_LEN * n_code, pos, block, n_block);
@@ -171,8 +172,16 @@ impl Case {
         let q = activations(n, q_width, q_width, 3);
         let (k, v) = (activations(n, width, width, 4), activations(n, width, width, 5));
         let empty = vec![0xff; shape.cache_bytes()];
-        let mut case =
-            Case { shape, tokens, pages, q, k, v, before: [empty.clone(), empty], after: [vec![], vec![]] };
+        let mut case = Case {
+            shape,
+            tokens,
+            pages,
+            q,
+            k,
+            v,
+            before: [empty.clone(), empty],
+            after: [vec![], vec![]],
+        };
         case.fill();
         case
     }
@@ -213,9 +222,7 @@ impl Case {
         let [keys, values] = [0, 1].map(|side| on_device(device, &self.after[side]));
         let q = send(device, &self.q[first * width..][..n * width]);
         let out = send(device, &vec![0.0; n * width]);
-        kernels
-            .attend(&batch, self.shape, (&q, &out, width), (&keys, &values))
-            .expect("launched");
+        kernels.attend(&batch, self.shape, (&q, &out, width), (&keys, &values)).expect("launched");
         download(&out, n * width)
     }
 

@@ -9,6 +9,7 @@ mod cli;
 mod cuda;
 mod cuda_attention;
 mod cuda_driver;
+mod cuda_engine;
 mod generation;
 mod grammar;
 mod hostile;

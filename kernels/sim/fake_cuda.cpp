@@ -12,6 +12,8 @@
 //   threads N                   processors that run blocks
 //   memory N                    bytes of the device
 //   capability MAJOR MINOR      of a newer device, which takes PTX up to 7.0 and for sm_80 too
+//   skip KERNEL                 launches of it do nothing
+//   discrete                    memory of the device's own, and not the host's
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
 #include <dlfcn.h>
@@ -22,6 +24,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -70,6 +73,8 @@ struct Device {
   std::map<u64, Memory> memory;
   std::map<std::string, u64> calls;
   std::map<std::string, Failure> failures;
+  std::set<std::string> skipped;
+  bool is_integrated = true;
   gpu_sim::Order order;
   unsigned n_threads = std::thread::hardware_concurrency();
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
@@ -101,6 +106,11 @@ struct Device {
       words >> total;
     } else if (verb == "capability") {
       words >> major >> minor;
+    } else if (verb == "skip") {
+      words >> name;
+      skipped.insert(name);
+    } else if (verb == "discrete") {
+      is_integrated = false;
     }
   }
 
@@ -160,6 +170,8 @@ int load_module(const std::string& ptx, Module& module) {
   return SUCCESS;
 }
 
+const std::string COMPILED = "compiled ";
+
 int attribute(int which) {
   switch (which) {
     case 1: return 1024;    // threads of a block
@@ -167,7 +179,7 @@ int attribute(int which) {
     case 10: return 32;     // warp
     case 12: return 32768;  // registers of a block
     case 16: return 1;      // multiprocessors
-    case 18: return 1;      // integrated with the host
+    case 18: return device().is_integrated;
     case 75: return device().major;
     case 76: return device().minor;
     default: return -1;
@@ -285,6 +297,11 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) {
   memcpy(to, (const void*)from, n);
   return SUCCESS;
 }
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(to, n) || !device().holds(from, n)) return INVALID_VALUE;
+  memmove((void*)to, (const void*)from, n);
+  return SUCCESS;
+}
 API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
   ENTER_CONTEXT if (!device().holds(at, n)) return INVALID_VALUE;
   memset((void*)at, value, n);
@@ -325,11 +342,35 @@ API cuEventElapsedTime(float* ms, void* start, void* end) {
 
 API cuModuleLoadDataEx(void** out, const void* image, u32, const int*, void**) {
   ENTER_CONTEXT Module* module = new Module;
-  if (const int refused = load_module((const char*)image, *module)) {
+  const char* ptx = (const char*)image;
+  if (!strncmp(ptx, COMPILED.c_str(), COMPILED.size())) ptx += COMPILED.size();
+  if (const int refused = load_module(ptx, *module)) {
     delete module;
     return refused;
   }
   *out = module;
+  return SUCCESS;
+}
+// Compiled code is the PTX behind a word of its own.
+API cuLinkCreate_v2(u32, int*, void**, void** state) {
+  ENTER_CONTEXT* state = new std::string;
+  return SUCCESS;
+}
+API cuLinkAddData_v2(void* state, int kind, void* data, size_t n, const char*, u32, int*, void**) {
+  ENTER_CONTEXT if (kind != 1 || !n || ((char*)data)[n - 1]) return INVALID_VALUE;
+  Module module;
+  if (const int refused = load_module((const char*)data, module)) return refused;
+  *(std::string*)state = COMPILED + std::string((const char*)data);
+  return SUCCESS;
+}
+API cuLinkComplete(void* state, void** image, size_t* n) {
+  ENTER_CONTEXT std::string& code = *(std::string*)state;
+  *image = code.data();
+  *n = code.size() + 1;
+  return SUCCESS;
+}
+API cuLinkDestroy(void* state) {
+  ENTER_CONTEXT delete (std::string*)state;
   return SUCCESS;
 }
 API cuModuleUnload(void* module) {
@@ -354,6 +395,7 @@ API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x
   const u64 n_thread = (u64)block_x * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
   if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;
+  if (device().skipped.count(function->name)) return SUCCESS;
   gpu_sim::run_grid(function->name.c_str(), function->thunk, {grid_x, grid_y, grid_z},
                     {block_x, block_y, block_z}, args, device().order, device().n_threads);
   return SUCCESS;

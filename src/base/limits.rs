@@ -58,6 +58,15 @@ pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
 pub const ADAPTERS_MAX: usize = 256;
 /// Rank of a LoRA adapter.
 pub const LORA_RANK_MAX: u64 = 4096;
+/// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
+/// that they are made of come to about as much again, so loading takes far less than 64 MiB.
+pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
+/// Tokens of a step on a GPU: a grid has no more rows.
+pub const DEVICE_BATCH_MAX: usize = 65_535;
+/// Bytes of a GPU's machine code that is read from a file.
+pub const DEVICE_IMAGE_BYTES_MAX: u64 = 64 << 20;
+/// Files of machine code that are kept.
+pub const DEVICE_IMAGES_MAX: usize = 128;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.

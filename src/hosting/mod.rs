@@ -326,7 +326,7 @@ impl Host {
             Ok(result) => result?,
             Err(_) => return Err(InferenceError::Thread(std::io::Error::other("loading broke"))),
         };
-        let memory_bytes = engine.info().memory_plan().needed_bytes();
+        let memory_bytes = engine.info().memory_plan().host_bytes();
         if let Some(place) = self.lock().places.get_mut(name) {
             place.engine = Some(Arc::new(engine));
             place.memory_bytes = memory_bytes;
@@ -336,7 +336,7 @@ impl Host {
     }
 
     fn is_out_of_memory(&self, error: &InferenceError) -> bool {
-        matches!(error, InferenceError::Memory { .. })
+        error.is_out_of_memory()
     }
 
     /// Unloads the model that was idle for longest; whether there was one.

@@ -18,7 +18,7 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, FAINT, GOOD, STRONG, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{Gguf, Isa, LoadOptions, ModelSource, plan_memory};
+use crate::inference::{DeviceChoice, Gguf, Isa, LoadOptions, ModelSource, plan_memory};
 use crate::library::Board;
 
 /// Options of `bench`.
@@ -49,9 +49,6 @@ pub struct BenchArgs {
     /// Leave out loading and times to the first token
     #[arg(long)]
     quick: bool,
-    /// Predict for a board instead: jetson-nano, jetson-nano-2gb ...
-    #[arg(long, value_name = "BOARD")]
-    device: Option<String>,
     /// Say which model and settings suit the machine, with the arithmetic
     #[arg(long)]
     recommend: bool,
@@ -102,6 +99,12 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     if is_all {
         model.retain(|setting| setting.key != "model.name");
     }
+    // A device of this machine computes; any other name is a board's.
+    let named = args.model.device.as_deref();
+    let board_name = named.filter(|name| DeviceChoice::from_name(name).is_none());
+    if board_name.is_some() {
+        model.retain(|setting| setting.key != "model.device");
+    }
     let app = context.app(model)?;
     let mut tests = tests(args)?;
     tests.rooms.disk = Some(app.disk_cache_options().dir.join("bench"));
@@ -117,7 +120,7 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         kernel: host.kernel.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let device = args.device.as_deref().map(board).transpose()?;
+    let device = board_name.map(board).transpose()?;
     if let Some((board, profile)) = device {
         return print_advice(
             &advise(&profile, candidates(&app, board.available_bytes())?),
@@ -201,7 +204,7 @@ fn board(name: &str) -> anyhow::Result<(Board, Profile)> {
     Board::find(full).zip(Profile::board(full)).ok_or_else(|| {
         CliError::usage(format!(
             "--device {name}: there is a profile of jetson-nano, jetson-nano-4gb and \
-             jetson-nano-2gb; without --device this machine is measured"
+             jetson-nano-2gb; auto, cpu and cuda:N measure this machine"
         ))
         .into()
     })
@@ -254,7 +257,7 @@ fn candidates(app: &App, available_bytes: u64) -> anyhow::Result<Vec<Candidate>>
 /// The largest of the usual contexts that fits.
 fn context_that_fits(gguf: &Gguf, load: &LoadOptions, available_bytes: u64) -> u32 {
     let fits = |n_ctx: &u32| {
-        let load = LoadOptions { n_ctx: Some(*n_ctx), ..load.clone() };
+        let load = LoadOptions { n_ctx: Some(*n_ctx), device: DeviceChoice::Cpu, ..load.clone() };
         plan_memory(gguf, &load, available_bytes).is_ok()
     };
     [32_768, 16_384, 8192, 4096, 2048, 1024, 512].into_iter().find(fits).unwrap_or(0)

@@ -402,10 +402,14 @@ async fn load(host: Host) -> Result<(), HostError> {
         n_parallel = lease.options().n_parallel,
         memory_mib = info.memory_plan().needed_bytes() >> 20,
         backend = info.backend_name(),
+        why = info.device().why,
         draft = info.draft().map(tracing::field::display),
         ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
+    if info.device().is_fallback {
+        tracing::warn!(why = info.device().why, "the CPU computes in place of the GPU");
+    }
     Ok(())
 }
 

@@ -45,6 +45,7 @@ use self::matmul::{act_scale, matmul};
 use self::pool::Pool;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
+pub(super) use self::weights::{Stored, Weight, bind, multiplied};
 use super::{AttentionSpec, BackendError, Batch, BufId, InputSums, Op, Plan, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;

@@ -149,19 +149,50 @@ pub fn pack_strip(ty: TensorType, rows: &[u8], n_cols: usize, strip: &mut [u8]) 
     let row_bytes = ty.row_bytes(n_cols).expect("rows are whole");
     assert!(rows.len().is_multiple_of(row_bytes) && rows.len() <= STRIP_ROWS * row_bytes);
     assert_eq!(strip.len(), strip_bytes(ty, n_cols));
+    let row = |r: usize| &rows[r * row_bytes..][..row_bytes];
+    let n_rows = rows.len() / row_bytes;
+    if Codes::of(ty) != Codes::Float {
+        return pack_parts(ty, (n_rows, n_cols), strip, |r, p| part(ty, row(r), p));
+    }
     let layout = Layout::of(ty);
     strip.fill(0);
-    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
-        for (group_idx, group) in strip.chunks_exact_mut(layout.group_bytes()).enumerate() {
-            let first = group_idx * GROUP_PARTS;
+    each_part(layout, (n_rows, n_cols), strip, |group, first, (r, p)| {
+        pack_floats(layout, row(r), first + p, group, (r, p));
+    });
+}
+
+/// Packs up to four rows of parts into a strip: `part_of` a row and a part of it.
+///
+/// # Panics
+/// If there are more rows, the type has floats, or `strip` is not [`strip_bytes`] long.
+pub fn pack_parts(
+    ty: TensorType,
+    (n_rows, n_cols): (usize, usize),
+    strip: &mut [u8],
+    mut part_of: impl FnMut(usize, usize) -> Part,
+) {
+    assert!(n_rows <= STRIP_ROWS && strip.len() == strip_bytes(ty, n_cols));
+    let layout = Layout::of(ty);
+    strip.fill(0);
+    each_part(layout, (n_rows, n_cols), strip, |group, first, (r, p)| {
+        let part = part_of(r, first + p);
+        pack_scales(layout, &part, group, (r, p));
+        pack_codes(layout, &part.codes, group, (r, p));
+    });
+}
+
+/// Calls `each` with every part: its group, the group's first part, and the row and place in it.
+fn each_part(
+    layout: Layout,
+    (n_rows, n_cols): (usize, usize),
+    strip: &mut [u8],
+    mut each: impl FnMut(&mut [u8], usize, (usize, usize)),
+) {
+    for (group_idx, group) in strip.chunks_exact_mut(layout.group_bytes()).enumerate() {
+        let first = group_idx * GROUP_PARTS;
+        for r in 0..n_rows {
             for p in 0..GROUP_PARTS.min(n_cols.div_ceil(PART_LEN) - first) {
-                if Codes::of(ty) == Codes::Float {
-                    pack_floats(layout, row, first + p, group, (r, p));
-                } else {
-                    let part = part(ty, row, first + p);
-                    pack_scales(layout, &part, group, (r, p));
-                    pack_codes(layout, &part.codes, group, (r, p));
-                }
+                each(group, first, (r, p));
             }
         }
     }

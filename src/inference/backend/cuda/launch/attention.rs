@@ -3,7 +3,7 @@
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
 use super::super::upload::Upload;
-use super::assert_rows;
+use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
 use crate::inference::backend::PAGE_LEN;
 
 const THREADS: u32 = 128;
@@ -180,14 +180,20 @@ impl AttentionBatch {
         }
         let word = |n| u32::try_from(n).expect("positions have 32 bits");
         let page_end = pages.iter().map(|&page| page as usize + 1).max().unwrap_or(0);
-        let on_device = (upload.put(words.into_iter().map(word)), on_device.clone());
-        AttentionBatch {
-            tokens,
-            page_end,
-            n_span: n_span_max,
-            on_device: on_device.0,
-            pages: on_device.1,
-        }
+        let pages = on_device.clone();
+        let on_device = upload.put(words.into_iter().map(word));
+        AttentionBatch { tokens, page_end, n_span: n_span_max, on_device, pages }
+    }
+
+    /// How many tokens from `first` on go in one launch. A tile that begins in one and ends in the
+    /// next is computed by the first.
+    fn tokens_of_launch(&self, first: usize, width: usize) -> usize {
+        let mut work = 0;
+        let tokens = self.tokens[first..].iter().take_while(|token| {
+            work += 2 * width * (token.end - token.start);
+            work <= LAUNCH_PRODUCTS_MAX
+        });
+        tokens.count().max(1)
     }
 }
 
@@ -289,9 +295,8 @@ impl AttentionKernels {
         assert!(n_head.is_multiple_of(n_kv_head), "whole groups of heads");
         // Where rows are few, a block has a span; otherwise it walks them all. Both add alike.
         let n_bytes = shape.partial_bytes(n_tokens, batch.n_span);
-        let is_split = batch.n_span > 1
-            && n_tokens <= SPLIT_TOKENS
-            && n_bytes <= self.partials.n_bytes();
+        let is_split =
+            batch.n_span > 1 && n_tokens <= SPLIT_TOKENS && n_bytes <= self.partials.n_bytes();
         let n_span = if is_split { batch.n_span } else { 1 };
         let (n_rotated, rotation) = shape.format.rotation(head_dim);
         let args = Args::new()
@@ -310,8 +315,14 @@ impl AttentionKernels {
             .size(n_rotated)
             .float(rotation);
         let n_chunk = (n_head / n_kv_head).div_ceil(shape.kernel().1);
-        // SAFETY: a block for each tile, key head and span, and buffers and pages as asserted.
-        unsafe { self.attn.launch([n_tokens * n_chunk, n_kv_head, n_span], args) }?;
+        let mut first = 0;
+        while first < n_tokens {
+            let n = batch.tokens_of_launch(first, n_head * head_dim);
+            let args = args.clone().size(first);
+            // SAFETY: a block for each tile, key head and span, and buffers and pages as asserted.
+            unsafe { self.attn.launch([n * n_chunk, n_kv_head, n_span], args) }?;
+            first += n;
+        }
         if !is_split {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use crate::inference::quant::TensorType;
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel, Module};
 use super::super::strips::{STRIP_ROWS, input_bytes, n_group, strip_bytes};
-use super::assert_rows;
+use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
 
 /// Columns of a gemm, at most; staged inputs are a multiple of it.
 const COLUMNS_MAX: usize = 16;
@@ -257,6 +257,8 @@ impl GemvKernels {
             } else {
                 products.gemv.iter().find(|(c, _)| *c >= taken).expect("no more than the most")
             };
+            let most = (LAUNCH_PRODUCTS_MAX / (w.n_rows * w.n_cols)).next_multiple_of(*columns);
+            let taken = if is_gemm { taken.min(most.max(*columns)) } else { taken };
             let column_bytes = input_bytes(w.n_cols);
             let n_read = taken.next_multiple_of(*columns) * column_bytes;
             let at = first * stride * 4;
@@ -349,14 +351,11 @@ fn load_mma(device: &Device, types: &mut [Products]) -> Result<(), CudaError> {
     if device.info().capability < MMA_CAPABILITY || types.iter().all(|p| of(p.ty).is_none()) {
         return Ok(());
     }
-    let ptx = include_str!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/kernels/ptx/sm_80/gemm_mma_f16.ptx"
-    ));
+    let ptx =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/sm_80/gemm_mma_f16.ptx"));
     let module = device.load("gemm_mma_f16", ptx)?;
     for products in types {
-        products.mma =
-            of(products.ty).map(|name| module.kernel(name, GEMM_THREADS)).transpose()?;
+        products.mma = of(products.ty).map(|name| module.kernel(name, GEMM_THREADS)).transpose()?;
     }
     Ok(())
 }
