@@ -185,6 +185,11 @@ impl AttentionBatch {
         AttentionBatch { tokens, page_end, n_span: n_span_max, on_device, pages }
     }
 
+    /// Thread blocks that share the positions of the token that has the most, where they are shared.
+    pub fn n_split(&self) -> usize {
+        self.n_span
+    }
+
     /// How many tokens from `first` on go in one launch. A tile that begins in one and ends in the
     /// next is computed by the first.
     fn tokens_of_launch(&self, first: usize, width: usize) -> usize {
