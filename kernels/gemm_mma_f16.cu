@@ -15,7 +15,7 @@
 // So this is the one kernel whose bits are not those of the steps: a tensor core adds 16 products
 // at once, in an order of its own. A column's bits still do not depend on its neighbours.
 //
-// Bound by instructions: 32 mma and about 140 others for a part of 32 rows and 64 columns.
+// Bound by instructions: 32 mma and about 125 others for a part of 32 rows and 64 columns.
 #if defined(GPU_SIM) || __CUDA_ARCH__ >= 800
 #include "codes4.h"
 

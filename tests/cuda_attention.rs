@@ -1,5 +1,5 @@
-//! Attention on the simulator: what is stored has the bytes of the CPU's cache, results are those of
-//! float64, and a token's bits depend neither on its batch nor on the order of threads.
+//! Attention on the simulator: what is stored has the bytes of the CPU's cache, results are those
+//! of float64, and a token's bits depend neither on its batch nor on the order of threads.
 
 use half::f16;
 use jetforge::inference::backend::PAGE_LEN;

@@ -27,6 +27,7 @@
 #include <set>
 #include <sstream>
 #include <thread>
+#include <vector>
 
 #include "fibers.h"
 
@@ -44,13 +45,28 @@ enum Result {
   UNSUPPORTED_PTX_VERSION = 222,
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
+  STREAM_CAPTURE_INVALID = 901,
 };
 
 struct Function {
   std::string name;
-  gpu_sim::Thunk thunk;
+  gpu_sim::Registered kernel;
   u32 n_thread_max;
 };
+
+// A launch with the arguments that it had when it was asked for.
+struct Launch {
+  const Function* function;
+  gpu_sim::Index grid, block;
+  std::vector<u64> args;
+};
+
+struct Stream {
+  bool captures = false;
+  std::vector<Launch> captured;
+};
+
+typedef std::vector<Launch> Graph;
 
 struct Module {
   std::map<std::string, Function> functions;
@@ -160,17 +176,25 @@ int load_module(const std::string& ptx, Module& module) {
   for (size_t at = 0; (at = ptx.find(".entry ", at)) != std::string::npos;) {
     at += 7;
     const std::string name = ptx.substr(at, ptx.find_first_of("(\n \t", at) - at);
-    const gpu_sim::Thunk thunk = gpu_sim::find_kernel(name);
-    if (!thunk) {
+    const gpu_sim::Registered kernel = gpu_sim::find_kernel(name);
+    if (!kernel.thunk) {
       fprintf(stderr, "gpu_sim: the PTX has %s, the simulator does not\n", name.c_str());
       return INVALID_IMAGE;
     }
-    module.functions[name] = {name, thunk, threads_max(ptx, at)};
+    module.functions[name] = {name, kernel, threads_max(ptx, at)};
   }
   return SUCCESS;
 }
 
 const std::string COMPILED = "compiled ";
+
+void run(Launch launch) {
+  if (device().skipped.count(launch.function->name)) return;
+  std::vector<void*> args;
+  for (u64& word : launch.args) args.push_back(&word);
+  gpu_sim::run_grid(launch.function->name.c_str(), launch.function->kernel.thunk, launch.grid,
+                    launch.block, args.data(), device().order, device().n_threads);
+}
 
 int attribute(int which) {
   switch (which) {
@@ -309,11 +333,11 @@ API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
 }
 
 API cuStreamCreate(void** out, u32) {
-  ENTER_CONTEXT* out = new int;
+  ENTER_CONTEXT* out = new Stream;
   return SUCCESS;
 }
 API cuStreamDestroy_v2(void* stream) {
-  ENTER_CONTEXT delete (int*)stream;
+  ENTER_CONTEXT delete (Stream*)stream;
   return SUCCESS;
 }
 API cuStreamSynchronize(void*) {
@@ -390,13 +414,56 @@ API cuFuncGetAttribute(int* value, int which, void* function) {
   return SUCCESS;
 }
 API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x, u32 block_y,
-                   u32 block_z, u32 shared_bytes, void*, void** args, void**) {
+                   u32 block_z, u32 shared_bytes, void* stream, void** args, void**) {
   ENTER_CONTEXT const Function* function = (const Function*)handle;
   const u64 n_thread = (u64)block_x * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
   if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;
-  if (device().skipped.count(function->name)) return SUCCESS;
-  gpu_sim::run_grid(function->name.c_str(), function->thunk, {grid_x, grid_y, grid_z},
-                    {block_x, block_y, block_z}, args, device().order, device().n_threads);
+  Launch launch{function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, {}};
+  // An argument has eight bytes at most, and the caller has eight for each.
+  for (u32 i = 0; i < function->kernel.n_arg; i++) {
+    u64 word;
+    memcpy(&word, args[i], sizeof word);
+    launch.args.push_back(word);
+  }
+  Stream& of = *(Stream*)stream;
+  if (of.captures) {
+    of.captured.push_back(launch);
+  } else {
+    run(launch);
+  }
+  return SUCCESS;
+}
+
+API cuStreamBeginCapture_v2(void* stream, int) {
+  ENTER_CONTEXT Stream& of = *(Stream*)stream;
+  if (of.captures) return STREAM_CAPTURE_INVALID;
+  of.captures = true;
+  of.captured.clear();
+  return SUCCESS;
+}
+API cuStreamEndCapture(void* stream, void** graph) {
+  // Even where a failure was ordered the stream records no more, as with a driver.
+  Stream& of = *(Stream*)stream;
+  const bool captured = of.captures;
+  of.captures = false;
+  ENTER_CONTEXT if (!captured) return STREAM_CAPTURE_INVALID;
+  *graph = new Graph(of.captured);
+  return SUCCESS;
+}
+API cuGraphInstantiate(void** executable, void* graph, void**, char*, size_t) {
+  ENTER_CONTEXT* executable = new Graph(*(Graph*)graph);
+  return SUCCESS;
+}
+API cuGraphLaunch(void* executable, void*) {
+  ENTER_CONTEXT for (const Launch& launch : *(Graph*)executable) run(launch);
+  return SUCCESS;
+}
+API cuGraphExecDestroy(void* executable) {
+  ENTER_CONTEXT delete (Graph*)executable;
+  return SUCCESS;
+}
+API cuGraphDestroy(void* graph) {
+  ENTER_CONTEXT delete (Graph*)graph;
   return SUCCESS;
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use crate::app::App;
 use crate::base::host::Host;
@@ -20,6 +21,7 @@ use crate::cli::terminal::{self, FAINT, GOOD, STRONG, steps_bar, styled, table};
 use crate::cli::{Context, exit};
 use crate::inference::{DeviceChoice, Gguf, Isa, LoadOptions, ModelSource, plan_memory};
 use crate::library::Board;
+use crate::sync::{Spool, Told};
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -157,6 +159,7 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         reports
     };
     bar.finish_and_clear();
+    remember(&app, &reports);
     if let Some(path) = &args.html {
         std::fs::write(path, bench::page(&reports))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -164,6 +167,38 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     }
     print(&reports, if args.json { Form::Json } else { args.output })?;
     Ok(exit::OK)
+}
+
+/// Leaves what was measured of models for the history that the peers of this machine keep. A
+/// machine without a store has none.
+fn remember(app: &App, reports: &[Report]) {
+    let state = &app.dirs.state;
+    if !state.join("state.db").exists() {
+        return;
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now.unwrap_or_default().as_millis();
+    for (n, report) in reports.iter().enumerate().filter(|(_, report)| report.model.is_some()) {
+        let figures = report.figures.iter().map(|figure| {
+            let (test, unit, median) = (&figure.test, figure.unit.sign(), figure.median());
+            json!({ "test": test, "unit": unit, "median": median, "values": figure.values })
+        });
+        let model = report.model.as_ref().map(|model| {
+            json!({ "name": model.name, "bytes": model.file_bytes, "backend": model.backend })
+        });
+        let body = json!({
+            "what": "bench",
+            "measured_ms": now_ms as u64,
+            "model": model,
+            "machine": report.machine,
+            "figures": figures.collect::<Vec<_>>(),
+            "notes": report.notes,
+        });
+        let told = Told { kind: "report".to_owned(), name: format!("bench-{now_ms}-{n}"), body };
+        if let Err(error) = Spool::new(state).put(&told) {
+            terminal::note(format!("note: the history does not get this: {error}"));
+        }
+    }
 }
 
 fn tests(args: &BenchArgs) -> anyhow::Result<Tests> {

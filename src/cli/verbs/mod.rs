@@ -8,6 +8,7 @@ pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod export;
+pub mod files;
 pub mod generate;
 pub mod hub;
 pub mod inspect;

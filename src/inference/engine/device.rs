@@ -143,11 +143,7 @@ impl Prepared {
     ///
     /// # Errors
     /// If it cannot run there; with [`DeviceChoice::Auto`], if it cannot run on the CPU either.
-    pub fn place(
-        &self,
-        gguf: &Arc<Gguf>,
-        options: &LoadOptions,
-    ) -> Result<Placed, InferenceError> {
+    pub fn place(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
         let report = match options.device {
             DeviceChoice::Cpu => DeviceReport::cpu(),
             choice => match self.on_gpu(gguf, options) {
@@ -192,7 +188,8 @@ impl Prepared {
         available_bytes: u64,
     ) -> Result<MemoryPlan, InferenceError> {
         if options.device != DeviceChoice::Cpu {
-            let options = LoadOptions { memory_max_bytes: Some(available_bytes), ..options.clone() };
+            let options =
+                LoadOptions { memory_max_bytes: Some(available_bytes), ..options.clone() };
             let device = open(&options);
             let is_shared = device.as_ref().is_ok_and(|device| device.info().is_integrated);
             let found = match device {

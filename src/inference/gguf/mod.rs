@@ -42,8 +42,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::quant::Form;
 use super::quant::TensorType;
-use super::quant::panel::Form;
 use header::Header;
 use source::Source;
 

@@ -26,9 +26,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{
-    DeviceChoice, EncodeOptions, Gguf, LoadOptions, Model, Target, TokenId,
-};
+use crate::inference::{DeviceChoice, EncodeOptions, Gguf, LoadOptions, Model, Target, TokenId};
 use crate::quantize::{
     Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, Source, WriteOptions,
     check_target, pack, parse_recipe, parse_type, write,

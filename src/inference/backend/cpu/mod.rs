@@ -42,6 +42,7 @@ use self::attention::Attention;
 use self::kv_cache::KvCache;
 use self::lora::Lora;
 use self::matmul::{act_scale, matmul};
+pub use self::panel::repack as repack_panel;
 use self::pool::Pool;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;

@@ -7,8 +7,9 @@
 //!
 //! Nothing is waited for between the copy and the end of a batch, and every batch waits for its
 //! end, so what goes wrong on the device is told by the batch that it went wrong in. No launch
-//! takes long, for which launchers see, so that the
-//! watchdog of a board that draws its screen with the same processor has nothing to end.
+//! takes long, for which launchers see, so that the watchdog of a board that draws its screen with
+//! the same processor has nothing to end. Steps of a few tokens are recorded and started as one
+//! (`launch::Replays`).
 //!
 //! Results do not depend on the batch, as on the CPU, but they are other ones: inputs of products
 //! are halves here.
@@ -20,13 +21,13 @@ use super::driver::{Buffer, Device};
 use super::kv::KvPages;
 use super::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, NormShape,
-    RowKernels, RowShape,
+    Replays, RowKernels, RowShape,
 };
 use super::prepare::{Prepared, Preparer};
 use super::selftest;
 use super::steps::{Step, Steps, host_buf, writes};
 use super::weights::Weights;
-use crate::base::limits::DEVICE_BATCH_MAX;
+use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
     AttentionSpec, BackendError, Batch, BatchError, BufId, Op, PageIdx, Plan, Rows,
 };
@@ -60,6 +61,7 @@ pub struct CudaBackend {
     /// One memory, as columns of each length that is multiplied.
     inputs: Vec<Inputs>,
     preparer: Preparer,
+    replays: Replays,
     out: Vec<f32>,
 }
 
@@ -116,6 +118,7 @@ impl CudaBackend {
             bufs,
             inputs,
             preparer,
+            replays: Replays::default(),
             out: Vec::new(),
             plan,
             config,
@@ -219,9 +222,17 @@ impl CudaBackend {
         }
         let prepared = self.preparer.prepare(&self.plan, &self.steps, &self.weights, batch)?;
         self.bufs[self.steps.host.1.0] = prepared.rows.clone();
-        for at in 0..n_steps {
-            self.step(self.steps.steps[at], batch, &prepared)?;
-        }
+        let mut replays = std::mem::take(&mut self.replays);
+        let launches = || {
+            let steps = self.steps.steps[..n_steps].iter();
+            steps.copied().try_for_each(|step| self.step(step, batch, &prepared))
+        };
+        let launched = match batch.tokens.len() <= DEVICE_GRAPH_TOKENS_MAX {
+            true => replays.run(&self.device, prepared.likeness(n_steps, batch), launches),
+            false => launches(),
+        };
+        self.replays = replays;
+        launched?;
         let (width, n) = (self.plan.bufs[output.0].0, self.n_rows(output, batch));
         self.out.resize(n * width, 0.0);
         self.bufs[output.0].read_floats(&mut self.out)?;

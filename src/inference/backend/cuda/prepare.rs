@@ -4,7 +4,7 @@
 use super::CudaError;
 use super::backend::CudaConfig;
 use super::driver::{Buffer, Device};
-use super::launch::{AttentionBatch, TokenSpan};
+use super::launch::{AttentionBatch, Likeness, TokenSpan};
 use super::steps::{Steps, host_buf};
 use super::upload::Upload;
 use super::weights::Weights;
@@ -39,6 +39,18 @@ impl Prepared {
     pub fn attention(&self, spec: &AttentionSpec) -> &AttentionBatch {
         let found = self.attention.iter().find(|(sight, _)| *sight == sight_of(spec));
         &found.expect("every sight of the plan was prepared").1
+    }
+}
+
+impl Prepared {
+    /// What the launches of this batch have in common with others of so many steps.
+    pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>) -> Likeness {
+        Likeness {
+            n_steps,
+            n_rows: (batch.tokens.len(), batch.outputs.len()),
+            n_split: self.attention.iter().map(|(_, of)| of.n_split()).collect(),
+            places: (self.rows.address(), self.outputs.address()),
+        }
     }
 }
 

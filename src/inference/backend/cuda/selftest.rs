@@ -36,8 +36,12 @@ pub fn run(
     shape: AttentionShape,
 ) -> Result<(), CudaError> {
     for &ty in types {
+        // More rows than a strip; and so many that rows are shared out otherwise.
         for n in [1, 2, 4, 8, 16] {
-            product(device, gemv, ty, n)?;
+            product(device, gemv, ty, (STRIP_ROWS + 1, n))?;
+        }
+        for n in [1, 16] {
+            product(device, gemv, ty, (512 + 1, n))?;
         }
     }
     norms(device, rows)?;
@@ -77,10 +81,10 @@ fn product(
     device: &Device,
     kernels: &GemvKernels,
     ty: TensorType,
-    n: usize,
+    (n_rows, n): (usize, usize),
 ) -> Result<(), CudaError> {
-    // More rows than a strip, and more columns than a group.
-    let (n_rows, n_cols) = (STRIP_ROWS + 1, 288usize.next_multiple_of(ty.row_unit()));
+    // More columns than a group.
+    let n_cols = 288usize.next_multiple_of(ty.row_unit());
     let rows = weights(ty, n_rows, n_cols, 1);
     let row_bytes = rows.len() / n_rows;
     let strip_bytes = strip_bytes(ty, n_cols);

@@ -5,6 +5,7 @@
 //! host     tables that are looked up row by row stay in the mapped file
 //!
 //! load     some megabytes of rows -> strips, by all threads -> the device -> the file's pages back
+//!          what a file for this target has in strips is copied as it is
 //! ```
 //!
 //! The arena is asked for before anything is read, so a model that does not fit says so at once.
@@ -18,8 +19,8 @@ use crate::base::limits::DEVICE_LOAD_BYTES;
 use crate::inference::backend::cpu::{Stored, Weight, bind, multiplied};
 use crate::inference::backend::{BackendError, Plan, WeightId};
 use crate::inference::gguf::Gguf;
-use crate::inference::quant::panel::{BLOCK_LEN, Form, Layout, PANEL_ROWS, unpack};
-use crate::inference::quant::TensorType;
+use crate::inference::quant::panel::PANEL_ROWS;
+use crate::inference::quant::{Form, TensorType};
 
 /// Where matrices and vectors begin in the arena.
 const ALIGNMENT: usize = 256;
@@ -50,7 +51,8 @@ impl Weights {
     pub fn types(plan: &Plan, gguf: &Gguf) -> Vec<TensorType> {
         let mut types = Vec::new();
         for (spec, _) in plan.weights.iter().zip(multiplied(plan)).filter(|(_, is)| *is) {
-            types.extend(gguf.tensor(&spec.name).map(|info| info.ty).filter(|t| !types.contains(t)));
+            types
+                .extend(gguf.tensor(&spec.name).map(|info| info.ty).filter(|t| !types.contains(t)));
         }
         types
     }
@@ -69,8 +71,7 @@ impl Weights {
         let bound = bound.collect::<Result<Vec<_>, _>>()?;
         let arena = device.allocate("the weights", Self::n_bytes(plan, &gguf) as usize)?;
         let gives_back_cache = device.info().is_integrated;
-        let mut loader =
-            Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
+        let mut loader = Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
         let mut items = Vec::with_capacity(bound.len());
         let mut at = 0;
         for (weight, is_multiplied) in bound.into_iter().zip(multiplied(plan)) {
@@ -156,30 +157,37 @@ impl Loader<'_> {
         let step = (DEVICE_LOAD_BYTES / strip_bytes).max(1).next_multiple_of(STEP_STRIPS);
         for first in (0..n_strip).step_by(step) {
             let n = step.min(n_strip - first);
-            self.staging.resize(n * strip_bytes, 0);
-            let each = n.div_ceil(self.n_threads.max(1));
-            let gguf = self.gguf;
-            std::thread::scope(|scope| {
-                for (i, out) in self.staging.chunks_mut(each * strip_bytes).enumerate() {
-                    scope.spawn(move || pack(gguf, stored, first + i * each, out));
-                }
-            });
-            place.part(first * strip_bytes, n * strip_bytes).write(&self.staging)?;
+            let place = place.part(first * strip_bytes, n * strip_bytes);
+            if stored.form == Form::Strips && stored.row_start.is_multiple_of(STRIP_ROWS) {
+                let at = stored.bytes_before(first * STRIP_ROWS);
+                place.write(&tensor_bytes(self.gguf, stored)[at..][..n * strip_bytes])?;
+            } else {
+                self.pack(stored, first, n * strip_bytes);
+                place.write(&self.staging)?;
+            }
             self.release(stored, first * STRIP_ROWS, (n * STRIP_ROWS).min(stored.n_rows));
         }
         Ok(())
     }
 
-    /// Gives back the pages of rows that were packed.
+    /// Packs strips from `first` on into `n_bytes` of memory, by all threads.
+    fn pack(&mut self, stored: &Stored, first: usize, n_bytes: usize) {
+        let strip_bytes = strip_bytes(stored.ty, stored.n_cols);
+        self.staging.resize(n_bytes, 0);
+        let each = (n_bytes / strip_bytes).div_ceil(self.n_threads.max(1));
+        let gguf = self.gguf;
+        std::thread::scope(|scope| {
+            for (i, out) in self.staging.chunks_mut(each * strip_bytes).enumerate() {
+                scope.spawn(move || pack(gguf, stored, first + i * each, out));
+            }
+        });
+    }
+
+    /// Gives back the pages of `n` rows from `first` on.
     fn release(&self, stored: &Stored, first: usize, n: usize) {
         let info = &self.gguf.tensors()[stored.tensor_idx];
-        let first = stored.row_start + first;
-        let end = (first + n).min(stored.row_start + stored.n_rows);
-        let at = |row: usize| match stored.form {
-            Form::Rows => row * stored.row_bytes(),
-            Form::Panels => row / PANEL_ROWS * panel_bytes(stored),
-        };
-        let range = at(first)..at(end).max(at(first));
+        let end = (first + n).min(stored.n_rows);
+        let range = stored.bytes_before(first)..stored.bytes_before(end);
         match self.gives_back_cache {
             true => self.gguf.forget(info, range),
             false => self.gguf.release(info, range),
@@ -190,10 +198,6 @@ impl Loader<'_> {
 /// Strips of as many rows as a panel has.
 const STEP_STRIPS: usize = PANEL_ROWS / STRIP_ROWS;
 
-fn panel_bytes(stored: &Stored) -> usize {
-    Layout::of(stored.ty).panel_bytes(stored.n_cols / BLOCK_LEN)
-}
-
 /// Packs as many strips of a matrix as `out` holds, from `first` on.
 fn pack(gguf: &Gguf, stored: &Stored, first: usize, out: &mut [u8]) {
     let Stored { ty, n_cols, .. } = *stored;
@@ -201,20 +205,15 @@ fn pack(gguf: &Gguf, stored: &Stored, first: usize, out: &mut [u8]) {
     for (i, strip) in out.chunks_exact_mut(strip_bytes(ty, n_cols)).enumerate() {
         let row = (first + i) * STRIP_ROWS;
         let n_rows = (stored.n_rows - row).min(STRIP_ROWS);
-        let row = stored.row_start + row;
         match stored.form {
             Form::Rows => {
-                let row_bytes = stored.row_bytes();
-                let rows = &bytes[row * row_bytes..][..n_rows * row_bytes];
-                pack_strip(ty, rows, n_cols, strip);
+                let rows = stored.bytes_before(row)..stored.bytes_before(row + n_rows);
+                pack_strip(ty, &bytes[rows], n_cols, strip);
             }
-            Form::Panels => {
-                let (n_block, panel_bytes) = (n_cols / BLOCK_LEN, panel_bytes(stored));
-                pack_parts(ty, (n_rows, n_cols), strip, |r, p| {
-                    let row = row + r;
-                    let panel = &bytes[row / PANEL_ROWS * panel_bytes..][..panel_bytes];
-                    unpack(ty, panel, n_block, row % PANEL_ROWS, p)
-                });
+            form => {
+                let row = stored.row_start + row;
+                let part = |r: usize, b: usize| form.part(ty, bytes, n_cols, row + r, b);
+                pack_parts(ty, n_rows, n_cols, part, strip);
             }
         }
     }

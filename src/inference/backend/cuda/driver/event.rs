@@ -19,7 +19,8 @@ impl Device {
         self.shared.check("cuEventCreate", code)?;
         let event = Event { shared: self.shared.clone(), handle };
         // SAFETY: both handles are alive.
-        let code = unsafe { (self.shared.context.symbols.cuEventRecord)(handle, self.shared.stream) };
+        let code =
+            unsafe { (self.shared.context.symbols.cuEventRecord)(handle, self.shared.stream) };
         self.shared.check("cuEventRecord", code)?;
         Ok(event)
     }

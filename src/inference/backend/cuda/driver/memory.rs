@@ -89,8 +89,9 @@ impl Buffer {
         shared.bind()?;
         let (to, from) = (self.address(), bytes.as_ptr().cast::<c_void>());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
-        let code =
-            unsafe { (shared.context.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream) };
+        let code = unsafe {
+            (shared.context.symbols.cuMemcpyHtoDAsync_v2)(to, from, bytes.len(), shared.stream)
+        };
         shared.check("cuMemcpyHtoDAsync_v2", code)?;
         shared.wait()
     }
@@ -111,8 +112,9 @@ impl Buffer {
         shared.bind()?;
         let (to, from) = (bytes.as_mut_ptr().cast::<c_void>(), self.address());
         // SAFETY: both ends have so many bytes, and `bytes` is waited for.
-        let code =
-            unsafe { (shared.context.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream) };
+        let code = unsafe {
+            (shared.context.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream)
+        };
         shared.check("cuMemcpyDtoHAsync_v2", code)?;
         shared.wait()
     }

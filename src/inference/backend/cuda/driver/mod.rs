@@ -254,7 +254,8 @@ impl Device {
         self.shared.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the driver writes two integers.
-        let code = unsafe { (self.shared.context.symbols.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
+        let code =
+            unsafe { (self.shared.context.symbols.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
         self.shared.check("cuMemGetInfo_v2", code)?;
         Ok((free, total))
     }
@@ -267,7 +268,6 @@ impl Device {
         self.shared.bind()?;
         self.shared.wait()
     }
-
 }
 
 fn describe(symbols: &Symbols, device: c_int) -> Result<DeviceInfo, CudaError> {

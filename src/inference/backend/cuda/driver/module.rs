@@ -130,8 +130,9 @@ impl Module {
         let attribute = |which| {
             let mut value = 0;
             // SAFETY: the driver writes one integer; the function is alive.
-            let code =
-                unsafe { (shared.context.symbols.cuFuncGetAttribute)(&raw mut value, which, function) };
+            let code = unsafe {
+                (shared.context.symbols.cuFuncGetAttribute)(&raw mut value, which, function)
+            };
             shared.check("cuFuncGetAttribute", code)?;
             Ok::<_, CudaError>(u32::try_from(value).unwrap_or(0))
         };

@@ -185,7 +185,7 @@ impl AttentionBatch {
         AttentionBatch { tokens, page_end, n_span: n_span_max, on_device, pages }
     }
 
-    /// Thread blocks that share the positions of the token that has the most, where they are shared.
+    /// Thread blocks that share the positions of the token that has the most, where they do.
     pub fn n_split(&self) -> usize {
         self.n_span
     }

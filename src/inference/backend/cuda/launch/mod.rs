@@ -5,12 +5,14 @@
 
 mod attention;
 mod gemv;
+mod replay;
 mod rows;
 
 pub use attention::{
     AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, KvFormat, TokenSpan,
 };
 pub use gemv::{GemvKernels, Inputs, Matrix};
+pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
 
 use super::driver::Buffer;
