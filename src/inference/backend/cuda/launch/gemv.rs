@@ -287,8 +287,8 @@ impl GemvKernels {
 
     /// The same for columns that are tokens of prompts: on tensor cores, where the device has them
     /// and the type a kernel for them. Those add in an order of their own, so the bits are not
-    /// those of [`GemvKernels::multiply`]; they do not depend on how many columns there are either, so a
-    /// token that always goes this way is the same in any company.
+    /// those of [`GemvKernels::multiply`]; they do not depend on how many columns there are either,
+    /// so a token that always goes this way is the same in any company.
     ///
     /// # Errors
     /// If the driver refuses.
