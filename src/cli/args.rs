@@ -116,6 +116,16 @@ pub enum Verb {
     Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
+    /// Make a fresh machine an appliance: its name, its model, a key and a code for its owner
+    FirstBoot(verbs::first_boot::FirstBootArgs),
+    /// Write keys, jobs, pairings and configuration into one file
+    Backup(verbs::backup::BackupArgs),
+    /// Bring a backup back
+    Restore(verbs::backup::RestoreArgs),
+    /// Write a file without secrets that helps others to help
+    Support(verbs::support::SupportArgs),
+    /// Forget everything that this machine was told and made, as if it were new
+    Reset(verbs::reset::ResetArgs),
     /// Print a shell's completions
     Completions(verbs::completions::CompletionsArgs),
 }

@@ -60,6 +60,11 @@ pub struct DraftModel {
 }
 
 impl DraftModel {
+    /// What computes.
+    pub fn runner(&mut self) -> &mut dyn Runner {
+        &mut *self.runner
+    }
+
     /// A draft model for a model of this vocabulary, with what runs it.
     ///
     /// # Errors

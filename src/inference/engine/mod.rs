@@ -37,6 +37,7 @@ mod sequence;
 mod slots;
 mod stats;
 mod stop;
+mod tempo;
 
 pub use device::{DeviceChoice, DeviceReport, find_gpu};
 pub use event::{Event, EventStream, Finish, Timings, TokenEvent};
@@ -51,7 +52,8 @@ pub use request::{GrammarRequest, Priority, Request, SpeculationOptions, TenantI
 pub use sampler::SamplerOptions;
 pub use score::Perplexity;
 pub use scripted::Script;
-pub use stats::{EngineStats, HISTOGRAM_BOUNDS_S, Histogram, RequestTimeline};
+pub use stats::{EnginePhase, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, RequestTimeline};
+pub use tempo::Tempo;
 
 use std::time::Duration;
 
