@@ -8,6 +8,7 @@ mod bench;
 mod browser;
 mod cli;
 mod cuda;
+mod cuda_attention;
 mod cuda_driver;
 mod cuda_engine;
 mod generation;

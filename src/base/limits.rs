@@ -61,8 +61,6 @@ pub const LORA_RANK_MAX: u64 = 4096;
 /// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
 /// that they are made of come to about as much again, so loading takes far less than 64 MiB.
 pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
-/// Tokens whose attention a GPU computes in one launch; room for the shares of so many is kept.
-pub const DEVICE_ATTENTION_TOKENS: usize = 32;
 /// Tokens of a step on a GPU: a grid has no more rows.
 pub const DEVICE_BATCH_MAX: usize = 65_535;
 /// Kinds of steps whose launches a GPU keeps recorded.
