@@ -299,7 +299,9 @@ impl ServeArgs {
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
     // What a cut of the power left of a restore is done before anything is opened.
-    backup::finish(&app)?;
+    if backup::finish(&app)? {
+        app = context.app(args.settings()?)?;
+    }
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
