@@ -179,10 +179,7 @@ pub fn next(
             };
             LedgerRow { n_attempt, ..row }
         }
-        // However long an outage is, what waits for its end has not failed.
-        (State::Running, H::Untaken(why)) => {
-            again(policy.pause_ms.saturating_mul(UNTAKEN_PAUSES), why.clone())
-        }
+        (State::Running, H::Untaken(why)) => again(untaken_pause(policy), why.clone()),
         (State::Running, H::TimedOut) => {
             let what = "it took longer than a job may";
             broken(ledger, ledger.n_broken + 1, what, now_ms, policy)
@@ -256,8 +253,11 @@ fn pause(n_attempt: i64, policy: &Policy) -> i64 {
     doubled.min(policy.pause_max_ms)
 }
 
-/// First pauses that a job waits which nobody took: each look costs two commits.
-const UNTAKEN_PAUSES: i64 = 3;
+/// The pause of a job that nobody took. It does not grow, for the job has not failed, however long
+/// the outage is; each look costs two commits.
+fn untaken_pause(policy: &Policy) -> i64 {
+    policy.pause_ms.saturating_mul(3)
+}
 
 /// When a job is due that waits for no moment. Times after 1970 are for those that do: this clock
 /// may have been set back since.
