@@ -114,9 +114,8 @@ impl Node {
                 continue;
             };
             let wants = blobs_of(&record.entry).into_iter();
-            let wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
-            let wanted: io::Result<()> =
-                wants.map(|want| self.vault().want(&act.peer, want)).collect();
+            let mut wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
+            let wanted = wants.try_for_each(|want| self.vault().want(&act.peer, want));
             match wanted {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::QuotaExceeded => {
