@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
 use jetforge::inference::quant::TensorType;
+use jetforge::server::Client;
+use jetforge::tls::Fingerprint;
 use serde_json::json;
 
 use crate::cli::jetforge;
@@ -17,8 +19,17 @@ use crate::support::recipe::Recipe;
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    /// What it shows, where it speaks TLS.
+    pub certificate: Option<Fingerprint>,
     /// Reads stderr as it comes, so that the service never waits for its reader.
     said: Option<JoinHandle<String>>,
+}
+
+/// Waits for the model of a service that speaks TLS; its certificate.
+fn until_ready(address: SocketAddr) -> Fingerprint {
+    let (client, shown) = Client::meet(&address.to_string()).unwrap();
+    until("the model is loaded", || client.json("GET", "/health").is_ok());
+    shown.expect("it speaks TLS")
 }
 
 impl Process {
@@ -31,6 +42,11 @@ impl Process {
     pub fn start_verb(home: &Path, verb: &str, options: &[&str]) -> Process {
         let mut command: Command = jetforge(home);
         command.args([verb, "--threads", "1"]).args(options);
+        Process::spawn(command)
+    }
+
+    /// Starts a command that serves, and waits until its model is there.
+    pub fn spawn(mut command: Command) -> Process {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
         let said = std::thread::spawn(move || {
@@ -40,13 +56,17 @@ impl Process {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
-        let Some(address) = address else {
+        let url = line.trim().strip_prefix("listening on ").and_then(|url| url.split_once("://"));
+        let Some((scheme, address)) = url else {
             let _ = child.wait();
             panic!("it does not listen: {line:?} {}", said.join().unwrap());
         };
         let address = address.parse().unwrap();
+        let certificate = (scheme == "https").then(|| until_ready(address));
         until("the model is loaded", || {
+            if certificate.is_some() {
+                return true;
+            }
             let answer = get(address, "/health");
             if answer.status != 200 {
                 assert_eq!(
@@ -57,13 +77,18 @@ impl Process {
             }
             answer.status == 200
         });
-        Process { child, address, said: Some(said) }
+        Process { child, address, certificate, said: Some(said) }
     }
 
     /// Asks it to end.
-    fn terminate(&self) {
+    pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// Ends it as a cut of its power would.
@@ -73,7 +98,7 @@ impl Process {
     }
 
     /// Its exit code and what it said on stderr.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let said = self.said.take().unwrap().join().unwrap();
         (self.child.wait().unwrap().code(), said)
     }

@@ -1,13 +1,16 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod anthropic;
+mod appliance;
 mod autocoder;
 mod batch_invariance;
 mod bench;
 mod browser;
 mod cli;
 mod cuda;
+mod cuda_attention;
 mod cuda_driver;
+mod cuda_engine;
 mod generation;
 mod grammar;
 mod hostile;
@@ -29,6 +32,7 @@ mod prefixes;
 mod pull;
 mod quality;
 mod quantize;
+mod reload;
 mod safetensors;
 mod sampler;
 mod serve;
@@ -39,4 +43,5 @@ mod support;
 mod sync;
 mod terminal;
 mod tidy;
+mod tls;
 mod tokenizer;

@@ -7,21 +7,23 @@
 //! ```
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::board::BoardPace;
 use super::shelf::StoreShelf;
-use super::{App, AppError, EMBEDDED_NAME, preset_of};
+use super::{App, AppError, Board, EMBEDDED_NAME, Reloader, preset_of};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX, PARALLEL_MAX};
 use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
-use crate::jobs::{AlwaysGo, Jobs};
+use crate::jobs::Jobs;
 use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
 use crate::sync::Node;
+use crate::tls::{Fingerprint, Identity, fingerprint_in};
 
 /// The service before it listens.
 pub struct Service {
@@ -33,6 +35,12 @@ pub struct Service {
     pub notes: Vec<String>,
     /// What survives, if it could be opened.
     pub store: Option<Store>,
+    /// Who reads the configuration anew.
+    pub reloader: Arc<Reloader>,
+    /// Heat and power, which nobody watches yet.
+    pub board: Option<Board>,
+    /// Who it shows itself as, where it speaks TLS.
+    pub identity: Option<Identity>,
 }
 
 impl App {
@@ -57,7 +65,10 @@ impl App {
         let template = template.map(|path| read(path, CHAT_TEMPLATE_BYTES_MAX)).transpose()?;
         let template = template.or_else(|| server.chat_template.clone());
         let source = self.model_source()?;
+        let identity = self.identity()?;
+        let certificate = identity.as_ref().map(Identity::fingerprint);
         let mut notes = Vec::new();
+        notes.extend(certificate.map(|own| format!("certificate {own}, its SHA-256")));
         match self.open_disk_cache() {
             Ok(disk_cache) => self.disk_cache = disk_cache,
             Err(error) => notes.push(format!("{error}; prompts do not outlive the service")),
@@ -65,7 +76,10 @@ impl App {
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
         let mut kept = None;
-        let jobs = self.open_jobs(&mut kept, &mut notes);
+        let board = self.board(&mut notes);
+        let watch = board.as_ref().map(|board| Arc::clone(&board.watch));
+        let reloader = self.reloader(watch.clone());
+        let jobs = self.open_jobs(&mut kept, &mut notes, BoardPace(watch.clone()));
         let state_dir = self.dirs.state.clone();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
@@ -86,17 +100,51 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
+        watch.into_iter().for_each(|watch| gate.keep_power(watch));
+        gate.keep_settings(Arc::clone(&reloader) as _);
         let store = kept.map(|(store, sync)| {
-            gate.pair_with(&state_dir, store.clone(), machine_name());
+            gate.pair_with(&state_dir, store.clone(), machine_name(), certificate);
             gate.keep_sync(sync);
             store
         });
-        Ok(Service { host, gate, notes, store })
+        Ok(Service { host, gate, notes, store, reloader, board, identity })
+    }
+
+    /// Who the service shows itself as, if it speaks TLS: by the owner's certificate, or by one of
+    /// the state directory, which is made once.
+    fn identity(&self) -> Result<Option<Identity>, ServerError> {
+        let server = &self.config().server;
+        if !server.speaks_tls() {
+            return Ok(None);
+        }
+        if let (Some(certificate), Some(key)) = (&server.tls_cert, &server.tls_key) {
+            return Ok(Some(Identity::from_files(certificate, key)?));
+        }
+        let machine = machine_name();
+        let names = [machine.clone(), format!("{machine}.local"), "127.0.0.1".into(), "::1".into()];
+        let mut names: Vec<String> = names.into_iter().filter(|name| name.is_ascii()).collect();
+        names.push("localhost".to_owned());
+        Ok(Some(Identity::kept(&self.own_certificate(), &names)?))
+    }
+
+    fn own_certificate(&self) -> PathBuf {
+        self.dirs.state.join("tls.pem")
+    }
+
+    /// The certificate that a service of this machine shows, if there is one.
+    pub fn own_fingerprint(&self) -> Option<Fingerprint> {
+        let path = self.config().server.tls_cert.clone().unwrap_or_else(|| self.own_certificate());
+        fingerprint_in(&path).ok()
     }
 
     /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A
     /// service whose jobs cannot be had answers requests, and says why it keeps none.
-    fn open_jobs(&self, kept: &mut Option<(Store, Node)>, notes: &mut Vec<String>) -> Option<Jobs> {
+    fn open_jobs(
+        &self,
+        kept: &mut Option<(Store, Node)>,
+        notes: &mut Vec<String>,
+        pace: BoardPace,
+    ) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
@@ -107,7 +155,7 @@ impl App {
             // Peers are told of what ran when the program went, so this comes before the jobs.
             let sync = Node::open(opened.store.clone())?;
             *kept = Some((opened.store.clone(), sync));
-            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
+            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(pace))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
             }

@@ -58,6 +58,19 @@ pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
 pub const ADAPTERS_MAX: usize = 256;
 /// Rank of a LoRA adapter.
 pub const LORA_RANK_MAX: u64 = 4096;
+/// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
+/// that they are made of come to about as much again, so loading takes far less than 64 MiB.
+pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
+/// Tokens of a step on a GPU: a grid has no more rows.
+pub const DEVICE_BATCH_MAX: usize = 65_535;
+/// Kinds of steps whose launches a GPU keeps recorded.
+pub const DEVICE_GRAPHS_MAX: usize = 8;
+/// Tokens of a step that is recorded: steps of prompts are seldom alike.
+pub const DEVICE_GRAPH_TOKENS_MAX: usize = 8;
+/// Bytes of a GPU's machine code that is read from a file.
+pub const DEVICE_IMAGE_BYTES_MAX: u64 = 64 << 20;
+/// Files of machine code that are kept.
+pub const DEVICE_IMAGES_MAX: usize = 128;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.
@@ -415,6 +428,16 @@ pub const POWER_WRITES_MAX: usize = 1_024;
 pub const POWER_CALIBRATIONS_MAX: usize = 32;
 /// Bytes of the journal of what was set before.
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
+/// Levels of lists and maps in a configuration in YAML.
+pub const CONFIG_DEPTH_MAX: usize = 16;
+/// Files of a backup, and bytes of one.
+pub const TAR_FILES_MAX: usize = 10_000;
+/// See above.
+pub const TAR_FILE_BYTES_MAX: u64 = 8 << 30;
+/// Lines that wait for the journal.
+pub const JOURNAL_QUEUE_MAX: usize = 1024;
+/// Bytes of the line that the service manager shows.
+pub const NOTIFY_STATUS_BYTES_MAX: usize = 200;
 /// Bytes of a message of multicast DNS.
 pub const DISCOVERY_BYTES_MAX: usize = 9000;
 /// Machines that one look at the network finds.
@@ -423,10 +446,16 @@ pub const DISCOVERED_MAX: usize = 256;
 pub const DNS_RECORDS_MAX: usize = 64;
 /// Pointers and labels of one name.
 pub const DNS_JUMPS_MAX: usize = 16;
+/// Bytes of a file of certificates and keys.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Seconds for which a pairing code is good.
 pub const PAIR_S: u64 = 600;
 /// Exchanges that may be begun with one pairing code.
 pub const PAIR_TRIES_MAX: u32 = 5;
+/// Silence of a stream after which its reader hears that the connection is alive.
+pub const KEEP_ALIVE_MS: u64 = 15_000;
+/// Codes that were typed here and are remembered, so that none is typed twice.
+pub const PAIR_SPENT_MAX: usize = 64;
 /// Failures in a row after which the hub ejects a backend.
 pub const HUB_EJECT_FAILURES: u32 = 3;
 /// First pause of an ejected backend; it doubles.

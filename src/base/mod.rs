@@ -6,3 +6,5 @@ pub mod env;
 pub mod format;
 pub mod host;
 pub mod limits;
+pub mod notify;
+pub mod tar;

@@ -94,6 +94,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AppError::Server(error) => Some(of_server(error)),
             AppError::Hub(_) => Some(USAGE),
             AppError::Pairing(error) => of_pairing(error),
+            AppError::Host(_) | AppError::Mute { .. } => None,
             AppError::Inference { source, .. } => Some(of_inference(source)),
         };
     }
@@ -114,6 +115,7 @@ fn of_pairing(error: &PairingError) -> Option<u8> {
         PairingError::Pair(PairError::NoCode) => Some(USAGE),
         PairingError::Pair(PairError::WrongCode) => Some(INTEGRITY),
         PairingError::Client(_) | PairingError::Foreign(_) => Some(NETWORK),
+        PairingError::InBetween { .. } | PairingError::Spent => Some(INTEGRITY),
         PairingError::Pair(_) | PairingError::Offer(_) | PairingError::Store(_) => None,
     }
 }
@@ -125,6 +127,7 @@ fn of_config(_: &ConfigError) -> u8 {
 fn of_server(error: &ServerError) -> u8 {
     match error {
         ServerError::NoKey { .. }
+        | ServerError::Tls(_)
         | ServerError::File { .. }
         | ServerError::KeyName { .. }
         | ServerError::KeyTaken { .. }
@@ -194,6 +197,7 @@ fn of_quantize(error: &QuantizeError) -> u8 {
 
 fn of_inference(error: &InferenceError) -> u8 {
     match error {
+        error if error.is_out_of_memory() => NO_ROOM,
         InferenceError::Memory { .. } => NO_ROOM,
         InferenceError::Draft { source, .. } => of_inference(source),
         InferenceError::DraftVocab { .. }

@@ -16,6 +16,7 @@ mod exit;
 mod interrupt;
 mod llama_options;
 mod prompt;
+mod remote;
 mod sampling_args;
 mod terminal;
 mod verbs;
@@ -58,7 +59,8 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::from(exit::OK),
         Err(error) => {
-            let message = describe(&error);
+            // A service's words stand in it.
+            let message = terminal::plain(&describe(&error));
             terminal::note(format!("{} {message}", terminal::styled(terminal::ERROR, "error:")));
             ExitCode::from(exit::code_of(&error))
         }
@@ -95,6 +97,11 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Monitor(args) => verbs::monitor::run(context, &args),
         Verb::Tune(args) => verbs::tune::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
+        Verb::FirstBoot(args) => verbs::first_boot::run(context, &args),
+        Verb::Backup(args) => verbs::backup::backup(context, &args),
+        Verb::Restore(args) => verbs::backup::restore(context, &args),
+        Verb::Support(args) => verbs::support::run(context, &args),
+        Verb::Reset(args) => verbs::reset::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
     }
 }
@@ -120,6 +127,11 @@ struct Context {
 impl Context {
     /// The program configured with the verb's options.
     fn app(&self, options: Vec<Setting>) -> anyhow::Result<App> {
+        self.app_of(None, options)
+    }
+
+    /// The same with the files of the configuration replaced by one.
+    fn app_of(&self, file: Option<PathBuf>, options: Vec<Setting>) -> anyhow::Result<App> {
         let mut settings = Vec::new();
         for pair in &self.global.set {
             let (key, value) = pair
@@ -133,7 +145,7 @@ impl Context {
         }
         settings.extend(options);
         let named = self.env.get("JETFORGE_CONFIG").map(PathBuf::from);
-        let config_file = self.global.config.clone().or(named);
+        let config_file = file.or_else(|| self.global.config.clone()).or(named);
         let app = App::start(Start { env: &self.env, config_file, settings })?;
         for name in &self.global.ignored_option {
             terminal::warn(format!("{name} has no counterpart here and changes nothing"));

@@ -26,7 +26,9 @@ const PUBLIC: [&str; 7] =
 /// Paths that ask for a peer's key themselves.
 const PEERS: [&str; 2] = ["/v1/sync/exchange", "/v1/sync/blobs"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 17] = [
+const ADMIN: [(&str, Option<Method>); 19] = [
+    ("/v1/config", None),
+    ("/v1/power", Some(Method::PUT)),
     ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),

@@ -32,14 +32,17 @@ use super::keys::KeyFile;
 use super::pairing::{PairDesk, PairOffer};
 use super::quota::{Held, Place};
 use super::ring::{Key, KeyRing};
+use super::settings::Settings;
 use super::{ApiError, Caller, Server, ServerError};
 use crate::base::limits::{
     HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     RESULT_BYTES_MAX, SOCKETS_MAX,
 };
 use crate::jobs::Jobs;
+use crate::power::Watch;
 use crate::store::Store;
 use crate::sync::Node;
+use crate::tls::Fingerprint;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -102,6 +105,7 @@ struct Shared {
     /// The dialects behind it.
     elsewhere: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
+    settings: OnceLock<Arc<dyn Settings>>,
 }
 
 impl Gate {
@@ -133,6 +137,7 @@ impl Gate {
             forward: OnceLock::new(),
             elsewhere: OnceLock::new(),
             pair_desk: OnceLock::new(),
+            settings: OnceLock::new(),
         })))
     }
 
@@ -142,6 +147,42 @@ impl Gate {
     /// With the command that makes a key.
     pub fn check_exposure(&self, address: std::net::SocketAddr) -> Result<(), ServerError> {
         check_exposure(address, &self.0.access.ring)
+    }
+
+    /// Shows the configuration from now on, and lets it be changed.
+    pub fn keep_settings(&self, settings: Arc<dyn Settings>) {
+        let _ = self.0.settings.set(settings);
+    }
+
+    pub(super) fn settings(&self) -> Option<&Arc<dyn Settings>> {
+        self.0.settings.get()
+    }
+
+    /// Says how the board stands from now on, and lets a profile be chosen.
+    pub fn keep_power(&self, watch: Arc<Watch>) {
+        let _ = self.server().0.power.set(watch);
+    }
+
+    /// Who governs heat and power, if somebody does.
+    pub(super) fn power(&self) -> Option<&Arc<Watch>> {
+        self.server().0.power.get()
+    }
+
+    /// The profile in force and why it does not go faster, in a line.
+    pub fn power_line(&self) -> Option<String> {
+        let standing = self.power()?.standing();
+        let decision = standing.decision?;
+        let why: Vec<&str> = decision.causes.iter().map(|cause| cause.words()).collect();
+        let name = standing.profile.name();
+        let end = if why.is_empty() { String::new() } else { format!(", {}", why.join(", ")) };
+        Some(format!("profile {name}{end}"))
+    }
+
+    /// Lets those who run jobs look again whether they may.
+    pub fn wake_jobs(&self) {
+        if let Some(door) = self.jobs() {
+            door.tell();
+        }
     }
 
     /// Takes jobs from now on; a router that is made afterwards answers for them.
@@ -179,10 +220,17 @@ impl Gate {
         Arc::clone(&self.0.sync_bell)
     }
 
-    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
-    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, name: String) {
+    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`
+    /// and shows `certificate`.
+    pub fn pair_with(
+        &self,
+        state_dir: &std::path::Path,
+        store: Store,
+        name: String,
+        certificate: Option<Fingerprint>,
+    ) {
         let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
-        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name, certificate));
     }
 
     pub(super) fn pair_desk(&self) -> Option<&PairDesk> {
@@ -274,12 +322,16 @@ impl Gate {
             return Err(ApiError::unavailable("Loading model", LOADING_RETRY));
         }
         let key = access.check_key(&parts.method, route, &parts.headers)?;
-        let Some(key) = key else { return Ok(Caller::default()) };
+        let Some(key) = key else {
+            let is_known = access.knows(&parts.headers);
+            return Ok(Caller { is_known, ..Caller::default() });
+        };
         account.tenant = key.name.clone();
         let place = key.quota.admit(Instant::now()).map_err(|retry| spent(&key, retry))?;
         account.place = Some(Arc::new(place));
         let held = Held { place: account.place.clone(), room: None };
-        Ok(Caller { tenant: key.tenant, priority: key.priority, held, ..Caller::default() })
+        let (tenant, priority) = key.on_behalf(&parts.headers);
+        Ok(Caller { tenant, priority, held, is_known: true, ..Caller::default() })
     }
 
     /// Whether whoever sent this header may know what is here.
@@ -311,7 +363,8 @@ impl Gate {
         let ranks = key.as_ref().map(|key| (key.tenant, key.priority));
         let (tenant, priority) = ranks.unwrap_or_default();
         let request_id = self.request_id(&HeaderMap::new());
-        let caller = Caller { tenant, priority, request_id, held: Held { place: None, room } };
+        let held = Held { place: None, room };
+        let caller = Caller { tenant, priority, request_id, held, is_known: true };
         Ok(Message { caller, key })
     }
 

@@ -10,6 +10,7 @@
 
 mod access;
 mod account;
+mod afar;
 mod anthropic;
 mod autocoder;
 mod cache;
@@ -26,6 +27,7 @@ mod generate;
 mod health;
 mod intake;
 mod jobs;
+mod journal;
 mod keys;
 mod listener;
 mod live;
@@ -38,6 +40,7 @@ mod openapi;
 mod page;
 mod pairing;
 mod patient;
+mod power;
 mod prompts;
 mod quota;
 mod report;
@@ -45,6 +48,7 @@ mod request;
 mod ring;
 mod router;
 mod sampling;
+mod settings;
 mod shelf;
 mod sockets;
 mod sse;
@@ -63,18 +67,21 @@ pub use cache::CacheOptions;
 pub use client::{Client, ClientError};
 pub use config::ServerConfig;
 pub use error::ApiError;
-pub use forward::{Admitted, Answering, Forward, Here};
+pub use forward::{Admitted, Answering, CLASS, Forward, Here, TENANT, Untaken, class_name};
 pub use gate::{Gate, GateOptions};
 pub use jobs::{JobRunner, is_job};
 use keys::random_key;
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
 pub use listener::{ListenOptions, Listener};
-pub use logs::{LogFormat, subscriber};
+pub use logs::{LogFormat, flush_logs, redacted, set_log_level, subscriber};
 pub use pairing::{PairOffer, PairingError, pair_and_keep};
 pub use router::router;
+pub use settings::{PutError, Settings};
 pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
 pub use sync::SyncRunner;
+
+use crate::tls::TlsError;
 
 /// Why the service cannot start, or keys cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +103,9 @@ pub enum ServerError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A file that the service starts with cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {

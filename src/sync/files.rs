@@ -115,7 +115,8 @@ impl Node {
             };
             let wants = blobs_of(&record.entry).into_iter();
             let mut wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
-            let wanted = wants.try_for_each(|want| self.vault().want(&act.peer, want));
+            let wanted: io::Result<()> =
+                wants.try_for_each(|want| self.vault().want(&act.peer, want));
             match wanted {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::QuotaExceeded => {

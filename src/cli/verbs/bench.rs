@@ -19,7 +19,7 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, FAINT, GOOD, STRONG, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{Gguf, Isa, LoadOptions, ModelSource, plan_memory};
+use crate::inference::{DeviceChoice, Gguf, Isa, LoadOptions, ModelSource, plan_memory};
 use crate::library::Board;
 use crate::sync::{Spool, Told};
 
@@ -51,9 +51,6 @@ pub struct BenchArgs {
     /// Leave out loading and times to the first token
     #[arg(long)]
     quick: bool,
-    /// Predict for a board instead: jetson-nano, jetson-nano-2gb ...
-    #[arg(long, value_name = "BOARD")]
-    device: Option<String>,
     /// Say which model and settings suit the machine, with the arithmetic
     #[arg(long)]
     recommend: bool,
@@ -100,10 +97,13 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         return compare_files(&files[0], &files[1]);
     }
     let is_all = args.model.model.as_deref() == Some("all");
+    let board_name = board_named(&args.model);
     let mut model = args.model.settings()?;
-    if is_all {
-        model.retain(|setting| setting.key != "model.name");
-    }
+    model.retain(|setting| match setting.key.as_str() {
+        "model.name" => !is_all,
+        "model.device" => board_name.is_none(),
+        _ => true,
+    });
     let app = context.app(model)?;
     let mut tests = tests(args)?;
     tests.rooms.disk = Some(app.disk_cache_options().dir.join("bench"));
@@ -111,15 +111,8 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     let isa = Isa::choose(load.isa.as_deref())?;
     let host = Host::read();
     let n_threads = load.n_threads.unwrap_or(host.n_threads);
-    let machine = Machine {
-        cpu: host.cpu_name.clone(),
-        arch: host.arch.to_owned(),
-        isa: isa.name().to_owned(),
-        n_threads,
-        kernel: host.kernel.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let device = args.device.as_deref().map(board).transpose()?;
+    let machine = machine(&host, isa, n_threads);
+    let device = board_name.map(board).transpose()?;
     if let Some((board, profile)) = device {
         return print_advice(
             &advise(&profile, candidates(&app, board.available_bytes())?),
@@ -231,12 +224,29 @@ fn all_models(app: &App) -> anyhow::Result<Vec<ModelSource>> {
 }
 
 /// A board by its name, or by its family's: `jetson-nano` is the one with 4 GB.
+/// What is said of this machine.
+fn machine(host: &Host, isa: Isa, n_threads: usize) -> Machine {
+    Machine {
+        cpu: host.cpu_name.clone(),
+        arch: host.arch.to_owned(),
+        isa: isa.name().to_owned(),
+        n_threads,
+        kernel: host.kernel.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The name behind `--device` if it is a board's: a device of this machine computes.
+fn board_named(args: &ModelArgs) -> Option<&str> {
+    args.device.as_deref().filter(|name| DeviceChoice::from_name(name).is_none())
+}
+
 fn board(name: &str) -> anyhow::Result<(Board, Profile)> {
     let full = if name == "jetson-nano" { "jetson-nano-4gb" } else { name };
     Board::find(full).zip(Profile::board(full)).ok_or_else(|| {
         CliError::usage(format!(
             "--device {name}: there is a profile of jetson-nano, jetson-nano-4gb and \
-             jetson-nano-2gb; without --device this machine is measured"
+             jetson-nano-2gb; auto, cpu and cuda:N measure this machine"
         ))
         .into()
     })
@@ -289,7 +299,7 @@ fn candidates(app: &App, available_bytes: u64) -> anyhow::Result<Vec<Candidate>>
 /// The largest of the usual contexts that fits.
 fn context_that_fits(gguf: &Gguf, load: &LoadOptions, available_bytes: u64) -> u32 {
     let fits = |n_ctx: &u32| {
-        let load = LoadOptions { n_ctx: Some(*n_ctx), ..load.clone() };
+        let load = LoadOptions { n_ctx: Some(*n_ctx), device: DeviceChoice::Cpu, ..load.clone() };
         plan_memory(gguf, &load, available_bytes).is_ok()
     };
     [32_768, 16_384, 8192, 4096, 2048, 1024, 512].into_iter().find(fits).unwrap_or(0)

@@ -1,5 +1,6 @@
 //! The verbs: each its options and what it does with them.
 
+pub mod backup;
 pub mod bench;
 pub mod cache;
 pub mod chat;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod doctor;
 pub mod export;
 pub mod files;
+pub mod first_boot;
 pub mod generate;
 pub mod hub;
 pub mod inspect;
@@ -21,9 +23,12 @@ pub mod perplexity;
 pub mod power;
 pub mod pull;
 pub mod quantize;
+pub mod reload;
+pub mod reset;
 pub mod serve;
 pub mod setup;
 pub mod setup_model;
+pub mod support;
 pub mod sync;
 pub mod tokenize;
 pub mod tune;

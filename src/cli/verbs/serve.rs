@@ -16,19 +16,24 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::{App, AppError, Service, machine_name};
+use crate::app::{App, AppError, Service, Supervisor, machine_name};
 use crate::base::config::Setting;
 use crate::base::limits::PAIR_S;
+use crate::base::notify::Notifier;
 use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
+use crate::cli::verbs::backup;
+use crate::cli::verbs::reload::reload;
 use crate::cli::{Context, exit};
 use crate::discovery::{Announcement, Responder};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
 use crate::hub::{Hub, Probes};
-use crate::server::{JobRunner, Listener, PairOffer, ServerError, SyncRunner, router, subscriber};
+use crate::server::{
+    JobRunner, Listener, PairOffer, ServerError, SyncRunner, flush_logs, router, subscriber,
+};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -113,6 +118,15 @@ pub struct ServeArgs {
     /// API key in the clear; several with commas (`jetforge key create` keeps a hash instead)
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     api_key: Vec<String>,
+    /// Speak TLS, with a certificate that is made once
+    #[arg(long)]
+    tls: bool,
+    /// Speak TLS with this certificate (PEM, those that lead to its authority behind it)
+    #[arg(long, value_name = "FILE", requires = "ssl_key_file")]
+    ssl_cert_file: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "ssl_cert_file")]
+    ssl_key_file: Option<PathBuf>,
     /// File of API keys in the clear, one on a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -131,8 +145,8 @@ pub struct ServeArgs {
     /// Seconds that requests in flight get when the service stops
     #[arg(long, value_name = "S")]
     stop_grace: Option<u64>,
-    /// Events on stderr as text or json
-    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    /// Events as text or json on stderr, or to the journal; auto takes it where stderr goes there
+    #[arg(long, value_name = "FORMAT", value_parser = ["auto", "text", "json", "journal"])]
     log_format: Option<String>,
     /// Events on stderr as JSON
     #[arg(long, hide = true)]
@@ -158,6 +172,9 @@ pub struct ServeArgs {
     /// What they may take, as in 900M or 4G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk_cache_size: Option<u64>,
+    /// Where the kernel's files are looked for
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+    board_root: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -234,7 +251,7 @@ impl ServeArgs {
         ]
     }
 
-    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 10] {
+    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 12] {
         let of = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let json = self.log_json.then(|| "json".to_owned());
         let debug = self.verbose.then(|| "debug".to_owned());
@@ -247,13 +264,16 @@ impl ServeArgs {
             ("chat_template", "--chat-template", self.chat_template.clone()),
             ("reasoning_format", "--reasoning-format", self.reasoning_format.clone()),
             ("api_key_file", "--api-key-file", of(&self.api_key_file)),
+            ("tls_cert", "--ssl-cert-file", of(&self.ssl_cert_file)),
+            ("tls_key", "--ssl-key-file", of(&self.ssl_key_file)),
             ("log_format", "--log-format", self.log_format.clone().or(json)),
             ("log_level", "--log-level", self.log_level.clone().or(debug)),
         ]
     }
 
-    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 8] {
+    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 9] {
         [
+            ("tls", "--tls", self.tls, true),
             ("embeddings", "--embedding", self.embedding, true),
             ("reranking", "--reranking", self.reranking, true),
             ("metrics", "--metrics", self.metrics, true),
@@ -277,11 +297,16 @@ impl ServeArgs {
 
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.settings()?)?;
+    let mut app = context.app(args.settings()?)?;
+    // What a cut of the power left of a restore is done before anything is opened.
+    if backup::finish(&app)? {
+        app = context.app(args.settings()?)?;
+    }
+    app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
     let offer = args.pair.then(|| PairOffer::new(&app.dirs.state));
-    launch(app, port, move |app, on_panic| {
+    launch(app, port, supervisor(context)?, move |app, on_panic| {
         let mut service = app.service(keys, on_panic)?;
         if let Some(offer) = offer {
             let code = offer.make()?;
@@ -292,10 +317,17 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     })
 }
 
+/// The service manager that started this program, if one did.
+pub(super) fn supervisor(context: &Context) -> anyhow::Result<Supervisor> {
+    let notifier = Notifier::from_env(&context.env, std::process::id());
+    Ok(Supervisor::new(notifier.context("NOTIFY_SOCKET")?))
+}
+
 /// Serves what `wire` makes of the program, until it is told to stop.
 pub(super) fn launch(
     app: App,
     port: u16,
+    supervisor: Supervisor,
     wire: impl FnOnce(App, OnPanic) -> Result<(Service, Option<Arc<Hub>>), AppError>,
 ) -> anyhow::Result<u8> {
     let config = app.config().server.clone();
@@ -308,9 +340,12 @@ pub(super) fn launch(
     let address = address_of(&config.host, port)?;
     let listen = config.listen_options();
     let grace = Duration::from_secs(config.stop_grace_s);
-    let (service, hub) = wire(app, Arc::new(crash::end))?;
+    let (mut service, hub) = wire(app, Arc::new(crash::end))?;
     service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     service.gate.check_exposure(address)?;
+    if service.identity.is_none() && !address.ip().is_loopback() {
+        terminal::note("note: prompts and keys cross the network as they are; --tls encrypts them");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREAD)
         .enable_all()
@@ -319,17 +354,27 @@ pub(super) fn launch(
     let result = runtime.block_on(async {
         let bound = Listener::bind(address, listen);
         let listener = bound.map_err(|source| ServerError::Bind { address, source })?;
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()];
-        let [interrupt, terminate] = signals.map(signal);
-        announce(listener.address())?;
+        let listener = listener.secured(service.identity.clone());
+        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = signals.map(signal);
+        announce(&listener.url())?;
+        // Until the last request is answered or cut.
+        let _watching = service.watch_board();
+        let status = status_line(&service);
+        let _supervised = supervisor.start(service.host.clone(), status)?;
         let _responder = hub_config
             .announce
             .then(|| announced(&service, hub_config.discovery, listener.address().port()));
         let _probes = hub.as_ref().map(Probes::start);
-        serve(service, listener, [interrupt?, terminate?], grace).await
+        let reloading = reload(Arc::clone(&service.reloader), supervisor.clone(), hangup?);
+        let reloading = tokio::spawn(reloading);
+        let result = serve(service, listener, [interrupt?, terminate?], grace, supervisor).await;
+        reloading.abort();
+        result
     });
     // What still runs, such as a model that loads, is not waited for.
     runtime.shutdown_background();
+    flush_logs();
     result
 }
 
@@ -338,9 +383,10 @@ async fn serve(
     listener: Listener,
     [mut interrupt, mut terminate]: [Signal; 2],
     grace: Duration,
+    supervisor: Supervisor,
 ) -> anyhow::Result<u8> {
     let Service { host, gate, .. } = service;
-    let loading = tokio::spawn(load(host.clone()));
+    let loading = tokio::spawn(load(host.clone(), supervisor.clone()));
     let sweeping = tokio::spawn(sweep(host.clone()));
     let (failed_sender, failed) = tokio::sync::oneshot::channel();
     let watching = tokio::spawn(async move {
@@ -361,6 +407,7 @@ async fn serve(
             _ = terminate.recv() => {}
             error = failed => failure = error.ok(),
         }
+        supervisor.stopping();
         // Jobs make room for requests in flight; they go on when the service is back.
         runner.stop().await;
         syncing.stop();
@@ -383,16 +430,18 @@ async fn serve(
     }
     match failure {
         None => Ok(exit::OK),
-        Some(HostError::Load { name, source }) => Err(match Arc::try_unwrap(source) {
-            Ok(source) => anyhow::Error::new(source).context(name),
-            Err(source) => anyhow::anyhow!("{name}: {source}"),
-        }),
+        Some(AppError::Host(HostError::Load { name, source })) => {
+            Err(match Arc::try_unwrap(source) {
+                Ok(source) => anyhow::Error::new(source).context(name),
+                Err(source) => anyhow::anyhow!("{name}: {source}"),
+            })
+        }
         Some(error) => Err(error.into()),
     }
 }
 
-/// Loads the first model.
-async fn load(host: Host) -> Result<(), HostError> {
+/// Loads the first model, and tells the service manager when it answers.
+async fn load(host: Host, supervisor: Supervisor) -> Result<(), AppError> {
     let started = std::time::Instant::now();
     let lease = host.lease(None).await?;
     let info = lease.info();
@@ -402,11 +451,16 @@ async fn load(host: Host) -> Result<(), HostError> {
         n_parallel = lease.options().n_parallel,
         memory_mib = info.memory_plan().needed_bytes() >> 20,
         backend = info.backend_name(),
+        why = info.device().why,
         draft = info.draft().map(tracing::field::display),
         ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
-    Ok(())
+    if info.device().is_fallback {
+        tracing::warn!(why = info.device().why, "the CPU computes in place of the GPU");
+    }
+    drop(lease);
+    supervisor.ready(&host).await
 }
 
 /// Whole seconds of a time, -1 for ever. What is less than a second is one: 0 has a meaning.
@@ -430,6 +484,19 @@ async fn sweep(host: Host) {
     }
 }
 
+/// What the service manager shows of the service.
+fn status_line(service: &Service) -> impl Fn() -> String + Send + use<> {
+    let (host, gate) = (service.host.clone(), service.gate.clone());
+    move || {
+        let stats: Vec<_> = host.engines().into_iter().map(|(_, e)| e.stats()).collect();
+        let n_running: usize = stats.iter().map(|stats| stats.n_running).sum();
+        let n_waiting: usize = stats.iter().map(|stats| stats.n_waiting).sum();
+        let name = host.default_name();
+        let power = gate.power_line().map(|line| format!("; {line}")).unwrap_or_default();
+        format!("serving {name}: {n_running} running, {n_waiting} waiting{power}")
+    }
+}
+
 /// Tells hubs that ask where the service is. Without that it serves all the same.
 fn announced(service: &Service, group: SocketAddrV4, port: u16) -> Option<Responder> {
     let node = service.store.as_ref().and_then(|store| store.node().ok()).unwrap_or_default();
@@ -444,10 +511,10 @@ fn announced(service: &Service, group: SocketAddrV4, port: u16) -> Option<Respon
 }
 
 /// Says where the service is, for people and for scripts that asked for a free port.
-fn announce(address: SocketAddr) -> std::io::Result<()> {
+fn announce(url: &str) -> std::io::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on http://{address}")?;
+    writeln!(out, "listening on {url}")?;
     out.flush()
 }
 

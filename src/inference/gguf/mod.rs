@@ -309,6 +309,16 @@ impl Gguf {
         self.shards[info.shard_idx].release(start, range.len());
     }
 
+    /// Gives back the memory of a part of a tensor's data, and lets the system forget the file's
+    /// pages: where a device shares the memory, its copy is enough.
+    ///
+    /// # Panics
+    /// As [`Gguf::release`].
+    pub fn forget(&self, info: &TensorInfo, range: std::ops::Range<usize>) {
+        assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
+        self.shards[info.shard_idx].forget(info.offset as usize + range.start, range.len());
+    }
+
     /// Hands every byte of every file to `each`, with the file's number, a piece at a time, and
     /// gives the memory of each piece back.
     pub fn scan(&self, mut each: impl FnMut(usize, &[u8])) {

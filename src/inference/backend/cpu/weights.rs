@@ -45,7 +45,7 @@ pub struct WeightBytes {
 }
 
 /// A weight, checked against the file.
-enum Weight {
+pub enum Weight {
     /// A vector, as f32.
     Vector(Vec<f32>),
     /// Rows of a tensor of the file.
@@ -54,20 +54,26 @@ enum Weight {
 
 /// Where a matrix is: some rows of a tensor of the file.
 #[derive(Clone, Copy)]
-struct Stored {
-    tensor_idx: usize,
-    form: Form,
-    ty: TensorType,
-    row_start: usize,
-    n_rows: usize,
-    n_cols: usize,
+pub struct Stored {
+    /// The tensor's place in the file's list.
+    pub tensor_idx: usize,
+    /// How it stands there.
+    pub form: Form,
+    /// Its type.
+    pub ty: TensorType,
+    /// First row used.
+    pub row_start: usize,
+    /// Rows used.
+    pub n_rows: usize,
+    /// Weights in a row.
+    pub n_cols: usize,
     /// Where its panels begin among those that were packed.
     packed: Option<usize>,
 }
 
 impl Stored {
     /// Bytes of its tensor before row `n_row` of it, where a unit begins.
-    fn bytes_before(&self, n_row: usize) -> usize {
+    pub fn bytes_before(&self, n_row: usize) -> usize {
         let unit_bytes = self.form.unit_bytes(self.ty, self.n_cols as u64);
         (self.row_start + n_row) / self.form.unit_rows()
             * unit_bytes.expect("the reader checked the tensor")
@@ -181,7 +187,7 @@ impl Weights {
 }
 
 /// Which weights of a plan are multiplied, rather than added or looked up.
-fn multiplied(plan: &Plan) -> Vec<bool> {
+pub fn multiplied(plan: &Plan) -> Vec<bool> {
     let mut multiplied = vec![false; plan.weights.len()];
     for op in &plan.ops {
         if let Op::MatMul { weight, .. } = op {
@@ -234,7 +240,10 @@ fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8])
 }
 
 /// Finds a weight in the file and checks its shape.
-fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
+///
+/// # Errors
+/// If it is missing or has another shape.
+pub fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     let found = gguf.tensors().iter().position(|t| t.name == spec.name);
     let tensor_idx =
         found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;

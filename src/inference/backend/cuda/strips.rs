@@ -1,7 +1,7 @@
 //! How matrices and inputs lie in the device's memory: strips, and columns that were staged.
 
 pub use crate::inference::quant::strip::{
-    GROUP_PARTS, PART_LEN, STRIP_ROWS, n_group, pack_strip, strip_bytes,
+    GROUP_PARTS, PART_LEN, STRIP_ROWS, n_group, pack_parts, pack_strip, strip_bytes,
 };
 
 const INPUT_HEADER_BYTES: usize = 16;
