@@ -181,7 +181,7 @@ fn a_backup_brings_keys_and_configuration_to_another_card() {
     let mut changed = whole.clone();
     let at = changed.windows(12).position(|w| w == b"n_ctx = 512\n").unwrap();
     changed[at + 8] = b'9';
-    for wrong in [&whole[..whole.len() / 2], &changed] {
+    for wrong in [&whole[..whole.len() / 2], &changed[..]] {
         let other = new.home.path().join("wrong.backup");
         std::fs::write(&other, wrong).unwrap();
         let refused = new.run(&["restore", &other.display().to_string()]);
