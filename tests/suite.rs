@@ -43,4 +43,5 @@ mod support;
 mod sync;
 mod terminal;
 mod tidy;
+mod tls;
 mod tokenizer;
