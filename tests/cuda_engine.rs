@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device};
+use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device, KvFormat};
 use jetforge::inference::backend::{BackendError, Batch, PageIdx, Span};
 use jetforge::inference::gguf::Gguf;
 use jetforge::inference::model::{Hparams, plan};
@@ -123,6 +123,24 @@ fn every_architecture_comes_close_to_the_cpu() {
 }
 
 #[test]
+fn keys_and_values_in_8_and_4_bits_come_close_to_the_cpus() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "qwen2", TensorType::F32);
+    let tokens = Recipe::read("qwen2").tokens();
+    for (kv_type, most) in [("q8_0", DISTANCE_MAX_F32), ("q4_0", DISTANCE_MAX)] {
+        let logits = |options: LoadOptions| {
+            let options = LoadOptions { kv_type: Some(kv_type.to_owned()), ..options };
+            let mut model = Model::load(&source, &options).expect("it loads");
+            model.logits(&tokens).expect("logits")
+        };
+        let far = distance(&logits(on_cuda(&library)), &logits(on_cpu()));
+        println!("{kv_type}: {far:.1e}");
+        assert!(far < most, "{kv_type}: {far:.1e}");
+    }
+}
+
+#[test]
 fn an_encoder_embeds_and_a_reranker_scores() {
     let Some((library, _dir)) = stand_in::copy("") else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -177,7 +195,7 @@ fn backend(device: &Device, case: &str, ty: TensorType, n_page: usize) -> CudaBa
     let gguf = Arc::new(Gguf::from_vec(Recipe::read(case).build(ty)).expect("a model"));
     let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
     let plan = plan(&gguf, &hparams).expect("the tensors are there");
-    let config = CudaConfig { n_batch: 80, n_outputs: 80, n_page, n_threads: 1 };
+    let config = CudaConfig { n_batch: 80, n_outputs: 80, n_page, kv: KvFormat::F16, n_threads: 1 };
     CudaBackend::new(device, plan, gguf, config).expect("the backend starts")
 }
 
@@ -469,9 +487,9 @@ fn without_a_gpu_the_cpu_computes_and_says_why() {
     let second = LoadOptions { device: DeviceChoice::Cuda(1), ..on_cuda(&library) };
     let error = load(second).err().expect("there is one").to_string();
     assert_eq!(error, "there is no CUDA device 1; the driver sees 1");
-    let kv_type = LoadOptions { kv_type: Some("q4_0".to_owned()), ..on_cuda(&library) };
+    let kv_type = LoadOptions { kv_type: Some("f32".to_owned()), ..on_cuda(&library) };
     let error = load(kv_type).err().expect("no kernel for it").to_string();
-    assert!(error.contains("do not run keys and values of type q4_0"), "{error}");
+    assert!(error.contains("do not run keys and values of type f32"), "{error}");
 }
 
 #[test]

@@ -19,7 +19,9 @@ use super::runner::Runner;
 use super::{InferenceError, LoadOptions, MemoryPlan};
 use crate::inference::backend::BackendError;
 use crate::inference::backend::cpu::{CpuBackend, KvType};
-use crate::inference::backend::cuda::{CudaBackend, CudaConfig, CudaError, Device, LIBRARY};
+use crate::inference::backend::cuda::{
+    CudaBackend, CudaConfig, CudaError, Device, KvFormat, LIBRARY,
+};
 use crate::inference::gguf::Gguf;
 
 /// The device that was asked for.
@@ -227,7 +229,7 @@ impl Prepared {
 
     /// Refuses what no kernel is for.
     fn check_gpu(&self) -> Result<(), BackendError> {
-        if self.config.kv_type != KvType::F16 {
+        if kv_format(self.config.kv_type).is_none() {
             let what = format!("keys and values of type {}", self.config.kv_type.name());
             return Err(unsupported(&what));
         }
@@ -240,6 +242,7 @@ impl Prepared {
             n_batch: self.config.n_batch,
             n_outputs: self.config.n_outputs,
             n_page: self.config.n_page,
+            kv: kv_format(self.config.kv_type).unwrap_or_default(),
             n_threads: self.config.n_threads,
         }
     }
@@ -261,6 +264,16 @@ impl PreparedDraft {
     /// An error that is about the draft model.
     pub fn broken(&self, source: InferenceError) -> InferenceError {
         InferenceError::Draft { name: self.name.clone(), source: Box::new(source) }
+    }
+}
+
+/// How the GPU stores keys and values of a type, if it can.
+fn kv_format(ty: KvType) -> Option<KvFormat> {
+    match ty {
+        KvType::F16 => Some(KvFormat::F16),
+        KvType::Q8_0 => Some(KvFormat::Q8_0),
+        KvType::Q4_0 => Some(KvFormat::Q4_0),
+        KvType::F32 => None,
     }
 }
 

@@ -263,7 +263,7 @@ impl Prepared {
         if on_gpu {
             let config = CudaConfig { n_page, n_batch, ..self.cuda_config() };
             let weights = CudaBackend::weight_bytes(plan, gguf);
-            let kv = (CudaBackend::page_bytes_of(plan) * n_page) as u64;
+            let kv = (CudaBackend::page_bytes_of(plan, config.kv) * n_page) as u64;
             let scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
             return Sizes { weights, packed: weights, kv, scratch };
         }

@@ -42,6 +42,8 @@ pub struct CudaConfig {
     pub n_outputs: usize,
     /// Pages of the KV cache.
     pub n_page: usize,
+    /// How keys and values are stored.
+    pub kv: KvFormat,
     /// Threads that pack weights.
     pub n_threads: usize,
 }
@@ -74,8 +76,9 @@ impl CudaBackend {
         Steps::compile(plan)?;
         let unsupported = |what| Err(CudaError::Unsupported { what });
         let head_dim = plan.head_dim;
-        if !KvFormat::F16.takes(head_dim) {
-            return unsupported(format!("heads of {head_dim} values"));
+        if !config.kv.takes(head_dim) {
+            let of = config.kv.name();
+            return unsupported(format!("heads of {head_dim} keys or values in {of}"));
         }
         if config.n_batch > DEVICE_BATCH_MAX {
             return unsupported(format!("steps of {} tokens", config.n_batch));
@@ -98,10 +101,10 @@ impl CudaBackend {
         CudaBackend::check(&plan, &config)?;
         let gemv = GemvKernels::load(device, &Weights::types(&plan, &gguf))?;
         let rows = RowKernels::load(device)?;
-        let shape = largest_attention(&plan, config.n_page);
+        let shape = largest_attention(&plan, &config);
         let attention = AttentionKernels::load(device, shape, config.n_batch)?;
         selftest::run(device, (&gemv, &rows, &attention), &Weights::types(&plan, &gguf), shape)?;
-        let kv = KvPages::new(device, &plan, config.n_page)?;
+        let kv = KvPages::new(device, &plan, config.kv, config.n_page)?;
         let (bufs, inputs) = scratch(device, &plan, &config)?;
         let preparer = Preparer::new(device, &plan, &config)?;
         let weights = Weights::load(device, &plan, gguf, config.n_threads)?;
@@ -131,13 +134,13 @@ impl CudaBackend {
     }
 
     /// Bytes of the device that a page of the KV cache takes.
-    pub fn page_bytes_of(plan: &Plan) -> usize {
-        KvPages::page_bytes_of(plan)
+    pub fn page_bytes_of(plan: &Plan, kv: KvFormat) -> usize {
+        KvPages::page_bytes_of(plan, kv)
     }
 
     /// Bytes of the device for batches as in `config`.
     pub fn scratch_bytes(plan: &Plan, config: &CudaConfig) -> usize {
-        let partials = largest_attention(plan, config.n_page).partial_bytes_max(config.n_batch);
+        let partials = largest_attention(plan, config).partial_bytes_max(config.n_batch);
         buf_sizes(plan, config).sum::<usize>()
             + input_bytes(plan, config)
             + partials
@@ -154,7 +157,7 @@ impl CudaBackend {
     pub fn numerics(&self) -> String {
         let info = self.device.info();
         let (major, minor) = info.capability;
-        format!("cuda {major}.{minor} {} f16", info.driver_version)
+        format!("cuda {major}.{minor} {} {}", info.driver_version, self.config.kv.name())
     }
 
     /// Bytes of a page over all layers.
@@ -324,7 +327,7 @@ impl CudaBackend {
         batch: &Batch<'_>,
         sent: &Prepared,
     ) -> Result<(), CudaError> {
-        let shape = attention_shape(&spec, self.kv.n_page());
+        let shape = attention_shape(&spec, &self.config);
         let of: &AttentionBatch = sent.attention(&spec);
         let stride = |id: BufId| self.shape(id, batch).stride;
         let buf = |id: BufId| &self.bufs[id.0];
@@ -334,20 +337,20 @@ impl CudaBackend {
     }
 }
 
-fn attention_shape(spec: &AttentionSpec, n_page: usize) -> AttentionShape {
+fn attention_shape(spec: &AttentionSpec, config: &CudaConfig) -> AttentionShape {
     let AttentionSpec { n_head, n_kv_head, head_dim, scale, .. } = *spec;
-    let format = KvFormat::F16;
+    let CudaConfig { n_page, kv: format, .. } = *config;
     AttentionShape { n_head, n_kv_head, head_dim, n_page, scale, format }
 }
 
 /// The attention of a plan with the most heads; all have the same width.
-fn largest_attention(plan: &Plan, n_page: usize) -> AttentionShape {
+fn largest_attention(plan: &Plan, config: &CudaConfig) -> AttentionShape {
     let specs = plan.ops.iter().filter_map(|op| match op {
-        Op::Attention { spec, .. } => Some(attention_shape(spec, n_page)),
+        Op::Attention { spec, .. } => Some(attention_shape(spec, config)),
         _ => None,
     });
     let Plan { n_kv_head, head_dim, .. } = *plan;
-    let format = KvFormat::F16;
+    let CudaConfig { n_page, kv: format, .. } = *config;
     let none =
         AttentionShape { n_head: n_kv_head, n_kv_head, head_dim, n_page, scale: 1.0, format };
     specs.max_by_key(|shape| shape.n_head).unwrap_or(none)

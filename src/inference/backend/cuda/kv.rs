@@ -1,4 +1,5 @@
-//! The KV cache on the device: pages of 32 positions, f16, as the attention kernels walk them.
+//! The KV cache on the device: pages of 32 positions in the format that it is
+//! made for, as the attention kernels walk them.
 //!
 //! ```text
 //! memory             [layer][keys, values][page][kv head] planes
@@ -8,7 +9,8 @@
 
 use super::CudaError;
 use super::driver::{Buffer, Device};
-use crate::inference::backend::{BackendError, PAGE_LEN, PageIdx, Plan};
+use super::launch::KvFormat;
+use crate::inference::backend::{BackendError, PageIdx, Plan};
 
 /// Memory for the pages.
 pub struct KvPages {
@@ -21,16 +23,21 @@ pub struct KvPages {
 
 impl KvPages {
     /// Bytes that a page takes over all layers.
-    pub fn page_bytes_of(plan: &Plan) -> usize {
-        2 * plan.n_layer * side_bytes(plan)
+    pub fn page_bytes_of(plan: &Plan, format: KvFormat) -> usize {
+        2 * plan.n_layer * side_bytes(plan, format)
     }
 
     /// Pages whose content is undefined.
     ///
     /// # Errors
     /// If the device has no memory for them.
-    pub fn new(device: &Device, plan: &Plan, n_page: usize) -> Result<KvPages, CudaError> {
-        let side_bytes = side_bytes(plan);
+    pub fn new(
+        device: &Device,
+        plan: &Plan,
+        format: KvFormat,
+        n_page: usize,
+    ) -> Result<KvPages, CudaError> {
+        let side_bytes = side_bytes(plan, format);
         let n = n_page * side_bytes;
         let memory = device.allocate("the KV cache", 2 * plan.n_layer * n)?;
         let layer = |i: usize| (memory.part(2 * i * n, n), memory.part((2 * i + 1) * n, n));
@@ -110,6 +117,6 @@ impl KvPages {
     }
 }
 
-fn side_bytes(plan: &Plan) -> usize {
-    plan.n_kv_head * PAGE_LEN * plan.head_dim * 2
+fn side_bytes(plan: &Plan, format: KvFormat) -> usize {
+    plan.n_kv_head * format.plane_bytes(plan.head_dim)
 }

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 
 pub use backend::{CudaBackend, CudaConfig};
 pub use driver::{Device, LIBRARY};
+pub use launch::KvFormat;
 
 /// Why something on the device could not be had or done.
 #[derive(Debug, thiserror::Error)]

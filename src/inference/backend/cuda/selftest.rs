@@ -48,7 +48,7 @@ pub fn run(
     by_value(device, rows)?;
     turns(device, rows)?;
     choices(device, rows)?;
-    attend(device, attention, shape.head_dim)
+    attend(device, attention, shape)
 }
 
 fn send(device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
@@ -64,13 +64,23 @@ fn failed(kernel: impl Into<String>, reason: String) -> CudaError {
 
 /// Compares what a buffer begins with.
 fn expect(kernel: &str, buffer: &Buffer, expected: &[f64]) -> Result<(), CudaError> {
+    expect_within(FLOAT_ERROR_MAX, kernel, buffer, expected)
+}
+
+/// The same with errors up to a share of the largest value.
+fn expect_within(
+    error_max: f64,
+    kernel: &str,
+    buffer: &Buffer,
+    expected: &[f64],
+) -> Result<(), CudaError> {
     let mut got = vec![0f32; expected.len()];
     buffer.read_floats(&mut got)?;
     let size = expected.iter().fold(1e-30, |m: f64, y| m.max(y.abs()));
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         let error = (f64::from(*got) - expected).abs() / size;
         // A NaN is not below anything.
-        if !matches!(error.partial_cmp(&FLOAT_ERROR_MAX), Some(std::cmp::Ordering::Less)) {
+        if !matches!(error.partial_cmp(&error_max), Some(std::cmp::Ordering::Less)) {
             return Err(failed(kernel, format!("value {i} is {got} and not {expected}")));
         }
     }
@@ -250,10 +260,13 @@ fn largest(device: &Device, kernels: &RowKernels, x: &[f32]) -> Result<(), CudaE
 }
 
 /// One token that sees pages in turned order, its own key among them.
-fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Result<(), CudaError> {
+fn attend(
+    device: &Device,
+    kernels: &AttentionKernels,
+    AttentionShape { head_dim, format, .. }: AttentionShape,
+) -> Result<(), CudaError> {
     // So many positions that they are shared out and joined.
     let (n_head, n_kv_head, n_page, n_pos) = (2, 1, 9, 8 * PAGE_LEN + 5);
-    let format = KvFormat::F16;
     let shape = AttentionShape { n_head, n_kv_head, head_dim, n_page, scale: 0.5, format };
     let pages: [u32; 9] = std::array::from_fn(|i| 8 - i as u32);
     let place = |pos: usize| pages[pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
@@ -289,5 +302,11 @@ fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Resul
             weighted.map(|(s, v)| (s - top).exp() / total * v[i]).sum::<f64>()
         }));
     }
-    expect("attn_f16", &out, &expected)
+    // Keys and values in codes are what they stand for within half a step.
+    let (name, error_max) = match format {
+        KvFormat::F16 => ("attn_f16", FLOAT_ERROR_MAX),
+        KvFormat::Q8_0 => ("attn_q8_0", 0.05),
+        KvFormat::Q4_0 => ("attn_q4_0", 0.5),
+    };
+    expect_within(error_max, name, &out, &expected)
 }

@@ -57,6 +57,11 @@ impl KvFormat {
         }
     }
 
+    /// The name that options and reports use.
+    pub const fn name(self) -> &'static str {
+        self.ptx().0
+    }
+
     /// Whether there are kernels for heads of this width.
     pub fn takes(self, head_dim: usize) -> bool {
         let unit = if self == KvFormat::F16 { 4 } else { 16 };
