@@ -40,3 +40,4 @@ mod sync;
 mod terminal;
 mod tidy;
 mod tokenizer;
+mod units;

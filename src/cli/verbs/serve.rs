@@ -318,7 +318,11 @@ pub(super) fn launch(
         .context("cannot start the service's threads")?;
     let result = runtime.block_on(async {
         let bound = Listener::bind(address, listen);
-        let listener = bound.map_err(|source| ServerError::Bind { address, source })?;
+        let mut listener = bound.map_err(|source| ServerError::Bind { address, source })?;
+        for port in &config.also_ports {
+            let address = SocketAddr::new(address.ip(), *port);
+            listener.also(*port).map_err(|source| ServerError::Bind { address, source })?;
+        }
         let signals = [SignalKind::interrupt(), SignalKind::terminate()];
         let [interrupt, terminate] = signals.map(signal);
         announce(listener.address())?;
