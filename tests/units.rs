@@ -1,9 +1,9 @@
 //! The systemd units: that they say nothing that systemd 237 does not know, that what they name is
 //! there, and that they promise what docs/appliance.md says. And the plan of an image.
 //!
-//! Of a directive that is newer, systemd 237 only warns: the service would start on the board without
-//! a protection that was there on the PC. So every directive in use stands in a table with the
-//! version that brought it, by systemd's NEWS.
+//! Of a directive that is newer, systemd 237 only warns: the service would start on the board
+//! without a protection that was there on the PC. So every directive in use stands in a table with
+//! the version that brought it, by systemd's NEWS.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -93,7 +93,7 @@ install() {
     t 'it has no rights' 'grep -q "^CapBnd:.*0000000000000000$" /proc/$(pid)/status'
     t 'it writes no core files' 'grep -q "^Max core file size *0 *0 " /proc/$(pid)/limits'
     t 'the helper refuses what is no Nano' 'helper | grep -q "^no this is no Jetson Nano"'
-    echo "T      idle: $(grep VmRSS /proc/$(pid)/status | tr -s '\t ' ' '), \
+    echo "T      idle: $(grep VmRSS "/proc/$(pid)/status" | tr -s '\t ' ' '), \
 MemoryCurrent: $(show jetforge MemoryCurrent)"
     job=$(post_job install)
     kill -9 "$(pid)"

@@ -8,8 +8,8 @@
 //!
 //! `-` stands for what is left as it is. The helper believes nothing: a clock must be a step that
 //! this board names, cores and fan within its numbers, all of it within the supply that the owner
-//! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most that
-//! a service in somebody else's hands can do is to choose among the profiles that the board has.
+//! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most
+//! that a service in somebody else's hands can do is to choose among what the board's profiles have.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
