@@ -141,7 +141,10 @@ start() {
 
 # Every job of every life before.
 acknowledged() {
-    tr -d '\0' </dev/vdb | tr ' ' '\n' | grep . >/tmp/ids || return 0
+    for disk in /dev/vda /dev/vdb; do
+        [ "$(head -c 12 $disk | tr -d '\0')" != acknowledged ] || break
+    done
+    tr -d '\0' <$disk | grep -a '^job-' >/tmp/ids || return 0
     ask '/v1/jobs?limit=500' | grep -o '"id":"job-[^"]*"' | cut -d'"' -f4 | sort >/tmp/known
     sort /tmp/ids | comm -23 - /tmp/known >/tmp/lost
     # The list has an end; what is not in it is asked for.

@@ -218,7 +218,7 @@ mod tests {
     }
 
     /// What the helper answers to these lines on a board, and what stands there before it ends.
-    fn answers(root: &Path, config: PowerConfig, lines: &[&str]) -> (Vec<String>, u64) {
+    fn answers(root: &Path, config: PowerConfig, lines: &[&str]) -> (Vec<String>, i64) {
         let state = tempfile::tempdir().unwrap();
         let mut helper = Helper::open(root, state.path(), config).unwrap();
         let answer = |line: &&str| match helper.answer(&format!("{line}\n")) {
