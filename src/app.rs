@@ -7,20 +7,24 @@
 //! Each room owns the shape of its options; `Config` only gives them a section. A new room adds a
 //! field here and nothing else changes: files, environment and `config show` follow.
 
+mod board;
 mod hub;
 mod prefixes;
+mod reload;
 mod service;
 mod shelf;
+mod supervisor;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Shape};
+use crate::base::config::{ConfigError, Resolved, Setting, Shape};
 use crate::base::dirs::{Dirs, DirsError, Role};
 use crate::base::env::Env;
 use crate::base::host::Host;
+use crate::hosting::HostError;
 use crate::hub::{HubConfig, HubError};
 use crate::inference::{
     DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
@@ -29,9 +33,13 @@ use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
 use crate::power::PowerConfig;
 use crate::server::{PairingError, ServerConfig, ServerError};
+pub use board::Board;
 pub use hub::BackendKeys;
 pub use prefixes::PrefixCacheConfig;
+use reload::Origin;
+pub use reload::{Reloaded, Reloader};
 pub use service::{Service, machine_name};
+pub use supervisor::{Supervised, Supervisor};
 
 /// Prefix of the environment variables that set configuration keys.
 pub const ENV_PREFIX: &str = "JETFORGE_";
@@ -159,6 +167,15 @@ pub enum AppError {
     /// The hub cannot start.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// A model cannot be had.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A model was loaded and says nothing.
+    #[error("{model}: it was loaded, and makes no token")]
+    Mute {
+        /// The model.
+        model: String,
+    },
     /// A model cannot be loaded or run.
     #[error("{model}: {source}")]
     Inference {
@@ -192,8 +209,12 @@ pub struct App {
     pub config_files: Vec<PathBuf>,
     /// The models of this machine.
     pub store: Store,
+    /// What the configuration comes from.
+    origin: Origin,
     /// Where the service's engines keep prefixes; set when it is wired.
     disk_cache: Option<DiskCache>,
+    /// Where the kernel's files are looked for, `/` outside of tests.
+    board_root: PathBuf,
 }
 
 impl App {
@@ -204,20 +225,14 @@ impl App {
     pub fn start(start: Start<'_>) -> Result<App, AppError> {
         let role = Role::from_env(start.env)?;
         let dirs = Dirs::new(role, start.env)?;
-        let config_files = match start.config_file {
-            Some(file) => vec![file],
-            None => dirs.config_files(),
-        };
-        let settings: Resolved<Config> = config::resolve(Layers {
-            files: config_files.clone(),
-            env: start.env,
-            prefix: ENV_PREFIX,
-            reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST"],
-            options: start.settings,
-        })?;
+        let Start { env, config_file, settings } = start;
+        let origin = Origin { env: env.clone(), config_file, settings };
+        let config_files = origin.files(&dirs, None);
+        let settings = origin.resolve(config_files.clone())?;
         let models = settings.config.library.dir.clone().unwrap_or_else(|| dirs.models.clone());
         let store = Store::new(models, dirs.models_shared.clone());
-        Ok(App { settings, role, dirs, config_files, store, disk_cache: None })
+        let board_root = PathBuf::from("/");
+        Ok(App { settings, role, dirs, config_files, store, origin, disk_cache: None, board_root })
     }
 
     /// The configuration.

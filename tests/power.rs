@@ -6,9 +6,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::jetforge;
+use crate::serve::Process;
+use crate::support::http::{get, post, send, until};
+use crate::support::recipe::Recipe;
 use crate::support::run::Run;
 
 const FILES: [(&str, &str); 14] = [
@@ -57,10 +60,27 @@ impl Board {
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
 
+    /// What a verb says that knows no boards.
+    fn run_plain(&self, args: &[&str]) -> String {
+        let output = jetforge(self.home.path()).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn json(&self, args: &[&str]) -> Value {
         let (code, out, err) = self.run(&[args, &["--json"]].concat());
         assert_eq!(code, 0, "{err}");
         serde_json::from_str(&out).unwrap()
+    }
+
+    /// A service on this board.
+    fn serve(&self, options: &[&str]) -> Process {
+        let root = self.root.path().display().to_string();
+        Process::start(self.home.path(), &[&["--board-root", &root, "--metrics"], options].concat())
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        std::fs::write(self.root.path().join(path), text).unwrap();
     }
 
     fn text(&self, path: &str) -> String {
@@ -192,4 +212,157 @@ fn the_helper_answers_lines_and_takes_all_back_at_their_end() {
     assert!(answers[2].starts_with("no use: set"), "{answers:?}");
     assert!(err.contains("1 files are as they were before"), "{err}");
     assert_eq!(board.text(max), "1428000");
+}
+
+const MAX: &str = "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq";
+const HEAT: &str = "sys/class/thermal/thermal_zone0/temp";
+const SET: [&str; 4] = ["--set", "power.set_clocks=true", "--set", "power.idle_after_s=0"];
+
+fn power(service: &Process) -> Value {
+    get(service.address, "/v1/power").json()
+}
+
+#[test]
+fn a_service_keeps_its_board_and_gives_it_back() {
+    let board = Board::new();
+    let service = board.serve(&SET);
+    until("the clock of an idle board falls", || board.text(MAX) == "918000");
+    let now = power(&service);
+    assert_eq!(now["board"], "Jetson Nano 4 GB, B01");
+    assert_eq!((&now["profile"], &now["chosen"]), (&json!("auto"), &json!(false)));
+    assert_eq!((&now["causes"], &now["trouble"]), (&json!(["idle"]), &Value::Null));
+    assert_eq!(now["temperature_c"], 41.5);
+    let metrics = get(service.address, "/metrics").text();
+    for line in [
+        "jetforge_temperature_celsius{zone=\"CPU-therm\"} 41.5",
+        "jetforge_cpu_frequency_hertz{core=\"0\"} 1428000000",
+        "jetforge_pace_duty_ratio 1",
+        "jetforge_pace_cause{cause=\"idle\"} 1",
+        "jetforge_throttled 0",
+    ] {
+        assert!(metrics.contains(&format!("{line}\n")), "{line} in {metrics}");
+    }
+    let answer = post(service.address, "/completion", &json!({"prompt": "fn", "n_predict": 4}));
+    assert_eq!(answer.json()["tokens_predicted"], 4);
+    service.terminate();
+    let (code, said) = service.end();
+    assert_eq!((code, board.text(MAX).as_str()), (Some(0), "1428000"), "{said}");
+}
+
+#[test]
+fn what_a_killed_service_set_is_taken_back_by_the_next() {
+    let board = Board::new();
+    let service = board.serve(&SET);
+    until("the clock of an idle board falls", || board.text(MAX) == "918000");
+    service.kill();
+    assert_eq!(board.text(MAX), "918000");
+    let service = board.serve(&[]);
+    assert_eq!(board.text(MAX), "1428000");
+    assert_eq!(power(&service)["trouble"], Value::Null);
+}
+
+#[test]
+fn a_hot_board_computes_nothing_and_says_why() {
+    let board = Board::new();
+    let service = board.serve(&[]);
+    until("the board is looked at", || !power(&service)["pace"].is_null());
+    board.put(HEAT, "95000\n");
+    until("nothing may compute", || power(&service)["pace"]["duty_permille"] == 0);
+    let status = get(service.address, "/v1/status").json();
+    assert_eq!(status["power"]["causes"][0], "heat", "{status}");
+    assert_eq!(status["power"]["jobs_wait_for"], "the board is hot");
+    let job = json!({"endpoint": "/completion", "body": {"prompt": "fn", "n_predict": 2}});
+    let job = post(service.address, "/v1/jobs", &job).json();
+    let id = job["id"].as_str().unwrap();
+    let path = format!("/v1/jobs/{id}");
+    assert_eq!(get(service.address, &path).json()["state"], "queued");
+    let slots = get(service.address, "/slots");
+    assert_eq!(slots.status, 200, "whoever asks is answered");
+    board.put(HEAT, "41500\n");
+    until("jobs run again", || get(service.address, &path).json()["state"] == "done");
+}
+
+#[test]
+fn a_profile_is_chosen_over_http_and_by_the_command() {
+    let board = Board::new();
+    let service = board.serve(&["--api-key", "all"]);
+    let key = [("authorization", "Bearer all")];
+    let put = |body: Value| send(service.address, "PUT", "/v1/power", &key, &body.to_string());
+    let profile = || {
+        let answer = send(service.address, "GET", "/v1/power", &key, "");
+        answer.json()["profile"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(put(json!({"profile": "eco"})).json()["profile"], "eco");
+    until("it is in force", || profile() == "eco");
+    assert_eq!(board.json(&["power"])["profile"], "eco", "the command sees the same choice");
+    assert_eq!(board.run(&["power", "max"]).0, 0);
+    until("the command's choice is in force", || profile() == "max");
+    assert_eq!(put(json!({"profile": "configured"})).status, 200);
+    until("the configured one is back", || profile() == "auto");
+    for body in [json!({}), json!({"profile": "turbo"}), json!({"profile": 3})] {
+        let answer = put(body.clone());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("profile")));
+    }
+    let created = board.run_plain(&["key", "create", "reader"]);
+    let key = format!("Bearer {}", created.trim());
+    let reader = [("authorization", key.as_str())];
+    let body = json!({"profile": "eco"}).to_string();
+    assert_eq!(send(service.address, "PUT", "/v1/power", &reader, &body).status, 403);
+    assert_eq!(send(service.address, "GET", "/v1/power", &reader, "").status, 200);
+    assert_eq!(send(service.address, "PUT", "/v1/power", &[], &body).status, 401);
+}
+
+#[test]
+fn the_class_of_a_request_chooses_its_model() {
+    let board = Board::new();
+    let models = tempfile::tempdir().unwrap();
+    let bytes = Recipe::read("llama").build(jetforge::inference::quant::TensorType::F32);
+    std::fs::write(models.path().join("tiny.gguf"), bytes).unwrap();
+    let dir = format!("library.dir={}", models.path().display());
+    let service = board.serve(&[
+        "--set",
+        &dir,
+        "--set",
+        "power.profile=balanced",
+        "--set",
+        "power.balanced.model_background=tiny",
+        "--set",
+        "power.balanced.model_interactive=no-such-model",
+    ]);
+    until("the board is looked at", || !power(&service)["pace"].is_null());
+    let model = |extra: Value| {
+        let mut body = json!({"prompt": "fn", "n_predict": 2});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let answer = post(service.address, "/completion", &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["model"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(model(json!({"priority": "background"})), "tiny");
+    assert_eq!(model(json!({})), "default", "one that cannot be had is no reason to refuse");
+    let named = json!({"priority": "background", "model": "default"});
+    assert_eq!(model(named), "default", "a name is obeyed");
+}
+
+#[test]
+fn the_service_manager_hears_of_its_life() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let hear = || {
+        let mut bytes = [0; 512];
+        let n = manager.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..n].to_vec()).unwrap()
+    };
+    let hear_until = |what: &str| while !hear().starts_with(what) {};
+    let mut command = jetforge(home.path());
+    command.args(["serve", "--port", "0", "--threads", "1"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let service = Process::spawn(command);
+    hear_until("READY=1");
+    hear_until("STATUS=serving default: 0 running, 0 waiting; profile auto");
+    hear_until("WATCHDOG=1");
+    hear_until("WATCHDOG=1");
+    service.terminate();
+    hear_until("STOPPING=1");
+    assert_eq!(service.end().0, Some(0));
 }

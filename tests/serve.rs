@@ -31,6 +31,11 @@ impl Process {
     pub fn start_verb(home: &Path, verb: &str, options: &[&str]) -> Process {
         let mut command: Command = jetforge(home);
         command.args([verb, "--threads", "1"]).args(options);
+        Process::spawn(command)
+    }
+
+    /// Starts a command that serves, and waits until its model is there.
+    pub fn spawn(mut command: Command) -> Process {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
         let said = std::thread::spawn(move || {
@@ -61,9 +66,14 @@ impl Process {
     }
 
     /// Asks it to end.
-    fn terminate(&self) {
+    pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// Ends it as a cut of its power would.
@@ -73,7 +83,7 @@ impl Process {
     }
 
     /// Its exit code and what it said on stderr.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let said = self.said.take().unwrap().join().unwrap();
         (self.child.wait().unwrap().code(), said)
     }

@@ -1,6 +1,7 @@
 //! Everything that crosses rooms, in one binary; the modules are its table of contents.
 
 mod anthropic;
+mod appliance;
 mod autocoder;
 mod batch_invariance;
 mod bench;
@@ -29,6 +30,7 @@ mod prefixes;
 mod pull;
 mod quality;
 mod quantize;
+mod reload;
 mod safetensors;
 mod sampler;
 mod serve;

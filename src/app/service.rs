@@ -10,14 +10,15 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::board::BoardPace;
 use super::shelf::StoreShelf;
-use super::{App, AppError, EMBEDDED_NAME, preset_of};
+use super::{App, AppError, Board, EMBEDDED_NAME, Reloader, preset_of};
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, KEYS_FILE_BYTES_MAX, PARALLEL_MAX};
 use crate::hosting::{Finder, Host, ModelEntry};
 use crate::inference::{
     EMBEDDED_MODEL, EngineOptions, Gguf, InferenceError, LoadOptions, ModelSource, plan_memory,
 };
-use crate::jobs::{AlwaysGo, Jobs};
+use crate::jobs::Jobs;
 use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
@@ -33,6 +34,10 @@ pub struct Service {
     pub notes: Vec<String>,
     /// What survives, if it could be opened.
     pub store: Option<Store>,
+    /// Who reads the configuration anew.
+    pub reloader: Arc<Reloader>,
+    /// Heat and power, which nobody watches yet.
+    pub board: Option<Board>,
 }
 
 impl App {
@@ -65,7 +70,10 @@ impl App {
         let first = self.entry(&source, &mut notes)?;
         let memory_max_bytes = self.memory_for_models();
         let mut kept = None;
-        let jobs = self.open_jobs(&mut kept, &mut notes);
+        let board = self.board(&mut notes);
+        let watch = board.as_ref().map(|board| Arc::clone(&board.watch));
+        let reloader = self.reloader(watch.clone());
+        let jobs = self.open_jobs(&mut kept, &mut notes, BoardPace(watch.clone()));
         let state_dir = self.dirs.state.clone();
         let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
         let catalog = self.catalog().unwrap_or_else(|error| {
@@ -86,17 +94,24 @@ impl App {
         if let Some(jobs) = jobs {
             gate.keep_jobs(jobs);
         }
+        watch.into_iter().for_each(|watch| gate.keep_power(watch));
+        gate.keep_settings(Arc::clone(&reloader) as _);
         let store = kept.map(|(store, sync)| {
             gate.pair_with(&state_dir, store.clone(), machine_name());
             gate.keep_sync(sync);
             store
         });
-        Ok(Service { host, gate, notes, store })
+        Ok(Service { host, gate, notes, store, reloader, board })
     }
 
     /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A
     /// service whose jobs cannot be had answers requests, and says why it keeps none.
-    fn open_jobs(&self, kept: &mut Option<(Store, Node)>, notes: &mut Vec<String>) -> Option<Jobs> {
+    fn open_jobs(
+        &self,
+        kept: &mut Option<(Store, Node)>,
+        notes: &mut Vec<String>,
+        pace: BoardPace,
+    ) -> Option<Jobs> {
         let config = self.config().jobs.clone();
         if !config.enabled {
             return None;
@@ -107,7 +122,7 @@ impl App {
             // Peers are told of what ran when the program went, so this comes before the jobs.
             let sync = Node::open(opened.store.clone())?;
             *kept = Some((opened.store.clone(), sync));
-            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(AlwaysGo))?;
+            let (jobs, n_interrupted) = Jobs::open(opened.store, config, Box::new(pace))?;
             if n_interrupted > 0 {
                 notes.push(format!("{n_interrupted} jobs ran when the program last went"));
             }

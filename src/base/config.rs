@@ -10,8 +10,12 @@
 //!                                         option: --ctx-size
 //! ```
 //!
+//! A file is TOML, or YAML with the same keys if its name ends in `.yaml` or `.yml`.
+//!
 //! The known keys are those that the default value of `T` serialises to, absent options included.
 //! It does not watch files: a room that reloads calls `resolve` again and compares.
+
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,7 +78,7 @@ pub enum ConfigError {
         /// Its size.
         n_bytes: u64,
     },
-    /// A file is not TOML.
+    /// A file is not TOML, or not YAML.
     #[error("{}:{line}: {message}", path.display())]
     Syntax {
         /// The file.
@@ -119,6 +123,7 @@ pub trait Shape: Default + Serialize + DeserializeOwned {
 }
 
 /// One value that an option sets: key, value, and the option as it is spelled.
+#[derive(Clone, Debug)]
 pub struct Setting {
     /// The key with its sections, `model.n_ctx`.
     pub key: String,
@@ -129,7 +134,7 @@ pub struct Setting {
 }
 
 /// The configuration with the source of each value.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Resolved<T> {
     /// The values.
     pub config: T,
@@ -147,6 +152,11 @@ impl<T> Resolved<T> {
     /// Whether nobody set `key`.
     pub fn is_default(&self, key: &str) -> bool {
         *self.source(key) == Source::Default
+    }
+
+    /// Whether there is such a key.
+    pub fn has(&self, key: &str) -> bool {
+        self.leaves.contains_key(key)
     }
 
     /// Every key in order, with its value (`None` when unset) and source.
@@ -201,6 +211,9 @@ impl<T: Shape> Stack<T> {
 
     fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = read_bounded(path)?;
+        if is_yaml(path) {
+            return self.add_yaml(path, &text);
+        }
         let syntax = |error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
             line: line_of(&text, error.span().map_or(0, |span| span.start)),
@@ -215,6 +228,48 @@ impl<T: Shape> Stack<T> {
             self.set(&key, value, source)?;
         }
         Ok(())
+    }
+
+    fn add_yaml(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let entries = yaml::parse(text).map_err(|(line, message)| ConfigError::Syntax {
+            path: path.to_owned(),
+            line,
+            message,
+        })?;
+        let mut found = Vec::new();
+        self.walk_yaml("", entries, &mut found);
+        for (key, line, value) in found {
+            // A name that looks like a number is one where a text is expected.
+            let value = match Self::fits(&key, &value) {
+                Err(_) if Self::fits(&key, &as_text(&value)).is_ok() => as_text(&value),
+                _ => value,
+            };
+            self.set(&key, value, Source::File { path: path.to_owned(), line })?;
+        }
+        Ok(())
+    }
+
+    /// Collects the keys of a file with their lines, stopping at known keys.
+    fn walk_yaml(
+        &self,
+        prefix: &str,
+        entries: Vec<yaml::Entry>,
+        found: &mut Vec<(String, usize, Value)>,
+    ) {
+        for yaml::Entry { name, line, node } in entries {
+            let key = join(prefix, &name);
+            match node {
+                yaml::Node::Map(inner) if self.is_section(&key) => {
+                    self.walk_yaml(&key, inner, found);
+                }
+                // A section that is empty, or a key that is left unset.
+                yaml::Node::Null if self.is_section(&key) || self.leaves.contains_key(&key) => {}
+                node => {
+                    let value = node.into_value().unwrap_or_else(|| Value::String(String::new()));
+                    found.push((key, line, value));
+                }
+            }
+        }
     }
 
     /// Collects the keys of a file with their byte positions, stopping at known keys.
@@ -378,6 +433,34 @@ fn insert(table: &mut Table, key: &str, value: Value) {
     }
 }
 
+fn as_text(value: &Value) -> Value {
+    Value::String(value.to_string())
+}
+
+/// A file with its drop-ins, weakest first: `NAME`, then what is in `NAME.d`.
+pub fn with_drop_ins(file: &Path) -> Vec<PathBuf> {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".d");
+    let mut files = vec![file.to_owned()];
+    files.extend(drop_ins(Path::new(&folder)));
+    files
+}
+
+/// The configuration files of a folder, by name.
+pub fn drop_ins(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let is_ours = |path: &PathBuf| is_yaml(path) || path.extension().is_some_and(|e| e == "toml");
+    let mut files: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(is_ours).collect();
+    files.sort();
+    files
+}
+
+/// Whether a file is YAML by its name.
+pub fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "yaml" || end == "yml")
+}
+
 fn read_bounded(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let n_bytes = std::fs::metadata(path).map_err(failed)?.len();
@@ -473,6 +556,39 @@ mod tests {
             let message = resolve_with(Some(file), &[], vec![]).unwrap_err().to_string();
             assert!(message.contains(expected), "{file:?}: {message}");
             assert!(message.contains("config.toml"), "{message}");
+        }
+    }
+
+    #[test]
+    fn yaml_has_the_same_keys_and_errors_with_lines() {
+        let resolve = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("config.yaml");
+            std::fs::write(&path, text).unwrap();
+            resolve::<Sample>(Layers {
+                files: vec![path],
+                env: &Env::default(),
+                prefix: "JETFORGE_",
+                reserved: &[],
+                options: Vec::new(),
+            })
+        };
+        let text = "model:\n  name: 7\n  n_ctx: 12\n  temperature: 1\ntags:\n";
+        let found = resolve(text).unwrap();
+        assert_eq!(found.config.model.name.as_deref(), Some("7"), "a number can be a name");
+        assert_eq!((found.config.model.n_ctx, found.config.model.temperature), (Some(12), 1.0));
+        assert!(found.source("model.n_ctx").to_string().ends_with("config.yaml:3"));
+        let unknown = ":2: unknown key `model.n_ctz`; did you mean `model.n_ctx`?";
+        for (text, expected) in [
+            ("model:\n  n_ctz: 1\n", unknown),
+            ("\nmodel:\n  n_ctx: x\n", ":3: `model.n_ctx`: invalid type"),
+            ("model:\n  n_ctx: 0\n", ":2: `model.n_ctx`: must be at least 1"),
+            ("model: 3\n", ":1: unknown key `model`"),
+            ("model:\n  n_ctx: [\n", ":3: "),
+            ("other:\n", ":1: unknown key `other`"),
+        ] {
+            let message = resolve(text).unwrap_err().to_string();
+            assert!(message.contains(expected), "{text:?}: {message}");
         }
     }
 

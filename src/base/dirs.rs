@@ -11,8 +11,9 @@
 //! The defaults of the XDG variables are `~/.config`, `~/.local/state`, `~/.cache` and
 //! `~/.local/share`. Nothing is created here: the room that writes creates its own directory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::base::config::drop_ins;
 use crate::base::env::Env;
 
 /// Whose directories are meant.
@@ -122,31 +123,21 @@ impl Dirs {
         })
     }
 
-    /// The configuration files, weakest first: `config.toml`, then `config.d/*.toml` by name.
-    /// Only files that exist are listed.
+    /// The configuration files, weakest first: `config.toml`, `config.yaml`, then what is in
+    /// `config.d` by name. Only files that exist are listed.
     pub fn config_files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> =
-            [self.config.join("config.toml")].into_iter().filter(|p| p.exists()).collect();
+        let names = ["config.toml", "config.yaml", "config.yml"];
+        let files = names.map(|name| self.config.join(name));
+        let mut files: Vec<PathBuf> = files.into_iter().filter(|path| path.exists()).collect();
         files.extend(drop_ins(&self.config.join("config.d")));
         files
     }
 }
 
-fn drop_ins(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
-        .collect();
-    files.sort();
-    files
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

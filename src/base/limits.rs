@@ -388,6 +388,12 @@ pub const POWER_ANSWER_MS: u64 = 5_000;
 pub const LISTEN_PORTS_MAX: usize = 8;
 /// Bytes of the journal of what was set before.
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
+/// Levels of lists and maps in a configuration in YAML.
+pub const CONFIG_DEPTH_MAX: usize = 16;
+/// Lines that wait for the journal.
+pub const JOURNAL_QUEUE_MAX: usize = 1024;
+/// Bytes of the line that the service manager shows.
+pub const NOTIFY_STATUS_BYTES_MAX: usize = 200;
 /// Bytes of a message of multicast DNS.
 pub const DISCOVERY_BYTES_MAX: usize = 9000;
 /// Machines that one look at the network finds.

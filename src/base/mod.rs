@@ -6,3 +6,4 @@ pub mod env;
 pub mod format;
 pub mod host;
 pub mod limits;
+pub mod notify;

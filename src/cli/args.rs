@@ -119,6 +119,10 @@ pub enum Verb {
     Tune(verbs::tune::TuneArgs),
     /// Show the configuration and where each value comes from
     Config(verbs::config::ConfigArgs),
+    /// Make a fresh machine an appliance: its name, its model, a key and a code for its owner
+    FirstBoot(verbs::first_boot::FirstBootArgs),
+    /// Forget everything that this machine was told and made, as if it were new
+    Reset(verbs::reset::ResetArgs),
     /// Print a shell's completions
     Completions(verbs::completions::CompletionsArgs),
     /// Write the manual pages into a folder

@@ -94,6 +94,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AppError::Server(error) => Some(of_server(error)),
             AppError::Hub(_) => Some(USAGE),
             AppError::Pairing(error) => of_pairing(error),
+            AppError::Host(_) | AppError::Mute { .. } => None,
             AppError::Inference { source, .. } => Some(of_inference(source)),
         };
     }

@@ -96,6 +96,8 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Monitor(args) => verbs::monitor::run(context, &args),
         Verb::Tune(args) => verbs::tune::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
+        Verb::FirstBoot(args) => verbs::first_boot::run(context, &args),
+        Verb::Reset(args) => verbs::reset::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
         Verb::Man(args) => verbs::man::run(&args),
     }
@@ -122,6 +124,11 @@ struct Context {
 impl Context {
     /// The program configured with the verb's options.
     fn app(&self, options: Vec<Setting>) -> anyhow::Result<App> {
+        self.app_of(None, options)
+    }
+
+    /// The same with the files of the configuration replaced by one.
+    fn app_of(&self, file: Option<PathBuf>, options: Vec<Setting>) -> anyhow::Result<App> {
         let mut settings = Vec::new();
         for pair in &self.global.set {
             let (key, value) = pair
@@ -135,7 +142,7 @@ impl Context {
         }
         settings.extend(options);
         let named = self.env.get("JETFORGE_CONFIG").map(PathBuf::from);
-        let config_file = self.global.config.clone().or(named);
+        let config_file = file.or_else(|| self.global.config.clone()).or(named);
         let app = App::start(Start { env: &self.env, config_file, settings })?;
         for name in &self.global.ignored_option {
             terminal::warn(format!("{name} has no counterpart here and changes nothing"));

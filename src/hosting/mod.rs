@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 pub use keep_alive::{FOREVER, KeepAliveError, parse_keep_alive};
 
 use crate::inference::{
-    Engine, EngineOptions, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
+    Engine, EngineOptions, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions, Tempo,
 };
 
 /// A model that can be asked for.
@@ -101,6 +101,8 @@ struct Place {
 #[derive(Default)]
 struct State {
     places: BTreeMap<String, Place>,
+    /// Of every engine, those that are loaded later too.
+    tempo: Tempo,
     is_stopping: bool,
 }
 
@@ -135,7 +137,7 @@ impl Host {
     ) -> Host {
         let default_name = entries.first().expect("a host has a model").name.clone();
         let places = entries.into_iter().map(|entry| (entry.name.clone(), Place::new(entry)));
-        let state = State { places: places.collect(), is_stopping: false };
+        let state = State { places: places.collect(), ..State::default() };
         Host(Arc::new(Shared {
             state: Mutex::new(state),
             loader: tokio::sync::Mutex::new(()),
@@ -208,6 +210,16 @@ impl Host {
         let state = self.lock();
         let loaded = |(name, place): (&String, &Place)| Some((name.clone(), place.engine.clone()?));
         state.places.iter().filter_map(loaded).collect()
+    }
+
+    /// Lets every engine go at this tempo from now on, those that are loaded later too.
+    pub fn set_tempo(&self, tempo: Tempo) {
+        let engines: Vec<Arc<Engine>> = {
+            let mut state = self.lock();
+            state.tempo = tempo;
+            state.places.values().filter_map(|place| place.engine.clone()).collect()
+        };
+        engines.iter().for_each(|engine| engine.set_tempo(tempo));
     }
 
     /// Sets how long a model stays from now on, until it is used again; zero unloads it when idle.
@@ -327,7 +339,9 @@ impl Host {
             Err(_) => return Err(InferenceError::Thread(std::io::Error::other("loading broke"))),
         };
         let memory_bytes = engine.info().memory_plan().needed_bytes();
-        if let Some(place) = self.lock().places.get_mut(name) {
+        let mut state = self.lock();
+        engine.set_tempo(state.tempo);
+        if let Some(place) = state.places.get_mut(name) {
             place.engine = Some(Arc::new(engine));
             place.memory_bytes = memory_bytes;
             place.idle_since = Instant::now();

@@ -21,7 +21,7 @@ pub trait Pace: Send + Sync {
     fn verdict(&self, now_ms: i64) -> Verdict;
 }
 
-/// Lets jobs run at any time.
+/// Lets jobs run at any time, where nobody watches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AlwaysGo;
 

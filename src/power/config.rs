@@ -20,12 +20,13 @@ pub struct PowerConfig {
     pub compute: Compute,
     /// Whether the service may set clocks, cores and the fan.
     pub set_clocks: bool,
-    /// Degrees at which pauses hold the chip.
-    pub soft_limit_c: u32,
-    /// Degrees at which computing stops.
-    pub hard_limit_c: u32,
-    /// Degrees above which no job runs.
-    pub background_max_c: u32,
+    /// Degrees at which pauses hold the chip; unset takes 75 on a Jetson, and elsewhere leaves heat
+    /// to the machine.
+    pub soft_limit_c: Option<u32>,
+    /// Degrees at which computing stops; unset takes 90 on a Jetson.
+    pub hard_limit_c: Option<u32>,
+    /// Degrees above which no job runs; unset takes 65 on a Jetson.
+    pub background_max_c: Option<u32>,
     /// Seconds without work after which clocks fall.
     pub idle_after_s: u64,
     /// Share of the speed of decode that `balanced` keeps.
@@ -69,9 +70,9 @@ impl Default for PowerConfig {
             supply: None,
             compute: Compute::default(),
             set_clocks: false,
-            soft_limit_c: 75,
-            hard_limit_c: 90,
-            background_max_c: 65,
+            soft_limit_c: None,
+            hard_limit_c: None,
+            background_max_c: None,
             idle_after_s: 30,
             share_min: 0.95,
             fan: vec![(40, 0), (50, 80), (60, 150), (70, 255)],
@@ -82,6 +83,13 @@ impl Default for PowerConfig {
     }
 }
 
+/// Limits of a Jetson whose owner names none. The chips of PCs are made to run at 95 degrees, and
+/// hold themselves there: a limit below that would be one that nobody asked for.
+const SOFT_LIMIT_C: u32 = 75;
+const HARD_LIMIT_C: u32 = 90;
+const BACKGROUND_MAX_C: u32 = 65;
+/// More than any chip has.
+const NEVER_MC: i32 = 1_000_000;
 /// Share of the speed that `eco` keeps where power cannot be measured.
 const ECO_SHARE: f64 = 0.75;
 /// Degrees between the two limits, at the least: the chip moves that far in a second.
@@ -96,14 +104,18 @@ impl PowerConfig {
     /// # Errors
     /// See above.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
-        if !(40..=95).contains(&self.soft_limit_c) {
+        let soft_c = self.soft_limit_c.unwrap_or(SOFT_LIMIT_C);
+        let hard_c =
+            self.hard_limit_c.unwrap_or(HARD_LIMIT_C.max(soft_c.saturating_add(LIMITS_APART_C)));
+        let background_c = self.background_max_c.unwrap_or(BACKGROUND_MAX_C.min(soft_c));
+        if !(40..=95).contains(&soft_c) {
             return Err(("power.soft_limit_c", "must be 40 to 95".to_owned()));
         }
-        if !(self.soft_limit_c + LIMITS_APART_C..=105).contains(&self.hard_limit_c) {
+        if !(soft_c + LIMITS_APART_C..=105).contains(&hard_c) {
             let message = format!("must be power.soft_limit_c + {LIMITS_APART_C} to 105");
             return Err(("power.hard_limit_c", message));
         }
-        if !(30..=self.soft_limit_c).contains(&self.background_max_c) {
+        if !(30..=soft_c).contains(&background_c) {
             return Err(("power.background_max_c", "must be 30 to power.soft_limit_c".to_owned()));
         }
         if self.idle_after_s > 86_400 {
@@ -162,26 +174,42 @@ impl PowerConfig {
         let gpu = if is_set && has_gpu { gpu_hz.as_slice() } else { &[] };
         let ladder = Ladder::new(self.compute, cpu, gpu, supply.bounds());
         let tier = |tier: Tier| self.tier_policy(tier, board, supply, &ladder);
-        let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(i32::MAX);
-        // The kernel's own throttle must stay out of reach, wherever this board has it.
-        let throttle_mc = readings.throttle_at_mc().unwrap_or(i32::MAX);
-        let apart_mc = mc(LIMITS_APART_C);
-        let below_mc = throttle_mc.saturating_sub(apart_mc).max(mc(SOFT_FROM_TRIPS_C));
-        let soft_mc = mc(self.soft_limit_c).min(below_mc);
+        let is_jetson = board.is_nano() || board.kind == BoardKind::OtherJetson;
         Ok(Policy {
             profile: self.profile,
             compute: self.compute,
             tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
-            heat: HeatPolicy {
-                soft_mc,
-                hard_mc: mc(self.hard_limit_c).min(throttle_mc).max(soft_mc + 1000),
-                background_mc: mc(self.background_max_c).min(soft_mc),
-                needs_sensor: board.is_nano() || board.kind == BoardKind::OtherJetson,
-                fan: FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?,
-            },
+            heat: self.heat(is_jetson, readings.throttle_at_mc())?,
             supply_mw: supply.limit_mw(),
             idle_after_ms: self.idle_after_s * 1000,
             ladder,
+        })
+    }
+
+    /// What heat may be on a board whose kernel slows it down at `throttle_mc`.
+    fn heat(
+        &self,
+        is_jetson: bool,
+        throttle_mc: Option<i32>,
+    ) -> Result<HeatPolicy, (&'static str, String)> {
+        let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(NEVER_MC);
+        let usual = |c: u32| if is_jetson { mc(c) } else { NEVER_MC };
+        let soft_mc = self.soft_limit_c.map_or(usual(SOFT_LIMIT_C), mc);
+        let apart_mc = mc(LIMITS_APART_C);
+        let usual_hard_mc = usual(HARD_LIMIT_C).max(soft_mc.saturating_add(apart_mc));
+        let hard_mc = self.hard_limit_c.map_or(usual_hard_mc, mc);
+        let background_mc = self.background_max_c.map_or(usual(BACKGROUND_MAX_C), mc);
+        // The kernel's own throttle must stay out of reach, wherever this board has it.
+        let is_held = soft_mc < NEVER_MC;
+        let throttle_mc = throttle_mc.filter(|_| is_held).unwrap_or(i32::MAX);
+        let below_mc = throttle_mc.saturating_sub(apart_mc).max(mc(SOFT_FROM_TRIPS_C));
+        let soft_mc = soft_mc.min(below_mc);
+        Ok(HeatPolicy {
+            soft_mc,
+            hard_mc: hard_mc.min(throttle_mc).max(soft_mc + 1000),
+            background_mc: background_mc.min(soft_mc),
+            needs_sensor: is_jetson,
+            fan: FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?,
         })
     }
 
@@ -265,8 +293,8 @@ mod tests {
     fn the_supply_comes_before_the_owner() {
         let mut config = PowerConfig { supply: Some(Supply::Watts5), ..PowerConfig::default() };
         config.max = TierConfig { n_core: Some(4), cpu_mhz_max: Some(2000), ..Default::default() };
-        config.soft_limit_c = 95;
-        config.hard_limit_c = 105;
+        config.soft_limit_c = Some(95);
+        config.hard_limit_c = Some(105);
         let policy = policy_of(&config);
         assert_eq!(policy.ladder.level(99).cpu_khz, 918_000);
         assert_eq!(policy.tiers[2].n_core, Some(2));
@@ -296,6 +324,11 @@ mod tests {
         assert_eq!((policy.ladder.top(), policy.supply_mw), (0, None));
         assert_eq!(policy.tiers[0].n_core, None);
         assert!(!policy.heat.needs_sensor);
+        let heat = |config: PowerConfig| config.policy(sensors.board(), &readings).unwrap().heat;
+        let usual = heat(PowerConfig::default());
+        assert!(usual.background_mc > 200_000, "its heat is its own to hold: {usual:?}");
+        let asked = heat(PowerConfig { soft_limit_c: Some(80), ..PowerConfig::default() });
+        assert_eq!((asked.soft_mc, asked.background_mc), (80_000, 80_000));
     }
 
     #[test]
@@ -305,9 +338,9 @@ mod tests {
             change(&mut config);
             config.check().unwrap_err().0
         };
-        assert_eq!(wrong(|c| c.soft_limit_c = 20), "power.soft_limit_c");
-        assert_eq!(wrong(|c| c.hard_limit_c = 80), "power.hard_limit_c");
-        assert_eq!(wrong(|c| c.background_max_c = 80), "power.background_max_c");
+        assert_eq!(wrong(|c| c.soft_limit_c = Some(20)), "power.soft_limit_c");
+        assert_eq!(wrong(|c| c.hard_limit_c = Some(80)), "power.hard_limit_c");
+        assert_eq!(wrong(|c| c.background_max_c = Some(80)), "power.background_max_c");
         assert_eq!(wrong(|c| c.share_min = f64::NAN), "power.share_min");
         assert_eq!(wrong(|c| c.fan = Vec::new()), "power.fan");
         assert_eq!(wrong(|c| c.eco.n_threads = Some(0)), "power.eco.n_threads");

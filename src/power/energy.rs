@@ -59,11 +59,8 @@ impl EnergyMeter {
     /// # Errors
     /// If there are none, or they cannot be read.
     pub fn open(root: &Path) -> Result<EnergyMeter, NoEnergy> {
-        let sensors = find(root)?;
-        let names: Vec<&str> = sensors.iter().map(|sensor| sensor.name.as_str()).collect();
-        let name = names.join(", ");
-        let sum = Arc::new(Mutex::new(Sum::new(sensors, Instant::now())));
-        let theirs = Arc::clone(&sum);
+        let mut meter = EnergyMeter::open_still(root)?;
+        let theirs = Arc::clone(&meter.sum);
         let (stop, stopped) = channel();
         let work = move || {
             while stopped.recv_timeout(READ_EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -72,7 +69,21 @@ impl EnergyMeter {
         };
         let thread = std::thread::Builder::new().name("energy".into());
         let thread = thread.spawn(work).map_err(NoEnergy::Thread)?;
-        Ok(EnergyMeter { sum, name, stop: Some(stop), thread: Some(thread) })
+        (meter.stop, meter.thread) = (Some(stop), Some(thread));
+        Ok(meter)
+    }
+
+    /// The same without a thread: sensors are read when [`EnergyMeter::joules`] is asked, which has
+    /// to be every few seconds.
+    ///
+    /// # Errors
+    /// If there are none, or they cannot be read.
+    pub fn open_still(root: &Path) -> Result<EnergyMeter, NoEnergy> {
+        let sensors = find(root)?;
+        let names: Vec<&str> = sensors.iter().map(|sensor| sensor.name.as_str()).collect();
+        let name = names.join(", ");
+        let sum = Arc::new(Mutex::new(Sum::new(sensors, Instant::now())));
+        Ok(EnergyMeter { sum, name, stop: None, thread: None })
     }
 
     /// What is read, for people: `package-0, dram` or `POM_5V_IN`.

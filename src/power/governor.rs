@@ -353,6 +353,12 @@ impl State {
         State { known: known.take(POWER_CALIBRATIONS_MAX).collect(), ..State::default() }
     }
 
+    /// The same on another ladder: heat stays as it was, levels begin anew.
+    pub fn on_ladder(self, ladder: &Ladder) -> State {
+        let State { known, heat, now_ms, .. } = self;
+        State { heat, now_ms, ..State::with_calibrations(known, ladder) }
+    }
+
     /// The tier of the profile; `auto` looks at who waits. It rises at once and falls late.
     fn choose_tier(&mut self, policy: &Policy, engine: &EngineView, now_ms: u64) -> Tier {
         let fixed = match policy.profile {

@@ -78,6 +78,7 @@ impl Keeper {
         let known = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let state = State::with_calibrations(known, &policy.ladder);
         let state_dir = state_dir.to_owned();
+        let policy = Policy { profile: chosen(&state_dir).unwrap_or(policy.profile), ..policy };
         Ok(Keeper {
             config,
             policy,
@@ -96,6 +97,28 @@ impl Keeper {
     /// Which board it is.
     pub fn board(&self) -> &Board {
         self.sensors.board()
+    }
+
+    /// The profile in force at the last look: chosen, else configured.
+    pub fn profile(&self) -> Profile {
+        self.policy.profile
+    }
+
+    /// Goes by another configuration from the next look on. What was measured of models stays; what
+    /// may not be set any more is taken back.
+    ///
+    /// # Errors
+    /// As [`Keeper::open`]; the configuration before stays in force.
+    pub fn configure(&mut self, config: PowerConfig) -> Result<(), (&'static str, String)> {
+        let policy = config.policy(self.sensors.board(), &self.readings)?;
+        if policy.ladder != self.policy.ladder {
+            self.state = std::mem::take(&mut self.state).on_ladder(&policy.ladder);
+        }
+        if self.config.set_clocks && !config.set_clocks {
+            self.trouble = self.actuator.revert().err().map(|error| error.to_string());
+        }
+        (self.config, self.policy, self.set) = (config, policy, None);
+        Ok(())
     }
 
     /// What was read at the last look.

@@ -8,6 +8,7 @@
 //! policy, state, Readings, EngineView -> governor -> EnginePace, and settings of the board
 //! settings -> Actuator -> files of the kernel, and a journal of what stood there
 //! Keeper: all of this once a second, setting the board itself or through a Helper with rights
+//! Watch: the thread that does it while the service runs
 //! ```
 //!
 //! Only this room reads the kernel's sensors, and only `apply.rs` of it writes to the board. It
@@ -31,6 +32,7 @@ mod sysfs;
 #[cfg(test)]
 mod tests;
 mod tune;
+mod watch;
 mod writes;
 
 pub use apply::{Actuator, ApplyError, Change, Owner, Reverted};
@@ -42,3 +44,4 @@ pub use governor::{Cause, Decision, EnginePace, EngineView, Phase};
 pub use keeper::{Keeper, choose, chosen, tune};
 pub use profile::{Profile, Tier};
 pub use sensors::{Readings, Sensors};
+pub use watch::{Engines, Standing, Watch, Watching};

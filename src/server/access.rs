@@ -26,7 +26,9 @@ const PUBLIC: [&str; 7] =
 /// Paths that ask for a peer's key themselves.
 const PEERS: [&str; 1] = ["/v1/sync/exchange"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 16] = [
+const ADMIN: [(&str, Option<Method>); 18] = [
+    ("/v1/config", None),
+    ("/v1/power", Some(Method::PUT)),
     ("/v1/pair/ask", None),
     ("/props", Some(Method::POST)),
     ("/lora-adapters", Some(Method::POST)),

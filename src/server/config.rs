@@ -87,7 +87,7 @@ pub struct ServerConfig {
     pub keep_alive_s: i64,
     /// Seconds that requests in flight get when the service stops.
     pub stop_grace_s: u64,
-    /// Events as `text` or `json`.
+    /// Events as `text`, `json` or `journal`; `auto` takes the journal where stderr goes there.
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: String,
@@ -130,7 +130,7 @@ impl Default for ServerConfig {
             cache_s: RESULT_CACHE_S,
             keep_alive_s: 300,
             stop_grace_s: 30,
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             log_level: "info".to_owned(),
         }
     }

@@ -32,12 +32,14 @@ use super::keys::KeyFile;
 use super::pairing::{PairDesk, PairOffer};
 use super::quota::{Held, Place};
 use super::ring::{Key, KeyRing};
+use super::settings::Settings;
 use super::{ApiError, Caller, Server, ServerError};
 use crate::base::limits::{
     HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_HEADER_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     RESULT_BYTES_MAX, SOCKETS_MAX,
 };
 use crate::jobs::Jobs;
+use crate::power::Watch;
 use crate::store::Store;
 use crate::sync::Node;
 
@@ -102,6 +104,7 @@ struct Shared {
     /// The dialects behind it.
     elsewhere: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
+    settings: OnceLock<Arc<dyn Settings>>,
 }
 
 impl Gate {
@@ -133,6 +136,7 @@ impl Gate {
             forward: OnceLock::new(),
             elsewhere: OnceLock::new(),
             pair_desk: OnceLock::new(),
+            settings: OnceLock::new(),
         })))
     }
 
@@ -142,6 +146,42 @@ impl Gate {
     /// With the command that makes a key.
     pub fn check_exposure(&self, address: std::net::SocketAddr) -> Result<(), ServerError> {
         check_exposure(address, &self.0.access.ring)
+    }
+
+    /// Shows the configuration from now on, and lets it be changed.
+    pub fn keep_settings(&self, settings: Arc<dyn Settings>) {
+        let _ = self.0.settings.set(settings);
+    }
+
+    pub(super) fn settings(&self) -> Option<&Arc<dyn Settings>> {
+        self.0.settings.get()
+    }
+
+    /// Says how the board stands from now on, and lets a profile be chosen.
+    pub fn keep_power(&self, watch: Arc<Watch>) {
+        let _ = self.server().0.power.set(watch);
+    }
+
+    /// Who governs heat and power, if somebody does.
+    pub(super) fn power(&self) -> Option<&Arc<Watch>> {
+        self.server().0.power.get()
+    }
+
+    /// The profile in force and why it does not go faster, in a line.
+    pub fn power_line(&self) -> Option<String> {
+        let standing = self.power()?.standing();
+        let decision = standing.decision?;
+        let why: Vec<&str> = decision.causes.iter().map(|cause| cause.words()).collect();
+        let name = standing.profile.name();
+        let end = if why.is_empty() { String::new() } else { format!(", {}", why.join(", ")) };
+        Some(format!("profile {name}{end}"))
+    }
+
+    /// Lets those who run jobs look again whether they may.
+    pub fn wake_jobs(&self) {
+        if let Some(door) = self.jobs() {
+            door.tell();
+        }
     }
 
     /// Takes jobs from now on; a router that is made afterwards answers for them.

@@ -19,7 +19,7 @@ use super::quota::Held;
 use super::state::{Caller, Server};
 use crate::hosting::{HostError, Lease, parse_keep_alive};
 use crate::inference::{
-    Event, EventStream, Finish, InferenceError, Request, Timings, TokenEvent, TokenId,
+    Event, EventStream, Finish, InferenceError, Priority, Request, Timings, TokenEvent, TokenId,
 };
 
 /// The model that a request names. With one model alone any name will do, as for llama.cpp.
@@ -45,6 +45,36 @@ pub(super) async fn lease_of(server: &Server, fields: &Fields) -> Result<Lease, 
         lease.keep_alive(keep);
     }
     Ok(lease)
+}
+
+/// The same for an answer: where a body names no model, the class of its request may choose one, as
+/// the power profile says. One that cannot be had is no reason to refuse: the first model answers.
+///
+/// # Errors
+/// As [`lease_of`].
+pub(super) async fn lease_for(
+    server: &Server,
+    fields: &Fields,
+    caller: &Caller,
+) -> Result<Lease, ApiError> {
+    if fields.str("model")?.is_some_and(|name| !name.is_empty()) {
+        return lease_of(server, fields).await;
+    }
+    let is_background = caller.priority == Priority::Background
+        || fields.str("priority").is_ok_and(|class| class == Some("background"));
+    let chosen = server.0.power.get().and_then(|watch| watch.model_for(!is_background));
+    let Some(name) = chosen else { return lease_of(server, fields).await };
+    let keep = keep_alive(fields)?;
+    match server.0.host.lease(Some(&name)).await {
+        Ok(lease) => {
+            keep.into_iter().for_each(|keep| lease.keep_alive(keep));
+            Ok(lease)
+        }
+        Err(error) => {
+            tracing::warn!(model = name, %error, "the power profile's model cannot be had");
+            lease_of(server, fields).await
+        }
+    }
 }
 
 /// Seconds, or a text such as `5m`.

@@ -32,7 +32,7 @@ use super::cache::{CacheKey, digest};
 use super::chat::{Delta, Parser};
 use super::constraint::blame;
 use super::fields::Fields;
-use super::generate::{Generation, blocking, fit_prompt, lease_of, submit};
+use super::generate::{Generation, blocking, fit_prompt, lease_for, submit};
 use super::openai::finish_reason;
 use super::prompts::prompts;
 use super::report::usage_json;
@@ -281,7 +281,7 @@ async fn written(
     fields: Fields,
     text: &Text,
 ) -> Result<(), ApiError> {
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let work = move || {
         let options = &server.0.options;
         if fields.has("messages") {

@@ -1,4 +1,4 @@
-//! Where events go: to one writer, as lines of text or of JSON.
+//! Where events go: to one writer, as lines of text or of JSON, or to the journal of systemd.
 //!
 //! Only this program's events are written, and none of them has a prompt, an answer, a body or a
 //! path in it; what a caller sent is quoted to that caller and to nobody else.
@@ -8,15 +8,16 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Registry, fmt};
+use tracing_subscriber::{Registry, fmt, reload};
 
+use super::journal::Journal;
 use crate::base::limits::{LOG_LINE_BYTES_MAX, LOG_LINES_MAX};
 
 /// The last lines, the oldest first. A process has one log.
@@ -26,12 +27,20 @@ static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// A line for people.
+    /// To the journal where the service manager put stderr there, else a line for people.
     #[default]
+    Auto,
+    /// A line for people.
     Text,
     /// An object on a line.
     Json,
+    /// To the journal of systemd.
+    Journal,
 }
+
+/// What the process's log can be told later: which events, and that the program ends.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+static JOURNAL: OnceLock<Journal> = OnceLock::new();
 
 /// A subscriber that writes events of `level` and above.
 pub fn subscriber<W>(
@@ -43,16 +52,49 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
     for<'w> <W as MakeWriter<'w>>::Writer: Write,
 {
-    let ours = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_target(env!("CARGO_PKG_NAME"), LevelFilter::from_level(level));
+    let (ours, handle) = reload::Layer::new(targets(level));
+    // A process has one log; a second subscriber is one of a test.
+    let _ = LEVEL.set(handle);
     let lines = fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
     let kept = fmt::layer().with_writer(|| Recent).with_ansi(false).with_target(false);
     let events = Registry::default().with(ours).with(kept);
-    match format {
-        LogFormat::Text => Box::new(events.with(lines)),
-        LogFormat::Json => Box::new(events.with(lines.json().flatten_event(true))),
+    let is_journal = match format {
+        LogFormat::Auto => systemd_journal_logger::connected_to_journal(),
+        format => format == LogFormat::Journal,
+    };
+    // Without a journal, lines on stderr are better than none.
+    let journal = if is_journal { Journal::open().ok() } else { None };
+    match (format, journal) {
+        (_, Some(journal)) => {
+            let _ = JOURNAL.set(journal.clone());
+            Box::new(events.with(journal))
+        }
+        (LogFormat::Json, None) => Box::new(events.with(lines.json().flatten_event(true))),
+        (_, None) => Box::new(events.with(lines)),
     }
+}
+
+fn targets(level: Level) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target(env!("CARGO_PKG_NAME"), LevelFilter::from_level(level))
+}
+
+/// Writes events of `level` and above from now on.
+pub fn set_log_level(level: Level) {
+    if let Some(handle) = LEVEL.get() {
+        let _ = handle.reload(targets(level));
+    }
+}
+
+/// Waits a moment until what was said is in the journal, if events go there.
+pub fn flush_logs() {
+    JOURNAL.get().into_iter().for_each(Journal::flush);
+}
+
+/// Events that the journal had no time for; `None` where they do not go there.
+pub(super) fn n_lost() -> Option<u64> {
+    JOURNAL.get().map(Journal::n_lost)
 }
 
 /// The last `n` lines, the oldest first.
@@ -82,7 +124,7 @@ impl Write for Recent {
 }
 
 /// A line without what looks like a key: our own, or what follows `Bearer`.
-fn redacted(line: &str) -> String {
+pub(super) fn redacted(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((at, mark)) =

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::sync::standings;
-use super::{ApiError, Gate};
+use super::{ApiError, Gate, logs, power};
 use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
 use crate::jobs::Counts;
 use crate::sync::PeerStanding;
@@ -60,6 +60,13 @@ async fn metrics(State(gate): State<Gate>) -> Response {
         page.sample("jetforge_model_loaded", &labels, f64::from(u8::from(model.is_loaded)));
     }
     service_metrics(&mut page, &gate);
+    if let Some(n) = logs::n_lost() {
+        let help = "Events that the journal had no time for";
+        page.one("jetforge_log_events_lost_total", "counter", help, n as f64);
+    }
+    if let Some(watch) = gate.power() {
+        power::metrics(&mut page, &watch.standing());
+    }
     if let Some(door) = gate.jobs() {
         match door.counts().await {
             Ok((counts, _)) => job_metrics(&mut page, &counts),
@@ -319,16 +326,22 @@ fn service_metrics(page: &mut Page, gate: &Gate) {
 
 /// The text as it grows.
 #[derive(Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
 }
 
 impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+    /// A metric that is one number.
+    pub fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+        self.head(name, kind, help);
+        self.sample(name, "", value);
+    }
+
+    pub fn sample(&mut self, name: &str, labels: &str, value: f64) {
         let _ = match labels {
             "" => writeln!(self.text, "{name} {value}"),
             labels => writeln!(self.text, "{name}{{{labels}}} {value}"),
@@ -350,6 +363,6 @@ impl Page {
 }
 
 /// A label's value as the format wants it.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -12,7 +12,7 @@ use super::gate::pass_gate;
 use super::jobs::keep_promise;
 use super::{
     ApiError, Gate, Server, anthropic, autocoder, health, jobs, live, llama, metrics, ollama,
-    openai, openapi, page, pairing, status, sync, tabby, timeline,
+    openai, openapi, page, pairing, power, settings, status, sync, tabby, timeline,
 };
 
 /// The routes of the dialects.
@@ -32,7 +32,8 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let own = metrics::routes().merge(timeline::routes()).merge(jobs::routes());
     let own = own.merge(autocoder::desk_routes()).merge(live::routes()).merge(pairing::routes());
     let own = own.merge(tabby::health_routes());
-    let own = own.merge(sync::routes()).merge(sync::peer_routes());
+    let own = own.merge(sync::routes()).merge(sync::peer_routes()).merge(power::routes());
+    let own = own.merge(settings::routes());
     let dialects: Router = dialects().with_state(gate.server().clone());
     // A hub adds its backends to what this says.
     let dialects = dialects.merge(status::routes().with_state(gate.clone()));
@@ -95,7 +96,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     Some(
         CorsLayer::new()
             .allow_origin(allowed)
-            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(shown),
     )

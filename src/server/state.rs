@@ -1,7 +1,7 @@
 //! What every handler shares: the models, the options, the caller.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::extract::FromRequestParts;
@@ -14,6 +14,7 @@ use super::shelf::Shelf;
 use super::tabby::Events;
 use crate::hosting::Host;
 use crate::inference::{Pooling, Priority, SpeculationOptions, TenantId};
+use crate::power::Watch;
 
 /// How the service behaves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,6 +81,8 @@ pub struct Shared {
     pub(super) events: Events,
     /// Models beside those of the host.
     pub(super) shelf: Option<Arc<dyn Shelf>>,
+    /// Who governs heat and power.
+    pub(super) power: OnceLock<Arc<Watch>>,
 }
 
 /// Who calls; the outer layers put it into a request's extensions.
@@ -121,6 +124,7 @@ impl Server {
             texts: Texts::default(),
             events: Events::default(),
             shelf,
+            power: OnceLock::new(),
         }))
     }
 }

@@ -5,7 +5,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::{Gate, sync};
+use super::{Gate, power, sync};
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<Gate> {
@@ -38,6 +38,7 @@ async fn status(State(gate): State<Gate>) -> Json<Value> {
         "models": models,
         "completions": server.0.events.to_json(),
         "sync": sync::states(&gate).await,
+        "power": gate.power().map(|watch| power::brief(&watch.standing())),
         // Answers are written on this machine; nothing is passed on to another.
         "upstream": null,
     }))

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use super::Gate;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::generate::{blocking, collect, fit_prompt, lease_of, submit};
+use super::generate::{blocking, collect, fit_prompt, lease_for, submit};
 use super::llama::fill_in;
 use super::prompts::text;
 use super::report::random_word;
@@ -126,7 +126,7 @@ pub(super) async fn complete(
     caller: Caller,
     fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let debug = Fields(fields.object("debug_options")?.cloned().unwrap_or_default());
     let work = move || {
         let mut own = fields.clone();

@@ -1,6 +1,7 @@
 //! `jetforge config`: what is set, by whom, and where files are looked for.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -28,6 +29,11 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Check every file, variable and option, and say what is wrong with file and line
+    Check {
+        /// A file, with what is in FILE.d, in place of those that are read
+        file: Option<PathBuf>,
+    },
     /// Show the directories and the files that are read
     Paths {
         /// As JSON
@@ -38,13 +44,29 @@ enum What {
 
 /// Shows the configuration.
 pub fn run(context: &Context, args: &ConfigArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let named = match &args.what {
+        Some(What::Check { file }) => file.clone(),
+        _ => None,
+    };
+    let app = context.app_of(named, Vec::new())?;
     match &args.what {
         None => show(&app, false, false)?,
+        Some(What::Check { .. }) => check(&app)?,
         Some(What::Show { changed, json }) => show(&app, *changed, *json)?,
         Some(What::Paths { json }) => paths(&app, *json)?,
     }
     Ok(exit::OK)
+}
+
+/// What was wrong was said when the app was made; this is what is left to say.
+fn check(app: &App) -> anyhow::Result<()> {
+    let n_set = app.settings.iter().filter(|(_, _, source)| **source != Source::Default).count();
+    let mut out = anstream::stdout().lock();
+    for file in &app.config_files {
+        writeln!(out, "{}: good", file.display())?;
+    }
+    writeln!(out, "{n_set} keys are set")?;
+    Ok(())
 }
 
 fn show(app: &App, only_changed: bool, as_json: bool) -> anyhow::Result<()> {

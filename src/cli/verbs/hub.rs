@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{self, ClientArgs};
-use super::serve::launch;
+use super::serve::{launch, supervisor};
 use crate::app::BackendKeys;
 use crate::base::config::Setting;
 use crate::cli::args::ModelArgs;
@@ -145,7 +145,7 @@ fn serve(context: &Context, args: &HubServeArgs) -> anyhow::Result<u8> {
     let port = app.config().hub.port;
     let keys = BackendKeys { nano: args.nano_key.clone(), external: args.external_key.clone() };
     let api_keys = args.api_key.clone();
-    launch(app, port, move |app, on_panic| {
+    launch(app, port, supervisor(context)?, move |app, on_panic| {
         let (service, hub) = app.hub(api_keys, keys, on_panic)?;
         Ok((service, Some(hub)))
     })

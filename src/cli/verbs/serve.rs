@@ -16,19 +16,23 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::Value;
 
-use crate::app::{App, AppError, Service, machine_name};
+use crate::app::{App, AppError, Service, Supervisor, machine_name};
 use crate::base::config::Setting;
 use crate::base::limits::PAIR_S;
+use crate::base::notify::Notifier;
 use crate::cli::args::{ModelArgs, parse_size};
 use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
+use crate::cli::verbs::reload::reload;
 use crate::cli::{Context, exit};
 use crate::discovery::{Announcement, Responder};
 use crate::hosting::{FOREVER, Host, HostError, KeepAliveError, OnPanic, parse_keep_alive};
 use crate::hub::{Hub, Probes};
-use crate::server::{JobRunner, Listener, PairOffer, ServerError, SyncRunner, router, subscriber};
+use crate::server::{
+    JobRunner, Listener, PairOffer, ServerError, SyncRunner, flush_logs, router, subscriber,
+};
 
 /// How often idle models are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -131,8 +135,8 @@ pub struct ServeArgs {
     /// Seconds that requests in flight get when the service stops
     #[arg(long, value_name = "S")]
     stop_grace: Option<u64>,
-    /// Events on stderr as text or json
-    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    /// Events as text or json on stderr, or to the journal; auto takes it where stderr goes there
+    #[arg(long, value_name = "FORMAT", value_parser = ["auto", "text", "json", "journal"])]
     log_format: Option<String>,
     /// Events on stderr as JSON
     #[arg(long, hide = true)]
@@ -158,6 +162,9 @@ pub struct ServeArgs {
     /// What they may take, as in 900M or 4G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk_cache_size: Option<u64>,
+    /// Where the kernel's files are looked for
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+    board_root: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -277,11 +284,12 @@ impl ServeArgs {
 
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.settings()?)?;
+    let mut app = context.app(args.settings()?)?;
+    app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
     let offer = args.pair.then(|| PairOffer::new(&app.dirs.state));
-    launch(app, port, move |app, on_panic| {
+    launch(app, port, supervisor(context)?, move |app, on_panic| {
         let mut service = app.service(keys, on_panic)?;
         if let Some(offer) = offer {
             let code = offer.make()?;
@@ -292,10 +300,17 @@ pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     })
 }
 
+/// The service manager that started this program, if one did.
+pub(super) fn supervisor(context: &Context) -> anyhow::Result<Supervisor> {
+    let notifier = Notifier::from_env(&context.env, std::process::id());
+    Ok(Supervisor::new(notifier.context("NOTIFY_SOCKET")?))
+}
+
 /// Serves what `wire` makes of the program, until it is told to stop.
 pub(super) fn launch(
     app: App,
     port: u16,
+    supervisor: Supervisor,
     wire: impl FnOnce(App, OnPanic) -> Result<(Service, Option<Arc<Hub>>), AppError>,
 ) -> anyhow::Result<u8> {
     let config = app.config().server.clone();
@@ -308,7 +323,7 @@ pub(super) fn launch(
     let address = address_of(&config.host, port)?;
     let listen = config.listen_options();
     let grace = Duration::from_secs(config.stop_grace_s);
-    let (service, hub) = wire(app, Arc::new(crash::end))?;
+    let (mut service, hub) = wire(app, Arc::new(crash::end))?;
     service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     service.gate.check_exposure(address)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -323,17 +338,26 @@ pub(super) fn launch(
             let address = SocketAddr::new(address.ip(), *port);
             listener.also(*port).map_err(|source| ServerError::Bind { address, source })?;
         }
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()];
-        let [interrupt, terminate] = signals.map(signal);
+        let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = signals.map(signal);
         announce(listener.address())?;
+        // Until the last request is answered or cut.
+        let _watching = service.watch_board();
+        let status = status_line(&service);
+        let _supervised = supervisor.start(service.host.clone(), status)?;
         let _responder = hub_config
             .announce
             .then(|| announced(&service, hub_config.discovery, listener.address().port()));
         let _probes = hub.as_ref().map(Probes::start);
-        serve(service, listener, [interrupt?, terminate?], grace).await
+        let reloading = reload(Arc::clone(&service.reloader), supervisor.clone(), hangup?);
+        let reloading = tokio::spawn(reloading);
+        let result = serve(service, listener, [interrupt?, terminate?], grace, supervisor).await;
+        reloading.abort();
+        result
     });
     // What still runs, such as a model that loads, is not waited for.
     runtime.shutdown_background();
+    flush_logs();
     result
 }
 
@@ -342,9 +366,10 @@ async fn serve(
     listener: Listener,
     [mut interrupt, mut terminate]: [Signal; 2],
     grace: Duration,
+    supervisor: Supervisor,
 ) -> anyhow::Result<u8> {
     let Service { host, gate, .. } = service;
-    let loading = tokio::spawn(load(host.clone()));
+    let loading = tokio::spawn(load(host.clone(), supervisor.clone()));
     let sweeping = tokio::spawn(sweep(host.clone()));
     let (failed_sender, failed) = tokio::sync::oneshot::channel();
     let watching = tokio::spawn(async move {
@@ -365,6 +390,7 @@ async fn serve(
             _ = terminate.recv() => {}
             error = failed => failure = error.ok(),
         }
+        supervisor.stopping();
         // Jobs make room for requests in flight; they go on when the service is back.
         runner.stop().await;
         syncing.stop();
@@ -387,16 +413,18 @@ async fn serve(
     }
     match failure {
         None => Ok(exit::OK),
-        Some(HostError::Load { name, source }) => Err(match Arc::try_unwrap(source) {
-            Ok(source) => anyhow::Error::new(source).context(name),
-            Err(source) => anyhow::anyhow!("{name}: {source}"),
-        }),
+        Some(AppError::Host(HostError::Load { name, source })) => {
+            Err(match Arc::try_unwrap(source) {
+                Ok(source) => anyhow::Error::new(source).context(name),
+                Err(source) => anyhow::anyhow!("{name}: {source}"),
+            })
+        }
         Some(error) => Err(error.into()),
     }
 }
 
-/// Loads the first model.
-async fn load(host: Host) -> Result<(), HostError> {
+/// Loads the first model, and tells the service manager when it answers.
+async fn load(host: Host, supervisor: Supervisor) -> Result<(), AppError> {
     let started = std::time::Instant::now();
     let lease = host.lease(None).await?;
     let info = lease.info();
@@ -410,7 +438,8 @@ async fn load(host: Host) -> Result<(), HostError> {
         ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
-    Ok(())
+    drop(lease);
+    supervisor.ready(&host).await
 }
 
 /// Whole seconds of a time, -1 for ever. What is less than a second is one: 0 has a meaning.
@@ -431,6 +460,19 @@ async fn sweep(host: Host) {
         let host = host.clone();
         // An engine's thread is waited for, which is no work for a thread that speaks HTTP.
         let _ = tokio::task::spawn_blocking(move || host.sweep()).await;
+    }
+}
+
+/// What the service manager shows of the service.
+fn status_line(service: &Service) -> impl Fn() -> String + Send + use<> {
+    let (host, gate) = (service.host.clone(), service.gate.clone());
+    move || {
+        let stats: Vec<_> = host.engines().into_iter().map(|(_, e)| e.stats()).collect();
+        let n_running: usize = stats.iter().map(|stats| stats.n_running).sum();
+        let n_waiting: usize = stats.iter().map(|stats| stats.n_waiting).sum();
+        let name = host.default_name();
+        let power = gate.power_line().map(|line| format!("; {line}")).unwrap_or_default();
+        format!("serving {name}: {n_running} running, {n_waiting} waiting{power}")
     }
 }
 

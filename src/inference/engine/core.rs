@@ -19,6 +19,7 @@ mod guess;
 mod restore;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::guess::{Pick, pick_rows};
@@ -32,7 +33,8 @@ use super::runner::Runner;
 use super::scheduler::{SequenceId, StepLimits, Work, schedule};
 use super::sequence::{Group, Sequence};
 use super::stats::StatsCell;
-use super::{EngineError, EngineOptions, Model, ModelInfo, Request};
+use super::tempo::Tempo;
+use super::{EngineError, EngineOptions, EnginePhase, Model, ModelInfo, Priority, Request};
 use crate::inference::backend::{AdapterIdx, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::grammar::Matcher;
 use crate::inference::tokenizer::TokenId;
@@ -65,6 +67,9 @@ pub(super) struct Core {
     pace: Pace,
     /// How much of a prompt the draft model reads while others decode.
     draft_pace: Pace,
+    /// What is asked of its speed from outside.
+    tempo: Tempo,
+    phase: EnginePhase,
     started: Instant,
     next_id: SequenceId,
     /// A row of logits, to be changed by its sequence.
@@ -115,6 +120,8 @@ impl Core {
             slots: vec![SlotState::default(); options.n_parallel],
             pace: Pace::new(options.itl_budget, info.n_batch),
             draft_pace: Pace::new(options.itl_budget / DRAFT_SHARE, info.n_batch),
+            tempo: Tempo::default(),
+            phase: EnginePhase::default(),
             started: Instant::now(),
             next_id: 0,
             row: vec![0.0; info.hparams.n_vocab],
@@ -125,6 +132,32 @@ impl Core {
             options,
             stats,
         }
+    }
+
+    /// Counts on `beat` within long steps.
+    pub fn count_on(&mut self, beat: &Arc<AtomicU64>) {
+        self.runner.count_on(beat);
+        if let Some(draft) = &mut self.draft {
+            draft.runner().count_on(beat);
+        }
+    }
+
+    /// Goes at this tempo from now on.
+    pub fn set_tempo(&mut self, tempo: Tempo) {
+        if tempo.n_threads != self.tempo.n_threads {
+            self.runner.set_n_threads(tempo.n_threads);
+            if let Some(draft) = &mut self.draft {
+                draft.runner().set_n_threads(tempo.n_threads);
+            }
+        }
+        self.tempo = tempo;
+    }
+
+    /// What is done in a pause, in place of a step: nothing that computes.
+    pub fn pause(&mut self) {
+        self.collect();
+        self.end_those_who_should();
+        self.gauge();
     }
 
     /// Whether a step would do anything.
@@ -200,7 +233,7 @@ impl Core {
         StepLimits {
             n_parallel: self.options.n_parallel,
             n_tenant_max: self.options.n_tenant_max,
-            n_batch: self.info.n_batch,
+            n_batch: self.tempo.n_batch(self.info.n_batch, self.options.n_parallel),
             n_outputs: self.info.n_outputs,
             n_chunk: self.pace.n_chunk(),
             prefill_token_us: self.pace.prefill_token_us(),
@@ -290,6 +323,10 @@ impl Core {
     /// Runs one batch and hands each sequence its rows; the guesses in it took `guessed`.
     fn run(&mut self, work: &[Work], guessed: Duration) {
         let started = Instant::now();
+        self.tell_phase(match work.iter().any(|work| self.is_prefill(work)) {
+            true => EnginePhase::Prefill,
+            false => EnginePhase::Decode,
+        });
         let indices: Vec<usize> = work.iter().map(|work| self.index(work.id)).collect();
         let (mut tokens, mut outputs, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         for (work, &i) in work.iter().zip(&indices) {
@@ -407,13 +444,32 @@ impl Core {
         });
     }
 
-    fn gauge(&self) {
+    /// Whether this work reads a prompt.
+    fn is_prefill(&self, work: &Work) -> bool {
+        work.n_tokens > 1 || !self.sequences[self.index(work.id)].is_prefilled()
+    }
+
+    /// Says what the engine is about to do, for those who set clocks by it.
+    fn tell_phase(&mut self, phase: EnginePhase) {
+        if phase != self.phase {
+            self.phase = phase;
+            self.stats.update(|stats| stats.phase = phase);
+        }
+    }
+
+    fn gauge(&mut self) {
+        if self.sequences.is_empty() {
+            self.tell_phase(EnginePhase::Idle);
+        }
+        let is_awaited = |s: &&Sequence| s.group.request.priority != Priority::Background;
+        let n_interactive = self.sequences.iter().filter(is_awaited).count();
         let n_running = self.sequences.iter().filter(|s| s.slot_idx.is_some()).count();
         let n_idle = self.cache.n_page_idle(&self.pool);
         let n_held = self.pool.n_page() - self.pool.n_free();
         let n_fetching = self.sequences.iter().filter(|s| s.fetch.is_some()).count();
         let n_keeping = self.link().map_or(0, |link| link.keeping.len());
         self.stats.update(|stats| {
+            stats.n_interactive = n_interactive;
             stats.n_fetching = n_fetching;
             stats.n_keeping = n_keeping;
             stats.n_running = n_running;

@@ -63,6 +63,11 @@ pub struct DraftModel {
 }
 
 impl DraftModel {
+    /// What computes.
+    pub fn runner(&mut self) -> &mut dyn Runner {
+        &mut *self.runner
+    }
+
     /// Loads a draft model for a model of this vocabulary.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use super::disk_link::Waker;
 use super::event::{EventSender, event_stream};
 use super::reply::{Reply, ReplySender, reply};
 use super::stats::{EngineStats, RequestTimeline, StatsCell};
+use super::tempo::{Rest, Tempo};
 use super::{EngineError, EngineOptions, EventStream, InferenceError, Model, ModelInfo, Request};
 use crate::inference::grammar::{GrammarError, GrammarVocab, Matcher};
 use crate::inference::model::Pooling;
@@ -28,6 +30,8 @@ use crate::inference::tokenizer::TokenId;
 /// How long the engine thread sleeps when only the disk could give it work, before it looks for
 /// callers that left and times that are up.
 const DISK_PATIENCE: Duration = Duration::from_millis(20);
+/// How often a long pause is looked up from, for the same.
+const PAUSE_LOOK: Duration = Duration::from_millis(100);
 
 /// A request as it travels to the engine thread.
 pub(super) struct Submitted {
@@ -75,13 +79,32 @@ pub(super) enum Command {
     EraseSlot { slot_idx: usize, reply: ReplySender<usize> },
 }
 
+impl Command {
+    /// Whether it takes the processor for a while, as a step does.
+    pub fn computes(&self) -> bool {
+        matches!(self, Command::Embed { .. } | Command::Rerank { .. })
+    }
+}
+
 #[derive(Default)]
 struct Inbox {
     submitted: VecDeque<Submitted>,
     commands: VecDeque<Command>,
+    tempo: Tempo,
+    /// Somebody wants to see that the thread lives.
+    is_called: bool,
     /// When set, nothing new comes in; at this time what still runs is cut off.
     stop_at: Option<Instant>,
     is_stopped: bool,
+}
+
+impl Inbox {
+    /// Whether the thread has something to see to, also in a pause.
+    fn has_news(&self, is_pausing: bool) -> bool {
+        self.is_called
+            || !self.submitted.is_empty()
+            || self.commands.iter().any(|command| !(is_pausing && command.computes()))
+    }
 }
 
 /// Where callers leave what they want, and the bell that wakes the engine thread.
@@ -104,6 +127,8 @@ struct Shared {
     /// Made when the first grammar comes.
     grammar_vocab: OnceLock<Result<GrammarVocab, GrammarError>>,
     desk: Arc<Desk>,
+    /// Counted on by the engine thread as it goes on.
+    beat: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -135,6 +160,7 @@ impl Engine {
             stats: Arc::clone(&stats),
             grammar_vocab: OnceLock::new(),
             desk: Arc::default(),
+            beat: Arc::default(),
         });
         let desk = Arc::clone(&shared.desk);
         let waker: Waker = Arc::new(move || {
@@ -142,7 +168,8 @@ impl Engine {
             let _inbox = desk.lock();
             desk.wake.notify_all();
         });
-        let core = Core::new(model, options, stats, &waker);
+        let mut core = Core::new(model, options, stats, &waker);
+        core.count_on(&shared.beat);
         let theirs = Arc::clone(&shared);
         let run = move || {
             let result = catch_unwind(AssertUnwindSafe(|| run(&theirs, core)));
@@ -238,6 +265,24 @@ impl Engine {
         self.shared.stats.timelines()
     }
 
+    /// Goes at this tempo from now on, also within a pause. No answer changes by it.
+    pub fn set_tempo(&self, tempo: Tempo) {
+        let mut inbox = self.shared.lock();
+        if inbox.tempo != tempo {
+            inbox.tempo = tempo;
+            drop(inbox);
+            self.shared.desk.wake.notify_all();
+        }
+    }
+
+    /// Calls the thread, which counts on its beat when it hears it, and a number that its beat
+    /// comes to: in the middle of a step as well as asleep, it grows as long as the thread lives.
+    pub fn beat(&self) -> u64 {
+        self.shared.lock().is_called = true;
+        self.shared.desk.wake.notify_all();
+        self.shared.beat.load(Ordering::Relaxed)
+    }
+
     /// Takes no more requests, finishes what runs for at most `grace`, then ends the thread and
     /// waits for what the disk cache has still to write, a while at most.
     pub fn stop(&self, grace: Duration) {
@@ -290,35 +335,61 @@ impl Drop for Engine {
 
 /// The engine thread.
 fn run(shared: &Shared, mut core: Core) {
+    let mut rest = Rest::default();
     loop {
-        let mut inbox = shared.lock();
-        while !core.has_work()
-            && inbox.submitted.is_empty()
-            && inbox.commands.is_empty()
-            && inbox.stop_at.is_none()
-        {
-            inbox = shared.desk.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
-        }
-        if core.has_work()
-            && core.is_waiting()
-            && inbox.submitted.is_empty()
-            && inbox.commands.is_empty()
-        {
-            let waited = shared.desk.wake.wait_timeout(inbox, DISK_PATIENCE);
-            inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let mut inbox = wait(shared, &core, &rest);
+        shared.beat.fetch_add(1, Ordering::Relaxed);
+        inbox.is_called = false;
+        let is_pausing = !rest.left(&inbox.tempo, Instant::now()).is_zero();
         let submitted: Vec<Submitted> = inbox.submitted.drain(..).collect();
-        let commands: Vec<Command> = inbox.commands.drain(..).collect();
-        let stop_at = inbox.stop_at;
+        let commands = std::mem::take(&mut inbox.commands);
+        // In a pause, what computes stays where it is.
+        let is_later = |command: &Command| is_pausing && command.computes();
+        let (later, commands): (VecDeque<_>, VecDeque<_>) =
+            commands.into_iter().partition(is_later);
+        inbox.commands = later;
+        let (stop_at, tempo) = (inbox.stop_at, inbox.tempo);
         for submitted in submitted {
             core.submit(submitted);
         }
         drop(inbox);
+        core.set_tempo(tempo);
+        let started = Instant::now();
         commands.into_iter().for_each(|command| core.obey(command));
         if stop_at.is_some_and(|at| !core.has_work() || Instant::now() >= at) {
             return core.abandon();
         }
-        core.step();
+        if is_pausing {
+            core.pause();
+        } else {
+            core.step();
+            let ended = Instant::now();
+            rest.after(ended, ended - started);
+        }
+    }
+}
+
+/// Waits until there is something to do, or it is time to look whether a caller left.
+fn wait<'a>(shared: &'a Shared, core: &Core, rest: &Rest) -> MutexGuard<'a, Inbox> {
+    let mut inbox = shared.lock();
+    loop {
+        let left = rest.left(&inbox.tempo, Instant::now());
+        let has_work = core.has_work() || !inbox.commands.is_empty();
+        if inbox.has_news(!left.is_zero()) || inbox.stop_at.is_some() && !has_work {
+            return inbox;
+        }
+        let nap = match (has_work, left.is_zero()) {
+            (false, _) => None,
+            (true, false) => Some(left.min(PAUSE_LOOK)),
+            (true, true) if core.is_waiting() => Some(DISK_PATIENCE),
+            (true, true) => return inbox,
+        };
+        let wake = &shared.desk.wake;
+        let Some(nap) = nap else {
+            inbox = wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        return wake.wait_timeout(inbox, nap).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 

@@ -36,6 +36,7 @@ mod sequence;
 mod slots;
 mod stats;
 mod stop;
+mod tempo;
 
 pub use event::{Event, EventStream, Finish, Timings, TokenEvent};
 pub use generate::{GenerateRequest, Generated};
@@ -49,7 +50,8 @@ pub use request::{GrammarRequest, Priority, Request, SpeculationOptions, TenantI
 pub use sampler::SamplerOptions;
 pub use score::Perplexity;
 pub use scripted::Script;
-pub use stats::{EngineStats, HISTOGRAM_BOUNDS_S, Histogram, RequestTimeline};
+pub use stats::{EnginePhase, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, RequestTimeline};
+pub use tempo::Tempo;
 
 use std::time::Duration;
 

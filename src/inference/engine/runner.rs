@@ -1,5 +1,8 @@
 //! The model's face towards the engine: batches in, rows of logits out.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::{AdapterIdx, BackendError, Batch, InputSums, PageIdx};
 use crate::inference::gguf::Gguf;
@@ -17,6 +20,12 @@ pub trait Runner: Send {
     /// # Errors
     /// As [`Runner::forward`].
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
+
+    /// Lets `n` threads compute from now on, of those that there are; `None` for all.
+    fn set_n_threads(&mut self, _n: Option<usize>) {}
+
+    /// Counts on `beat` as work goes on, several times within a long batch.
+    fn count_on(&mut self, _beat: &Arc<AtomicU64>) {}
 
     /// Starts or ends gathering what weights are multiplied by; returns what was gathered, which is
     /// nothing where there are no weights.
@@ -62,6 +71,14 @@ impl Runner for CpuBackend {
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CpuBackend::embed(self, batch)
+    }
+
+    fn set_n_threads(&mut self, n: Option<usize>) {
+        CpuBackend::set_n_threads(self, n);
+    }
+
+    fn count_on(&mut self, beat: &Arc<AtomicU64>) {
+        CpuBackend::count_on(self, beat);
     }
 
     fn gather_inputs(&mut self, on: bool) -> InputSums {

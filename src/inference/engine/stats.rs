@@ -33,9 +33,25 @@ impl Histogram {
     }
 }
 
+/// What the engine does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EnginePhase {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// Makes tokens, and reads no prompt beside that.
+    Decode,
+    /// Reads prompts.
+    Prefill,
+}
+
 /// A reading of everything that the engine counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineStats {
+    /// What it does: in a pause, what it did before.
+    pub phase: EnginePhase,
+    /// Sequences that run or wait for which somebody waits: all but those of the background.
+    pub n_interactive: usize,
     /// Sequences that wait for a place.
     pub n_waiting: usize,
     /// Sequences that run.

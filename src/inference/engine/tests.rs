@@ -2,6 +2,7 @@
 
 mod disk;
 mod speculation;
+mod tempo;
 
 use std::time::Duration;
 

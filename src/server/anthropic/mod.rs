@@ -18,7 +18,7 @@ use self::blocks::{Blocks, Change};
 use super::chat::{Room, prepare};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::generate::{blocking, collect, lease_of};
+use super::generate::{blocking, collect, lease_for, lease_of};
 use super::report::random_word;
 use super::sse::{self, SseWriter, Translate};
 use super::state::{Caller, Server};
@@ -42,7 +42,7 @@ async fn messages(
     if !fields.has("max_tokens") {
         return Err(ApiError::field("max_tokens", "max_tokens: Field required"));
     }
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let started = blocking(move || {
         talk::start(&chat, lease, &caller, &server.0.options).map_err(wire::own_words)
     });

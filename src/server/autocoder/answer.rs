@@ -21,7 +21,7 @@ use crate::server::ApiError;
 use crate::server::chat::{Delta, ParserSpec, Room, prepare};
 use crate::server::constraint::blame;
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, collect, fit_prompt, lease_of, n_prompt_max, submit};
+use crate::server::generate::{blocking, collect, fit_prompt, lease_for, n_prompt_max, submit};
 use crate::server::request;
 use crate::server::state::{Caller, ServeOptions, Server};
 
@@ -84,7 +84,7 @@ pub(super) async fn write(
     caller: &Caller,
     task: &Task,
 ) -> Result<Answer, ApiError> {
-    let lease = lease_of(server, &task.parameters).await?;
+    let lease = lease_for(server, &task.parameters, caller).await?;
     let (shared, caller, asked) = (server.clone(), caller.clone(), task.clone());
     let ready = blocking(move || ready(lease, &caller, &asked, &shared.0.options)).await?;
     let Ready { lease, request, parser, context } = ready;

@@ -120,7 +120,7 @@ impl Door {
     }
 
     /// Tells everybody who waits.
-    pub(super) fn tell(&self) {
+    pub fn tell(&self) {
         self.0.changed.send_modify(|n| *n += 1);
     }
 

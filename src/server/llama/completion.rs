@@ -16,7 +16,7 @@ use crate::inference::{Event, Finish, Request, Timings, TokenId};
 use crate::server::constraint::blame;
 use crate::server::fields::Fields;
 use crate::server::generate::{
-    Answer, Generation, blocking, collect, fit_prompt, lease_of, submit,
+    Answer, Generation, blocking, collect, fit_prompt, lease_for, submit,
 };
 use crate::server::{ApiError, Caller, Server, prompts, request, sse};
 
@@ -26,7 +26,7 @@ pub async fn completion(
     caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let started = blocking(move || {
         let missing = "[json.exception.out_of_range.403] key 'prompt' not found";
         let value = fields.0.get("prompt").ok_or_else(|| ApiError::field("prompt", missing))?;

@@ -24,7 +24,7 @@ use super::fields::LlamaFields;
 use crate::base::limits::INFILL_TOKENS_MAX;
 use crate::inference::{EncodeOptions, ModelInfo, TokenId, Tokenizer};
 use crate::server::fields::Fields;
-use crate::server::generate::{blocking, lease_of};
+use crate::server::generate::{blocking, lease_for};
 use crate::server::prompts::mixed;
 use crate::server::{ApiError, Caller, Server};
 
@@ -40,7 +40,7 @@ pub async fn infill(
     caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let started = blocking(move || {
         let tokenizer = lease.info().tokenizer();
         require_fim(tokenizer)?;

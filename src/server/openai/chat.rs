@@ -16,7 +16,7 @@ use crate::server::chat::{Delta, Parser, ParserSpec, Room, prepare};
 use crate::server::constraint::blame;
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::{Generation, blocking, collect, lease_of, submit};
+use crate::server::generate::{Generation, blocking, collect, lease_for, submit};
 use crate::server::report::token_json;
 use crate::server::request::{Wishes, n_probs, request};
 use crate::server::sse;
@@ -47,7 +47,7 @@ pub(super) async fn handle(
     caller: Caller,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, parser, info } = started;
     if wishes.streams {

@@ -14,7 +14,7 @@ use crate::inference::{Finish, ModelInfo, TokenEvent, TokenId};
 use crate::server::constraint::blame;
 use crate::server::error::ApiError;
 use crate::server::fields::Fields;
-use crate::server::generate::{Generation, blocking, collect, fit_prompt, lease_of, submit};
+use crate::server::generate::{Generation, blocking, collect, fit_prompt, lease_for, submit};
 use crate::server::prompts::prompts;
 use crate::server::report::{finite, token_json};
 use crate::server::request::{Wishes, n_probs, request};
@@ -48,7 +48,7 @@ pub(super) async fn handle(
     if tabby::is_own(&fields) {
         return tabby::complete(server, caller, fields).await.map(IntoResponse::into_response);
     }
-    let lease = lease_of(&server, &fields).await?;
+    let lease = lease_for(&server, &fields, &caller).await?;
     let started = blocking(move || start(&fields, lease, &caller, &server.0.options)).await?;
     let Started { generation, head, wishes, tally, echoes, info } = started;
     if wishes.streams {

@@ -33,6 +33,7 @@ mod tests;
 mod weights;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use isa::Isa;
 pub use kv_cache::KvType;
@@ -96,6 +97,8 @@ pub struct CpuBackend {
     lora: Lora,
     /// Gathered while somebody asks for them.
     input_sums: Option<InputSums>,
+    /// Counted on with every operation, for whoever watches whether work goes on.
+    beat: Arc<AtomicU64>,
 }
 
 /// Packs up to 16 plain rows of `n_cols` weights into one panel, which is zero before.
@@ -130,6 +133,7 @@ impl CpuBackend {
             attention: Attention::new(config.n_threads.max(1)),
             lora: Lora::default(),
             input_sums: None,
+            beat: Arc::default(),
             weights,
             plan,
             config,
@@ -155,6 +159,16 @@ impl CpuBackend {
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
         bufs + acts + partials + config.n_threads * (1 << 20)
+    }
+
+    /// Lets `n` threads compute from now on, of those of the configuration; `None` for all.
+    pub fn set_n_threads(&mut self, n: Option<usize>) {
+        self.pool.set_active(n.unwrap_or(usize::MAX));
+    }
+
+    /// Counts on `beat` with every operation from now on.
+    pub fn count_on(&mut self, beat: &Arc<AtomicU64>) {
+        self.beat = Arc::clone(beat);
     }
 
     /// Starts or ends gathering what weights are multiplied by; returns what was gathered.
@@ -206,6 +220,7 @@ impl CpuBackend {
         self.turn_angles(batch);
         let mut at = 0;
         while at < n_ops {
+            self.beat.fetch_add(1, Ordering::Relaxed);
             let n_chained = self.run_chain(at, n_ops, batch);
             if n_chained == 0 {
                 self.run(self.plan.ops[at], batch);

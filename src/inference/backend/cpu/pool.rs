@@ -32,6 +32,8 @@ struct Shared {
     /// Points at the caller's `&Task` while a job runs.
     job: AtomicPtr<()>,
     n_done: AtomicUsize,
+    /// Workers with a smaller number take tasks; the caller is number 0.
+    n_active: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
@@ -62,6 +64,7 @@ impl Pool {
             tasks: AtomicU64::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
             n_done: AtomicUsize::new(0),
+            n_active: AtomicUsize::new(n_threads.max(1)),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -82,7 +85,13 @@ impl Pool {
 
     /// Threads that run a job, the caller included.
     pub fn n_threads(&self) -> usize {
-        self.threads.len() + 1
+        self.shared.n_active.load(Ordering::Relaxed)
+    }
+
+    /// Lets `n` of the threads run jobs from now on, the caller always. The others sleep.
+    pub fn set_active(&mut self, n: usize) {
+        let n = n.clamp(1, self.threads.len() + 1);
+        self.shared.n_active.store(n, Ordering::Relaxed);
     }
 
     /// Calls `task(task_idx, worker_idx)` once for each index below `n_tasks` and returns when all
@@ -91,7 +100,8 @@ impl Pool {
     /// # Panics
     /// If a task panicked, on whichever thread.
     pub fn run(&mut self, n_tasks: usize, task: &Task<'_>) {
-        if n_tasks <= 1 || self.threads.is_empty() {
+        let n_active = self.n_threads();
+        if n_tasks <= 1 || n_active == 1 {
             (0..n_tasks).for_each(|i| task(i, 0));
             return;
         }
@@ -102,7 +112,7 @@ impl Pool {
         shared.n_done.store(0, Ordering::Relaxed);
         // Release: whoever takes a task sees the job.
         shared.tasks.store(u64::from(n) << 32, Ordering::Release);
-        self.handles.iter().for_each(Thread::unpark);
+        self.handles.iter().take(n_active - 1).for_each(Thread::unpark);
         while shared.take_task(0) {}
         let mut spins = 0u32;
         while shared.n_done.load(Ordering::Acquire) != n_tasks {
@@ -133,7 +143,8 @@ impl Shared {
     fn work(&self, worker_idx: usize) {
         let mut spins = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            if self.take_task(worker_idx) {
+            let is_active = worker_idx < self.n_active.load(Ordering::Relaxed);
+            if is_active && self.take_task(worker_idx) {
                 spins = 0;
                 continue;
             }
@@ -204,6 +215,22 @@ mod tests {
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn fewer_threads_run_every_task_and_all_of_them_come_back() {
+        let mut pool = Pool::new(4).expect("threads start");
+        for (asked, n_active) in [(2, 2), (1, 1), (0, 1), (3, 3), (usize::MAX, 4)] {
+            pool.set_active(asked);
+            assert_eq!(pool.n_threads(), n_active);
+            let counts: Vec<AtomicUsize> = (0..300).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(300, &|i, worker| {
+                // One that was just told to sleep may take a last task.
+                assert!(worker < 4);
+                counts[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
         }
     }
 

@@ -1,11 +1,15 @@
 //! What callers ask for between two steps.
 
 use super::Core;
+use crate::inference::engine::EnginePhase;
 use crate::inference::engine::handle::{Command, SlotView};
 
 impl Core {
     /// Does what a caller asked for between two steps.
     pub fn obey(&mut self, command: Command) {
+        if command.computes() {
+            self.tell_phase(EnginePhase::Prefill);
+        }
         match command {
             Command::Embed { tokens, pooling, reply } => match self.embed(&tokens, pooling) {
                 Some(result) => reply.send(result),
