@@ -199,9 +199,9 @@ make_user() {
         read -rs password && echo
         [ ${#password} -ge 8 ] || fail "a password has 8 characters at least"
     fi
-    echo "+ l4t_create_default_user.sh -u $user -n jetforge --accept-license"
+    echo "+ l4t_create_default_user.sh -u $user -n jetson --accept-license"
     [ "$dry" = yes ] || "$tegra/tools/l4t_create_default_user.sh" -u "$user" -p "$password" \
-        -n jetforge --accept-license
+        -n jetson --accept-license
     if [ -n "$key" ]; then
         run install -d -m 700 "$tegra/rootfs/home/$user/.ssh"
         run install -m 600 "$key" "$tegra/rootfs/home/$user/.ssh/authorized_keys"

@@ -148,7 +148,7 @@ END
     mkdir -p "$root/etc/systemd/system/default.target.wants"
     ln -sf ../prove.service "$root/etc/systemd/system/default.target.wants/"
     : >"$root/etc/machine-id"
-    echo appliance >"$root/etc/hostname"
+    echo jetson >"$root/etc/hostname"
     : >"$root/etc/fstab"
     for unit in proc-sys-fs-binfmt_misc.automount systemd-binfmt.service apt-daily.timer \
         apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer systemd-timesyncd.service \

@@ -342,7 +342,7 @@ fn the_image_is_planned_from_files_that_are_what_they_should_be() {
         ("nano-2gb", "-b jetson-nano-2gb-devkit"),
     ] {
         let plan = image(&[&right[..], &["--board", board, "--write", "/dev/sdx"]].concat()).ok();
-        let steps = ["apply_binaries.sh", "dpkg -i", "set-default multi-user", "-n jetforge"];
+        let steps = ["apply_binaries.sh", "dpkg -i", "set-default multi-user", "-n jetson"];
         let places: Vec<_> = steps.iter().map(|step| plan.out.find(step)).collect();
         assert!(places.is_sorted() && places[0].is_some(), "{places:?}: {}", plan.out);
         assert!(plan.out.contains(creator), "{board}: {}", plan.out);
