@@ -27,7 +27,7 @@ use crate::base::host::Host;
 use crate::hosting::HostError;
 use crate::hub::{HubConfig, HubError};
 use crate::inference::{
-    DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
+    DeviceChoice, DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
@@ -92,6 +92,8 @@ pub struct ModelConfig {
     pub kv_type: Option<String>,
     /// Memory that weights, KV cache and scratch may take; unset takes what is free.
     pub memory_max_bytes: Option<u64>,
+    /// What computes: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU that can and else the CPU.
+    pub device: Option<String>,
 }
 
 /// The section `library`.
@@ -134,6 +136,9 @@ impl Shape for Config {
         }
         if model.n_threads == Some(0) {
             return Err(("model.n_threads", at_least(1)));
+        }
+        if model.device.as_deref().is_some_and(|name| DeviceChoice::from_name(name).is_none()) {
+            return Err(("model.device", "must be auto, cpu, cuda or cuda:N".to_owned()));
         }
         if self.pull.stall_ms == 0 {
             return Err(("pull.stall_ms", at_least(1)));
@@ -321,6 +326,9 @@ impl App {
             pin_threads: model.pin_threads,
             isa: model.isa.clone(),
             memory_max_bytes: Some(self.memory_for_models()),
+            device: model.device.as_deref().map_or(DeviceChoice::Auto, device_named),
+            cuda_library: None,
+            cuda_images: Some(self.dirs.cache.join("cuda")),
         }
     }
 
@@ -371,6 +379,11 @@ impl App {
         }
         sampling
     }
+}
+
+/// The device of this name, which was checked with the configuration.
+fn device_named(name: &str) -> DeviceChoice {
+    DeviceChoice::from_name(name).unwrap_or(DeviceChoice::Auto)
 }
 
 /// How a model's file says that it is run, if `setup-model` made it.

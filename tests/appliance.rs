@@ -160,3 +160,78 @@ fn a_reset_that_was_cut_goes_on_with_the_next_first_start() {
     assert_eq!(keys["keys"].as_array().unwrap().len(), 1, "the guest's went with the reset");
     assert!(!machine.state().join("reset.pending").exists());
 }
+
+#[test]
+fn a_backup_brings_keys_and_configuration_to_another_card() {
+    let (old, new) = (Machine::new("nano"), Machine::new("nano"));
+    let card = old.first_boot(&[]).ok().out;
+    let key = of_card(&card, "API key").to_owned();
+    std::fs::write(old.config().join("config.toml"), "[model]\nn_ctx = 512\n").unwrap();
+    let file = old.home.path().join("all.backup");
+    let name = file.display().to_string();
+    let service = Process::start(old.home.path(), &[]);
+    let busy = old.run(&["backup", &name]);
+    assert!(busy.code != 0 && busy.err.contains("stop the service first"), "{}", busy.err);
+    service.terminate();
+    assert_eq!(service.end().0, Some(0));
+    old.run(&["backup", &name]).ok();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // What was cut or changed changes nothing.
+    let whole = std::fs::read(&file).unwrap();
+    let mut changed = whole.clone();
+    let at = changed.windows(12).position(|w| w == b"n_ctx = 512\n").unwrap();
+    changed[at + 8] = b'9';
+    for wrong in [&whole[..whole.len() / 2], &changed] {
+        let other = new.home.path().join("wrong.backup");
+        std::fs::write(&other, wrong).unwrap();
+        let refused = new.run(&["restore", &other.display().to_string()]);
+        assert!(
+            refused.code != 0 && refused.err.contains("nothing was changed"),
+            "{}",
+            refused.err
+        );
+        assert!(!new.config().join("config.toml").exists());
+    }
+    new.run(&["restore", &name]).ok();
+    assert!(!new.state().join("restore.next").exists());
+    let shown = new.run(&["config", "show", "--json"]).json();
+    assert_eq!(shown["model.n_ctx"]["value"], 512);
+    let service = Process::start(new.home.path(), &[]);
+    assert_eq!(new.status_with(&service, &key), 200, "the key opens the new one as well");
+}
+
+#[test]
+fn a_restore_that_was_cut_is_finished_by_the_service() {
+    let machine = Machine::new("nano");
+    let card = machine.first_boot(&[]).ok().out;
+    let state = machine.state();
+    // Unpacked and marked; one file was moved, this one was not.
+    std::fs::create_dir_all(state.join("restore.next/state")).unwrap();
+    std::fs::rename(state.join("keys.json"), state.join("restore.next/state/keys.json")).unwrap();
+    std::fs::write(state.join("restore.pending"), "").unwrap();
+    let service = Process::start(machine.home.path(), &[]);
+    assert_eq!(machine.status_with(&service, of_card(&card, "API key")), 200);
+    assert!(!state.join("restore.pending").exists() && !state.join("restore.next").exists());
+}
+
+#[test]
+fn a_support_file_holds_no_secret() {
+    let machine = Machine::new("nano");
+    let card = machine.first_boot(&[]).ok().out;
+    let secrets = [of_card(&card, "API key"), of_card(&card, "pairing code"), "canary-7f3a"];
+    let config = "[server]\nchat_template = \"canary-7f3a\"\nalias = [\"Bearer canary-7f3a\"]\n\
+                  [hub]\nnano = [\"http://user:canary-7f3a@10.0.0.7\"]\n";
+    std::fs::write(machine.config().join("config.toml"), config).unwrap();
+    let file = machine.home.path().join("support.tar");
+    machine.run(&["support", &file.display().to_string()]).ok();
+    let text = String::from_utf8(std::fs::read(&file).unwrap()).unwrap();
+    for part in ["version.txt", "machine.json", "config.json", "board.json", "keys.json"] {
+        assert!(text.contains(part), "{part}");
+    }
+    for secret in secrets {
+        assert!(!text.contains(secret), "{secret} is in it");
+    }
+    let hashes = std::fs::read_to_string(machine.state().join("keys.json")).unwrap();
+    let hashes: serde_json::Value = serde_json::from_str(&hashes).unwrap();
+    assert!(!text.contains(hashes["keys"][0]["sha256"].as_str().unwrap()));
+}

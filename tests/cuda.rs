@@ -9,10 +9,11 @@ use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights}
 use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
-    AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape,
-    TokenSpan,
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape,
+    RowKernels, RowShape, TokenSpan,
 };
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
+use jetforge::inference::backend::cuda::upload::Upload;
 use jetforge::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 
@@ -32,7 +33,7 @@ fn device(conf: &str) -> Option<(Device, tempfile::TempDir)> {
     Some((device.expect("the stand-in has a device"), dir))
 }
 
-fn upload(device: &Device, values: &[f32]) -> Buffer {
+fn send(device: &Device, values: &[f32]) -> Buffer {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let buffer = device.allocate("a test", bytes.len()).expect("memory");
     buffer.write(&bytes).expect("a copy");
@@ -88,9 +89,9 @@ impl Product {
         let kernels = GemvKernels::load(device, &[self.ty]).expect("kernels");
         let matrix = upload_matrix(device, self.ty, &self.rows, self.shape);
         let inputs = Inputs::new(device, n_cols, self.n).expect("memory");
-        kernels.stage(&upload(device, &self.x), n_cols, self.n, &inputs).expect("staged");
-        let (bias, stride) = (upload(device, &self.bias), n_rows + 3);
-        let y = upload(device, &vec![0.25; self.n * stride]);
+        kernels.stage(&send(device, &self.x), n_cols, self.n, &inputs).expect("staged");
+        let (bias, stride) = (send(device, &self.bias), n_rows + 3);
+        let y = send(device, &vec![0.25; self.n * stride]);
         let to = (&y, stride, add);
         kernels.multiply(&matrix, &inputs, Some(&bias), to, self.n).expect("launched");
         download(&y, self.n * stride)
@@ -229,7 +230,7 @@ fn norms_are_those_of_float64_in_any_order_of_threads() {
                 let shape = RowShape { n_rows, width: width * n_run, stride };
                 let norm = NormShape { kind, eps: 1e-5, width };
                 let (buffer, w, b) =
-                    (upload(&device, &x), upload(&device, &weight), upload(&device, &bias));
+                    (send(&device, &x), send(&device, &weight), send(&device, &bias));
                 kernels.norm(shape, norm, (&buffer, &buffer), (&w, Some(&b))).expect("launched");
                 let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
                 for row in expected.chunks_exact_mut(stride) {
@@ -268,24 +269,25 @@ fn rows_are_activated_added_chosen_and_turned() {
             }
             Activation::Tanh => x.tanh(),
         };
-        let (a, b) = (upload(&device, &x), upload(&device, &y));
+        let (a, b) = (send(&device, &x), send(&device, &y));
         kernels.glu(shape, activation, (&a, &b)).expect("launched");
         let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| act(*x) * y).collect();
         close(&download(&a, x.len()), &expected, 1e-6, &format!("glu {activation:?}"));
-        let a = upload(&device, &x);
+        let a = send(&device, &x);
         kernels.act(shape, activation, &a).expect("launched");
         let expected: Vec<f64> = wide(&x).iter().map(|x| act(*x)).collect();
         close(&download(&a, x.len()), &expected, 1e-6, &format!("act {activation:?}"));
     }
-    let (a, b) = (upload(&device, &x), upload(&device, &y));
+    let (a, b) = (send(&device, &x), send(&device, &y));
     kernels.add(shape, &a, 0.5, Some(&b)).expect("launched");
     let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * 0.5 + y).collect();
     close(&download(&a, x.len()), &expected, 1e-7, "add");
 
-    let out = upload(&device, &vec![0.0; 640]);
+    let out = send(&device, &vec![0.0; 640]);
     let index = device.allocate("rows", 8).expect("memory");
+    index.write(&[2, 0, 0, 0, 0, 0, 0, 0]).expect("a copy");
     let two = RowShape { n_rows: 2, ..shape };
-    kernels.select(two, (&upload(&device, &x), 3), &out, (&index, &[2, 0])).expect("launched");
+    kernels.select(two, (&send(&device, &x), 3), &out, (&index, &[2, 0])).expect("launched");
     assert_eq!(download(&out, 640), [&x[640..], &x[..320]].concat());
 
     for style in [RopeStyle::Pairs, RopeStyle::Halves] {
@@ -300,9 +302,9 @@ fn turns(device: &Device, kernels: &RowKernels, style: RopeStyle) {
     let angles: Vec<f32> = (0..n_rows * n_pair)
         .flat_map(|i| [(i as f32 * 0.3).cos(), (i as f32 * 0.3).sin()])
         .collect();
-    let buffer = upload(device, &x);
+    let buffer = send(device, &x);
     kernels
-        .rope(shape, &buffer, style, (&upload(device, &angles), n_pair), head_dim)
+        .rope(shape, &buffer, style, (&send(device, &angles), n_pair), head_dim)
         .expect("launched");
     let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
     for (t, row) in expected.chunks_exact_mut(61).enumerate() {
@@ -335,13 +337,13 @@ fn the_first_of_the_largest_is_found_in_any_order_of_threads() {
         x[3500] = 99.0;
         let out = device.allocate("answers", 32).expect("memory");
         let shape = RowShape { n_rows: 4, width: 1000, stride: 1000 };
-        kernels.argmax(shape, &upload(&device, &x), &out).expect("launched");
+        kernels.argmax(shape, &send(&device, &x), &out).expect("launched");
         let idxs: Vec<u32> = download(&out, 8).chunks(2).map(|pair| pair[1].to_bits()).collect();
         assert_eq!(idxs, [333, 999, 0, 500]);
     }
 }
 
-/// A batch of a prefill chunk and two steps, over pages out of order.
+/// A batch of a prefill chunk and two steps, over pages out of order; too many for one launch.
 struct Attention {
     shape: AttentionShape,
     tokens: Vec<TokenSpan>,
@@ -359,7 +361,7 @@ impl Attention {
             let slot = pages[pages_start + pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
             tokens.push(TokenSpan { pages_start, start, end: pos + 1, slot });
         };
-        (0..3).for_each(|pos| push(0, 0, pos));
+        (0..7).for_each(|pos| push(0, 0, pos));
         push(1, 0, 599);
         push(21, 100, 130);
         Attention { shape, tokens, pages }
@@ -374,7 +376,8 @@ impl Attention {
         let AttentionShape { n_head, n_kv_head, head_dim, .. } = self.shape;
         let n = self.tokens.len();
         let (q_width, kv_width) = (n_head * head_dim, n_kv_head * head_dim);
-        let mut kernels = AttentionKernels::load(&device, self.shape, n, 30).expect("kernels");
+        // Room for fewer tokens than there are.
+        let kernels = AttentionKernels::load(&device, self.shape, 1).expect("kernels");
         let cache = |seed| -> Vec<half::f16> {
             let values = activations(1, self.n_cache(), self.n_cache(), seed);
             values.iter().map(|v| half::f16::from_f32(v * 0.1)).collect()
@@ -389,13 +392,16 @@ impl Attention {
         let (k_cache, v_cache) = (on_device(&keys), on_device(&values));
         let q = activations(n, q_width, q_width, 3);
         let (k, v) = (activations(n, kv_width, kv_width, 4), activations(n, kv_width, kv_width, 5));
-        kernels.begin(&self.tokens, &self.pages).expect("a batch");
-        let (k_new, v_new) = (upload(&device, &k), upload(&device, &v));
+        let mut upload = Upload::new(&device, 1024).expect("memory");
+        let pages = upload.put(self.pages.iter().copied());
+        let batch = AttentionBatch::new(self.tokens.clone(), (&self.pages, &pages), &mut upload);
+        upload.send().expect("a copy");
+        let (k_new, v_new) = (send(&device, &k), send(&device, &v));
         let caches = (&k_cache, &v_cache);
-        kernels.append(self.shape, (&k_new, &v_new, kv_width), caches).expect("launched");
-        let out = upload(&device, &vec![0.0; n * q_width]);
+        kernels.append(&batch, self.shape, (&k_new, &v_new, kv_width), caches).expect("launched");
+        let out = send(&device, &vec![0.0; n * q_width]);
         kernels
-            .attend(self.shape, (&upload(&device, &q), &out, q_width), caches)
+            .attend(&batch, self.shape, (&send(&device, &q), &out, q_width), caches)
             .expect("launched");
         for (t, token) in self.tokens.iter().enumerate() {
             for i in 0..kv_width {

@@ -190,7 +190,9 @@ fn only_functions_of_cuda_10_2_are_called() {
         cuMemcpyDtoDAsync_v2 cuMemsetD8Async cuStreamCreate cuStreamDestroy_v2 \
         cuStreamSynchronize cuEventCreate cuEventRecord cuEventQuery cuEventSynchronize \
         cuEventElapsedTime cuEventDestroy_v2 cuModuleLoadDataEx cuModuleGetFunction \
-        cuModuleUnload cuFuncGetAttribute cuLaunchKernel";
+        cuModuleUnload cuFuncGetAttribute cuLaunchKernel cuLinkCreate_v2 cuLinkAddData_v2 \
+        cuLinkComplete cuLinkDestroy cuStreamBeginCapture_v2 cuStreamEndCapture \
+        cuGraphInstantiate cuGraphLaunch cuGraphExecDestroy cuGraphDestroy";
     let known: BTreeSet<String> = known.split_whitespace().map(str::to_owned).collect();
     assert_eq!(called.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
 }

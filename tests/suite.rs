@@ -9,6 +9,7 @@ mod browser;
 mod cli;
 mod cuda;
 mod cuda_driver;
+mod cuda_engine;
 mod generation;
 mod grammar;
 mod hostile;

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jetforge::base::dirs::{Dirs, Role};
 use jetforge::store::{Peer, Store};
+use jetforge::sync::{Spool, Told};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -21,10 +22,13 @@ use crate::serve::Process;
 use crate::support::http::{get, post, until};
 
 /// The state directory of a service whose home this is.
-fn open(home: &Path) -> Store {
+fn state_of(home: &Path) -> PathBuf {
     let env = [("HOME", home.to_str().unwrap())].into_iter().collect();
-    let dirs = Dirs::new(Role::from_env(&env).unwrap(), &env).unwrap();
-    Store::open(&dirs.state).unwrap().store
+    Dirs::new(Role::from_env(&env).unwrap(), &env).unwrap().state
+}
+
+fn open(home: &Path) -> Store {
+    Store::open(&state_of(home)).unwrap().store
 }
 
 /// Pairs two stores that no service has; `a` calls `b` at `address`.
@@ -267,13 +271,18 @@ fn two_services_lose_and_double_nothing_though_both_die_and_the_network_fails() 
     torture(7, 6);
 }
 
+/// So many seconds by `JETFORGE_TEST_TORTURE_S`, else an hour:
+/// `JETFORGE_TEST_TORTURE_S=300 cargo test --test suite for_an_hour -- --ignored --nocapture`.
 #[test]
 #[ignore = "an hour"]
 fn two_services_lose_and_double_nothing_for_an_hour() {
+    let given = std::env::var("JETFORGE_TEST_TORTURE_S").ok();
+    let n_s = given.and_then(|text| text.parse().ok()).unwrap_or(3600);
     let start = std::time::Instant::now();
     for seed in 1.. {
         torture(seed * 7919, 10);
-        if start.elapsed() > Duration::from_secs(3600) {
+        if start.elapsed() > Duration::from_secs(n_s) {
+            println!("{seed} runs");
             return;
         }
     }
@@ -297,15 +306,16 @@ fn the_verb_says_how_it_stands_and_carries_entries_by_a_file() {
     for n in 0..3 {
         post(service.address, "/feedback", &json!({"request_id": format!("f{n}")}));
     }
+    until("its models are told", || !records(&service, "inventory").is_empty());
     let (said, _) = run(home, &["status", "--url", &url]);
-    assert!(said.contains("3 waiting (oldest "), "{said}");
+    assert!(said.contains("4 waiting (oldest "), "{said}");
     let state = &get(service.address, "/v1/status").json()["sync"][0]["state"];
-    assert!(state.as_str().unwrap().starts_with("3 waiting"), "{state}");
+    assert!(state.as_str().unwrap().starts_with("4 waiting"), "{state}");
     let file = home.join("out.jsonl").display().to_string();
     let (_, said) = run(home, &["export", &file, "--url", &url]);
-    assert!(said.contains("3 entries"), "{said}");
+    assert!(said.contains("4 entries"), "{said}");
     let (_, said) = run(other, &["import", &file]);
-    assert!(said.contains("3 entries took effect"), "{said}");
+    assert!(said.contains("4 entries took effect"), "{said}");
     let back = home.join("back.jsonl").display().to_string();
     run(other, &["export", &back]);
     run(home, &["import", &back, "--url", &url]);
@@ -319,4 +329,68 @@ fn the_verb_says_how_it_stands_and_carries_entries_by_a_file() {
         "{}",
     );
     assert_eq!((stranger.status, stranger.error_type().as_str()), (401, "authentication_error"));
+}
+
+#[test]
+fn what_an_appliance_has_and_measures_is_seen_at_the_hub_until_they_part() {
+    let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [hub_home, home] = homes.each_ref().map(|home| home.path());
+    let proxy = Proxy::start(1);
+    proxy.is_calm.store(true, Ordering::Relaxed);
+    pair(hub_home, home, proxy.address);
+    let [hub, service] = [hub_home, home].map(serve);
+    *proxy.target.lock().unwrap() = Some(service.address);
+    let run = |home: &Path, args: &[&str]| {
+        let output = jetforge(home).arg("sync").args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    // The appliance sends a file and has measured something, while its service runs.
+    let bytes: Vec<u8> =
+        (0..5u64 << 19).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
+    let (file, copy) = (home.join("repo.bundle"), hub_home.join("copy.bundle"));
+    std::fs::write(&file, &bytes).unwrap();
+    let url = service.address.to_string();
+    let (file, copy) = (file.display().to_string(), copy.display().to_string());
+    let sent = run(home, &["send", &file, "--as", "bundle"]);
+    assert_eq!(sent.0, Some(0), "{}", sent.2);
+    let body = json!({"what": "bench", "model": {"name": "small"}, "figures": [
+        {"test": "tg64", "unit": "tok/s", "median": 12.5}]});
+    let told = Told { kind: "report".into(), name: "bench-1".into(), body };
+    Spool::new(&state_of(home)).put(&told).unwrap();
+    post(service.address, "/feedback", &json!({"request_id": "f1"}));
+    let node = get(service.address, "/v1/sync").json()["node"].as_str().unwrap().to_owned();
+    let known = || get(hub.address, "/v1/sync/appliances").json()["appliances"][0].clone();
+    until("the hub knows it all", || {
+        post(hub.address, "/v1/sync/now", &json!({}));
+        let known = known();
+        let is_counted = known["n_feedback"] == 1 && known["n_file"] == 1;
+        is_counted && known["bench"][0]["model"]["name"] == "small"
+    });
+    assert!(!known()["inventory"]["models"].as_array().unwrap().is_empty());
+    let hub_url = hub.address.to_string();
+    until("the file is there", || {
+        post(hub.address, "/v1/sync/now", &json!({}));
+        run(hub_home, &["files", "--url", &hub_url]).1.contains(" here ")
+    });
+    let fetched = run(hub_home, &["fetch", "repo.bundle", &copy, "--url", &hub_url]);
+    assert_eq!(fetched.0, Some(0), "{}", fetched.2);
+    assert!(std::fs::read(&copy).unwrap() == bytes);
+    // A setting of the hub reaches the appliance.
+    let key = format!("{node}/temperature");
+    let set = json!({"kind": "setting", "key": key, "body": {"value": 0.2}});
+    assert_eq!(post(hub.address, "/v1/sync/records", &set).json()["counts"], true);
+    until("the setting is there", || {
+        records(&service, "setting").iter().any(|record| record["key"] == *key)
+    });
+    // They part: the other side is told what to do.
+    let forgotten = run(home, &["forget", "a", "--url", &url]);
+    assert_eq!(forgotten.0, Some(0), "{}", forgotten.2);
+    until("the hub hears that it is a stranger", || {
+        post(hub.address, "/v1/sync/now", &json!({}));
+        let trouble = status(&hub)["trouble"].clone();
+        trouble.as_str().is_some_and(|why| why.contains("no peer's"))
+    });
+    assert_eq!(get(service.address, "/v1/sync").json()["peers"], json!([]));
+    assert_eq!(run(home, &["adopt", "--url", &url]).0, Some(2), "not while the service has it");
 }

@@ -11,6 +11,8 @@
 //   order reverse | mixed N     in which threads of a block run
 //   threads N                   processors that run blocks
 //   memory N                    bytes of the device
+//   skip KERNEL                 launches of it do nothing
+//   discrete                    memory of the device's own, and not the host's
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
 #include <dlfcn.h>
@@ -21,8 +23,10 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <thread>
+#include <vector>
 
 #include "fibers.h"
 
@@ -40,13 +44,28 @@ enum Result {
   UNSUPPORTED_PTX_VERSION = 222,
   INVALID_HANDLE = 400,
   NOT_FOUND = 500,
+  STREAM_CAPTURE_INVALID = 901,
 };
 
 struct Function {
   std::string name;
-  gpu_sim::Thunk thunk;
+  gpu_sim::Registered kernel;
   u32 n_thread_max;
 };
+
+// A launch with the arguments that it had when it was asked for.
+struct Launch {
+  const Function* function;
+  gpu_sim::Index grid, block;
+  std::vector<u64> args;
+};
+
+struct Stream {
+  bool captures = false;
+  std::vector<Launch> captured;
+};
+
+typedef std::vector<Launch> Graph;
 
 struct Module {
   std::map<std::string, Function> functions;
@@ -69,6 +88,8 @@ struct Device {
   std::map<u64, Memory> memory;
   std::map<std::string, u64> calls;
   std::map<std::string, Failure> failures;
+  std::set<std::string> skipped;
+  bool is_integrated = true;
   gpu_sim::Order order;
   unsigned n_threads = std::thread::hardware_concurrency();
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
@@ -97,6 +118,11 @@ struct Device {
       words >> n_threads;
     } else if (verb == "memory") {
       words >> total;
+    } else if (verb == "skip") {
+      words >> name;
+      skipped.insert(name);
+    } else if (verb == "discrete") {
+      is_integrated = false;
     }
   }
 
@@ -144,14 +170,24 @@ int load_module(const std::string& ptx, Module& module) {
   for (size_t at = 0; (at = ptx.find(".entry ", at)) != std::string::npos;) {
     at += 7;
     const std::string name = ptx.substr(at, ptx.find_first_of("(\n \t", at) - at);
-    const gpu_sim::Thunk thunk = gpu_sim::find_kernel(name);
-    if (!thunk) {
+    const gpu_sim::Registered kernel = gpu_sim::find_kernel(name);
+    if (!kernel.thunk) {
       fprintf(stderr, "gpu_sim: the PTX has %s, the simulator does not\n", name.c_str());
       return INVALID_IMAGE;
     }
-    module.functions[name] = {name, thunk, threads_max(ptx, at)};
+    module.functions[name] = {name, kernel, threads_max(ptx, at)};
   }
   return SUCCESS;
+}
+
+const std::string COMPILED = "compiled ";
+
+void run(Launch launch) {
+  if (device().skipped.count(launch.function->name)) return;
+  std::vector<void*> args;
+  for (u64& word : launch.args) args.push_back(&word);
+  gpu_sim::run_grid(launch.function->name.c_str(), launch.function->kernel.thunk, launch.grid,
+                    launch.block, args.data(), device().order, device().n_threads);
 }
 
 int attribute(int which) {
@@ -161,7 +197,7 @@ int attribute(int which) {
     case 10: return 32;     // warp
     case 12: return 32768;  // registers of a block
     case 16: return 1;      // multiprocessors
-    case 18: return 1;      // integrated with the host
+    case 18: return device().is_integrated;
     case 75: return 5;      // compute capability
     case 76: return 3;
     default: return -1;
@@ -279,6 +315,11 @@ API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) {
   memcpy(to, (const void*)from, n);
   return SUCCESS;
 }
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t n, void*) {
+  ENTER_CONTEXT if (!device().holds(to, n) || !device().holds(from, n)) return INVALID_VALUE;
+  memmove((void*)to, (const void*)from, n);
+  return SUCCESS;
+}
 API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
   ENTER_CONTEXT if (!device().holds(at, n)) return INVALID_VALUE;
   memset((void*)at, value, n);
@@ -286,11 +327,11 @@ API cuMemsetD8Async(u64 at, u8 value, size_t n, void*) {
 }
 
 API cuStreamCreate(void** out, u32) {
-  ENTER_CONTEXT* out = new int;
+  ENTER_CONTEXT* out = new Stream;
   return SUCCESS;
 }
 API cuStreamDestroy_v2(void* stream) {
-  ENTER_CONTEXT delete (int*)stream;
+  ENTER_CONTEXT delete (Stream*)stream;
   return SUCCESS;
 }
 API cuStreamSynchronize(void*) {
@@ -319,11 +360,35 @@ API cuEventElapsedTime(float* ms, void* start, void* end) {
 
 API cuModuleLoadDataEx(void** out, const void* image, u32, const int*, void**) {
   ENTER_CONTEXT Module* module = new Module;
-  if (const int refused = load_module((const char*)image, *module)) {
+  const char* ptx = (const char*)image;
+  if (!strncmp(ptx, COMPILED.c_str(), COMPILED.size())) ptx += COMPILED.size();
+  if (const int refused = load_module(ptx, *module)) {
     delete module;
     return refused;
   }
   *out = module;
+  return SUCCESS;
+}
+// Compiled code is the PTX behind a word of its own.
+API cuLinkCreate_v2(u32, int*, void**, void** state) {
+  ENTER_CONTEXT* state = new std::string;
+  return SUCCESS;
+}
+API cuLinkAddData_v2(void* state, int kind, void* data, size_t n, const char*, u32, int*, void**) {
+  ENTER_CONTEXT if (kind != 1 || !n || ((char*)data)[n - 1]) return INVALID_VALUE;
+  Module module;
+  if (const int refused = load_module((const char*)data, module)) return refused;
+  *(std::string*)state = COMPILED + std::string((const char*)data);
+  return SUCCESS;
+}
+API cuLinkComplete(void* state, void** image, size_t* n) {
+  ENTER_CONTEXT std::string& code = *(std::string*)state;
+  *image = code.data();
+  *n = code.size() + 1;
+  return SUCCESS;
+}
+API cuLinkDestroy(void* state) {
+  ENTER_CONTEXT delete (std::string*)state;
   return SUCCESS;
 }
 API cuModuleUnload(void* module) {
@@ -343,12 +408,56 @@ API cuFuncGetAttribute(int* value, int which, void* function) {
   return SUCCESS;
 }
 API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x, u32 block_y,
-                   u32 block_z, u32 shared_bytes, void*, void** args, void**) {
+                   u32 block_z, u32 shared_bytes, void* stream, void** args, void**) {
   ENTER_CONTEXT const Function* function = (const Function*)handle;
   const u64 n_thread = (u64)block_x * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
   if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;
-  gpu_sim::run_grid(function->name.c_str(), function->thunk, {grid_x, grid_y, grid_z},
-                    {block_x, block_y, block_z}, args, device().order, device().n_threads);
+  Launch launch{function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, {}};
+  // An argument has eight bytes at most, and the caller has eight for each.
+  for (u32 i = 0; i < function->kernel.n_arg; i++) {
+    u64 word;
+    memcpy(&word, args[i], sizeof word);
+    launch.args.push_back(word);
+  }
+  Stream& of = *(Stream*)stream;
+  if (of.captures) {
+    of.captured.push_back(launch);
+  } else {
+    run(launch);
+  }
+  return SUCCESS;
+}
+
+API cuStreamBeginCapture_v2(void* stream, int) {
+  ENTER_CONTEXT Stream& of = *(Stream*)stream;
+  if (of.captures) return STREAM_CAPTURE_INVALID;
+  of.captures = true;
+  of.captured.clear();
+  return SUCCESS;
+}
+API cuStreamEndCapture(void* stream, void** graph) {
+  // Even where a failure was ordered the stream records no more, as with a driver.
+  Stream& of = *(Stream*)stream;
+  const bool captured = of.captures;
+  of.captures = false;
+  ENTER_CONTEXT if (!captured) return STREAM_CAPTURE_INVALID;
+  *graph = new Graph(of.captured);
+  return SUCCESS;
+}
+API cuGraphInstantiate(void** executable, void* graph, void**, char*, size_t) {
+  ENTER_CONTEXT* executable = new Graph(*(Graph*)graph);
+  return SUCCESS;
+}
+API cuGraphLaunch(void* executable, void*) {
+  ENTER_CONTEXT for (const Launch& launch : *(Graph*)executable) run(launch);
+  return SUCCESS;
+}
+API cuGraphExecDestroy(void* executable) {
+  ENTER_CONTEXT delete (Graph*)executable;
+  return SUCCESS;
+}
+API cuGraphDestroy(void* graph) {
+  ENTER_CONTEXT delete (Graph*)graph;
   return SUCCESS;
 }

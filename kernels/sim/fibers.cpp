@@ -22,16 +22,18 @@ namespace gpu_sim {
 
 thread_local Context context;
 
-static std::map<std::string, Thunk>& kernels() {
-  static std::map<std::string, Thunk> all;
+static std::map<std::string, Registered>& kernels() {
+  static std::map<std::string, Registered> all;
   return all;
 }
 
-void register_kernel(const char* name, Thunk thunk) { kernels()[name] = thunk; }
+void register_kernel(const char* name, Thunk thunk, u32 n_arg) {
+  kernels()[name] = {thunk, n_arg};
+}
 
-Thunk find_kernel(const std::string& name) {
+Registered find_kernel(const std::string& name) {
   const auto found = kernels().find(name);
-  return found == kernels().end() ? nullptr : found->second;
+  return found == kernels().end() ? Registered{nullptr, 0} : found->second;
 }
 
 // Saves the callee's registers on the stack, whose pointer goes to `save`, and goes on where

@@ -22,8 +22,14 @@ struct Order {
   u32 seed = 0;
 };
 
-// The registered kernel of this name, or null.
-Thunk find_kernel(const std::string& name);
+// A registered kernel and how many arguments it has.
+struct Registered {
+  Thunk thunk;
+  u32 n_arg;
+};
+
+// The registered kernel of this name; no thunk if there is none.
+Registered find_kernel(const std::string& name);
 
 void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order,
               unsigned n_threads);

@@ -77,10 +77,11 @@ inline u32 exchange(u32 mask, u32 value, u32 source) {
 }
 
 using Thunk = void (*)(void** args);
-void register_kernel(const char* name, Thunk thunk);
+void register_kernel(const char* name, Thunk thunk, u32 n_arg);
 
 template <auto Kernel> struct Call;
 template <class... Args, void (*Kernel)(Args...)> struct Call<Kernel> {
+  static const u32 N_ARG = sizeof...(Args);
   template <size_t... I> static void apply(void** args, std::index_sequence<I...>) {
     Kernel(*(Args*)args[I]...);
   }
@@ -96,7 +97,8 @@ template <class T> inline T load(const void* p) {
 
 #define GPU_KERNEL(name) \
   static const int gpu_registered_##name = \
-      (gpu_sim::register_kernel(#name, &gpu_sim::Call<&name>::thunk), 0);
+      (gpu_sim::register_kernel(#name, &gpu_sim::Call<&name>::thunk, \
+                                gpu_sim::Call<&name>::N_ARG), 0);
 
 #define threadIdx (gpu_sim::context.fiber->thread)
 #define blockIdx (gpu_sim::context.block)

@@ -1,8 +1,8 @@
 //! Heat and power, wired: the watch over the board and the engines of the host.
 //!
 //! ```text
-//! Host's engines -> phase, tokens, who waits -> power::Watch -> pace -> tempo of every engine
-//!                                                                  -> jobs: go, or wait with a reason
+//! Host's engines -> phase, tokens, who waits -> power::Watch -> pace
+//! pace -> tempo of every engine     -> jobs: go, or wait with a reason
 //! ```
 
 use std::path::Path;

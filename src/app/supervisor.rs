@@ -105,8 +105,8 @@ impl Supervisor {
         if !answers(host).await? {
             return Err(AppError::Mute { model: host.default_name().to_owned() });
         }
-        shared.set(Stage::Serving);
         shared.notifier.ready();
+        shared.set(Stage::Serving);
         Ok(())
     }
 
@@ -140,34 +140,53 @@ impl Shared {
 
     fn run(&self, host: &Host, status: &dyn Fn() -> String) {
         let every = self.notifier.watchdog().map_or(LOOK, |limit| (limit / N_LOOK).min(LOOK));
-        let (mut pulse, mut said) = (Pulse::default(), String::new());
+        let mut looks = Looks::default();
         loop {
             let stage = *self.lock();
-            match stage {
-                Stage::Over => return,
-                Stage::Loading => self.notifier.extend(START_MORE),
-                Stage::Serving | Stage::Stopping => {}
+            if stage == Stage::Over {
+                return;
             }
-            let beats = host.engines().into_iter().map(|(name, engine)| (name, engine.beat()));
-            let moves = pulse.feel(beats.collect()) || stage != Stage::Serving;
-            if moves && self.notifier.watchdog().is_some() && stage != Stage::Loading {
-                self.notifier.alive();
-            }
-            let mut line = match stage {
-                Stage::Loading => "loading".to_owned(),
-                Stage::Stopping => "stopping".to_owned(),
-                Stage::Serving | Stage::Over => status(),
-            };
-            if !moves {
-                line.insert_str(0, "an engine stands still; ");
-            }
-            if line != said {
-                self.notifier.status(&line);
-                said = line;
-            }
+            looks.look(&self.notifier, stage, host, status);
             let is_same = |now: &mut Stage| *now == stage;
-            let waited = self.bell.wait_timeout_while(self.lock(), every, is_same);
+            let pause = if stage == Stage::Loading { LOOK } else { every };
+            let waited = self.bell.wait_timeout_while(self.lock(), pause, is_same);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+/// What was seen and said at the last look.
+#[derive(Default)]
+struct Looks {
+    pulse: Pulse,
+    said: String,
+}
+
+impl Looks {
+    fn look(
+        &mut self,
+        notifier: &Notifier,
+        stage: Stage,
+        host: &Host,
+        status: &dyn Fn() -> String,
+    ) {
+        let beats = host.engines().into_iter().map(|(name, engine)| (name, engine.beat()));
+        let moves = self.pulse.feel(beats.collect()) || stage != Stage::Serving;
+        let mut line = match stage {
+            Stage::Loading => "loading".to_owned(),
+            Stage::Stopping | Stage::Over => "stopping".to_owned(),
+            Stage::Serving => status(),
+        };
+        if stage == Stage::Loading {
+            notifier.extend(START_MORE);
+        } else if moves && notifier.watchdog().is_some() {
+            notifier.alive();
+        }
+        if !moves {
+            line.insert_str(0, "an engine stands still; ");
+        }
+        if line != self.said && notifier.status(&line) {
+            self.said = line;
         }
     }
 }

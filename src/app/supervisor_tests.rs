@@ -1,11 +1,25 @@
+//! What the service manager hears, of a model that answers and of one that hangs.
+
 use std::os::unix::net::UnixDatagram;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
 use crate::hosting::ModelEntry;
 use crate::inference::{
     Engine, EngineOptions, LoadOptions, Model, ModelSource, SamplerOptions, Script, Tempo,
 };
+
+/// Waits for a future of a loaded model, which needs no more than to be asked again.
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}
 
 /// A host of the default model, which says what `script` says.
 fn host(script: Option<Script>) -> Host {
@@ -29,9 +43,9 @@ fn host(script: Option<Script>) -> Host {
     Host::single(entry, started)
 }
 
-/// A manager and the line to it, with a watchdog of 60 ms.
+/// A manager and the line to it, with a watchdog of 600 ms.
 struct Manager {
-    socket: UnixDatagram,
+    said: Receiver<String>,
     supervisor: Supervisor,
     _dir: tempfile::TempDir,
 }
@@ -42,15 +56,23 @@ impl Manager {
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let path = path.display().to_string();
-        let env = [("NOTIFY_SOCKET", &*path), ("WATCHDOG_USEC", "60000")].into_iter().collect();
+        let env = [("NOTIFY_SOCKET", &*path), ("WATCHDOG_USEC", "600000")].into_iter().collect();
         let supervisor = Supervisor::new(Notifier::from_env(&env, 1).unwrap());
-        Manager { socket, supervisor, _dir: dir }
+        let (tell, said) = channel();
+        // The queue of a socket is short; a manager reads at once.
+        std::thread::spawn(move || {
+            let mut bytes = [0; 1024];
+            while let Ok(n) = socket.recv(&mut bytes) {
+                if tell.send(String::from_utf8_lossy(&bytes[..n]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Manager { said, supervisor, _dir: dir }
     }
 
     fn heard(&self) -> String {
-        let mut bytes = [0; 1024];
-        let n = self.socket.recv(&mut bytes).unwrap();
-        String::from_utf8(bytes[..n].to_vec()).unwrap()
+        self.said.recv().unwrap()
     }
 
     /// Everything up to a message that begins so.
@@ -63,14 +85,13 @@ impl Manager {
     }
 }
 
-#[tokio::test]
-async fn it_is_ready_when_the_model_answers_and_not_before() {
+#[test]
+fn it_is_ready_when_the_model_answers_and_not_before() {
     let (manager, host) = (Manager::new(), host(None));
     let supervised = manager.supervisor.start(host.clone(), || "fine".to_owned()).unwrap();
     let loading = manager.until("STATUS=");
-    assert_eq!(loading.last().unwrap(), "STATUS=loading");
-    manager.until("EXTEND_TIMEOUT_USEC=60000000");
-    manager.supervisor.ready(&host).await.unwrap();
+    assert_eq!(loading, ["EXTEND_TIMEOUT_USEC=60000000", "STATUS=loading"]);
+    wait(manager.supervisor.ready(&host)).unwrap();
     let before = manager.until("READY=1");
     assert!(before.iter().all(|said| !said.starts_with("WATCHDOG")), "{before:?}");
     assert_eq!(manager.until("STATUS=").last().unwrap(), "STATUS=fine");
@@ -84,38 +105,55 @@ async fn it_is_ready_when_the_model_answers_and_not_before() {
     drop(supervised);
 }
 
-#[tokio::test]
-async fn a_stuck_engine_misses_the_watchdog_until_it_goes_on() {
+#[test]
+fn a_stuck_engine_misses_the_watchdog_until_it_goes_on() {
     let manager = Manager::new();
+    let notifier = &manager.supervisor.0.as_ref().unwrap().notifier;
     let (let_go, may_go) = channel::<()>();
-    let may_go = std::sync::Mutex::new(may_go);
-    let n_said = std::sync::atomic::AtomicUsize::new(0);
+    let (tell, told) = channel::<()>();
+    let hands = std::sync::Mutex::new((may_go, tell));
     let script: Script = Box::new(move |_| {
-        // The first is the one that makes the service ready.
-        if n_said.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0 {
-            let _ = may_go.lock().unwrap().recv();
-        }
+        let hands = hands.lock().unwrap();
+        let _ = hands.1.send(());
+        let _ = hands.0.recv();
         300
     });
     let host = host(Some(script));
-    let supervised = manager.supervisor.start(host.clone(), || "fine".to_owned()).unwrap();
-    manager.supervisor.ready(&host).await.unwrap();
-    manager.until("READY=1");
-    manager.until("WATCHDOG=1");
-    let lease = host.lease(None).await.unwrap();
+    let engine = host.engines().remove(0).1;
+    let mut looks = Looks::default();
+    let mut look = || {
+        looks.look(notifier, Stage::Serving, &host, &|| "fine".to_owned());
+        // A call that a living thread answers before the next look.
+        let before = engine.beat();
+        move |engine: &Engine| {
+            while engine.beat() == before {
+                std::thread::yield_now();
+            }
+        }
+    };
+    look()(&*engine);
+    look()(&*engine);
+    assert_eq!(manager.heard(), "WATCHDOG=1");
+    assert_eq!(manager.heard(), "STATUS=fine");
+    assert_eq!(manager.heard(), "WATCHDOG=1");
     let request = Request { prompt: vec![1], n_predict: Some(1), ..Request::default() };
-    let mut stream = lease.submit(request).unwrap();
+    let mut stream = wait(host.lease(None)).unwrap().submit(request).unwrap();
+    told.recv().unwrap();
     // HTTP would go on answering; the manager is told nothing but what is wrong.
-    manager.until("STATUS=an engine stands still; fine");
+    let _ = (look(), look(), look());
+    assert_eq!(manager.heard(), "WATCHDOG=1", "it moved since the look before");
+    assert_eq!(manager.heard(), "STATUS=an engine stands still; fine");
     drop(let_go);
-    let after = manager.until("WATCHDOG=1");
-    assert!(after.len() <= 2, "nothing but the new status was said meanwhile: {after:?}");
-    while stream.next().await.is_some() {}
+    while stream.recv().is_some() {}
+    look()(&*engine);
+    assert_eq!(manager.heard(), "WATCHDOG=1");
+    assert_eq!(manager.heard(), "STATUS=fine");
     // An engine that pauses for heat is no engine that hangs.
     host.set_tempo(Tempo { duty_permille: 0, ..Tempo::default() });
-    manager.until("WATCHDOG=1");
-    manager.until("WATCHDOG=1");
-    drop(supervised);
+    look()(&*engine);
+    look()(&*engine);
+    assert_eq!(manager.heard(), "WATCHDOG=1");
+    assert_eq!(manager.heard(), "WATCHDOG=1");
 }
 
 #[test]
@@ -130,10 +168,10 @@ fn a_pulse_is_felt_of_every_engine() {
     assert!(!feel(&[("a", 4)]));
 }
 
-#[tokio::test]
-async fn without_a_manager_nothing_is_asked_of_the_model() {
+#[test]
+fn without_a_manager_nothing_is_asked_of_the_model() {
     let (supervisor, host) = (Supervisor::new(None), host(None));
     let _supervised = supervisor.start(host.clone(), String::new).unwrap();
-    supervisor.ready(&host).await.unwrap();
+    wait(supervisor.ready(&host)).unwrap();
     assert_eq!(host.engines()[0].1.stats().requests_total, 0);
 }

@@ -67,6 +67,29 @@ pub fn disk_free_bytes(path: &Path) -> Option<u64> {
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// What tells this machine from others of its kind, and stays with it when its disk or card is put
+/// into another: the board's serial number, the addresses of its network cards. Empty where
+/// nothing is told, as in most containers.
+pub fn machine_marks() -> Vec<String> {
+    let serial = read("/proc/device-tree/serial-number");
+    let serial = serial.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+    let mut marks: Vec<String> = match serial {
+        "" => Vec::new(),
+        serial => vec![format!("serial {serial}")],
+    };
+    let cards = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    // A card that was made up, as of a bridge, stands on no device.
+    for card in cards.filter(|card| card.path().join("device").exists()) {
+        let address = std::fs::read_to_string(card.path().join("address")).unwrap_or_default();
+        let address = address.trim();
+        if !address.is_empty() && address.chars().any(|c| c != '0' && c != ':') {
+            marks.push(format!("card {address}"));
+        }
+    }
+    marks.sort();
+    marks
+}
+
 /// Memory of this process that is in RAM; 0 where the kernel does not tell.
 pub fn resident_bytes() -> u64 {
     meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)

@@ -58,6 +58,21 @@ pub const ATTENTION_PARTIALS_MAX: usize = 4 << 20;
 pub const ADAPTERS_MAX: usize = 256;
 /// Rank of a LoRA adapter.
 pub const LORA_RANK_MAX: u64 = 4096;
+/// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
+/// that they are made of come to about as much again, so loading takes far less than 64 MiB.
+pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
+/// Tokens whose attention a GPU computes in one launch; room for the shares of so many is kept.
+pub const DEVICE_ATTENTION_TOKENS: usize = 32;
+/// Tokens of a step on a GPU: a grid has no more rows.
+pub const DEVICE_BATCH_MAX: usize = 65_535;
+/// Kinds of steps whose launches a GPU keeps recorded.
+pub const DEVICE_GRAPHS_MAX: usize = 8;
+/// Tokens of a step that is recorded: steps of prompts are seldom alike.
+pub const DEVICE_GRAPH_TOKENS_MAX: usize = 8;
+/// Bytes of a GPU's machine code that is read from a file.
+pub const DEVICE_IMAGE_BYTES_MAX: u64 = 64 << 20;
+/// Files of machine code that are kept.
+pub const DEVICE_IMAGES_MAX: usize = 128;
 /// Redirects that a download follows.
 pub const PULL_REDIRECTS_MAX: usize = 8;
 /// Tries of one download before it gives up.
@@ -289,14 +304,45 @@ pub const STORE_LINE_BYTES_MAX: usize = 128 << 20;
 pub const PEERS_MAX: usize = 64;
 /// How far a peer's clock may drag ours beyond what our own says: a day, and the hours of zones.
 pub const SYNC_DRIFT_MS_MAX: i64 = 26 * 3600 * 1000;
+/// How far ahead of this machine's clock an entry may be stamped: ten years, for a clock that was
+/// never set stands at the year of the program.
+pub const SYNC_AHEAD_MS_MAX: i64 = 10 * 365 * 24 * 3600 * 1000;
 /// Bytes of an entry that travels between two machines.
 pub const SYNC_ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a message between two machines.
 pub const SYNC_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a blob: a file or a text beside the entries.
+pub const SYNC_BLOB_BYTES_MAX: u64 = 32 << 30;
+/// Bytes of all blobs of a machine.
+pub const SYNC_BLOBS_BYTES_MAX: u64 = 16 << 30;
+/// What blobs leave free of a disk.
+pub const SYNC_DISK_FREE_MIN: u64 = 1 << 30;
+/// Blobs that a message asks for.
+pub const SYNC_WANTS_MAX: usize = 16;
+/// Blobs that are wanted at a time.
+pub const SYNC_WANT_FILES_MAX: usize = 1024;
+/// Calls about blobs behind each other: more than a file of the largest size has pieces.
+pub const SYNC_HAULS_MAX: usize = 65_536;
+/// Files that are shown at a time.
+pub const SYNC_FILES_SHOWN_MAX: usize = 1000;
+/// What other processes have to tell a running service.
+pub const SYNC_SPOOL_MAX: usize = 256;
+/// Bytes of the line before the piece in a message about blobs.
+pub const SYNC_BLOB_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the line before a frame of a file for a stick.
+pub const STICK_HEAD_BYTES_MAX: u64 = 1024;
 /// Entries of a message between two machines.
 pub const SYNC_ENTRIES_MAX: usize = 256;
 /// By how much a log may have grown between two messages.
 pub const SYNC_JUMP_MAX: u64 = 1 << 32;
+/// How often a log may be laid anew behind what a peer says that it has.
+pub const SYNC_FORKS_MAX: u32 = 16;
+/// Time after which it may be once more.
+pub const SYNC_FORK_EVERY_MS: i64 = 10 * 60 * 1000;
+/// Time between two notes on the disk of when a peer was heard, while it says nothing new.
+pub const SYNC_HEARD_EVERY_MS: i64 = 3600 * 1000;
+/// Silence of a peer after which it is told since when: more than the longest pause between calls.
+pub const SYNC_QUIET_MS: i64 = 10 * 60 * 1000;
 /// Levels of a body that is sent: readers of JSON stop at about twice as many.
 pub const SYNC_DEPTH_MAX: usize = 64;
 /// The greatest number of an entry: what JSON's readers everywhere can count.
@@ -317,6 +363,8 @@ pub const SYNC_KEEP_BYTES_MAX: u64 = 32 << 20;
 pub const SYNC_SEEN_MAX: u64 = 2 * SYNC_OUTBOX_MAX;
 /// Entries that are set aside, for each peer; the oldest go first.
 pub const SYNC_HELD_MAX: u64 = 1_000;
+/// Bytes that they take, for each peer.
+pub const SYNC_HELD_BYTES_MAX: i64 = 16 << 20;
 /// Copies of one thing that did not count.
 pub const SYNC_COPIES_MAX: u64 = 8;
 /// What records ask of other rooms, done at a time.
@@ -390,6 +438,10 @@ pub const LISTEN_PORTS_MAX: usize = 8;
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// Levels of lists and maps in a configuration in YAML.
 pub const CONFIG_DEPTH_MAX: usize = 16;
+/// Files of a backup, and bytes of one.
+pub const TAR_FILES_MAX: usize = 10_000;
+/// See above.
+pub const TAR_FILE_BYTES_MAX: u64 = 8 << 30;
 /// Lines that wait for the journal.
 pub const JOURNAL_QUEUE_MAX: usize = 1024;
 /// Bytes of the line that the service manager shows.

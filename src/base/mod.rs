@@ -7,3 +7,4 @@ pub mod format;
 pub mod host;
 pub mod limits;
 pub mod notify;
+pub mod tar;

@@ -76,15 +76,15 @@ impl Notifier {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}", more.as_micros()));
     }
 
-    /// What it does, in a line for people.
-    pub fn status(&self, text: &str) {
+    /// What it does, in a line for people; whether that was heard.
+    pub fn status(&self, text: &str) -> bool {
         let line: String = text.chars().filter(|c| !c.is_control()).collect();
         let end = line.floor_char_boundary(NOTIFY_STATUS_BYTES_MAX);
-        self.send(&format!("STATUS={}", &line[..end]));
+        self.send(&format!("STATUS={}", &line[..end]))
     }
 
-    fn send(&self, message: &str) {
-        let _ = self.socket.send_to_addr(message.as_bytes(), &self.address);
+    fn send(&self, message: &str) -> bool {
+        self.socket.send_to_addr(message.as_bytes(), &self.address).is_ok()
     }
 }
 

@@ -121,6 +121,12 @@ pub enum Verb {
     Config(verbs::config::ConfigArgs),
     /// Make a fresh machine an appliance: its name, its model, a key and a code for its owner
     FirstBoot(verbs::first_boot::FirstBootArgs),
+    /// Write keys, jobs, pairings and configuration into one file
+    Backup(verbs::backup::BackupArgs),
+    /// Bring a backup back
+    Restore(verbs::backup::RestoreArgs),
+    /// Write a file without secrets that helps others to help
+    Support(verbs::support::SupportArgs),
     /// Forget everything that this machine was told and made, as if it were new
     Reset(verbs::reset::ResetArgs),
     /// Print a shell's completions
@@ -163,6 +169,9 @@ pub struct ModelArgs {
     #[arg(long, hide = true, value_name = "TYPE", value_parser = KV_TYPES,
         conflicts_with = "kv_type", requires = "cache_type_k")]
     pub cache_type_v: Option<String>,
+    /// What computes: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Memory that the model may take, as in 900M or 3G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
@@ -190,6 +199,7 @@ impl ModelArgs {
         add("n_threads", "--threads", self.threads.filter(|n| *n >= 0).map(Into::into));
         add("pin_threads", "--pin", self.pin.then(|| true.into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
+        add("device", "--device", self.device.clone().map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));
         add("memory_max_bytes", "--memory-max", self.memory_max.map(|n| size(n).into()));

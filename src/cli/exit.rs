@@ -195,6 +195,7 @@ fn of_quantize(error: &QuantizeError) -> u8 {
 
 fn of_inference(error: &InferenceError) -> u8 {
     match error {
+        error if error.is_out_of_memory() => NO_ROOM,
         InferenceError::Memory { .. } => NO_ROOM,
         InferenceError::Draft { source, .. } => of_inference(source),
         InferenceError::DraftVocab { .. }

@@ -19,8 +19,9 @@ use std::ffi::OsString;
 use crate::base::format::nearest;
 
 /// Other spellings of ours.
-const RENAMED: [(&str, &str); 29] = [
+const RENAMED: [(&str, &str); 30] = [
     ("-np", "--parallel"),
+    ("-dev", "--device"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),

@@ -9,6 +9,8 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::inference::DeviceReport;
+
 /// Errors.
 pub const ERROR: Style = AnsiColor::Red.on_default().bold();
 /// Warnings.
@@ -33,6 +35,13 @@ pub fn note(text: impl std::fmt::Display) {
 /// A warning on stderr.
 pub fn warn(text: impl std::fmt::Display) {
     note(format!("{} {text}", styled(WARNING, "warning:")));
+}
+
+/// Says that a GPU was there and is not used; that there is none is nothing to say.
+pub fn tell_device(device: &DeviceReport) {
+    if device.is_fallback {
+        warn(format!("{}; the CPU computes instead (--device cpu says so)", device.why));
+    }
 }
 
 /// Whether a person types.

@@ -338,7 +338,7 @@ impl Host {
             Ok(result) => result?,
             Err(_) => return Err(InferenceError::Thread(std::io::Error::other("loading broke"))),
         };
-        let memory_bytes = engine.info().memory_plan().needed_bytes();
+        let memory_bytes = engine.info().memory_plan().host_bytes();
         let mut state = self.lock();
         engine.set_tempo(state.tempo);
         if let Some(place) = state.places.get_mut(name) {
@@ -350,7 +350,7 @@ impl Host {
     }
 
     fn is_out_of_memory(&self, error: &InferenceError) -> bool {
-        matches!(error, InferenceError::Memory { .. })
+        error.is_out_of_memory()
     }
 
     /// Unloads the model that was idle for longest; whether there was one.

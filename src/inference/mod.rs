@@ -20,18 +20,19 @@ pub use backend::cpu::{Isa, probe};
 pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
-    EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EnginePhase, EngineStats, Event,
-    EventStream, Finish, GenerateRequest, Generated, GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram,
-    InferenceError, LoadOptions, MemoryPlan, Model, ModelInfo, ModelSource, N_DISK_MIN, Perplexity,
-    Priority, Reply, Request, RequestTimeline, Script, SlotFile, SlotView, SpeculationOptions,
-    Tempo, TenantId, Timings, TokenEvent, plan_memory,
+    DeviceChoice, DeviceReport, EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EnginePhase,
+    EngineStats, Event, EventStream, Finish, GenerateRequest, Generated, GrammarRequest,
+    HISTOGRAM_BOUNDS_S, Histogram, InferenceError, LoadOptions, MemoryPlan, Model, ModelInfo,
+    ModelSource, N_DISK_MIN, Perplexity, Priority, Reply, Request, RequestTimeline, Script,
+    SlotFile, SlotView, SpeculationOptions, Tempo, TenantId, Timings, TokenEvent, find_gpu,
+    plan_memory,
 };
 pub use gguf::Gguf;
 pub use grammar::{GrammarError, GrammarSpec, GrammarVocab, Matcher, Trigger};
 pub use model::Pooling;
 pub use native::{NativeError, NativeTensor, NativeWriter, Target, convert, outline};
+pub use quant::Form;
 pub use quant::TensorType;
-pub use quant::panel::Form;
 pub use tokenizer::{
     ChatTemplate, EncodeOptions, Message, RenderOptions, TokenId, Tokenizer, Utf8Stream,
 };

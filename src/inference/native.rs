@@ -10,19 +10,22 @@
 //! ```
 //!
 //! The processors that the CPU backend knows read the same panels: files for `avx2`, `avx512` and
-//! `neon` differ in what they say only. For `sm53` every row stands as its type has it. Tables that
-//! are only looked up row by row stand in rows for every target; `docs/formats.md` has the bytes.
+//! `neon` differ in what they say only. The GPU of `sm53` reads strips. Tables that are only looked
+//! up row by row stand in rows for every target; `docs/formats.md` has the bytes.
 
 use std::io::{self, Write};
 
-use super::backend::cpu::pack_panel;
+use super::backend::cpu::{pack_panel, repack_panel};
 use super::gguf::{Gguf, GgufBuilder, GgufError, Metadata, TensorInfo};
-use super::quant::panel::{BLOCK_LEN, Form, PANEL_ROWS, unpack};
-use super::quant::{Codes, NativePart, TensorType, write_super};
+use super::quant::panel::BLOCK_LEN;
+use super::quant::strip::{pack_parts, pack_strip};
+use super::quant::{Codes, Form, NativePart, Part, TensorType, write_super};
 
 /// Bytes that tensors of a native file are aligned to: a page, so that each can be mapped, locked
 /// or given back by itself.
 const ALIGNMENT: u32 = 4096;
+/// Rows that are written at once where they stand in rows.
+const ROWS_AT_ONCE: usize = 16;
 
 /// What a native file is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +63,7 @@ impl Target {
     pub const fn form(self) -> Form {
         match self {
             Target::Avx2 | Target::Avx512 | Target::Neon => Form::Panels,
-            Target::Sm53 => Form::Rows,
+            Target::Sm53 => Form::Strips,
         }
     }
 }
@@ -121,6 +124,13 @@ struct Placed {
     n_rows: u64,
 }
 
+impl Placed {
+    /// Bytes of a panel or a strip.
+    fn packed_bytes(&self) -> usize {
+        (self.n_bytes / self.n_rows.div_ceil(self.form.unit_rows() as u64)) as usize
+    }
+}
+
 /// Writes a native file from plain rows.
 pub struct NativeWriter<W> {
     out: W,
@@ -128,9 +138,9 @@ pub struct NativeWriter<W> {
     /// The tensor that is being written, and its rows that are not in the file yet.
     tensor_idx: usize,
     rows_left: u64,
-    /// Bytes that do not make a panel, or a row, yet.
+    /// Bytes that do not make a unit yet: a panel, a strip, or some rows.
     rest: Vec<u8>,
-    panel: Vec<u8>,
+    unit: Vec<u8>,
 }
 
 impl<W: Write> NativeWriter<W> {
@@ -158,8 +168,8 @@ impl<W: Write> NativeWriter<W> {
         let (header, placed) = lay_out(target, metadata, tensors)?;
         out.write_all(&header.header())?;
         let rows_left = placed.first().map_or(0, |tensor| tensor.n_rows);
-        let (rest, panel) = (Vec::new(), Vec::new());
-        Ok(NativeWriter { out, placed, tensor_idx: 0, rows_left, rest, panel })
+        let (rest, unit) = (Vec::new(), Vec::new());
+        Ok(NativeWriter { out, placed, tensor_idx: 0, rows_left, rest, unit })
     }
 
     /// The next plain-row bytes of the tensors, in their order: a call may end anywhere.
@@ -204,27 +214,54 @@ impl<W: Write> NativeWriter<W> {
         }
     }
 
-    /// Bytes that are written together: the rows of the next panel, or of about as many; `None`
-    /// behind the last tensor.
+    /// Bytes of the rows that are written together; `None` behind the last tensor.
     fn unit_bytes(&self) -> Option<usize> {
         let tensor = self.placed.get(self.tensor_idx)?;
-        Some(self.rows_left.min(PANEL_ROWS as u64) as usize * tensor.row_bytes)
+        let n_row = match tensor.form {
+            Form::Rows => ROWS_AT_ONCE,
+            form => form.unit_rows(),
+        };
+        Some(self.rows_left.min(n_row as u64) as usize * tensor.row_bytes)
     }
 
     fn put_unit(&mut self, rows: &[u8]) -> Result<(), NativeError> {
         let placed = &self.placed[self.tensor_idx];
         let (ty, n_cols) = (placed.tensor.ty, placed.tensor.shape[0] as usize);
+        let n_row = (rows.len() / placed.row_bytes) as u64;
         match placed.form {
             Form::Rows => self.out.write_all(rows)?,
-            Form::Panels => {
-                let n_panel = placed.n_rows.div_ceil(PANEL_ROWS as u64);
-                self.panel.clear();
-                self.panel.resize((placed.n_bytes / n_panel) as usize, 0);
-                pack_panel(ty, rows, n_cols, &mut self.panel);
-                self.out.write_all(&self.panel)?;
+            form => {
+                self.unit.clear();
+                self.unit.resize(placed.packed_bytes(), 0);
+                match form {
+                    Form::Strips => pack_strip(ty, rows, n_cols, &mut self.unit),
+                    _ => pack_panel(ty, rows, n_cols, &mut self.unit),
+                }
+                self.out.write_all(&self.unit)?;
             }
         }
-        self.rows_left -= (rows.len() / placed.row_bytes) as u64;
+        self.rows_left -= n_row;
+        self.end_tensor()
+    }
+
+    /// The whole of the next tensor, which stands in panels or strips, out of the other of the two.
+    fn write_repacked(&mut self, form: Form, bytes: &[u8]) -> Result<(), NativeError> {
+        let placed = &self.placed[self.tensor_idx];
+        let (ty, n_cols) = (placed.tensor.ty, placed.tensor.shape[0] as usize);
+        let n_rows = placed.n_rows as usize;
+        let unit_rows = placed.form.unit_rows();
+        for first in (0..n_rows).step_by(unit_rows) {
+            let n = unit_rows.min(n_rows - first);
+            self.unit.clear();
+            self.unit.resize(placed.packed_bytes(), 0);
+            let part = |r: usize, b: usize| form.part(ty, bytes, n_cols, first + r, b);
+            match placed.form {
+                Form::Strips => pack_parts(ty, n, n_cols, part, &mut self.unit),
+                _ => repack_panel((ty, form), bytes, n_cols, first, n, &mut self.unit),
+            }
+            self.out.write_all(&self.unit)?;
+        }
+        self.rows_left = 0;
         self.end_tensor()
     }
 
@@ -240,9 +277,9 @@ impl<W: Write> NativeWriter<W> {
         Ok(())
     }
 
-    /// The whole of the next tensor, in panels already.
-    fn write_panels(&mut self, panels: &[u8]) -> Result<(), NativeError> {
-        self.out.write_all(panels)?;
+    /// The whole of the next tensor, as it is to stand.
+    fn write_whole(&mut self, bytes: &[u8]) -> Result<(), NativeError> {
+        self.out.write_all(bytes)?;
         self.rows_left = 0;
         self.end_tensor()
     }
@@ -327,8 +364,8 @@ fn forms(target: Target, metadata: &Metadata, tensors: &[NativeTensor]) -> Vec<F
 
 /// Writes a model as it is, weight for weight, into a file for `target`.
 ///
-/// Panels that cannot be taken apart into rows again, those of GGUF's own types, stay panels for
-/// every target.
+/// Panels and strips of GGUF's own types cannot be taken apart into rows again; they become the
+/// one or the other, and stay so where a target has rows.
 ///
 /// # Errors
 /// As [`NativeWriter`].
@@ -343,8 +380,8 @@ pub fn convert<W: Write>(gguf: &Gguf, target: Target, out: W) -> Result<W, Nativ
     let tensors: Vec<NativeTensor> = gguf.tensors().iter().map(tensor).collect();
     let wanted = forms(target, gguf.metadata(), &tensors);
     let forms = gguf.tensors().iter().zip(wanted).map(|(info, wanted)| {
-        let stays = info.form == Form::Panels && !info.ty.is_native();
-        if stays { Form::Panels } else { wanted }
+        let has_rows = info.form == Form::Rows || info.ty.is_native();
+        if wanted == Form::Rows && !has_rows { info.form } else { wanted }
     });
     let forms: Vec<Form> = forms.collect();
     let tensors = tensors.into_iter().zip(forms.iter().copied()).collect();
@@ -352,8 +389,9 @@ pub fn convert<W: Write>(gguf: &Gguf, target: Target, out: W) -> Result<W, Nativ
     for (info, form) in gguf.tensors().iter().zip(forms) {
         match (info.form, form) {
             (Form::Rows, _) => copy_rows(gguf, info, &mut writer)?,
-            (Form::Panels, Form::Panels) => writer.write_panels(gguf.bytes(info))?,
-            (Form::Panels, Form::Rows) => unpack_rows(gguf, info, &mut writer)?,
+            (_, Form::Rows) => unpack_rows(gguf, info, &mut writer)?,
+            (from, to) if from == to => writer.write_whole(gguf.bytes(info))?,
+            (from, _) => writer.write_repacked(from, gguf.bytes(info))?,
         }
     }
     writer.finish()
@@ -373,23 +411,21 @@ fn copy_rows<W: Write>(
     Ok(())
 }
 
-/// Writes the rows of a native type that stands in panels.
+/// Writes the rows of a native type that stands in panels or strips.
 fn unpack_rows<W: Write>(
     gguf: &Gguf,
     info: &TensorInfo,
     writer: &mut NativeWriter<W>,
 ) -> Result<(), NativeError> {
-    let (n_block, n_rows) = (info.shape[0] as usize / BLOCK_LEN, info.n_elements() / info.shape[0]);
-    let n_panel = n_rows.div_ceil(PANEL_ROWS as u64) as usize;
+    let (n_cols, n_rows) = (info.shape[0] as usize, info.n_elements() / info.shape[0]);
     let bytes = gguf.bytes(info);
     for row_idx in 0..n_rows as usize {
-        let panel = &bytes[row_idx / PANEL_ROWS * (bytes.len() / n_panel)..];
-        let part = |b| unpack(info.ty, panel, n_block, row_idx % PANEL_ROWS, b);
-        let parts: Vec<_> = (0..n_block).map(part).collect();
+        let part = |b| info.form.part(info.ty, bytes, n_cols, row_idx, b);
+        let parts: Vec<Part> = (0..n_cols / BLOCK_LEN).map(part).collect();
         let mut row = Vec::new();
         for parts in parts.chunks(8) {
             let (d, dmin) = (parts[0].d, parts[0].dmin);
-            let field = |part: &super::quant::Part| NativePart {
+            let field = |part: &Part| NativePart {
                 codes: part.codes,
                 scale: part.scale[0].cast_unsigned() & 63,
                 min: part.min[0] & 63,

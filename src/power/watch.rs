@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! every 100 ms   what does the engine do?
-//! once a second, when that changed, and when somebody chose a profile:
+//! once a second, when work begins, and when somebody chose a profile:
 //!                Keeper::look -> pace to the engines -> standing, for whoever asks
 //! stop           what was set is taken back, what was calibrated is kept
 //! ```
@@ -21,9 +21,11 @@ use super::keeper::{Keeper, choose, chosen};
 use super::profile::{Profile, Tier};
 use super::sensors::Readings;
 
-/// How often the engine is looked at, and the board.
+/// How often the engine is looked at, and the board; the board sooner when prompts are read again,
+/// which beside others that decode may be in every other step.
 const GLANCE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
+const LOOK_SOON: Duration = Duration::from_millis(300);
 
 /// The engines, as far as heat and power go.
 pub trait Engines: Send + Sync {
@@ -224,10 +226,12 @@ impl Looks {
             // What cannot be was refused where it was read.
             let _ = config.map(|config| self.keeper.configure(config));
             let view = self.engines.view();
-            let is_due = self
-                .last
-                .as_ref()
-                .is_none_or(|(last, at)| last.phase != view.phase || at.elapsed() >= LOOK);
+            let is_due = self.last.as_ref().is_none_or(|(last, at)| {
+                let rises = last.phase == Phase::Idle || view.phase == Phase::Prefill;
+                let soon = if last.phase == Phase::Idle { GLANCE } else { LOOK_SOON };
+                let is_changed = last.phase != view.phase && rises && at.elapsed() >= soon;
+                is_changed || at.elapsed() >= LOOK
+            });
             if is_due || is_rung {
                 self.look(view);
             }

@@ -7,7 +7,7 @@ use fancy_regex::Regex;
 use super::recipe::{Recipe, Role, Shape, choose, fit, is_quantisable, role_of};
 use super::{Importance, QuantizeError, parse_type};
 use crate::inference::gguf::{Gguf, GgufBuilder, Metadata, TensorInfo, Value};
-use crate::inference::quant::panel::Form;
+use crate::inference::quant::Form;
 use crate::inference::quant::{Codes, TensorType};
 use crate::inference::{NativeTensor, Target, outline};
 

@@ -24,9 +24,9 @@ use super::{ApiError, ServerError};
 const PUBLIC: [&str; 7] =
     ["/", "/health", "/v1/health", "/models", "/v1/models", "/openapi.json", "/v1/pair"];
 /// Paths that ask for a peer's key themselves.
-const PEERS: [&str; 1] = ["/v1/sync/exchange"];
+const PEERS: [&str; 2] = ["/v1/sync/exchange", "/v1/sync/blobs"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 18] = [
+const ADMIN: [(&str, Option<Method>); 19] = [
     ("/v1/config", None),
     ("/v1/power", Some(Method::PUT)),
     ("/v1/pair/ask", None),
@@ -43,6 +43,7 @@ const ADMIN: [(&str, Option<Method>); 18] = [
     ("/v1/sync/records", None),
     ("/v1/sync/now", None),
     ("/v1/sync/retry", None),
+    ("/v1/sync/forget", None),
     ("/v1/sync/export", None),
     ("/v1/sync/import", None),
 ];

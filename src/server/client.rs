@@ -78,11 +78,20 @@ impl Client {
     /// # Errors
     /// If it is not there or refuses.
     pub fn post(&self, method: &str, path: &str, body: &[u8]) -> Result<Value, ClientError> {
+        let told = self.bytes(method, path, body)?;
+        serde_json::from_slice(&told).map_err(|error| self.foreign(error.to_string()))
+    }
+
+    /// Sends a body and reads bytes.
+    ///
+    /// # Errors
+    /// If it is not there or refuses.
+    pub fn bytes(&self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, ClientError> {
         let mut told = Vec::new();
         let mut answer = self.send(method, path, &[], body)?;
         let mut bounded = (&mut answer).take(JOB_ANSWER_BYTES_MAX as u64);
         bounded.read_to_end(&mut told).map_err(|error| self.broken(error))?;
-        serde_json::from_slice(&told).map_err(|error| self.foreign(error.to_string()))
+        Ok(told)
     }
 
     /// Follows server-sent events: each with its id, name and data, until `hear` says enough or

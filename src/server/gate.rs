@@ -199,6 +199,16 @@ impl Gate {
         self.0.sync.get()
     }
 
+    /// Whether the key of this SHA-256 was taken back.
+    pub(super) fn is_revoked(&self, sha256: &[u8; 32]) -> bool {
+        self.0.access.ring.is_revoked(sha256)
+    }
+
+    /// Takes a key of the file back, if there is one of this name.
+    pub(super) fn revoke_key(&self, name: &str) {
+        self.0.access.ring.revoke(name);
+    }
+
     /// Wakes whoever calls peers.
     pub(super) fn wake_sync(&self) {
         self.0.sync_bell.notify_one();

@@ -5,6 +5,9 @@
 //! keys.json            name, SHA-256 of the key, scopes, class, quotas; 0600, replaced whole
 //! ```
 //!
+//! Hashes of keys that were taken back stay in the file: who was paired by one of them is known by
+//! its hash elsewhere as well, and that one asks here.
+//!
 //! A plain hash is enough: nobody guesses 256 random bits, so there is nothing to slow down.
 //! Writers take a lock beside the file; readers see either the old or the new one.
 
@@ -87,6 +90,9 @@ pub struct KeyRecord {
 #[derive(Default, Serialize, Deserialize)]
 struct Records {
     keys: Vec<KeyRecord>,
+    /// SHA-256 of keys that were taken back, the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    revoked: Vec<String>,
 }
 
 /// The file of keys.
@@ -119,17 +125,29 @@ impl KeyFile {
     /// # Errors
     /// If the file cannot be read or is none of ours.
     pub fn list(&self) -> Result<Vec<KeyRecord>, ServerError> {
+        Ok(self.records()?.keys)
+    }
+
+    /// Whether the key of this SHA-256 was taken back.
+    ///
+    /// # Errors
+    /// As [`KeyFile::list`].
+    pub(super) fn is_revoked(&self, sha256: &[u8; 32]) -> Result<bool, ServerError> {
+        Ok(self.records()?.revoked.contains(&hex(sha256)))
+    }
+
+    fn records(&self) -> Result<Records, ServerError> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Records::default());
+            }
             Err(error) => return Err(self.failed(error)),
         };
         let mut text = String::new();
         let mut file = file.take(KEYS_FILE_BYTES_MAX);
         file.read_to_string(&mut text).map_err(|error| self.failed(error))?;
-        let records: Records =
-            serde_json::from_str(&text).map_err(|error| self.failed(error.into()))?;
-        Ok(records.keys)
+        serde_json::from_str(&text).map_err(|error| self.failed(error.into()))
     }
 
     /// Makes a key and returns it; it can never be shown again.
@@ -142,7 +160,8 @@ impl KeyFile {
             return Err(ServerError::KeyName { name: name.to_owned() });
         }
         let _lock = self.lock()?;
-        let mut keys = self.list()?;
+        let mut records = self.records()?;
+        let keys = &mut records.keys;
         if keys.iter().any(|key| key.name == name) {
             return Err(ServerError::KeyTaken { name: name.to_owned() });
         }
@@ -157,7 +176,7 @@ impl KeyFile {
             created_unix: now.as_secs(),
             grant,
         });
-        self.write(keys)?;
+        self.write(&records)?;
         Ok(key)
     }
 
@@ -167,13 +186,14 @@ impl KeyFile {
     /// If there is none of this name, or the file cannot be written.
     pub fn revoke(&self, name: &str) -> Result<(), ServerError> {
         let _lock = self.lock()?;
-        let mut keys = self.list()?;
-        let n = keys.len();
-        keys.retain(|key| key.name != name);
-        if keys.len() == n {
-            return Err(ServerError::KeyUnknown { name: name.to_owned() });
-        }
-        self.write(keys)
+        let mut records = self.records()?;
+        let at = records.keys.iter().position(|key| key.name == name);
+        let at = at.ok_or_else(|| ServerError::KeyUnknown { name: name.to_owned() })?;
+        let key = records.keys.remove(at);
+        records.revoked.push(key.sha256);
+        let n_over = records.revoked.len().saturating_sub(KEYS_MAX);
+        records.revoked.drain(..n_over);
+        self.write(&records)
     }
 
     /// Which version of the file this is; `None` when there is none.
@@ -201,11 +221,11 @@ impl KeyFile {
         lock().map_err(|error| self.failed(error))
     }
 
-    fn write(&self, keys: Vec<KeyRecord>) -> Result<(), ServerError> {
+    fn write(&self, records: &Records) -> Result<(), ServerError> {
         let next = self.path.with_extension("json.next");
         let write = || {
             let mut file = private().truncate(true).open(&next)?;
-            serde_json::to_writer_pretty(&mut file, &Records { keys })?;
+            serde_json::to_writer_pretty(&mut file, records)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
             std::fs::rename(&next, &self.path)

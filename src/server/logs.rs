@@ -124,7 +124,7 @@ impl Write for Recent {
 }
 
 /// A line without what looks like a key: our own, or what follows `Bearer`.
-pub(super) fn redacted(line: &str) -> String {
+pub fn redacted(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((at, mark)) =

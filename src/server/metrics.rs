@@ -54,6 +54,12 @@ async fn metrics(State(gate): State<Gate>) -> Response {
         let labels = format!("model=\"{}\"", escape(&model.entry.name));
         page.sample("jetforge_model_memory_bytes", &labels, model.memory_bytes as f64);
     }
+    page.head("jetforge_model_device", "gauge", "1 for the device that a loaded model runs on");
+    for (name, engine) in &engines {
+        let device = engine.info().device();
+        let labels = format!("model=\"{}\",device=\"{}\"", escape(name), device.name);
+        page.sample("jetforge_model_device", &labels, 1.0);
+    }
     page.head("jetforge_model_loaded", "gauge", "Whether a model is in memory");
     for model in &hosted {
         let labels = format!("model=\"{}\"", escape(&model.entry.name));

@@ -72,7 +72,7 @@ pub use jobs::{JobRunner, is_job};
 use keys::random_key;
 pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
 pub use listener::{ListenOptions, Listener};
-pub use logs::{LogFormat, flush_logs, set_log_level, subscriber};
+pub use logs::{LogFormat, flush_logs, redacted, set_log_level, subscriber};
 pub use pairing::{PairOffer, PairingError, pair_and_keep};
 pub use router::router;
 pub use settings::{PutError, Settings};

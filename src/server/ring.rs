@@ -88,6 +88,22 @@ impl KeyRing {
         found.cloned()
     }
 
+    /// Whether the key of this SHA-256 was taken back; while the file cannot be read, it may have
+    /// been.
+    pub fn is_revoked(&self, sha256: &[u8; 32]) -> bool {
+        self.file.as_ref().is_some_and(|file| file.is_revoked(sha256).unwrap_or(true))
+    }
+
+    /// Takes a key of the file back, if there is one of this name.
+    pub fn revoke(&self, name: &str) {
+        let revoked = self.file.as_ref().map(|file| file.revoke(name));
+        if let Some(Err(error)) =
+            revoked.filter(|r| !matches!(r, Err(ServerError::KeyUnknown { .. })))
+        {
+            tracing::error!(%error, name, "a key could not be taken back");
+        }
+    }
+
     /// Reads the file again if it is another one than last time. A file that cannot be read opens
     /// nothing: a key that might have been revoked must not go on working.
     fn refresh(&self) {

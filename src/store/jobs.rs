@@ -280,8 +280,11 @@ impl Store {
         self.write(move |connection| {
             let change = |(answer, pieces, update): &(Option<Vec<u8>>, Option<Vec<u8>>, Update)| {
                 let changed = change(connection, update, answer.as_deref(), pieces.as_deref())?;
-                // Only what is over calls back.
-                if changed == Changed::Done && update.calls_back {
+                // Only what is over calls back. What waits again without a reason was asked for
+                // again.
+                let ledger = &update.ledger;
+                let is_anew = ledger.state == "queued" && ledger.reason.is_none();
+                if changed == Changed::Done && (update.calls_back || is_anew) {
                     tell_over(connection, &teller, update)?;
                 }
                 Ok(changed)
@@ -465,7 +468,7 @@ pub(super) fn insert(
     Ok(Insert::New(job.ok_or(rusqlite::Error::QueryReturnedNoRows)?))
 }
 
-/// Tells peers of a job that is over.
+/// Tells peers of a job that is over, or is tried again.
 fn tell_over(connection: &Connection, teller: &Teller, update: &Update) -> Result<(), StoreError> {
     let row = find(connection, "n = ?1", [update.n])?;
     let row = row.ok_or(rusqlite::Error::QueryReturnedNoRows)?;

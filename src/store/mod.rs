@@ -193,6 +193,11 @@ impl Store {
         result
     }
 
+    /// The state directory that it is in.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
     /// Copies the store to a checked backup now.
     ///
     /// # Errors

@@ -56,10 +56,38 @@ impl Store {
         if let Some(node) = self.read(|connection| Ok(schema::meta(connection, "node")?))? {
             return Ok(node);
         }
-        let failed = |source| StoreError::File { path: "random".into(), source };
-        let drawn = seal::random().map_err(failed)?;
-        let drawn: String = drawn[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let drawn = drawn_node()?;
         self.write(move |connection| node(connection, drawn))
+    }
+
+    /// The machine that this store was made on, as [`Store::set_machine`] wrote it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn machine(&self) -> Result<Option<String>, StoreError> {
+        self.read(|connection| Ok(schema::meta(connection, "machine")?))
+    }
+
+    /// Keeps which machine this store belongs to.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn set_machine(&self, machine: String) -> Result<(), StoreError> {
+        self.write(move |connection| Ok(schema::set_meta(connection, "machine", machine)?))
+    }
+
+    /// Draws a new name for this machine and forgets all peers, who know the old one.
+    ///
+    /// # Errors
+    /// If the disk does not take it; then nothing has changed.
+    pub fn renew_node(&self) -> Result<String, StoreError> {
+        let drawn = drawn_node()?;
+        self.write(move |connection| {
+            connection.execute("DELETE FROM peers", [])?;
+            connection.execute("DELETE FROM acts", [])?;
+            schema::set_meta(connection, "node", &drawn)?;
+            Ok(drawn)
+        })
     }
 
     /// Keeps a peer, in the place of what was known of its node.
@@ -131,7 +159,10 @@ impl Store {
     /// If the disk does not take it.
     pub fn delete_peer(&self, node: &str) -> Result<bool, StoreError> {
         let node = node.to_owned();
-        self.write(move |c| Ok(c.execute("DELETE FROM peers WHERE node = ?1", [node])? > 0))
+        self.write(move |c| {
+            c.execute("DELETE FROM acts WHERE peer = ?1", [&node])?;
+            Ok(c.execute("DELETE FROM peers WHERE node = ?1", [node])? > 0)
+        })
     }
 
     fn open_peer(&self, (peer, sealed): (Peer, Vec<u8>)) -> Result<Peer, StoreError> {
@@ -139,6 +170,13 @@ impl Store {
         let key = String::from_utf8(self.unseal(&name, &sealed)?);
         Ok(Peer { key: key.map_err(|_| StoreError::Sealed { what: name })?, ..peer })
     }
+}
+
+/// 16 hexadecimal digits.
+fn drawn_node() -> Result<String, StoreError> {
+    let failed = |source| StoreError::File { path: "random".into(), source };
+    let drawn = seal::random().map_err(failed)?;
+    Ok(drawn[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The node of a store; `drawn` if it has none yet.
@@ -202,6 +240,17 @@ mod tests {
         let of = node.clone();
         let (link, is_new) = store.sync(move |tx| Ok((tx.link(&of)?, tx.see(&of, 7)?))).unwrap();
         assert_eq!((link.as_deref(), is_new), (Some("{}"), false), "what was heard stays heard");
+    }
+
+    #[test]
+    fn a_new_name_is_known_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        let old = store.node().unwrap();
+        store.insert_peer(peer(1)).unwrap();
+        let new = store.renew_node().unwrap();
+        assert_ne!(new, old);
+        assert_eq!((store.node().unwrap(), store.peers().unwrap()), (new, Vec::new()));
     }
 
     #[test]

@@ -16,8 +16,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{AnswerRow, JobRow, Store, StoreError, now_ms, schema};
 use crate::base::limits::{
-    SYNC_COPIES_MAX, SYNC_HELD_MAX, SYNC_RECORDS_BYTES_MAX, SYNC_RECORDS_MAX, SYNC_SEEN_MAX,
-    SYNC_SHOWN_BYTES_MAX,
+    SYNC_COPIES_MAX, SYNC_HELD_BYTES_MAX, SYNC_HELD_MAX, SYNC_RECORDS_BYTES_MAX, SYNC_RECORDS_MAX,
+    SYNC_SEEN_MAX, SYNC_SHOWN_BYTES_MAX,
 };
 use crate::seal::Sealer;
 
@@ -68,7 +68,7 @@ pub struct ActRow {
     pub key: String,
 }
 
-/// A job that came to be or is over.
+/// A job that came to be, is over, or is tried again.
 pub struct JobTold<'a> {
     /// As it stands.
     pub row: &'a JobRow,
@@ -80,7 +80,7 @@ pub struct JobTold<'a> {
 
 /// Who tells peers of changes, in the transactions that make them.
 pub trait Tells: Send + Sync {
-    /// A job came to be or is over.
+    /// A job came to be, is over, or is tried again.
     ///
     /// # Errors
     /// If the disk does not take it; then the job has not changed.
@@ -173,6 +173,13 @@ impl SyncTx<'_> {
     pub fn peers(&mut self) -> Result<Vec<String>, StoreError> {
         let mut rows = self.connection.prepare("SELECT node FROM peers ORDER BY node")?;
         Ok(rows.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Whether a peer has paired by a code that was shown here: then it calls, and has no address.
+    pub fn has_paired_here(&mut self, peer: &str) -> Result<bool, StoreError> {
+        let sql = "SELECT address = '' FROM peers WHERE node = ?1";
+        let found = self.connection.prepare(sql)?.query_row([peer], |row| row.get(0));
+        Ok(found.optional()?.unwrap_or(false))
     }
 
     /// Where the logical clock stands.
@@ -382,6 +389,10 @@ impl SyncTx<'_> {
         let old = "DELETE FROM held WHERE peer = ?1 AND n <= (SELECT n FROM held \
                    WHERE peer = ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)";
         self.connection.prepare(old)?.execute(params![peer, SYNC_HELD_MAX as i64])?;
+        let large = "DELETE FROM held WHERE n IN (SELECT n FROM (SELECT n, \
+                     sum(length(sealed_entry)) OVER (ORDER BY n DESC) AS n_bytes FROM held \
+                     WHERE peer = ?1) WHERE n_bytes > ?2)";
+        self.connection.prepare(large)?.execute(params![peer, SYNC_HELD_BYTES_MAX])?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::limits::SYNC_DRIFT_MS_MAX;
+use crate::base::limits::{SYNC_AHEAD_MS_MAX, SYNC_DRIFT_MS_MAX};
 
 /// A clock before this was never set: 2026-01-01.
 const FLOOR_MS: i64 = 1_767_225_600_000;
@@ -55,6 +55,14 @@ pub fn hear(last: Stamp, theirs: Stamp, now_ms: i64) -> Stamp {
     last.max(theirs.min(bound))
 }
 
+/// Whether a stamp is further ahead than any clock that people still call set.
+///
+/// Without a bound, one entry of the last millisecond there is would never be written over: nothing
+/// can be stamped behind it.
+pub fn is_ahead(at: Stamp, now_ms: i64) -> bool {
+    at > Stamp::of_ms(now_ms.max(FLOOR_MS).saturating_add(SYNC_AHEAD_MS_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +80,7 @@ mod tests {
         let unset = hear(Stamp::default(), theirs, 5);
         assert_eq!(unset, theirs, "a board that wakes up in 1970 follows");
         assert!(tick(Stamp::of_ms(i64::MAX), i64::MAX).0 <= i64::MAX as u64);
+        assert!(!is_ahead(theirs, now) && !is_ahead(theirs, 5), "nor does 1970 refuse anybody");
+        assert!(is_ahead(Stamp::of_ms(now + SYNC_AHEAD_MS_MAX + 1), now));
     }
 }

@@ -30,6 +30,8 @@ pub trait Disk {
     fn node(&self) -> &str;
     /// The nodes that it is paired with.
     fn peers(&mut self) -> Result<Vec<String>, Self::Error>;
+    /// Whether a peer is a hub: a machine that paired by a code of this one.
+    fn is_hub(&mut self, peer: &str) -> Result<bool, Self::Error>;
     /// Where the clock stands.
     fn clock(&mut self) -> Result<Stamp, Self::Error>;
     /// Sets the clock.

@@ -3,7 +3,7 @@
 use super::clock::Stamp;
 use super::disk::{Disk, Front};
 use super::link::Link;
-use super::rules::{Record, VOID, asks_for_act};
+use super::rules::{Record, VOID, asks_for_act, is_of_before};
 use super::wire::Entry;
 use crate::store::{OutRow, RecordRow, StoreError, SyncTx};
 
@@ -67,6 +67,10 @@ impl Disk for Ledger<'_, '_> {
 
     fn peers(&mut self) -> Result<Vec<String>, StoreError> {
         self.tx.peers()
+    }
+
+    fn is_hub(&mut self, peer: &str) -> Result<bool, StoreError> {
+        self.tx.has_paired_here(peer)
     }
 
     fn clock(&mut self) -> Result<Stamp, StoreError> {
@@ -151,9 +155,14 @@ impl Disk for Ledger<'_, '_> {
     }
 
     fn act(&mut self, peer: &str, entry: &Entry) -> Result<(), StoreError> {
-        match asks_for_act(entry) {
-            true => self.tx.put_act(peer, &entry.kind, &entry.key),
-            false => Ok(()),
+        if !asks_for_act(entry) {
+            return Ok(());
+        }
+        // A job that was tried again meanwhile is not the one that was taken back.
+        let known = self.record(&entry.kind, &entry.key)?;
+        match known.is_some_and(|known| is_of_before(entry, &known)) {
+            true => Ok(()),
+            false => self.tx.put_act(peer, &entry.kind, &entry.key),
         }
     }
 

@@ -19,18 +19,21 @@
 //! the oldest go first, those that the peer has before those that it has not, and each of the
 //! latter is counted and told.
 //!
+//! Who has another log than ours again and again is refused for a while: a log that is laid anew
+//! costs a pass over the whole outbox, and two machines under one name would ask for it for ever.
+//!
 //! Functions here have no clock, no randomness and no disk of their own; each is one transaction.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::clock::{hear as hear_clock, tick};
+use super::clock::{hear as hear_clock, is_ahead, tick};
 use super::disk::{Disk, Front};
-use super::rules::{Record, VOID, Verdict, check, inherit, judge};
-use super::wire::{ENTRY_BYTES, Entry, Hello, Limits, Mark, Message};
+use super::rules::{Record, Verdict, Writer, check, inherit, judge, may_write, ranked};
+use super::wire::{ENTRY_BYTES, Entry, Limits, Mark, Message};
 use crate::base::limits::{
-    SYNC_DEPTH_MAX, SYNC_ENTRY_BYTES_MAX, SYNC_JUMP_MAX, SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX,
-    SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
+    SYNC_DEPTH_MAX, SYNC_ENTRY_BYTES_MAX, SYNC_FORK_EVERY_MS, SYNC_FORKS_MAX, SYNC_HEARD_EVERY_MS,
+    SYNC_JUMP_MAX, SYNC_KEEP_BYTES_MAX, SYNC_KEEP_MAX, SYNC_OUTBOX_BYTES_MAX, SYNC_OUTBOX_MAX,
 };
 
 /// What is kept of a link, beside the entries.
@@ -61,6 +64,12 @@ pub struct Link {
     pub n_lost_seen: u64,
     /// What the peer can take; zeros until it has said so.
     pub limits: Limits,
+    /// When it was last heard, by this machine's clock and to the hour.
+    pub heard_ms: i64,
+    /// How often our log was laid anew of late.
+    pub n_fork: u32,
+    /// Since when that is counted.
+    pub forked_ms: i64,
 }
 
 impl Link {
@@ -103,6 +112,8 @@ pub struct Bounds {
     pub n_keep: u64,
     /// What all may take while some of them stay for that alone.
     pub keep_bytes: u64,
+    /// How often a log may be laid anew; one more each [`SYNC_FORK_EVERY_MS`].
+    pub n_fork: u32,
 }
 
 impl Default for Bounds {
@@ -112,6 +123,7 @@ impl Default for Bounds {
             bytes_max: SYNC_OUTBOX_BYTES_MAX,
             n_keep: SYNC_KEEP_MAX,
             keep_bytes: SYNC_KEEP_BYTES_MAX,
+            n_fork: SYNC_FORKS_MAX,
         }
     }
 }
@@ -136,6 +148,11 @@ impl Talk {
     /// Whether a message answers one that was said here since the peer's mark last moved.
     pub fn is_fresh(&self, message: &Message) -> bool {
         message.re != 0 && self.said.contains(&message.re)
+    }
+
+    /// The name of the last message that was heard.
+    pub fn last_heard(&self) -> u64 {
+        self.heard
     }
 
     /// Remembers the name of what will be said; before it is composed, so that no news that comes
@@ -182,6 +199,8 @@ pub struct Heard {
     pub n_held: usize,
     /// Our log was laid anew.
     pub is_forked: bool,
+    /// It would have been, once too often: the message did nothing.
+    pub is_refused: bool,
     /// What the peer has of our log is something else than before.
     pub is_moved: bool,
     /// Another exchange brings more.
@@ -189,7 +208,8 @@ pub struct Heard {
 }
 
 /// Writes a change and tells the peers; whether it counts: something may be known that goes before
-/// it, such as the answer of a job that is to be cancelled. `id` is drawn anew.
+/// it, such as the answer of a job that is to be cancelled, or the thing may be another's. `id` is
+/// drawn anew.
 ///
 /// # Errors
 /// If the disk does not take it.
@@ -206,12 +226,18 @@ pub fn change<D: Disk>(
     let clock = tick(disk.clock()?, now_ms);
     let at = over.map_or(clock, |over| clock.max(over.next()));
     let Change { kind, key, rank, body, to, is_elsewhere } = change;
+    let rank = ranked(&kind, rank, known.as_ref());
     let body = match depth(&body) > SYNC_DEPTH_MAX {
         // No reader would take the message, nor any that comes after it.
         true => json!({ "left_out": "it is nested too deeply to be sent" }),
         false => body,
     };
     let entry = Entry { seq: 0, id, at, over, kind, key, rank, body };
+    // Whose machine this is may set what it likes on it.
+    let writer = Writer { node: &origin, is_hub: true };
+    if may_write(&entry, &writer, known.as_ref()).is_err() {
+        return Ok(false);
+    }
     if known.as_ref().is_some_and(|known| judge(known, &origin, &entry) == Verdict::Passed) {
         return Ok(false);
     }
@@ -306,10 +332,12 @@ pub fn hear<D: Disk>(
     if jumps(message.has.seq, link.last) || jumps(message.base.seq, link.cursor.seq) {
         return Ok(Heard::default());
     }
-    let mut heard = Heard {
-        is_forked: hear_mark(disk, peer, &mut link, message.has, is_fresh)?,
-        ..Heard::default()
-    };
+    let mut heard = Heard::default();
+    match hear_mark(disk, peer, &mut link, message.has, is_fresh, now_ms, bounds)? {
+        Marked::Ours => {}
+        Marked::Forked => heard.is_forked = true,
+        Marked::TooOften => return Ok(Heard { is_refused: true, ..heard }),
+    }
     // What the peer no longer keeps will not come.
     if message.base.seq > link.cursor.seq {
         link.n_missed += message.base.seq - link.cursor.seq;
@@ -321,7 +349,7 @@ pub fn hear<D: Disk>(
             break;
         }
         if at == link.cursor {
-            take(disk, peer, entry, &mut heard)?;
+            take(disk, peer, entry, now_ms, &mut heard)?;
             link.cursor = entry.mark();
         }
         at = entry.mark();
@@ -335,43 +363,73 @@ pub fn hear<D: Disk>(
     link.their_missed = message.n_missed;
     link.limits = message.hello.limits.within(Limits::OURS);
     trim(disk, peer, &mut link, bounds)?;
-    if link != before {
-        disk.set_link(peer, &link)?;
+    let is_news = link != before;
+    // A disk of flash is not written to each time that nothing is said.
+    if is_news || !(0..SYNC_HEARD_EVERY_MS).contains(&(now_ms - before.heard_ms)) {
+        disk.set_link(peer, &Link { heard_ms: now_ms, ..link })?;
     }
     heard.is_moved = heard.is_forked || link.acked != before.acked;
     let is_done = link.n_waiting() == 0 && link.n_to_come() == 0;
     let is_told = link.cursor == before.cursor;
-    heard.has_more = link != before && !heard.is_forked && !(is_done && is_told);
+    heard.has_more = is_news && !heard.is_forked && !(is_done && is_told);
     Ok(heard)
 }
 
-/// Hears what the peer has of our log; whether that is not our log.
+/// What the peer has of our log.
+enum Marked {
+    /// A place in it.
+    Ours,
+    /// Of another one; ours was laid anew behind that.
+    Forked,
+    /// Of another one, and that once too often.
+    TooOften,
+}
+
+/// Hears what the peer has of our log.
 fn hear_mark<D: Disk>(
     disk: &mut D,
     peer: &str,
     link: &mut Link,
     has: Mark,
     is_fresh: bool,
-) -> Result<bool, D::Error> {
+    now_ms: i64,
+    bounds: &Bounds,
+) -> Result<Marked, D::Error> {
     let ours = match has.seq {
         seq if seq == link.base.seq => Some(link.base.id),
         seq if seq > link.base.seq && seq <= link.last => disk.entry_id(peer, seq)?,
         _ => None,
     };
     if has.seq > link.last || ours.is_some_and(|id| id != has.id) {
+        if !may_fork(link, now_ms, bounds) {
+            return Ok(Marked::TooOften);
+        }
         // Both cases are at or behind the base, so entries only move up.
         let n = has.seq - link.base.seq;
         if n > 0 {
             disk.shift_entries(peer, n)?;
         }
         *link = Link { base: has, last: link.last + n, acked: has.seq, ..*link };
-        return Ok(true);
+        return Ok(Marked::Forked);
     }
     // Less than before is believed of an answer to what was said since: see `Talk`.
     if is_fresh || has.seq > link.acked {
         link.acked = has.seq;
     }
-    Ok(false)
+    Ok(Marked::Ours)
+}
+
+/// Counts one more log that is laid anew, if it may be.
+fn may_fork(link: &mut Link, now_ms: i64, bounds: &Bounds) -> bool {
+    // A clock that was set back gives nothing and takes nothing.
+    let n_back = (now_ms - link.forked_ms).max(0) / SYNC_FORK_EVERY_MS;
+    if n_back > 0 || link.forked_ms > now_ms {
+        link.n_fork = link.n_fork.saturating_sub(u32::try_from(n_back).unwrap_or(u32::MAX));
+        link.forked_ms = now_ms;
+    }
+    let may = link.n_fork < bounds.n_fork;
+    link.n_fork += u32::from(may);
+    may
 }
 
 /// Lets an entry take effect once, or sets it aside.
@@ -379,6 +437,7 @@ fn take<D: Disk>(
     disk: &mut D,
     peer: &str,
     entry: &Entry,
+    now_ms: i64,
     heard: &mut Heard,
 ) -> Result<(), D::Error> {
     if !disk.is_new(peer, entry.id)? {
@@ -390,10 +449,10 @@ fn take<D: Disk>(
         let bare = Entry { body: Value::Null, ..entry.clone() };
         return disk.hold(peer, &bare, "it was larger than an entry may be, and is not kept");
     }
-    match check(entry) {
+    match retry(disk, peer, entry, now_ms)? {
         Ok(()) => {
             heard.n_applied += 1;
-            settle(disk, peer, entry)
+            Ok(())
         }
         Err(why) => {
             heard.n_held += 1;
@@ -423,7 +482,7 @@ pub fn forget_lost<D: Disk>(disk: &mut D, peer: &str) -> Result<(), D::Error> {
     Ok(())
 }
 
-/// Lets an entry that was set aside take effect; why it still cannot.
+/// Lets an entry take effect, also one that was set aside; why it cannot.
 ///
 /// # Errors
 /// If the disk does not take it.
@@ -431,16 +490,32 @@ pub fn retry<D: Disk>(
     disk: &mut D,
     peer: &str,
     entry: &Entry,
+    now_ms: i64,
 ) -> Result<Result<(), String>, D::Error> {
-    match check(entry) {
-        Ok(()) => settle(disk, peer, entry).map(Ok),
+    if let Err(why) = check(entry) {
+        return Ok(Err(why));
+    }
+    let known = disk.record(&entry.kind, &entry.key)?;
+    let writer = Writer { node: peer, is_hub: disk.is_hub(peer)? };
+    let is_next = known.as_ref().is_some_and(|known| entry.at <= known.entry.at.next());
+    if !is_next && is_ahead(entry.at, now_ms) {
+        let why = "its time is years ahead of this machine's; set the clocks, then try it again";
+        return Ok(Err(why.to_owned()));
+    }
+    match may_write(entry, &writer, known.as_ref()) {
+        Ok(()) => settle(disk, peer, entry, known).map(Ok),
         Err(why) => Ok(Err(why)),
     }
 }
 
-fn settle<D: Disk>(disk: &mut D, peer: &str, entry: &Entry) -> Result<(), D::Error> {
+fn settle<D: Disk>(
+    disk: &mut D,
+    peer: &str,
+    entry: &Entry,
+    known: Option<Record>,
+) -> Result<(), D::Error> {
     let mut new = Record { origin: peer.to_owned(), entry: entry.clone() };
-    match disk.record(&entry.kind, &entry.key)? {
+    match known {
         None => disk.put_record(&new)?,
         Some(known) => match judge(&known, peer, entry) {
             Verdict::Succeeds => {
@@ -457,93 +532,4 @@ fn settle<D: Disk>(disk: &mut D, peer: &str, entry: &Entry) -> Result<(), D::Err
         },
     }
     disk.act(peer, entry)
-}
-
-/// What is to be said to a peer that can take `limits`. `nonce` is drawn anew, not 0, and known to
-/// `talk` already.
-///
-/// # Errors
-/// If the disk does not give it.
-pub fn compose<D: Disk>(
-    disk: &mut D,
-    peer: &str,
-    hello: &Hello,
-    talk: &Talk,
-    nonce: u64,
-    limits: Limits,
-) -> Result<Message, D::Error> {
-    let link = disk.link(peer)?;
-    let from = link.sent_from();
-    let prev = match from == link.base.seq {
-        true => link.base,
-        false => Mark { seq: from, id: disk.entry_id(peer, from)?.unwrap_or_default() },
-    };
-    let message = message_from(disk, peer, hello, prev, &limits)?;
-    Ok(Message { nonce, re: talk.heard, ..message })
-}
-
-/// The same for a file, from behind `from` on: nobody has to ask for it, and it answers nothing.
-///
-/// # Errors
-/// If the disk does not give it.
-pub fn compose_from<D: Disk>(
-    disk: &mut D,
-    peer: &str,
-    hello: &Hello,
-    nonce: u64,
-    from: Option<Mark>,
-) -> Result<Message, D::Error> {
-    let link = disk.link(peer)?;
-    let limits = match link.limits.n_entry {
-        0 => Limits::OURS,
-        _ => link.limits,
-    };
-    match from {
-        Some(mark) if mark.seq >= link.base.seq => {
-            let message = message_from(disk, peer, hello, mark, &limits)?;
-            Ok(Message { nonce, ..message })
-        }
-        _ => compose(disk, peer, hello, &Talk::default(), nonce, limits),
-    }
-}
-
-/// A message without a name whose entries come behind `prev`.
-fn message_from<D: Disk>(
-    disk: &mut D,
-    peer: &str,
-    hello: &Hello,
-    prev: Mark,
-    limits: &Limits,
-) -> Result<Message, D::Error> {
-    let link = disk.link(peer)?;
-    let n_left = link.last.saturating_sub(prev.seq) as usize;
-    let entries = match limits.n_entry.min(n_left) {
-        0 => Vec::new(),
-        n => disk.entries(peer, prev.seq + 1, n, limits.message_bytes / 2)?,
-    };
-    Ok(Message {
-        hello: hello.clone(),
-        to: peer.to_owned(),
-        nonce: 0,
-        re: 0,
-        clock: disk.clock()?,
-        has: link.cursor,
-        base: link.base,
-        prev,
-        last: link.last,
-        n_lost: link.n_lost,
-        n_missed: link.n_missed,
-        entries: entries.into_iter().map(|entry| fitting(entry, limits)).collect(),
-    })
-}
-
-/// An entry, or that it is more than the peer takes.
-fn fitting(entry: Entry, limits: &Limits) -> Entry {
-    let n = size(&entry);
-    if n <= limits.entry_bytes {
-        return entry;
-    }
-    let why = format!("it has {n} bytes, and this machine takes {}", limits.entry_bytes);
-    let body = json!({ "kind": entry.kind, "why": why });
-    Entry { kind: VOID.to_owned(), over: None, rank: 0, body, ..entry }
 }

@@ -4,33 +4,46 @@
 //! change -> outbox (in its transaction) -> message -> inbox -> record, or a copy, or set aside
 //! clock     what happened after what          rules     which of two counts
 //! link      the machine, one peer             wire      what they say
-//! pace      when a peer is called             standing  how it stands, in words
-//! ledger    the disk over the store       tell      jobs, told
+//! say       what a peer is told               pace      when it is called
+//! ledger    the disk over the store           standing  how it stands, in words
 //! node      all of it, for those who have a network
+//! stick     for those who have none           tell      jobs, told
+//! blob      what is too large for an entry    files     a node and its blobs
+//! spool     what other processes have to tell
 //! ```
 //!
 //! The machine is pure: time and randomness are arguments, the disk is a trait. Nothing here knows
 //! a network. [docs/sync.md](../../../docs/sync.md) has the promises.
 
+mod blob;
 mod clock;
 mod disk;
+mod files;
 mod ledger;
 mod link;
 mod node;
 mod pace;
 mod rules;
+mod say;
+mod spool;
 mod standing;
+mod stick;
 mod tell;
 #[cfg(test)]
 mod tests;
 mod wire;
 
+use crate::seal::SealError;
 use crate::store::StoreError;
+pub use blob::{Ask, BlobId, HAUL_BYTES_MAX, Progress, Vault};
+pub use files::FileView;
 pub use link::{Change, Heard};
 pub use node::{Held, Node, PeerStanding};
 pub use rules::{Record, job_rank};
-pub use standing::Standing;
-pub use wire::{Entry, Mark, Message, Refusal};
+pub use spool::{Spool, Told};
+pub use standing::{LastHeard, Standing};
+pub use stick::{StickHead, asks_of, read_frame};
+pub use wire::{Entry, Mark, Refusal};
 
 /// Why two machines do not come together.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +51,9 @@ pub enum SyncError {
     /// The store cannot do it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no key to seal files with.
+    #[error(transparent)]
+    Key(#[from] SealError),
     /// The peer is not understood, or is none.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -6,24 +6,32 @@
 //! ```
 //!
 //! Nothing here knows a network: messages are bytes. Methods wait for the disk.
+//!
+//! A store knows the machine that it was made on. On another one it is a card that was moved, or
+//! the copy of a card: then two machines would speak under one name. It says nothing to anybody
+//! until its owner tells which it is: see [`Node::adopt`] and [`Node::renew`].
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::SyncError;
+use super::blob::Vault;
 use super::disk::Disk;
 use super::ledger::{Ledger, record_of};
 use super::link::{self, Bounds, Change, Heard, Talk};
 use super::pace::Pace;
 use super::rules::Record;
-use super::standing::Standing;
+use super::say;
+use super::standing::{LastHeard, Standing};
 use super::tell::JobTeller;
-use super::wire::{Entry, Hello, Limits, Mark, Message, Refusal, SPEAKS};
-use crate::base::limits::{SYNC_ACTS_MAX, SYNC_MESSAGE_BYTES_MAX};
+use super::wire::{Entry, Hello, Limits, Message, Refusal, SPEAKS};
+use crate::base::host::machine_marks;
+use crate::base::limits::SYNC_ACTS_MAX;
 use crate::seal;
 use crate::store::{ActRow, Peer, Store, SyncTx, now_ms};
 
@@ -34,6 +42,13 @@ pub struct Node(Arc<Shared>);
 struct Shared {
     store: Store,
     node: String,
+    /// What tells this machine from others.
+    marks: Vec<String>,
+    /// The store was made on another one.
+    is_moved: AtomicBool,
+    vault: Vault,
+    /// One message about blobs at a time: two calls of one peer may bring the same piece.
+    hauling: Mutex<()>,
     started: Instant,
     live: Mutex<BTreeMap<String, Live>>,
 }
@@ -44,9 +59,12 @@ struct Live {
     talk: Talk,
     pace: Pace,
     trouble: Option<String>,
-    heard_ms: Option<i64>,
+    /// When it was heard: by the clock, and by the one that never jumps.
+    heard: Option<(i64, u64)>,
     /// The newest entry when it was last looked for.
     last_seen: u64,
+    /// It was called since its blobs were last asked for.
+    has_called: bool,
 }
 
 /// How a peer stands.
@@ -80,10 +98,99 @@ impl Node {
     /// # Errors
     /// If the store cannot be read or written.
     pub fn open(store: Store) -> Result<Node, SyncError> {
+        Node::open_on(store, machine_marks())
+    }
+
+    /// The same on a machine with these marks.
+    ///
+    /// # Errors
+    /// If the store cannot be read or written.
+    pub(super) fn open_on(store: Store, marks: Vec<String>) -> Result<Node, SyncError> {
         let node = store.node()?;
-        store.tell_by(Box::new(JobTeller::new(&node)));
-        let live = Mutex::default();
-        Ok(Node(Arc::new(Shared { store, node, started: Instant::now(), live })))
+        let vault = Vault::open(store.dir())?;
+        store.tell_by(Box::new(JobTeller::new(&node, vault.clone())));
+        let marks: Vec<String> = marks.iter().map(|mark| digest(mark)).collect();
+        let is_moved = match store.machine()? {
+            // Where nothing is told, nothing can be said.
+            _ if marks.is_empty() => false,
+            None => {
+                store.set_machine(marks.join(" "))?;
+                false
+            }
+            Some(known) => !known.split(' ').any(|known| marks.iter().any(|mark| mark == known)),
+        };
+        Ok(Node(Arc::new(Shared {
+            store,
+            node,
+            marks,
+            is_moved: AtomicBool::new(is_moved),
+            vault,
+            hauling: Mutex::default(),
+            started: Instant::now(),
+            live: Mutex::default(),
+        })))
+    }
+
+    /// Why this machine speaks to nobody, if its store was made on another one.
+    pub fn moved(&self) -> Option<Refusal> {
+        let is_moved = self.0.is_moved.load(Ordering::Relaxed);
+        is_moved.then(|| Refusal::Moved { node: self.0.node.clone() })
+    }
+
+    /// The store belongs to this machine from now on: its card was moved here.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn adopt(&self) -> Result<(), SyncError> {
+        if !self.0.marks.is_empty() {
+            self.0.store.set_machine(self.0.marks.join(" "))?;
+        }
+        self.0.is_moved.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives this machine a new name, which counts when the store is opened again: it is the copy
+    /// of another one that goes on under the old name. Its peers are forgotten, for they mean that
+    /// one.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn renew(&self) -> Result<String, SyncError> {
+        let node = self.0.store.renew_node()?;
+        self.adopt()?;
+        Ok(node)
+    }
+
+    /// Forgets a peer by its name or node, and what waits for it; who it was, if there is one.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn forget(&self, peer: &str) -> Result<Option<Peer>, SyncError> {
+        let peers = self.peers()?;
+        let by_node = peers.iter().find(|known| known.node == peer);
+        let mut named = peers.iter().filter(|known| known.name == peer);
+        let found = match (by_node, named.next(), named.next()) {
+            (Some(found), ..) | (None, Some(found), None) => found.clone(),
+            // Two of one name are told apart by their nodes.
+            (None, Some(_), Some(_)) | (None, None, _) => return Ok(None),
+        };
+        self.0.store.delete_peer(&found.node)?;
+        self.live().remove(&found.node);
+        self.0.vault.forget(&found.node);
+        Ok(Some(Peer { key: String::new(), ..found }))
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The blobs of this machine.
+    pub fn vault(&self) -> &Vault {
+        &self.0.vault
+    }
+
+    pub(super) fn hauling(&self) -> &Mutex<()> {
+        &self.0.hauling
     }
 
     /// This node.
@@ -183,7 +290,7 @@ impl Node {
         self.live().values_mut().for_each(|live| live.pace.has_news(now));
     }
 
-    fn hello(&self) -> Hello {
+    pub(super) fn hello(&self) -> Hello {
         Hello {
             node: self.0.node.clone(),
             program: concat!("jetforge ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -197,6 +304,9 @@ impl Node {
     /// # Errors
     /// If the disk does not give it.
     pub fn ask(&self, peer: &str) -> Result<Vec<u8>, SyncError> {
+        if let Some(moved) = self.moved() {
+            return Err(moved.into());
+        }
         let nonce = draw()?;
         let talk = self.with(peer, |live| {
             live.talk.say(nonce);
@@ -204,12 +314,12 @@ impl Node {
         });
         let message = self.look(|ledger| {
             let limits = link::known_limits(ledger, peer)?;
-            link::compose(ledger, peer, &self.hello(), &talk, nonce, limits)
+            say::compose(ledger, peer, &self.hello(), &talk, nonce, limits)
         })?;
         Ok(message.write())
     }
 
-    fn look<T>(
+    pub(super) fn look<T>(
         &self,
         work: impl FnOnce(&mut Ledger<'_, '_>) -> Result<T, crate::store::StoreError>,
     ) -> Result<T, SyncError> {
@@ -229,19 +339,31 @@ impl Node {
         })?;
         let is_fresh = self.with(peer, |live| live.talk.is_fresh(&message));
         let (node, of) = (self.0.node.clone(), peer.to_owned());
-        let (nonce, heard) = self.0.store.sync(move |tx| {
+        let done = self.0.store.sync(move |tx| {
+            // It may have been forgotten while it spoke.
+            if !tx.peers()?.contains(&of) {
+                return Ok(None);
+            }
             let mut ledger = Ledger::new(tx, &node);
             let bounds = Bounds::default();
             let heard = link::hear(&mut ledger, &of, &message, is_fresh, now_ms(), &bounds)?;
-            Ok((message.nonce, heard))
+            Ok(Some((message.nonce, heard)))
         })?;
+        let forgotten = || Refusal::Unpaired { node: peer.to_owned() };
+        let (nonce, heard) = done.ok_or_else(forgotten)?;
+        if heard.is_refused {
+            let twins = Refusal::Twins { peer: peer.to_owned(), node: self.0.node.clone() };
+            self.with(peer, |live| live.trouble = Some(twins.to_string()));
+            return Err(twins.into());
+        }
         if heard.is_forked {
             tracing::warn!(peer, "this store went back in time; its log was laid anew");
         }
+        let now = self.mono_ms();
         self.with(peer, |live| {
             live.talk.heard(nonce, heard.is_moved);
             live.trouble = None;
-            live.heard_ms = Some(now_ms());
+            live.heard = Some((now_ms(), now));
         });
         Ok(heard)
     }
@@ -249,7 +371,10 @@ impl Node {
     fn read(&self, peer: &str, bytes: &[u8]) -> Result<Message, Refusal> {
         let message = Message::read(bytes)?;
         message.check(&self.0.node, peer)?;
-        Ok(message)
+        match self.moved() {
+            Some(moved) => Err(moved),
+            None => Ok(message),
+        }
     }
 
     /// Takes what a peer said, and what is said to it: the other side of [`Node::ask`].
@@ -268,7 +393,10 @@ impl Node {
         let now = self.mono_ms();
         let random = draw().unwrap_or(now);
         self.with(peer, |live| match went {
-            Ok(heard) => live.pace.succeeded(now, heard.has_more),
+            Ok(heard) => {
+                live.pace.succeeded(now, heard.has_more);
+                live.has_called |= !heard.has_more;
+            }
             Err(trouble) => {
                 live.pace.failed(now, random);
                 if trouble.is_some() {
@@ -281,6 +409,12 @@ impl Node {
     /// When a peer is to be called, by [`Node::mono_ms`].
     pub fn due_ms(&self, peer: &str) -> u64 {
         self.with(peer, |live| live.pace.due_ms())
+    }
+
+    /// Whether a peer is to be asked for blobs: it is there, and the two know of each other's
+    /// entries.
+    pub fn may_haul(&self, peer: &str) -> bool {
+        self.with(peer, |live| std::mem::take(&mut live.has_called))
     }
 
     /// Every peer is to be called now.
@@ -300,6 +434,7 @@ impl Node {
     /// # Errors
     /// If the store cannot be read.
     pub fn standing(&self) -> Result<Vec<PeerStanding>, SyncError> {
+        let (now, moved) = (self.mono_ms(), self.moved());
         let stands = |peer: Peer| {
             let live = self.with(&peer.node, |live| live.clone());
             let standing = self.0.store.sync_look(|tx| {
@@ -309,17 +444,24 @@ impl Node {
                 let oldest_ms = front.map(|row| now_ms() - row.written_ms);
                 // A clock that was set meanwhile tells nothing.
                 let oldest_ms = oldest_ms.filter(|ms| (0..AGE_MS_MAX).contains(ms));
+                let heard = match live.heard {
+                    Some((_, at)) => LastHeard::Ago((now - at.min(now)) as i64),
+                    None => heard_of_disk(link.heard_ms),
+                };
+                let moved = moved.as_ref().map(Refusal::to_string);
                 Ok(Standing {
+                    heard,
                     n_waiting: link.n_waiting(),
                     oldest_ms,
                     n_to_come: link.n_to_come(),
                     n_held,
                     n_lost: link.n_lost_unseen(),
-                    trouble: live.trouble.clone(),
+                    trouble: moved.or(live.trouble.clone()),
                 })
             })?;
             let peer = Peer { key: String::new(), ..peer };
-            let (heard_ms, n_failed) = (live.heard_ms, live.pace.n_failed());
+            let heard_ms = live.heard.map(|(at, _)| at);
+            let n_failed = live.pace.n_failed();
             Ok(PeerStanding { peer, standing, heard_ms, n_failed })
         };
         self.peers()?.into_iter().map(stands).collect()
@@ -356,7 +498,7 @@ impl Node {
                     None => false,
                     Some(entry) => {
                         let mut ledger = Ledger::new(tx, &node);
-                        link::retry(&mut ledger, &held.peer, entry)?.is_ok()
+                        link::retry(&mut ledger, &held.peer, entry, now_ms())?.is_ok()
                     }
                 };
                 if is_done {
@@ -380,6 +522,14 @@ impl Node {
     pub fn records(&self, kind: &str, n_max: usize) -> Result<Vec<Record>, SyncError> {
         let rows = self.0.store.sync_look(|tx| tx.records(kind, n_max))?;
         Ok(rows.into_iter().map(record_of).collect::<Result<_, _>>()?)
+    }
+
+    /// What is known of a thing.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn record(&self, kind: &str, key: &str) -> Result<Option<Record>, SyncError> {
+        self.look(|ledger| ledger.record(kind, key))
     }
 
     /// Copies of a thing that did not count, the oldest first.
@@ -414,73 +564,25 @@ impl Node {
     pub fn acted(&self, n: i64) -> Result<(), SyncError> {
         Ok(self.0.store.sync(move |tx| tx.drop_act(n))?)
     }
-
-    /// What waits for a peer, as a message for a file, behind a mark; and the mark behind which
-    /// there is more.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn export_page(
-        &self,
-        peer: &str,
-        from: Option<Mark>,
-    ) -> Result<(Message, Option<Mark>), SyncError> {
-        let (hello, nonce) = (self.hello(), draw()?);
-        let message = self.look(|ledger| link::compose_from(ledger, peer, &hello, nonce, from))?;
-        let next = message.entries.last().map(Entry::mark).filter(|mark| mark.seq < message.last);
-        Ok((message, next))
-    }
-
-    /// Writes all that waits for every peer as messages, one a line; how many entries.
-    ///
-    /// # Errors
-    /// If the store cannot be read or the writer fails.
-    pub fn export(&self, out: &mut dyn Write) -> Result<usize, SyncError> {
-        let failed = |source| SyncError::File { source };
-        let mut n_entry = 0;
-        for peer in self.peers()? {
-            let mut from = None;
-            loop {
-                let (message, next) = self.export_page(&peer.node, from)?;
-                n_entry += message.entries.len();
-                out.write_all(&message.write()).map_err(failed)?;
-                out.write_all(b"\n").map_err(failed)?;
-                from = next;
-                if from.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(n_entry)
-    }
-
-    /// Takes messages for this node from a file; how many entries took effect. Messages for
-    /// others are passed over.
-    ///
-    /// # Errors
-    /// At the first line that is no message; what came before it has taken effect.
-    pub fn import(&self, lines: &mut dyn BufRead) -> Result<usize, SyncError> {
-        let mut n_applied = 0;
-        loop {
-            let mut line = Vec::new();
-            let mut bounded = lines.take(SYNC_MESSAGE_BYTES_MAX as u64 + 1);
-            let n =
-                bounded.read_until(b'\n', &mut line).map_err(|source| SyncError::File { source });
-            if n? == 0 {
-                return Ok(n_applied);
-            }
-            let message = Message::read(line.trim_ascii_end())?;
-            let from = message.hello.node.clone();
-            if message.to != self.0.node || self.0.store.peer(&from)?.is_none() {
-                continue;
-            }
-            n_applied += self.hear(&from, line.trim_ascii_end())?.n_applied;
-        }
-    }
 }
 
 /// An age beyond this is a clock that was set.
 const AGE_MS_MAX: i64 = 10 * 365 * 24 * 3600 * 1000;
+
+/// When a peer was heard by a run of the program before this one.
+fn heard_of_disk(heard_ms: i64) -> LastHeard {
+    match now_ms() - heard_ms {
+        _ if heard_ms == 0 => LastHeard::Never,
+        ago if (0..AGE_MS_MAX).contains(&ago) => LastHeard::Ago(ago),
+        _ => LastHeard::Once,
+    }
+}
+
+/// A mark of a machine as it is kept: whoever reads the store need not learn the mark.
+fn digest(mark: &str) -> String {
+    let digest = Sha256::digest(mark.as_bytes());
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A number that nobody has drawn before, and not 0.
 pub(super) fn draw() -> Result<u64, SyncError> {

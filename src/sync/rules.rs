@@ -1,12 +1,17 @@
-//! What an entry may be, and which of two about one thing counts.
+//! What an entry may be, who may write it, and which of two about one thing counts.
 //!
-//! | kind | key | rule when both sides changed it |
-//! |---|---|---|
-//! | `job` | the job | an answer beats a failure, that beats a cancellation, that a submission |
-//! | `setting` | its name | the later one counts |
-//! | `snippet`, `feedback`, `report` | its own id | the later one counts |
-//! | `inventory` | the node | only the node itself writes it: the later one counts |
-//! | any other | | as its writer ranked it, then the later one |
+//! | kind | key | who may write it | rule when both sides changed it |
+//! |---|---|---|---|
+//! | `job` | the job | who runs it; all may take it back | the rank of its state, see below |
+//! | `setting` | `NODE/name`, or a name | that node and hubs, or all | the later one counts |
+//! | `snippet` | its own id | all | the later one counts |
+//! | `feedback` | its own id | who wrote it first | the later one counts |
+//! | `report`, `file` | `NODE/name` | that node | the later one counts |
+//! | `inventory` | the node | that node | the later one counts |
+//! | any other | | all | as its writer ranked it, then the later one |
+//!
+//! Of a job an answer beats a failure, that beats a cancellation, that a submission; one that is
+//! tried again beats all that was before.
 //!
 //! One order holds them all: (rank, stamp, origin, id); the greatest counts, so both sides choose
 //! the same one in whatever order they hear of them. What does not count though its writer did not
@@ -15,6 +20,7 @@
 
 use serde_json::Value;
 
+use super::blob::BlobId;
 use super::clock::Stamp;
 use super::wire::Entry;
 use crate::base::limits::{SYNC_KEY_BYTES_MAX, SYNC_KIND_BYTES_MAX};
@@ -23,8 +29,19 @@ use crate::base::limits::{SYNC_KEY_BYTES_MAX, SYNC_KIND_BYTES_MAX};
 pub const VOID: &str = "void";
 /// States of a job, by rank.
 pub const JOB_STATES: [&str; 5] = ["submitted", "cancelled", "set_aside", "failed", "done"];
+/// Ranks between two rounds of a job: one that is tried again begins a new round.
+const ROUND: u8 = 8;
 /// Kinds whose body is a JSON object.
-const KINDS: [&str; 6] = ["job", "setting", "snippet", "feedback", "report", "inventory"];
+const KINDS: [&str; 7] = ["job", "setting", "snippet", "feedback", "report", "inventory", "file"];
+
+/// Who wrote an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer<'a> {
+    /// The node.
+    pub node: &'a str,
+    /// Whether it is a hub.
+    pub is_hub: bool,
+}
 
 /// What is known of one thing.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +70,53 @@ pub fn job_rank(state: &str) -> Option<u8> {
     JOB_STATES.iter().position(|known| *known == state).map(|rank| rank as u8)
 }
 
+/// The rank of a change of what is known: a job that is over and comes again begins a new round.
+pub fn ranked(kind: &str, rank: u8, known: Option<&Record>) -> u8 {
+    let (true, Some(known)) = (kind == "job", known) else { return rank };
+    let (round, is_over) = (known.entry.rank / ROUND, known.entry.rank % ROUND > 0);
+    let round = if rank == 0 && is_over { round.saturating_add(1) } else { round };
+    round.min(u8::MAX / ROUND) * ROUND + rank
+}
+
+/// Whether an entry about a job is of an earlier round than what is known of it.
+pub fn is_of_before(entry: &Entry, known: &Record) -> bool {
+    entry.kind == "job" && entry.rank / ROUND < known.entry.rank / ROUND
+}
+
+/// Whose a thing is; `None` if nobody who may say so has spoken of it.
+fn owner(record: &Record) -> Option<&str> {
+    let body = &record.entry.body;
+    let is_bare = record.entry.kind == "job" && body["state"] == "cancelled";
+    body["owner"].as_str().or((!is_bare).then_some(&record.origin))
+}
+
+/// Whether `writer` may write an entry about what is known.
+///
+/// # Errors
+/// With the rule, for people.
+pub fn may_write(entry: &Entry, writer: &Writer<'_>, known: Option<&Record>) -> Result<(), String> {
+    let node = entry.key.split_once('/').map(|(node, _)| node);
+    let is_owner = known.and_then(owner).is_none_or(|owner| owner == writer.node);
+    let (may, rule) = match entry.kind.as_str() {
+        "job" if entry.body["owner"].as_str().is_some_and(|owner| owner != writer.node) => {
+            (false, "nobody says whose a job is but its owner")
+        }
+        "job" => (
+            is_owner || entry.body["state"] == "cancelled",
+            "only the machine that runs a job says how it goes; others may take it back",
+        ),
+        "feedback" => (is_owner, "only who gave it changes it"),
+        "inventory" => (entry.key == writer.node, "a machine counts its own models alone"),
+        "report" | "file" => (node == Some(writer.node), "a machine tells of its own alone"),
+        "setting" => (
+            writer.is_hub || node.is_none_or(|node| node == writer.node),
+            "an appliance changes its own settings alone",
+        ),
+        _ => return Ok(()),
+    };
+    if may { Ok(()) } else { Err(format!("{} may not write it: {rule}", writer.node)) }
+}
+
 /// Why an entry cannot take effect here; nothing if it can.
 ///
 /// # Errors
@@ -74,30 +138,63 @@ pub fn check(entry: &Entry) -> Result<(), String> {
     if KINDS.contains(&entry.kind.as_str()) && !entry.body.is_object() {
         return Err(format!("a {} is an object", entry.kind));
     }
+    if entry.kind == "file" && blobs_of(entry).is_empty() {
+        return Err("it names no file".to_owned());
+    }
     let state = || entry.body.get("state").and_then(Value::as_str);
-    if entry.kind == "job" && state().and_then(job_rank) != Some(entry.rank) {
-        return Err("its state is none, or not of its rank".to_owned());
+    if entry.kind == "job" {
+        return match state().and_then(job_rank) == Some(entry.rank % ROUND) {
+            true => Ok(()),
+            false => Err("its state is none, or not of its rank".to_owned()),
+        };
+    }
+    // Nothing that its owner does would beat it.
+    if KINDS.contains(&entry.kind.as_str()) && entry.rank > 0 {
+        return Err(format!("a {} has no rank", entry.kind));
     }
     Ok(())
 }
 
-/// Whether an entry asks something of another room: a job that is to be taken back.
+/// Whether an entry asks for something: a job that is to be taken back, blobs that are to come.
 pub fn asks_for_act(entry: &Entry) -> bool {
-    entry.kind == "job" && entry.body["state"] == "cancelled"
+    (entry.kind == "job" && entry.body["state"] == "cancelled") || !blobs_of(entry).is_empty()
+}
+
+/// The blobs that an entry speaks of, with their bytes.
+pub fn blobs_of(entry: &Entry) -> Vec<(BlobId, u64)> {
+    let body = &entry.body;
+    let read = |at: &Value| Some((BlobId::read(at["id"].as_str()?)?, at["n_bytes"].as_u64()?));
+    match entry.kind.as_str() {
+        "file" => read(body).into_iter().collect(),
+        "job" => {
+            ["request_blob", "answer_blob"].iter().filter_map(|name| read(&body[*name])).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// What a new record keeps of the one before: a job is told of in parts.
 pub fn inherit(known: &Record, new: &mut Record) {
-    let parts = ["endpoint", "request", "request_bytes", "request_id", "created_ms", "answer"];
-    let (Some(known), Some(body)) = (known.entry.body.as_object(), new.entry.body.as_object_mut())
-    else {
+    let parts = [
+        "endpoint",
+        "request",
+        "request_bytes",
+        "request_blob",
+        "request_id",
+        "created_ms",
+        "answer",
+        "answer_bytes",
+        "answer_blob",
+    ];
+    let Some(body) = new.entry.body.as_object_mut().filter(|_| new.entry.kind == "job") else {
         return;
     };
-    if new.entry.kind != "job" {
-        return;
+    // Who takes a job back does not make it its own.
+    if let Some(owner) = owner(known) {
+        body.insert("owner".to_owned(), owner.into());
     }
     for part in parts {
-        if let (Some(value), None) = (known.get(part), body.get(part)) {
+        if let (Some(value), None) = (known.entry.body.get(part), body.get(part)) {
             body.insert(part.to_owned(), value.clone());
         }
     }
@@ -160,6 +257,61 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_tried_again_is_behind_all_that_was_before() {
+        let failed = Record { origin: "nano".into(), entry: job(5, "failed") };
+        let rank = ranked("job", 0, Some(&failed));
+        let again = Entry { rank, ..job(9, "submitted") };
+        assert_eq!(check(&again), Ok(()));
+        assert_eq!(judge(&failed, "nano", &again), Verdict::Succeeds);
+        let again = Record { origin: "nano".into(), entry: again };
+        assert_eq!(ranked("job", 0, Some(&again)), rank, "it is told twice");
+        let cancelled = ranked("job", job_rank("cancelled").unwrap(), Some(&again));
+        let cancelled = Entry { rank: cancelled, ..job(10, "cancelled") };
+        assert_eq!(judge(&again, "pc", &cancelled), Verdict::Wins);
+        assert!(!is_of_before(&cancelled, &again));
+        assert!(is_of_before(&job(11, "cancelled"), &again), "it was meant for the one before");
+        let last = Record { entry: Entry { rank: 255, ..job(1, "done") }, ..again };
+        assert_eq!(ranked("job", 0, Some(&last)), 248, "there is an end to it");
+    }
+
+    #[test]
+    fn who_may_write_what_is_a_rule() {
+        let of = |kind: &str, key: &str, body: Value| Entry {
+            kind: kind.into(),
+            key: key.into(),
+            rank: 0,
+            ..entry(7, 0, body)
+        };
+        let record = |entry: Entry| Record { origin: "nano".into(), entry };
+        let may = |entry: &Entry, node: &str, known: Option<&Record>| {
+            may_write(entry, &Writer { node, is_hub: node == "pc" }, known).is_ok()
+        };
+        let known = record(job(5, "submitted"));
+        for node in ["nano", "pc", "else"] {
+            let is_owner = node == "nano";
+            assert_eq!(may(&job(6, "done"), node, Some(&known)), is_owner);
+            assert!(may(&job(6, "cancelled"), node, Some(&known)));
+            assert_eq!(may(&of("inventory", "nano", json!({})), node, None), is_owner);
+            assert_eq!(may(&of("report", "nano/bench", json!({})), node, None), is_owner);
+            assert_eq!(may(&of("file", "nano/x", json!({})), node, None), is_owner);
+            assert_eq!(may(&of("setting", "nano/temp", json!({})), node, None), node != "else");
+            assert!(may(&of("setting", "theme", json!({})), node, None));
+            let said = record(of("feedback", "f", json!({})));
+            assert_eq!(may(&said.entry, node, Some(&said)), is_owner);
+            assert!(may(&of("snippet", "s", json!({})), node, Some(&said)));
+        }
+        assert!(!may(&of("report", "bench", json!({})), "nano", None), "a report is somebody's");
+        // A cancellation does not change whose it is, whoever says so.
+        let mut taken = Record { origin: "pc".into(), entry: job(6, "cancelled") };
+        assert!(may(&job(7, "done"), "nano", Some(&taken)), "nobody knew the job here");
+        inherit(&known, &mut taken);
+        assert!(may(&job(7, "done"), "nano", Some(&taken)));
+        assert!(!may(&job(7, "done"), "pc", Some(&taken)));
+        let claim = entry(6, 1, json!({"state": "cancelled", "owner": "pc"}));
+        assert!(!may(&claim, "else", Some(&known)));
+    }
+
+    #[test]
     fn what_cannot_take_effect_says_why() {
         assert_eq!(check(&job(1, "done")), Ok(()));
         assert_eq!(check(&Entry { kind: "of-tomorrow".into(), ..entry(1, 9, json!(7)) }), Ok(()));
@@ -170,6 +322,7 @@ mod tests {
             Entry { key: "a\nb".into(), ..job(1, "done") },
             Entry { kind: String::new(), ..job(1, "done") },
             Entry { at: Stamp(u64::MAX), ..job(1, "done") },
+            Entry { kind: "setting".into(), ..entry(1, 1, json!({})) },
             Entry { kind: VOID.into(), ..job(1, "done") },
         ] {
             assert!(check(&wrong).is_err(), "{wrong:?}");

@@ -1,7 +1,10 @@
 //! Jobs, told to the peers in the transactions that change them.
 
+use std::io::Cursor;
+
 use serde_json::{Map, Value, json};
 
+use super::blob::Vault;
 use super::ledger::Ledger;
 use super::link::{self, Bounds, Change};
 use super::node::draw;
@@ -13,12 +16,13 @@ use crate::store::{JobTold, StoreError, SyncTx, Tells, now_ms};
 /// See the module.
 pub struct JobTeller {
     node: String,
+    vault: Vault,
 }
 
 impl JobTeller {
     /// The jobs of a node.
-    pub fn new(node: &str) -> JobTeller {
-        JobTeller { node: node.to_owned() }
+    pub fn new(node: &str, vault: Vault) -> JobTeller {
+        JobTeller { node: node.to_owned(), vault }
     }
 }
 
@@ -29,14 +33,14 @@ impl Tells for JobTeller {
         }
         let failed = |_| StoreError::Commit { why: "the system gives no random bytes".to_owned() };
         let id = draw().map_err(failed)?;
-        let change = change_of(told);
+        let change = change_of(told, &self.node, &self.vault);
         let mut ledger = Ledger::new(tx, &self.node);
         link::change(&mut ledger, change, id, now_ms(), &Bounds::default()).map(|_| ())
     }
 }
 
 /// A job as an entry: what it is, and its request or its answer where they fit.
-fn change_of(told: &JobTold<'_>) -> Change {
+fn change_of(told: &JobTold<'_>, node: &str, vault: &Vault) -> Change {
     let row = told.row;
     let state = match row.ledger.state.as_str() {
         "queued" | "running" => "submitted",
@@ -49,13 +53,14 @@ fn change_of(told: &JobTold<'_>) -> Change {
         }
     };
     put("state", state.into());
+    put("owner", node.into());
     put("endpoint", row.endpoint.as_str().into());
     put("request_id", json!(row.request_id));
     put("created_ms", row.created_ms.into());
     put("finished_ms", json!(row.ledger.finished_ms));
     put("reason", json!(row.ledger.reason));
     put("status", json!(told.answer.map(|answer| answer.status)));
-    // What is too long stays where the job ran.
+    // What is too long travels beside the entry, and stays where the job ran if it cannot.
     let room = SYNC_ENTRY_BYTES_MAX - 4 * ENTRY_BYTES - row.endpoint.len();
     let mut text = |name: &str, bytes: Option<&[u8]>| {
         let Some(bytes) = bytes else { return };
@@ -64,7 +69,17 @@ fn change_of(told: &JobTold<'_>) -> Change {
             .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(bytes)));
         match value.to_string().len() <= room {
             true => put(name, value),
-            false => put(&format!("{name}_bytes"), bytes.len().into()),
+            false => {
+                put(&format!("{name}_bytes"), bytes.len().into());
+                match vault.put(&mut Cursor::new(bytes), true) {
+                    Ok((id, n_bytes)) => {
+                        put(&format!("{name}_blob"), json!({ "id": id, "n_bytes": n_bytes }));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, job = row.id, "a long text of a job stays here");
+                    }
+                }
+            }
         }
     };
     text("request", told.body);

@@ -157,6 +157,43 @@ pub enum Refusal {
         /// Who this is.
         node: String,
     },
+    /// It is no peer any more.
+    #[error("{node} is not paired with this machine any more; `jetforge setup` pairs two machines")]
+    Unpaired {
+        /// Who.
+        node: String,
+    },
+    /// A file was sealed by somebody else, or changed.
+    #[error(
+        "what {name} is said to have written does not open: it was changed, or sealed before the \
+         two were paired anew; export it again"
+    )]
+    Unsealed {
+        /// The peer.
+        name: String,
+    },
+    /// A peer says again and again that it has another log than ours.
+    #[error(
+        "{peer} has another log of {node} again and again, so it is not heard for a while; if two \
+         machines run from one card image, stop the service on one of them, run `jetforge sync \
+         renew` there and pair it again"
+    )]
+    Twins {
+        /// The peer.
+        peer: String,
+        /// This node.
+        node: String,
+    },
+    /// The store was made on another machine.
+    #[error(
+        "the state of {node} was made on another machine, so it speaks to nobody; stop the service \
+         and run `jetforge sync adopt` if the card was moved here, or `jetforge sync renew` if \
+         that machine goes on, and pair this one again"
+    )]
+    Moved {
+        /// This node.
+        node: String,
+    },
     /// No version in common.
     #[error(
         "{program} speaks versions {} to {} of sync, this program {} to {}: update {}",

@@ -5,8 +5,8 @@
 //!   n_ctx: 2048           "n_ctx" at line 2, 2048
 //! ```
 //!
-//! Of YAML only what a configuration needs: no anchors, tags or several documents, which are refused
-//! by name. Words mean what YAML 1.2's core schema says: `yes` and `on` are texts.
+//! Of YAML only what a configuration needs: no anchors, tags or several documents, which are
+//! refused by name. Words mean what YAML 1.2's core schema says: `yes` and `on` are texts.
 
 use std::iter::Peekable;
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use serde_json::json;
 
 use crate::app::App;
 use crate::base::host::Host;
@@ -18,8 +19,9 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, FAINT, GOOD, STRONG, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{Gguf, Isa, LoadOptions, ModelSource, plan_memory};
+use crate::inference::{DeviceChoice, Gguf, Isa, LoadOptions, ModelSource, plan_memory};
 use crate::library::Board;
+use crate::sync::{Spool, Told};
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
@@ -49,9 +51,6 @@ pub struct BenchArgs {
     /// Leave out loading and times to the first token
     #[arg(long)]
     quick: bool,
-    /// Predict for a board instead: jetson-nano, jetson-nano-2gb ...
-    #[arg(long, value_name = "BOARD")]
-    device: Option<String>,
     /// Say which model and settings suit the machine, with the arithmetic
     #[arg(long)]
     recommend: bool,
@@ -102,6 +101,12 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     if is_all {
         model.retain(|setting| setting.key != "model.name");
     }
+    // A device of this machine computes; any other name is a board's.
+    let named = args.model.device.as_deref();
+    let board_name = named.filter(|name| DeviceChoice::from_name(name).is_none());
+    if board_name.is_some() {
+        model.retain(|setting| setting.key != "model.device");
+    }
     let app = context.app(model)?;
     let mut tests = tests(args)?;
     tests.rooms.disk = Some(app.disk_cache_options().dir.join("bench"));
@@ -117,7 +122,7 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         kernel: host.kernel.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let device = args.device.as_deref().map(board).transpose()?;
+    let device = board_name.map(board).transpose()?;
     if let Some((board, profile)) = device {
         return print_advice(
             &advise(&profile, candidates(&app, board.available_bytes())?),
@@ -154,6 +159,7 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         reports
     };
     bar.finish_and_clear();
+    remember(&app, &reports);
     if let Some(path) = &args.html {
         std::fs::write(path, bench::page(&reports))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -161,6 +167,38 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     }
     print(&reports, if args.json { Form::Json } else { args.output })?;
     Ok(exit::OK)
+}
+
+/// Leaves what was measured of models for the history that the peers of this machine keep. A
+/// machine without a store has none.
+fn remember(app: &App, reports: &[Report]) {
+    let state = &app.dirs.state;
+    if !state.join("state.db").exists() {
+        return;
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now.unwrap_or_default().as_millis();
+    for (n, report) in reports.iter().enumerate().filter(|(_, report)| report.model.is_some()) {
+        let figures = report.figures.iter().map(|figure| {
+            let (test, unit, median) = (&figure.test, figure.unit.sign(), figure.median());
+            json!({ "test": test, "unit": unit, "median": median, "values": figure.values })
+        });
+        let model = report.model.as_ref().map(|model| {
+            json!({ "name": model.name, "bytes": model.file_bytes, "backend": model.backend })
+        });
+        let body = json!({
+            "what": "bench",
+            "measured_ms": now_ms as u64,
+            "model": model,
+            "machine": report.machine,
+            "figures": figures.collect::<Vec<_>>(),
+            "notes": report.notes,
+        });
+        let told = Told { kind: "report".to_owned(), name: format!("bench-{now_ms}-{n}"), body };
+        if let Err(error) = Spool::new(state).put(&told) {
+            terminal::note(format!("note: the history does not get this: {error}"));
+        }
+    }
 }
 
 fn tests(args: &BenchArgs) -> anyhow::Result<Tests> {
@@ -201,7 +239,7 @@ fn board(name: &str) -> anyhow::Result<(Board, Profile)> {
     Board::find(full).zip(Profile::board(full)).ok_or_else(|| {
         CliError::usage(format!(
             "--device {name}: there is a profile of jetson-nano, jetson-nano-4gb and \
-             jetson-nano-2gb; without --device this machine is measured"
+             jetson-nano-2gb; auto, cpu and cuda:N measure this machine"
         ))
         .into()
     })
@@ -254,7 +292,7 @@ fn candidates(app: &App, available_bytes: u64) -> anyhow::Result<Vec<Candidate>>
 /// The largest of the usual contexts that fits.
 fn context_that_fits(gguf: &Gguf, load: &LoadOptions, available_bytes: u64) -> u32 {
     let fits = |n_ctx: &u32| {
-        let load = LoadOptions { n_ctx: Some(*n_ctx), ..load.clone() };
+        let load = LoadOptions { n_ctx: Some(*n_ctx), device: DeviceChoice::Cpu, ..load.clone() };
         plan_memory(gguf, &load, available_bytes).is_ok()
     };
     [32_768, 16_384, 8192, 4096, 2048, 1024, 512].into_iter().find(fits).unwrap_or(0)

@@ -21,7 +21,9 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens};
 use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
 use crate::cli::{Context, describe, exit};
-use crate::inference::{GenerateRequest, Isa, LoadOptions, Model, ModelSource, SamplerOptions};
+use crate::inference::{
+    DeviceChoice, GenerateRequest, Isa, LoadOptions, Model, ModelSource, SamplerOptions, find_gpu,
+};
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
@@ -69,6 +71,7 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
     let app = context.app(args.model.settings()?)?;
     let host = Host::read();
     let mut findings = machine(&host);
+    findings.push(gpu(&app.load_options()));
     findings.extend(places(&app));
     let mut failure = None;
     if !args.no_self_test {
@@ -111,9 +114,9 @@ fn machine(host: &Host) -> Vec<Finding> {
     };
     let is_fast = host.isa.contains(&"avx2") || host.isa.contains(&"neon");
     let kernels = if is_fast {
-        "the CPU computes everything, with vector instructions"
+        "the CPU computes with vector instructions"
     } else {
-        "the CPU computes everything, without AVX2 or NEON: expect it to be slow"
+        "the CPU computes without AVX2 or NEON: expect it to be slow"
     };
     vec![
         fact("system", format!("{}, {}, {}", host.kernel, host.libc, host.arch)),
@@ -133,6 +136,17 @@ fn machine(host: &Host) -> Vec<Finding> {
             ),
         ),
     ]
+}
+
+/// The GPU that there is. A machine without a driver is as it should be; a driver that answers with
+/// an error is not.
+fn gpu(options: &LoadOptions) -> Finding {
+    let (verdict, text) = match find_gpu(options) {
+        Ok(gpu) => (Verdict::Fact, gpu),
+        Err(error) if error.is_no_driver() => (Verdict::Fact, format!("none: {error}")),
+        Err(error) => (Verdict::Warning, error.to_string()),
+    };
+    Finding { key: "gpu", verdict, text }
 }
 
 fn places(app: &App) -> Vec<Finding> {
@@ -185,7 +199,7 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let mut findings = vec![
         fact("model", format!("{}, loaded in {load_ms:.0} ms", model.name())),
-        fact("runs on", model.backend_name()),
+        runs_on(&model),
         fact("memory plan", model.memory_plan().to_string()),
     ];
     let is_causal = model.hparams().arch.causal;
@@ -193,6 +207,7 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
     let first = ask(&mut model, &source)?;
     let second = ask(&mut model, &source)?;
     let fast = if is_causal { Some(logits(&mut model, &source)?) } else { None };
+    let is_on_gpu = model.device().name != "cpu";
     drop(model);
     let known = (source == ModelSource::Embedded).then_some(KNOWN_ANSWER);
     let test = |verdict, text: &str| Finding { key: "self-test", verdict, text: text.to_owned() };
@@ -205,30 +220,63 @@ fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
         None => test(Verdict::Good, "the same answer twice; no known answer to compare with"),
     });
     if let Some(fast) = fast {
-        findings.push(plain_test(app, &source, &fast)?);
+        findings.push(plain_test(app, &source, &fast, is_on_gpu)?);
     }
     Ok(findings)
 }
 
-/// Loads the model once more for plain arithmetic, which must come to the same bits.
-fn plain_test(app: &App, source: &ModelSource, fast: &[u32]) -> anyhow::Result<Finding> {
-    let plain = Some(Isa::Scalar.name().to_owned());
-    let options = LoadOptions { isa: plain, n_ctx: Some(64), ..app.load_options() };
-    let wrong = |error| App::inference(source, error);
-    let mut model = Model::load(source, &options).map_err(wrong)?;
-    let same = logits(&mut model, source)? == fast;
-    let (verdict, text) = match same {
-        true => (Verdict::Good, "the kernels and plain arithmetic agree in every bit"),
-        false => (Verdict::Bad, "the kernels and plain arithmetic differ: do not trust answers"),
-    };
-    Ok(Finding { key: "kernels", verdict, text: text.to_owned() })
+/// What computes, and why that.
+fn runs_on(model: &Model) -> Finding {
+    let device = model.device();
+    let verdict = if device.is_fallback { Verdict::Warning } else { Verdict::Fact };
+    let text = format!("{}: {}", model.backend_name(), device.why);
+    Finding { key: "runs on", verdict, text }
 }
 
-/// The logits of a few tokens, every bit of them.
-fn logits(model: &mut Model, source: &ModelSource) -> anyhow::Result<Vec<u32>> {
+/// Loads the model once more for plain arithmetic. The CPU's kernels must come to the same bits, a
+/// GPU's to nearly the same numbers: its products round their inputs in another way.
+fn plain_test(
+    app: &App,
+    source: &ModelSource,
+    fast: &[f32],
+    is_on_gpu: bool,
+) -> anyhow::Result<Finding> {
+    let isa = Some(Isa::Scalar.name().to_owned());
+    let device = DeviceChoice::Cpu;
+    let options = LoadOptions { isa, device, n_ctx: Some(64), ..app.load_options() };
+    let wrong = |error| App::inference(source, error);
+    let mut model = Model::load(source, &options).map_err(wrong)?;
+    let plain = logits(&mut model, source)?;
+    let good = |text: &str| (Verdict::Good, text.to_owned());
+    let bad = |text: &str| (Verdict::Bad, format!("{text}: do not trust answers"));
+    let (verdict, text) = match distance(&plain, fast) {
+        _ if !is_on_gpu && plain.iter().zip(fast).all(|(a, b)| a.to_bits() == b.to_bits()) => {
+            good("the kernels and plain arithmetic agree in every bit")
+        }
+        _ if !is_on_gpu => bad("the kernels and plain arithmetic differ"),
+        far if far <= GPU_DISTANCE_MAX => {
+            good(&format!("the GPU is {:.1} % from plain arithmetic", 100.0 * far))
+        }
+        far => bad(&format!("the GPU is {:.1} % from plain arithmetic", 100.0 * far)),
+    };
+    Ok(Finding { key: "kernels", verdict, text })
+}
+
+/// How far logits may be from those of plain arithmetic, which rounds activations to 8 bits.
+const GPU_DISTANCE_MAX: f64 = 0.05;
+
+/// The root of the mean squared difference, as a share of the values' own.
+fn distance(plain: &[f32], other: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let far: f64 = plain.iter().zip(other).map(|(a, b)| square(a - b)).sum();
+    let size: f64 = plain.iter().map(|a| square(*a)).sum();
+    if far.is_finite() { (far / size.max(1e-30)).sqrt() } else { f64::INFINITY }
+}
+
+/// The logits of a few tokens.
+fn logits(model: &mut Model, source: &ModelSource) -> anyhow::Result<Vec<f32>> {
     let tokens: Vec<_> = raw_tokens(model, PROMPT)?.into_iter().take(N_PLAIN).collect();
-    let logits = model.logits(&tokens).map_err(|error| App::inference(source, error))?;
-    Ok(logits.iter().map(|x| x.to_bits()).collect())
+    Ok(model.logits(&tokens).map_err(|error| App::inference(source, error))?)
 }
 
 /// An encoder's answer, every bit of it.

@@ -22,7 +22,7 @@ use anyhow::Context as _;
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::reset;
+use super::{backup, reset};
 use crate::app::App;
 use crate::base::host::Host;
 use crate::base::limits::PAIR_S;
@@ -70,6 +70,7 @@ pub struct FirstBootArgs {
 pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     reset::finish(&app)?;
+    backup::finish(&app)?;
     let stamp = app.dirs.state.join(STAMP);
     if stamp.exists() && !args.again {
         terminal::note("this machine was set up before; `--again` makes a new key for its owner");
@@ -168,12 +169,13 @@ fn owners_key(keys: &KeyFile) -> Result<String, ServerError> {
 }
 
 /// Root makes files here that the service has to read: they get the owner of their directory.
-fn give_to_owner_of(dir: &Path) -> std::io::Result<()> {
+pub fn give_to_owner_of(dir: &Path) -> std::io::Result<()> {
     let owner = std::fs::metadata(dir)?;
-    for name in ["keys.json", "keys.lock", "pair.json", STAMP] {
-        let file = dir.join(name);
-        let is_others = std::fs::metadata(&file)
-            .is_ok_and(|f| (f.uid(), f.gid()) != (owner.uid(), owner.gid()));
+    for entry in std::fs::read_dir(dir)? {
+        let file = entry?.path();
+        let is_others = std::fs::symlink_metadata(&file).is_ok_and(|data| {
+            data.is_file() && (data.uid(), data.gid()) != (owner.uid(), owner.gid())
+        });
         if is_others {
             std::os::unix::fs::chown(&file, Some(owner.uid()), Some(owner.gid()))?;
         }

@@ -180,19 +180,66 @@ fn status(
     as_json: bool,
 ) -> anyhow::Result<u8> {
     let address = url.map_or_else(|| address(context), |url| Ok(url.to_owned()))?;
-    let status = Client::new(&address, key.clone()).json("GET", "/v1/status")?;
+    let client = Client::new(&address, key.clone());
+    let status = client.json("GET", "/v1/status")?;
     let Some(backends) = status["upstream"]["backends"].as_array() else {
         return Err(CliError::usage(format!("{address} is a service, and no hub")).into());
     };
+    // A hub that keeps no store has none.
+    let told = client.json("GET", "/v1/sync/appliances").unwrap_or_default();
+    let appliances = told["appliances"].as_array().cloned().unwrap_or_default();
     if as_json {
-        print_json(&status["upstream"])?;
+        let mut shown = status["upstream"].clone();
+        shown["appliances"] = appliances.into();
+        print_json(&shown)?;
         return Ok(exit::OK);
     }
     let heads = ["NAME", "KIND", "STANDING", "BUSY", "ANSWERED", "FAILED", "MODELS", "WHY"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(backends.iter().map(row));
     write!(std::io::stdout(), "{}", table(&rows))?;
+    if !appliances.is_empty() {
+        let heads = ["APPLIANCE", "SYNC", "JOBS", "MODELS", "LAST BENCH", "FEEDBACK", "FILES"];
+        let mut rows = vec![heads.map(str::to_owned).to_vec()];
+        rows.extend(appliances.iter().map(told_row));
+        write!(std::io::stdout(), "\n{}", table(&rows))?;
+    }
     Ok(exit::OK)
+}
+
+/// What an appliance told of itself.
+fn told_row(told: &Value) -> Vec<String> {
+    // An appliance can call its models what it likes; the terminal is not its own.
+    let text = |value: &Value| -> String {
+        value.as_str().unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
+    };
+    let states = told["jobs"].as_object().into_iter().flatten();
+    let jobs: Vec<String> =
+        states.map(|(state, n)| format!("{n} {}", text(&state.as_str().into()))).collect();
+    let models = told["inventory"]["models"].as_array().map_or(0, Vec::len);
+    let bench = &told["bench"][0];
+    let figures = bench["figures"].as_array().into_iter().flatten();
+    let figures: Vec<String> = figures
+        .filter(|figure| figure["unit"] == "tok/s")
+        .take(2)
+        .filter_map(|figure| {
+            let median = figure["median"].as_f64()?;
+            Some(format!("{} {median:.1} tok/s", text(&figure["test"])))
+        })
+        .collect();
+    let bench = match figures.is_empty() {
+        true => String::new(),
+        false => format!("{}: {}", text(&bench["model"]["name"]), figures.join(", ")),
+    };
+    vec![
+        text(&told["name"]),
+        text(&told["state"]),
+        jobs.join(", "),
+        models.to_string(),
+        bench,
+        told["n_feedback"].to_string(),
+        told["n_file"].to_string(),
+    ]
 }
 
 fn row(backend: &Value) -> Vec<String> {

@@ -17,7 +17,8 @@ use crate::cli::exit::CliError;
 use crate::cli::terminal::{FAINT, GOOD, STRONG, WARNING, print_json, styled, table};
 use crate::cli::{Context, exit};
 use crate::inference::{
-    ChatTemplate, EMBEDDED_MODEL, Form, Gguf, MemoryPlan, ModelSource, Tokenizer, plan_memory,
+    ChatTemplate, DeviceChoice, EMBEDDED_MODEL, Form, Gguf, LoadOptions, MemoryPlan, ModelSource,
+    Tokenizer, plan_memory,
 };
 use crate::library::Board;
 
@@ -85,20 +86,22 @@ fn open(source: &ModelSource) -> anyhow::Result<Gguf> {
 
 fn fits(app: &App, source: &ModelSource, gguf: &Gguf, board: Option<&str>) -> Vec<Fit> {
     let options = app.load_options_of(source);
-    let plan = |machine: String, available_bytes: u64| Fit {
-        machine,
+    let plan = |machine: &str, options: &LoadOptions, available_bytes: u64| Fit {
+        machine: machine.to_owned(),
         available_bytes,
         plan: match gguf.refusal() {
             Some(refusal) => Err(refusal.to_string()),
-            None => plan_memory(gguf, &options, available_bytes).map_err(|e| e.to_string()),
+            None => plan_memory(gguf, options, available_bytes).map_err(|e| e.to_string()),
         },
     };
+    // What a GPU of this machine has room for says nothing of a board.
+    let on_cpu = LoadOptions { device: DeviceChoice::Cpu, ..options.clone() };
+    let on_board = |board: Board| plan(board.name, &on_cpu, board.available_bytes());
     if let Some(board) = board.and_then(Board::find) {
-        return vec![plan(board.name.to_owned(), board.available_bytes())];
+        return vec![on_board(board)];
     }
-    let mut fits = vec![plan("this machine".to_owned(), app.memory_for_models())];
-    let boards = Board::ALL.map(|board| plan(board.name.to_owned(), board.available_bytes()));
-    fits.extend(boards);
+    let mut fits = vec![plan("this machine", &options, app.memory_for_models())];
+    fits.extend(Board::ALL.map(on_board));
     fits
 }
 

@@ -1,5 +1,6 @@
 //! The verbs: each its options and what it does with them.
 
+pub mod backup;
 pub mod bench;
 pub mod cache;
 pub mod chat;
@@ -8,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod doctor;
 pub mod export;
+pub mod files;
 pub mod first_boot;
 pub mod generate;
 pub mod hub;
@@ -28,6 +30,7 @@ pub mod reset;
 pub mod serve;
 pub mod setup;
 pub mod setup_model;
+pub mod support;
 pub mod sync;
 pub mod tokenize;
 pub mod tune;

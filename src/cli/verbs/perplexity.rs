@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::cli::args::ModelArgs;
 use crate::cli::prompt::read_text;
-use crate::cli::terminal::{print_json, steps_bar};
+use crate::cli::terminal::{print_json, steps_bar, tell_device};
 use crate::cli::{Context, exit};
 use crate::inference::EncodeOptions;
 
@@ -39,6 +39,7 @@ pub fn run(context: &Context, args: &PerplexityArgs) -> anyhow::Result<u8> {
     let text = read_text(path)?;
     let source = app.model_source()?;
     let mut model = app.load()?;
+    tell_device(model.device());
     let options = EncodeOptions { add_special: true, parse_special: false };
     let tokens = model.tokenizer().encode(&text, options)?;
     let n_ctx = app.config().model.n_ctx.map_or(N_CTX, |n| n as usize).min(model.n_ctx());

@@ -25,6 +25,7 @@ use crate::cli::crash;
 use crate::cli::exit::CliError;
 use crate::cli::sampling_args::{SamplingArgs, float};
 use crate::cli::terminal;
+use crate::cli::verbs::backup;
 use crate::cli::verbs::reload::reload;
 use crate::cli::{Context, exit};
 use crate::discovery::{Announcement, Responder};
@@ -285,6 +286,8 @@ impl ServeArgs {
 /// Serves until it is told to stop.
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
+    // What a cut of the power left of a restore is done before anything is opened.
+    backup::finish(&app)?;
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
@@ -434,10 +437,14 @@ async fn load(host: Host, supervisor: Supervisor) -> Result<(), AppError> {
         n_parallel = lease.options().n_parallel,
         memory_mib = info.memory_plan().needed_bytes() >> 20,
         backend = info.backend_name(),
+        why = info.device().why,
         draft = info.draft().map(tracing::field::display),
         ms = started.elapsed().as_millis() as u64,
         "model loaded"
     );
+    if info.device().is_fallback {
+        tracing::warn!(why = info.device().why, "the CPU computes in place of the GPU");
+    }
     drop(lease);
     supervisor.ready(&host).await
 }

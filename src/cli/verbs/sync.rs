@@ -3,19 +3,20 @@
 //! A running service is asked; where none runs, export and import use the store themselves.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::base::limits::SYNC_MESSAGE_BYTES_MAX;
+use super::files;
+use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
-use crate::server::Client;
+use crate::server::{Client, ClientError, KeyFile};
 use crate::store::{Store, StoreError};
-use crate::sync::Node;
+use crate::sync::{BlobId, Node, StickHead, asks_of, read_frame};
 
 /// Options of `sync`.
 #[derive(Debug, Args)]
@@ -45,10 +46,47 @@ enum What {
         #[arg(long)]
         forget: bool,
     },
+    /// End a pairing: what waits for the peer goes, and its keys open nothing any more
+    Forget {
+        /// Its name or node, as `status` shows them
+        peer: String,
+    },
+    /// The card of this machine was moved here from another one, which is out of use
+    Adopt,
+    /// The card of this machine is the copy of another one: take a new name, forget all peers
+    Renew,
+    /// Send a file to the peers
+    Send {
+        /// The file
+        file: PathBuf,
+        /// What it is called there; its own name by default
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// What it is: file, bundle, report or model
+        #[arg(long = "as", value_name = "WHAT", default_value = "file")]
+        what: String,
+    },
+    /// Show the files that this machine and its peers sent, and how far they are here
+    Files,
+    /// Write a file that has come to a place of your own
+    Fetch {
+        /// Its name or its hash, as `files` shows them
+        name: String,
+        /// Where to
+        to: PathBuf,
+    },
+    /// Let a file go that is kept for or of the peers
+    Drop {
+        /// Its name or its hash, as `files` shows them
+        name: String,
+    },
     /// Write what waits for the peers to a file, for a stick
     Export {
         /// The file
         file: PathBuf,
+        /// With the files that this machine sends
+        #[arg(long)]
+        files: bool,
     },
     /// Read such a file
     Import {
@@ -78,8 +116,41 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
                 )),
             }
         }
-        What::Export { file } => {
-            let n = export(&client, own(args, &app.dirs.state)?, file)?;
+        What::Forget { peer } => {
+            let name = forget(&client, own(args, &app.dirs.state)?, peer, &app.dirs.state)?;
+            terminal::note(format!("{name} is forgotten; forget this machine there as well"));
+        }
+        What::Send { file, name, what } => {
+            let own = own(args, &app.dirs.state)?;
+            files::send(own, &app.dirs.state, file, name.as_deref(), what)?;
+        }
+        What::Files => {
+            let own = own(args, &app.dirs.state)?;
+            files::show(&files::known(&client, own, &app.dirs.state)?, args.json)?;
+        }
+        What::Fetch { name, to } => {
+            let own = own(args, &app.dirs.state)?;
+            files::fetch(&files::known(&client, own, &app.dirs.state)?, &app.dirs.state, name, to)?;
+        }
+        What::Drop { name } => {
+            let own = own(args, &app.dirs.state)?;
+            files::drop(&files::known(&client, own, &app.dirs.state)?, &app.dirs.state, name)?;
+        }
+        What::Adopt => {
+            alone(args, &app.dirs.state)?.adopt()?;
+            terminal::note("this machine goes on under the name of its card");
+        }
+        What::Renew => {
+            let sync = alone(args, &app.dirs.state)?;
+            let keys = KeyFile::new(&app.dirs.state);
+            for peer in sync.peers()? {
+                let _ = keys.revoke(&peer_key(&peer.node));
+            }
+            let node = sync.renew()?;
+            terminal::note(format!("this machine is {node} now; pair it again"));
+        }
+        What::Export { file, files } => {
+            let n = export(&client, own(args, &app.dirs.state)?, file, *files)?;
             terminal::note(format!("{n} entries; `jetforge sync import` reads them there"));
         }
         What::Import { file } => {
@@ -103,6 +174,31 @@ fn own(args: &SyncArgs, dir: &Path) -> anyhow::Result<Option<Node>> {
         Err(StoreError::Locked { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The store, where it cannot be another's: what a service holds must not change under it.
+fn alone(args: &SyncArgs, dir: &Path) -> anyhow::Result<Node> {
+    own(args, dir)?.ok_or_else(|| {
+        CliError::usage("the service has the store; stop it first, and leave --url out").into()
+    })
+}
+
+/// The name under which the key file has a peer's key.
+fn peer_key(node: &str) -> String {
+    format!("peer-{node}")
+}
+
+fn forget(client: &Client, own: Option<Node>, peer: &str, dir: &Path) -> anyhow::Result<String> {
+    let Some(sync) = own else {
+        let escaped: String = peer.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let told = client.json("POST", &format!("/v1/sync/forget?peer={escaped}"))?;
+        return Ok(told["name"].as_str().unwrap_or_default().to_owned());
+    };
+    let unknown = || CliError::usage(format!("there is no one peer {peer:?}; see `sync status`"));
+    let forgotten = sync.forget(peer)?.ok_or_else(unknown)?;
+    // A machine that asked us to pair has none there.
+    let _ = KeyFile::new(dir).revoke(&peer_key(&forgotten.node));
+    Ok(forgotten.name)
 }
 
 fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
@@ -138,7 +234,12 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-fn export(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usize> {
+fn export(
+    client: &Client,
+    own: Option<Node>,
+    path: &Path,
+    with_files: bool,
+) -> anyhow::Result<usize> {
     use std::os::unix::fs::OpenOptionsExt;
     let part = path.with_extension("part");
     let mut options = File::options();
@@ -147,8 +248,20 @@ fn export(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usi
     let file = options.open(&part).with_context(|| part.display().to_string())?;
     let mut out = BufWriter::new(file);
     let n = match own {
-        Some(sync) => sync.export(&mut out)?,
-        None => export_over(client, &mut out)?,
+        Some(sync) => {
+            let n = sync.export(&mut out)?;
+            if with_files {
+                sync.export_files(&mut out)?;
+            }
+            n
+        }
+        None => {
+            let n = export_over(client, &mut out)?;
+            if with_files {
+                export_files_over(client, &mut out)?;
+            }
+            n
+        }
     };
     // A stick that is pulled out has the file whole or not at all.
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
@@ -163,33 +276,54 @@ fn export_over(client: &Client, out: &mut dyn Write) -> anyhow::Result<usize> {
         let node = peer["node"].as_str().unwrap_or_default();
         let mut from = String::new();
         loop {
-            let page = client.json("GET", &format!("/v1/sync/export?peer={node}{from}"))?;
-            n += page["message"]["entries"].as_array().map_or(0, Vec::len);
-            writeln!(out, "{}", page["message"])?;
-            let next = &page["next"];
-            if next.is_null() {
-                break;
-            }
-            from = format!("&seq={}&id={}", next["seq"], next["id"]);
+            let path = format!("/v1/sync/export?peer={node}{from}");
+            let frame = client.bytes("GET", &path, &[])?;
+            let head = frame.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let head = StickHead::read(head)?;
+            n += head.n_entry;
+            out.write_all(&frame)?;
+            let Some(next) = head.next else { break };
+            from = format!("&seq={}&id={}", next.seq, next.id);
         }
     }
     Ok(n)
 }
 
+fn export_files_over(client: &Client, out: &mut dyn Write) -> anyhow::Result<()> {
+    let told = client.json("GET", "/v1/sync")?;
+    let node = told["node"].as_str().unwrap_or_default();
+    let known = client.json("GET", "/v1/sync/records?kind=file")?;
+    for record in known["records"].as_array().into_iter().flatten() {
+        let is_own = record["key"].as_str().and_then(|key| key.split('/').next()) == Some(node);
+        let id = record["body"]["id"].as_str().and_then(BlobId::read).filter(|_| is_own);
+        let (Some(id), Some(n_bytes)) = (id, record["body"]["n_bytes"].as_u64()) else { continue };
+        for peer in told["peers"].as_array().into_iter().flatten() {
+            let peer = peer["node"].as_str().unwrap_or_default();
+            for ask in asks_of(id, n_bytes) {
+                let piece = ask.piece.map_or(String::new(), |piece| format!("&piece={piece}"));
+                let path = format!("/v1/sync/export?peer={peer}&blob={id}{piece}");
+                match client.bytes("GET", &path, &[]) {
+                    Ok(frame) => out.write_all(&frame)?,
+                    // It was let go.
+                    Err(ClientError::Refused { status: 404, .. }) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn import(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usize> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
-    let mut lines = BufReader::new(file);
+    let mut file = BufReader::new(file);
     if let Some(sync) = own {
-        return Ok(sync.import(&mut lines)?);
+        return Ok(sync.import(&mut file)?);
     }
     let mut n = 0;
-    loop {
-        let mut line = Vec::new();
-        let mut bounded = (&mut lines).take(SYNC_MESSAGE_BYTES_MAX as u64 + 1);
-        if bounded.read_until(b'\n', &mut line)? == 0 {
-            return Ok(n);
-        }
-        let told = client.post("POST", "/v1/sync/import", &line)?;
+    while let Some((_, frame)) = read_frame(&mut file)? {
+        let told = client.post("POST", "/v1/sync/import", &frame)?;
         n += told["n_applied"].as_u64().unwrap_or(0) as usize;
     }
+    Ok(n)
 }

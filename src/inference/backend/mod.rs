@@ -3,7 +3,7 @@
 //! A [`Plan`] is a model's forward pass as data: operations over opaque buffers and weights. It is
 //! built once per model and says nothing of batch sizes; a [`Batch`] brings those. A backend owns
 //! the weights' final form, the KV cache and its scratch, and may fuse, capture or simply run the
-//! operations. [`cpu`] runs them.
+//! operations. [`cpu`] and [`cuda`] run them.
 
 mod adapter;
 mod batch;
@@ -92,14 +92,35 @@ pub enum BackendError {
         /// Its size.
         bytes: usize,
     },
+    /// The GPU could not be had or failed.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
+    /// Something was asked for that is not done on a GPU.
+    #[error("{what} is done on the CPU only; use --device cpu")]
+    CpuOnly {
+        /// What.
+        what: &'static str,
+    },
     /// Worker threads could not be started.
     #[error("the worker threads could not be started")]
     Threads(#[source] std::io::Error),
 }
 
 impl BackendError {
+    /// Whether the machine has no driver for a GPU, as most have none.
+    pub fn is_no_driver(&self) -> bool {
+        matches!(self, BackendError::Cuda(cuda::CudaError::Library { .. }))
+    }
+
+    /// Whether a GPU has too little memory.
+    pub fn is_gpu_memory(&self) -> bool {
+        matches!(self, BackendError::Cuda(cuda::CudaError::Memory { .. }))
+    }
+
     /// Whether another value of an option would help.
     pub fn is_wrong_option(&self) -> bool {
-        matches!(self, BackendError::Isa { .. } | BackendError::KvType { .. })
+        use cuda::CudaError::{NoDevice, Unsupported};
+        let cuda = matches!(self, BackendError::Cuda(NoDevice { .. } | Unsupported { .. }));
+        cuda || matches!(self, BackendError::Isa { .. } | BackendError::KvType { .. })
     }
 }

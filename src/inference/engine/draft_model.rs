@@ -16,13 +16,10 @@
 //! Guesses are the likeliest tokens, whatever the request's sampler; it is the sampler that then
 //! agrees or does not.
 
-use std::sync::Arc;
-
 use super::InferenceError;
 use super::draft::Ask;
-use super::memory::PreparedDraft;
+use super::memory::{Prepared, PreparedDraft};
 use super::runner::Runner;
-use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx, Span};
 use crate::inference::gguf::Metadata;
 use crate::inference::tokenizer::{TokenId, Tokenizer, same_vocab};
@@ -68,30 +65,25 @@ impl DraftModel {
         &mut *self.runner
     }
 
-    /// Loads a draft model for a model of this vocabulary.
+    /// A draft model for a model of this vocabulary, with what runs it.
     ///
     /// # Errors
-    /// If the vocabularies differ, or the backend cannot be made.
+    /// If the vocabularies differ.
     pub fn load(
         draft: PreparedDraft,
+        runner: Box<dyn Runner>,
         (meta, tokenizer): (&Metadata, &Tokenizer),
         n_vocab: usize,
     ) -> Result<DraftModel, InferenceError> {
+        let theirs = Tokenizer::from_gguf(draft.gguf.metadata());
+        let theirs = theirs.map_err(|error| draft.broken(error.into()))?;
         let PreparedDraft { name, gguf, prepared } = draft;
-        let broken = |source: InferenceError| InferenceError::Draft {
-            name: name.clone(),
-            source: Box::new(source),
-        };
-        let theirs = Tokenizer::from_gguf(gguf.metadata()).map_err(|e| broken(e.into()))?;
         same_vocab((meta, tokenizer), (gguf.metadata(), &theirs))
-            .map_err(|mismatch| InferenceError::DraftVocab { name: name.clone(), mismatch })?;
-        let (config, n_parallel) = (prepared.config.clone(), prepared.n_parallel);
+            .map_err(|mismatch| InferenceError::DraftVocab { name, mismatch })?;
         let n_vocab = n_vocab.min(prepared.hparams.n_vocab);
-        let backend = CpuBackend::new(prepared.plan, Arc::clone(&gguf), prepared.config);
-        let backend = backend.map_err(|error| broken(error.into()))?;
         let eog = tokenizer.special().eog.clone();
-        let (n_ctx, n_batch) = (prepared.n_ctx, config.n_batch);
-        Ok(DraftModel::new(Box::new(backend), n_parallel, n_ctx, n_batch, n_vocab, eog))
+        let Prepared { n_parallel, n_ctx, ref config, .. } = prepared;
+        Ok(DraftModel::new(runner, n_parallel, n_ctx, config.n_batch, n_vocab, eog))
     }
 
     /// A draft model of its parts: `runner` has pages for `n_parallel` contexts of `n_ctx`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{MemoryPlan, ModelSource};
+use super::{DeviceReport, MemoryPlan, ModelSource};
 use crate::inference::gguf::Gguf;
 use crate::inference::model::Hparams;
 use crate::inference::tokenizer::{ChatTemplate, Tokenizer};
@@ -21,6 +21,7 @@ pub struct ModelInfo {
     pub(super) n_outputs: usize,
     pub(super) n_page: usize,
     pub(super) backend_name: String,
+    pub(super) device: DeviceReport,
     pub(super) adapters: Vec<PathBuf>,
     /// The adapters as they were read.
     pub(super) adapter_ggufs: Vec<Gguf>,
@@ -63,9 +64,14 @@ impl ModelInfo {
         &self.memory
     }
 
-    /// What computes, `cpu (avx2, 4 threads)` for example.
+    /// What computes, `cpu (avx2, 4 threads)` for example; a GPU with its driver.
     pub fn backend_name(&self) -> &str {
         &self.backend_name
+    }
+
+    /// Where it runs, and why there.
+    pub fn device(&self) -> &DeviceReport {
+        &self.device
     }
 
     /// Files of the LoRA adapters that were loaded, by index.

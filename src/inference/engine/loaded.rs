@@ -4,11 +4,11 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::device::Placed;
 use super::draft_model::DraftModel;
 use super::memory::prepare;
 use super::runner::Runner;
 use super::{InferenceError, LoadOptions, ModelInfo};
-use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::{AdapterIdx, Batch, PageIdx, Span};
 use crate::inference::gguf::Gguf;
 use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
@@ -79,21 +79,19 @@ impl Model {
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Model, InferenceError> {
         let gguf = source.open()?;
         let mut prepared = prepare(&gguf, options)?;
-        let available = options.memory_max_bytes.unwrap_or(u64::MAX);
-        let memory = prepared.fit(&gguf, available)?;
         let template = ChatTemplate::from_gguf(gguf.metadata())?;
-        let config = prepared.config;
-        let plan = prepared.plan;
         // A large vocabulary takes one thread as long as many weights take all of them.
-        let (tokenizer, backend) = std::thread::scope(|scope| {
+        let (tokenizer, placed) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| Tokenizer::from_gguf(gguf.metadata()));
-            let backend = CpuBackend::new(plan, Arc::clone(&gguf), config.clone());
-            (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), backend)
+            let placed = prepared.place(&gguf, options);
+            (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), placed)
         });
-        let (tokenizer, mut backend) = (tokenizer?, backend?);
+        let (tokenizer, placed) = (tokenizer?, placed?);
+        let Placed { mut runner, draft, backend_name, memory, report } = placed;
         let (ours, n_vocab) = ((gguf.metadata(), &tokenizer), prepared.hparams.n_vocab);
-        let draft = prepared.draft.take();
-        let draft = draft.map(|draft| DraftModel::load(*draft, ours, n_vocab)).transpose()?;
+        let draft = prepared.draft.take().zip(draft);
+        let draft = draft.map(|(draft, runner)| DraftModel::load(*draft, runner, ours, n_vocab));
+        let draft = draft.transpose()?;
         let named = gguf.metadata().str("general.name")?;
         let name = match (source, named) {
             (_, Some(name)) if !name.is_empty() => name.to_owned(),
@@ -105,7 +103,7 @@ impl Model {
         let mut adapter_ggufs = Vec::with_capacity(options.adapters.len());
         for path in &options.adapters {
             let gguf = Gguf::open(path)?;
-            backend.add_adapter(&gguf, prepared.hparams.arch.name)?;
+            runner.add_adapter(&gguf, prepared.hparams.arch.name)?;
             adapter_ggufs.push(gguf);
         }
         let info = ModelInfo {
@@ -115,16 +113,17 @@ impl Model {
             memory,
             name,
             n_ctx: prepared.n_ctx,
-            n_batch: config.n_batch,
-            n_outputs: config.n_outputs,
-            n_page: config.n_page,
-            backend_name: backend.describe(),
+            n_batch: prepared.config.n_batch,
+            n_outputs: prepared.config.n_outputs,
+            n_page: prepared.config.n_page,
+            backend_name,
+            device: report,
             adapters: options.adapters.clone(),
             adapter_ggufs,
             draft: options.draft.clone(),
             gguf,
         };
-        Ok(Model::from_parts(Arc::new(info), Box::new(backend)).with_draft(draft))
+        Ok(Model::from_parts(Arc::new(info), runner).with_draft(draft))
     }
 
     /// A model of its parts.

@@ -11,9 +11,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{InferenceError, ModelSource};
+use super::device::GpuRoom;
+use super::{DeviceChoice, InferenceError, ModelSource};
 use crate::base::limits::PARALLEL_MAX;
 use crate::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
+use crate::inference::backend::cuda::{CudaBackend, CudaConfig};
 use crate::inference::backend::{BackendError, PAGE_LEN, Plan};
 use crate::inference::gguf::Gguf;
 use crate::inference::model::{Hparams, plan};
@@ -50,6 +52,12 @@ pub struct LoadOptions {
     pub draft: Option<ModelSource>,
     /// Memory that may be used; by default not limited.
     pub memory_max_bytes: Option<u64>,
+    /// What computes; by default the CPU.
+    pub device: DeviceChoice,
+    /// The CUDA driver's library; by default the one that the system finds.
+    pub cuda_library: Option<PathBuf>,
+    /// Where the GPU's compiled code is kept; by default nowhere.
+    pub cuda_images: Option<PathBuf>,
 }
 
 /// What a model takes, in bytes.
@@ -71,6 +79,8 @@ pub struct MemoryPlan {
     pub available_bytes: u64,
     /// Positions of the context.
     pub n_ctx: u32,
+    /// Whether all of it is memory of a GPU's own, and not the machine's.
+    pub is_on_gpu: bool,
 }
 
 impl MemoryPlan {
@@ -78,6 +88,11 @@ impl MemoryPlan {
     pub fn needed_bytes(&self) -> u64 {
         let own = [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes];
         own.into_iter().fold(self.draft_bytes, u64::saturating_add)
+    }
+
+    /// What of that the machine's memory holds.
+    pub fn host_bytes(&self) -> u64 {
+        if self.is_on_gpu { self.reserve_bytes } else { self.needed_bytes() }
     }
 }
 
@@ -96,7 +111,8 @@ impl std::fmt::Display for MemoryPlan {
         if self.draft_bytes > 0 {
             write!(f, " + draft model {} MiB", mib(self.draft_bytes))?;
         }
-        write!(f, " + reserve {} MiB = {} MiB", mib(self.reserve_bytes), mib(self.needed_bytes()))
+        write!(f, " + reserve {} MiB = {} MiB", mib(self.reserve_bytes), mib(self.needed_bytes()))?;
+        f.write_str(if self.is_on_gpu { " of the GPU" } else { "" })
     }
 }
 
@@ -207,32 +223,71 @@ fn draft_n_page(n_parallel: usize, n_ctx: usize) -> usize {
 /// vocabularies.
 const N_OUTPUTS: usize = 32;
 
+/// What a backend takes, in bytes.
+struct Sizes {
+    weights: u64,
+    /// What of the weights is made when they are loaded.
+    packed: u64,
+    kv: u64,
+    scratch: u64,
+}
+
 impl Prepared {
-    fn memory(&self, gguf: &Gguf, available_bytes: u64, n_ctx: usize) -> MemoryPlan {
-        let config = CpuConfig {
-            n_page: n_page(self.n_parallel, n_ctx),
-            n_batch: self.config.n_batch.min(n_ctx.max(self.n_parallel)),
-            ..self.config.clone()
-        };
-        let weights = CpuBackend::weight_bytes(&self.plan, gguf);
+    fn memory(
+        &self,
+        gguf: &Gguf,
+        available_bytes: u64,
+        gpu: Option<GpuRoom>,
+        n_ctx: usize,
+    ) -> MemoryPlan {
+        let n_page = n_page(self.n_parallel, n_ctx);
+        let n_batch = self.config.n_batch.min(n_ctx.max(self.n_parallel));
+        let sizes = self.sizes(gguf, gpu.is_some(), n_page, n_batch);
+        let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu.is_some(), n_ctx);
         MemoryPlan {
-            weights_bytes: weights.total,
-            packed_bytes: weights.packed,
-            kv_bytes: CpuBackend::page_bytes_of(&self.plan, config.kv_type) as u64
-                * config.n_page as u64,
-            scratch_bytes: CpuBackend::scratch_bytes(&self.plan, &config) as u64,
-            draft_bytes: self.draft.as_ref().map_or(0, |draft| draft.needed_bytes(n_ctx)),
+            weights_bytes: sizes.weights,
+            packed_bytes: sizes.packed,
+            kv_bytes: sizes.kv,
+            scratch_bytes: sizes.scratch,
+            draft_bytes: self.draft.as_deref().map_or(0, draft),
             reserve_bytes: RESERVE_BYTES,
-            available_bytes,
+            available_bytes: gpu.map_or(available_bytes, |gpu| gpu.free_bytes),
             n_ctx: n_ctx as u32,
+            is_on_gpu: gpu.is_some_and(|gpu| !gpu.is_shared),
+        }
+    }
+
+    /// What the backend takes with so many pages and tokens of a step.
+    fn sizes(&self, gguf: &Gguf, on_gpu: bool, n_page: usize, n_batch: usize) -> Sizes {
+        let plan = &self.plan;
+        if on_gpu {
+            let config = CudaConfig { n_page, n_batch, ..self.cuda_config() };
+            let weights = CudaBackend::weight_bytes(plan, gguf);
+            let kv = (CudaBackend::page_bytes_of(plan) * n_page) as u64;
+            let scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
+            return Sizes { weights, packed: weights, kv, scratch };
+        }
+        let config = CpuConfig { n_page, n_batch, ..self.config.clone() };
+        let weights = CpuBackend::weight_bytes(plan, gguf);
+        Sizes {
+            weights: weights.total,
+            packed: weights.packed,
+            kv: (CpuBackend::page_bytes_of(plan, config.kv_type) * n_page) as u64,
+            scratch: CpuBackend::scratch_bytes(plan, &config) as u64,
         }
     }
 
     /// The memory plan, or a refusal that names what is missing and what would fit.
-    pub fn fit(&self, gguf: &Gguf, available_bytes: u64) -> Result<MemoryPlan, InferenceError> {
-        let memory = self.memory(gguf, available_bytes, self.n_ctx);
-        let fits =
-            |n_ctx| self.memory(gguf, available_bytes, n_ctx).needed_bytes() <= available_bytes;
+    pub fn fit(
+        &self,
+        gguf: &Gguf,
+        available_bytes: u64,
+        gpu: Option<GpuRoom>,
+    ) -> Result<MemoryPlan, InferenceError> {
+        let plan = |n_ctx| self.memory(gguf, available_bytes, gpu, n_ctx);
+        let memory = plan(self.n_ctx);
+        let available_bytes = memory.available_bytes;
+        let fits = |n_ctx| plan(n_ctx).needed_bytes() <= available_bytes;
         if fits(self.n_ctx) {
             return Ok(memory);
         }
@@ -252,18 +307,15 @@ impl Prepared {
 
 impl PreparedDraft {
     /// Weights, KV cache and buffers beside a model with this context.
-    fn needed_bytes(&self, n_ctx: usize) -> u64 {
-        let Prepared { plan, config, n_parallel, .. } = &self.prepared;
+    fn needed_bytes(&self, on_gpu: bool, n_ctx: usize) -> u64 {
+        let Prepared { config, n_parallel, .. } = &self.prepared;
         let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
-        let page_bytes = CpuBackend::page_bytes_of(plan, config.kv_type) as u64;
-        let scratch_bytes = CpuBackend::scratch_bytes(plan, config) as u64;
-        CpuBackend::weight_bytes(plan, &self.gguf).total
-            + page_bytes * n_page as u64
-            + scratch_bytes
+        let sizes = self.prepared.sizes(&self.gguf, on_gpu, n_page, config.n_batch);
+        sizes.weights + sizes.kv + sizes.scratch
     }
 }
 
-/// What a file would take under `options` with this much memory.
+/// What a file would take under `options` with this much memory of the machine.
 ///
 /// # Errors
 /// If it does not fit: the missing bytes and the largest context that does. If the file is not a
@@ -273,5 +325,5 @@ pub fn plan_memory(
     options: &LoadOptions,
     available_bytes: u64,
 ) -> Result<MemoryPlan, InferenceError> {
-    prepare(gguf, options)?.fit(gguf, available_bytes)
+    prepare(gguf, options)?.plan_memory(gguf, options, available_bytes)
 }

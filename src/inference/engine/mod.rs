@@ -1,7 +1,7 @@
 //! The engine: a loaded model that answers many at once.
 //!
 //! ```text
-//! Model::load      file -> memory plan -> backend, tokenizer, template
+//! Model::load      file -> device, memory plan -> backend, tokenizer, template
 //! Engine::start    a thread that steps: scheduler -> batch -> model -> samplers -> events
 //! Engine::submit   a request -> a stream of events
 //! Model::generate  one answer without a thread, for the command line
@@ -11,6 +11,7 @@
 
 mod answer;
 mod core;
+mod device;
 mod disk_link;
 mod draft;
 mod draft_model;
@@ -38,6 +39,7 @@ mod stats;
 mod stop;
 mod tempo;
 
+pub use device::{DeviceChoice, DeviceReport, find_gpu};
 pub use event::{Event, EventStream, Finish, Timings, TokenEvent};
 pub use generate::{GenerateRequest, Generated};
 pub use handle::{Engine, SlotFile, SlotView};
@@ -155,6 +157,18 @@ pub enum InferenceError {
         /// Tokens that it needs.
         needed: usize,
     },
+}
+
+impl InferenceError {
+    /// Whether less of something else in memory would help.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            InferenceError::Memory { .. } => true,
+            InferenceError::Backend(error) => error.is_gpu_memory(),
+            InferenceError::Draft { source, .. } => source.is_out_of_memory(),
+            _ => false,
+        }
+    }
 }
 
 fn fits_text(n_ctx: Option<u32>) -> String {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::inference::backend::cpu::CpuBackend;
+use crate::inference::backend::cuda::CudaBackend;
 use crate::inference::backend::{AdapterIdx, BackendError, Batch, InputSums, PageIdx};
 use crate::inference::gguf::Gguf;
 
@@ -107,6 +108,41 @@ impl Runner for CpuBackend {
 
     fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError> {
         CpuBackend::write_page(self, page, bytes)
+    }
+}
+
+/// Adapters and gathered inputs are the CPU's: a model that needs them is loaded there.
+impl Runner for CudaBackend {
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        CudaBackend::forward(self, batch)
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        CudaBackend::embed(self, batch)
+    }
+
+    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
+        Err(BackendError::CpuOnly { what: "applying LoRA adapters" })
+    }
+
+    fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {
+        CudaBackend::copy_page(self, from, to)
+    }
+
+    fn numerics(&self) -> String {
+        CudaBackend::numerics(self)
+    }
+
+    fn page_bytes(&self) -> usize {
+        CudaBackend::page_bytes(self)
+    }
+
+    fn read_page(&self, page: PageIdx, out: &mut [u8]) -> Result<(), BackendError> {
+        CudaBackend::read_page(self, page, out)
+    }
+
+    fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError> {
+        CudaBackend::write_page(self, page, bytes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Perplexity: how well a model foretells a text.
 
 use super::{InferenceError, Model};
-use crate::inference::backend::InputSums;
+use crate::inference::backend::{BackendError, InputSums};
 use crate::inference::tokenizer::TokenId;
 
 /// Perplexity over the second halves of consecutive windows, as llama.cpp measures it.
@@ -72,6 +72,10 @@ impl Model {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<InputSums, InferenceError> {
         let n_windows = self.check_windows(tokens, n_ctx)?;
+        if self.device().name != "cpu" {
+            let what = "gathering what matrices are multiplied by";
+            return Err(BackendError::CpuOnly { what }.into());
+        }
         self.runner.gather_inputs(true);
         let mut result = Ok(());
         for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {

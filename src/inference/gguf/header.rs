@@ -16,8 +16,8 @@ use super::types;
 use super::value;
 use super::{TensorInfo, UnreadTensor};
 use crate::base::limits;
+use crate::inference::quant::Form;
 use crate::inference::quant::TensorType;
-use crate::inference::quant::panel::Form;
 
 const ALIGNMENT_DEFAULT: u64 = 32;
 /// A key of one byte with a value of one byte: name length, byte, type, value.

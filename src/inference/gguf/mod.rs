@@ -42,8 +42,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::quant::Form;
 use super::quant::TensorType;
-use super::quant::panel::Form;
 use header::Header;
 use source::Source;
 
@@ -307,6 +307,16 @@ impl Gguf {
         assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
         let start = info.offset as usize + range.start;
         self.shards[info.shard_idx].release(start, range.len());
+    }
+
+    /// Gives back the memory of a part of a tensor's data, and lets the system forget the file's
+    /// pages: where a device shares the memory, its copy is enough.
+    ///
+    /// # Panics
+    /// As [`Gguf::release`].
+    pub fn forget(&self, info: &TensorInfo, range: std::ops::Range<usize>) {
+        assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
+        self.shards[info.shard_idx].forget(info.offset as usize + range.start, range.len());
     }
 
     /// Hands every byte of every file to `each`, with the file's number, a piece at a time, and

@@ -11,7 +11,7 @@
 //! jetforge.native.types      [str]    "N4", "Q4_K", ...
 //! jetforge.native.columns    [u64]    weights in a row
 //! jetforge.native.rows       [u64]    rows
-//! jetforge.native.layouts    [str]    "rows", "panels16"
+//! jetforge.native.layouts    [str]    "rows", "panels16", "strips4"
 //! ```
 //!
 //! The keys are read once and then hidden: they speak of how this file stores its tensors, and
@@ -26,8 +26,8 @@ use super::metadata::Metadata;
 use super::value::short_text;
 use super::{TensorInfo, Value};
 use crate::base::limits;
+use crate::inference::quant::Form;
 use crate::inference::quant::TensorType;
-use crate::inference::quant::panel::Form;
 
 /// The type that stands for bytes in a file's tensor list.
 pub(super) const I8_ID: u32 = 24;

@@ -30,6 +30,16 @@ impl Source {
             map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, n_bytes)
         };
     }
+
+    /// As `release`, and lets the system forget its copy of the file as well. A hint, as well.
+    pub(super) fn forget(&self, start: usize, n_bytes: usize) {
+        self.release(start, n_bytes);
+        #[cfg(target_os = "linux")]
+        if let Source::Map(_, file) = self {
+            let len = std::num::NonZeroU64::new(n_bytes as u64);
+            let _ = rustix::fs::fadvise(file, start as u64, len, rustix::fs::Advice::DontNeed);
+        }
+    }
 }
 
 impl Deref for Source {

@@ -10,8 +10,8 @@ use std::io::{self, Write};
 
 use super::native::{self, I8_ID, Record};
 use super::value::{Value, encode_str};
+use crate::inference::quant::Form;
 use crate::inference::quant::TensorType;
-use crate::inference::quant::panel::Form;
 
 /// A GGUF file to be written. Data may be borrowed, so a large model need not be held twice.
 #[derive(Clone, Debug)]

@@ -13,6 +13,8 @@
 //! iq3.rs       IQ3_XXS IQ3_S              four weights are a point of a grid, and signs
 //! native.rs    N4 N3                        as Q4_K, but rows of any multiple of 32
 //! panel.rs     sixteen rows of any of these, woven for wide registers
+//! strip.rs     four rows of any of these, for the Jetson's GPU
+//! form.rs      rows, panels or strips: what a file holds, and how it is taken apart
 //! expansion.rs any of the blocks, 32 weights at a time, as codes and integer scales
 //! ```
 //!
@@ -29,6 +31,7 @@
 //! ```
 
 mod expansion;
+mod form;
 mod iq3;
 mod iq4;
 mod k_quants;
@@ -38,12 +41,14 @@ mod native;
 pub mod panel;
 mod plain;
 mod search;
+pub mod strip;
 mod super_block;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use expansion::{Codes, Part, part};
+pub use form::Form;
 pub use iq4::Steps;
 pub use native::{NativePart, SCALE_MAX, write_super};
 pub use write::{is_written, quantize};

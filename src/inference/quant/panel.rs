@@ -25,65 +25,7 @@
 //! its matrices so (`docs/formats.md`). Backends pack; here is where everything lies, and how a
 //! part is taken out again.
 
-use super::{Codes, Part, Steps, TensorType, dequantize, u16_at};
-
-/// How a matrix stands in a file or in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Row after row, as the type has them.
-    Rows,
-    /// Panels of sixteen rows, one after another.
-    Panels,
-}
-
-impl Form {
-    /// What a native file calls it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Form::Rows => "rows",
-            Form::Panels => "panels16",
-        }
-    }
-
-    /// The form that a native file calls so.
-    pub fn from_name(name: &str) -> Option<Form> {
-        [Form::Rows, Form::Panels].into_iter().find(|form| form.name() == name)
-    }
-
-    /// Bytes of a matrix; `None` if a row cannot have so many weights, the type has no panels, or
-    /// the size overflows.
-    pub fn n_bytes(self, ty: TensorType, n_cols: u64, n_rows: u64) -> Option<u64> {
-        match self {
-            Form::Rows => (ty.row_bytes(usize::try_from(n_cols).ok()?)? as u64).checked_mul(n_rows),
-            Form::Panels => {
-                // A panel of so many columns at most is far from overflowing.
-                let n_cols = u32::try_from(n_cols).ok()? as usize;
-                if Codes::of(ty) == Codes::Float || !n_cols.is_multiple_of(ty.row_unit()) {
-                    return None;
-                }
-                let panel = Layout::of(ty).panel_bytes(n_cols / BLOCK_LEN) as u64;
-                panel.checked_mul(n_rows.div_ceil(PANEL_ROWS as u64))
-            }
-        }
-    }
-
-    /// The weights of row `row_idx` of a matrix that stands in this form.
-    ///
-    /// # Panics
-    /// Unless `bytes` are those of a matrix with rows of `out.len()` weights and the row is there.
-    pub fn read_row(self, ty: TensorType, bytes: &[u8], row_idx: usize, out: &mut [f32]) {
-        if self == Form::Rows {
-            let row_bytes = ty.row_bytes(out.len()).expect("rows are whole");
-            return dequantize(ty, &bytes[row_idx * row_bytes..][..row_bytes], out);
-        }
-        let n_block = out.len() / BLOCK_LEN;
-        let panel_bytes = Layout::of(ty).panel_bytes(n_block);
-        let panel = &bytes[row_idx / PANEL_ROWS * panel_bytes..][..panel_bytes];
-        for (block_idx, out) in out.as_chunks_mut::<BLOCK_LEN>().0.iter_mut().enumerate() {
-            unpack(ty, panel, n_block, row_idx % PANEL_ROWS, block_idx).write(Codes::of(ty), out);
-        }
-    }
-}
+use super::{Codes, Part, Steps, TensorType, u16_at};
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;

@@ -179,6 +179,40 @@ fn wrong_lengths_are_the_callers_error() {
 }
 
 /// Codes of all zeros, all ones and both mixed, under every pair of extreme f16 scales.
+/// What is packed comes out again bit for bit, part by part and as weights.
+#[test]
+fn strips_are_taken_apart_into_the_parts_that_made_them() {
+    for ty in quantised_types() {
+        for n_col in [1, 3, 9].map(|n| n * ty.row_unit()) {
+            let row_bytes = ty.row_bytes(n_col).unwrap();
+            let bytes = (0..6 * row_bytes).map(|i| (i * i * 7 / 3 % 251) as u8);
+            let mut rows: Vec<u8> = bytes.collect();
+            for block in rows.chunks_mut(row_bytes).flat_map(|row| row.chunks_mut(ty.block_bytes()))
+            {
+                for &at in f16_places(ty) {
+                    block[at + 1] = 0x20 | block[at + 1] & 0x8f;
+                }
+            }
+            let n_byte = Form::Strips.n_bytes(ty, n_col as u64, 6).unwrap() as usize;
+            let mut strips = vec![0xff; n_byte];
+            let packed = strips.chunks_mut(n_byte / 2);
+            for (strip, rows) in packed.zip(rows.chunks(4 * row_bytes)) {
+                strip::pack_strip(ty, rows, n_col, strip);
+            }
+            for (r, row) in rows.chunks(row_bytes).enumerate() {
+                for b in 0..n_col / 32 {
+                    let got = Form::Strips.part(ty, &strips, n_col, r, b);
+                    assert_eq!(got, part(ty, row, b), "{ty} row {r} block {b} of {n_col}");
+                }
+                let (mut got, mut expected) = (vec![0.0; n_col], vec![0.0; n_col]);
+                Form::Strips.read_row(ty, &strips, r, &mut got);
+                dequantize(ty, row, &mut expected);
+                assert_eq!(first_difference(&got, &expected), None, "{ty} row {r}");
+            }
+        }
+    }
+}
+
 #[test]
 fn expansion_is_dequantize_at_the_extremes() {
     let scales = [0, 0x8000, 1, 0x8001, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00];

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::params::Params;
 use super::settings;
 use crate::hosting::Lease;
-use crate::inference::{ModelSource, Tokenizer};
+use crate::inference::{ModelInfo, ModelSource, Tokenizer};
 use crate::server::generate::lease;
 use crate::server::{ApiError, Server};
 
@@ -53,6 +53,7 @@ pub async fn get(
         "bos_token": token_text(special.bos, info.tokenizer()),
         "eos_token": token_text(special.eos, info.tokenizer()),
         "build_info": BUILD_INFO,
+        "device": device(info),
         "is_sleeping": false,
         "cors_proxy_enabled": false,
     })))
@@ -66,6 +67,17 @@ pub async fn set(State(server): State<Server>) -> Result<Json<Value>, ApiError> 
             "This server does not support changing global properties. Start it with `--props`",
         )),
     }
+}
+
+/// Where the model runs; llama.cpp says nothing of it.
+fn device(info: &ModelInfo) -> Value {
+    let device = info.device();
+    json!({
+        "name": device.name,
+        "backend": info.backend_name(),
+        "why": device.why,
+        "is_fallback": device.is_fallback,
+    })
 }
 
 fn token_text(token: Option<u32>, tokenizer: &Tokenizer) -> String {

@@ -21,8 +21,12 @@ pub(super) enum CallError {
     Trouble(String),
 }
 
-/// Posts a message to a peer; what it answers.
-pub(super) async fn exchange(peer: &Peer, message: Vec<u8>) -> Result<Vec<u8>, CallError> {
+/// Posts a message to a route of a peer; what it answers.
+pub(super) async fn exchange(
+    peer: &Peer,
+    route: &'static str,
+    message: Vec<u8>,
+) -> Result<Vec<u8>, CallError> {
     let passing = |why: String| CallError::Passing(why);
     let Some(host) = host_of(&peer.address) else {
         let why = format!("{:?} is no address; use http://HOST:PORT", peer.address);
@@ -35,7 +39,7 @@ pub(super) async fn exchange(peer: &Peer, message: Vec<u8>) -> Result<Vec<u8>, C
         Ok(Err(error)) => return Err(passing(error.to_string())),
         Err(_) => return Err(passing("nobody answers".to_owned())),
     };
-    let call = post(stream, host, &peer.key, message);
+    let call = post(stream, host, route, &peer.key, message);
     match tokio::time::timeout(Duration::from_millis(SYNC_CALL_MS), call).await {
         Ok(result) => result,
         Err(_) => Err(passing(format!("no answer within {} s", SYNC_CALL_MS / 1000))),
@@ -57,6 +61,7 @@ fn address_of(host: &str) -> String {
 async fn post(
     stream: TcpStream,
     host: &str,
+    route: &str,
     key: &str,
     message: Vec<u8>,
 ) -> Result<Vec<u8>, CallError> {
@@ -64,7 +69,7 @@ async fn post(
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(broken)?;
     let connection = Ends(tokio::spawn(connection));
-    let request = Request::post("/v1/sync/exchange")
+    let request = Request::post(route)
         .header(header::HOST, host)
         .header(header::AUTHORIZATION, format!("Bearer {key}"))
         .header(header::CONTENT_TYPE, "application/json")

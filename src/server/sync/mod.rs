@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! POST /v1/sync/exchange   a message in, a message out; the key of a paired peer opens it
+//! POST /v1/sync/blobs      the same for pieces of files
 //! GET  /v1/sync            how each link stands
+//! GET  /v1/sync/appliances what each peer told of itself
+//! POST /v1/sync/forget     ends a pairing
 //! POST /v1/sync/now        call every peer now          /retry   what was set aside
 //! GET  /v1/sync/export     what waits, as lines         /import  such lines
 //! ```
@@ -10,6 +13,7 @@
 //! The machine is in the room `sync`; here are its bytes, keys and timers.
 
 mod call;
+mod known;
 mod routes;
 mod runner;
 
@@ -23,10 +27,15 @@ use crate::sync::{Node, PeerStanding, SyncError};
 
 /// How each link of a service stands; none without a store.
 pub(super) async fn standings(gate: &Gate) -> Result<Vec<PeerStanding>, ApiError> {
-    match gate.sync() {
-        Some(sync) => ask(sync, Node::standing).await,
-        None => Ok(Vec::new()),
+    let Some(sync) = gate.sync() else { return Ok(Vec::new()) };
+    let mut standings = ask(sync, Node::standing).await?;
+    for PeerStanding { peer, standing, .. } in &mut standings {
+        if gate.is_revoked(&peer.key_digest) {
+            let how = format!("`jetforge sync forget {}` ends the pairing", peer.name);
+            standing.trouble = Some(format!("its key was taken back; {how}"));
+        }
     }
+    Ok(standings)
 }
 
 /// The same in a few words each.

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::ask;
 use super::call::{CallError, exchange};
+use super::known::tell_inventory;
+use crate::base::limits::SYNC_HAULS_MAX;
 use crate::server::jobs::Door;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
-use crate::sync::Node;
+use crate::sync::{Ask, Node};
 
+/// Time between two looks at which models there are.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Time between two looks at what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -29,7 +33,8 @@ impl SyncRunner {
     /// Outside a tokio runtime.
     pub fn start(gate: &Gate) -> SyncRunner {
         let task = gate.sync().cloned().map(|sync| {
-            let runner = Runner { sync, door: gate.jobs().cloned(), wake: gate.sync_bell() };
+            let (door, wake) = (gate.jobs().cloned(), gate.sync_bell());
+            let runner = Runner { sync, door, wake, gate: gate.clone() };
             tokio::spawn(runner.run())
         });
         SyncRunner { task }
@@ -47,15 +52,40 @@ struct Runner {
     sync: Node,
     door: Option<Door>,
     wake: Arc<Notify>,
+    gate: Gate,
 }
 
 impl Runner {
     async fn run(self) {
         let mut calls: JoinSet<String> = JoinSet::new();
         let mut called: BTreeSet<String> = BTreeSet::new();
+        let mut hauls: JoinSet<String> = JoinSet::new();
+        let mut hauled: BTreeSet<String> = BTreeSet::new();
+        let mut counted: Option<Instant> = None;
         loop {
+            if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+                let told = tell_inventory(&self.sync, self.gate.server().clone()).await;
+                if let Err(error) = told {
+                    tracing::warn!(error = error.message, "the peers are not told of the models");
+                }
+                counted = Some(Instant::now());
+            }
             if let Err(error) = self.look(&mut calls, &mut called).await {
                 tracing::error!(error = error.message, "sync cannot look at its store");
+            }
+            // A file may take an hour; what is said of it goes on beside it.
+            while let Some(done) = hauls.try_join_next() {
+                match done {
+                    Ok(node) => drop(hauled.remove(&node)),
+                    Err(_) => hauled.clear(),
+                }
+            }
+            for peer in ask(&self.sync, Node::peers).await.unwrap_or_default() {
+                let is_due = !peer.address.is_empty() && !hauled.contains(&peer.node);
+                if is_due && self.sync.may_haul(&peer.node) {
+                    hauled.insert(peer.node.clone());
+                    hauls.spawn(haul(self.sync.clone(), peer));
+                }
             }
             tokio::select! {
                 Some(done) = calls.join_next(), if !calls.is_empty() => {
@@ -85,6 +115,8 @@ impl Runner {
         let now = self.sync.mono_ms();
         for peer in peers.await? {
             let is_due = !peer.address.is_empty() && self.sync.due_ms(&peer.node) <= now;
+            // Whose key was taken back is not called either.
+            let is_due = is_due && !self.gate.is_revoked(&peer.key_digest);
             if is_due && called.insert(peer.node.clone()) {
                 calls.spawn(call(self.sync.clone(), peer));
             }
@@ -94,8 +126,17 @@ impl Runner {
 
     /// Takes back jobs that a peer took back.
     async fn act(&self) -> Result<(), ApiError> {
+        let told = ask(&self.sync, |sync| Ok((sync.take_in_spool(), sync.note_wants())));
+        let (spooled, wanted) = told.await?;
+        // A disk that is full is no reason to call nobody.
+        if let Err(error) = spooled {
+            tracing::warn!(%error, "what other processes have to tell waits");
+        }
+        let wanted = wanted.inspect_err(|error| {
+            tracing::warn!(%error, "files of peers are not asked for yet");
+        });
         let Some(door) = &self.door else { return Ok(()) };
-        for act in ask(&self.sync, Node::acts).await? {
+        for act in wanted.unwrap_or_default() {
             if let Err(error) = door.take_back(act.key).await {
                 tracing::warn!(error = error.message, "what a peer took back is not taken back");
                 // One that fails is no reason to call nobody.
@@ -130,7 +171,39 @@ async fn talk(sync: &Node, peer: &Peer) -> Result<crate::sync::Heard, CallError>
     let ours = |error: ApiError| CallError::Passing(error.message);
     let node = peer.node.clone();
     let message = ask(sync, move |sync| sync.ask(&node)).await.map_err(ours)?;
-    let answer = exchange(peer, message).await?;
+    let answer = exchange(peer, "/v1/sync/exchange", message).await?;
     let node = peer.node.clone();
     ask(sync, move |sync| sync.hear(&node, &answer)).await.map_err(ours)
+}
+
+/// Blobs, both ways, until none moves; which peer it was with.
+async fn haul(sync: Node, peer: Peer) -> String {
+    let node = peer.node.clone();
+    if let Err(CallError::Passing(why) | CallError::Trouble(why)) = carry(&sync, &peer).await {
+        tracing::debug!(peer = peer.name, why, "files go on with the next call");
+    }
+    node
+}
+
+async fn carry(sync: &Node, peer: &Peer) -> Result<(), CallError> {
+    let ours = |error: ApiError| CallError::Passing(error.message);
+    if ask(sync, |sync| Ok(sync.vault().is_empty())).await.map_err(ours)? {
+        return Ok(());
+    }
+    let mut asked: Vec<Ask> = Vec::new();
+    // A peer that asks for one thing after the other for ever is called again later.
+    for _ in 0..SYNC_HAULS_MAX {
+        let (node, of) = (peer.node.clone(), asked.clone());
+        let said = ask(sync, move |sync| sync.haul_ask(&node, &of)).await.map_err(ours)?;
+        let answer = exchange(peer, "/v1/sync/blobs", said).await?;
+        let node = peer.node.clone();
+        let heard = ask(sync, move |sync| sync.haul_hear(&node, &answer)).await;
+        let (hauled, wants) = heard.map_err(ours)?;
+        // Nothing came, and what was given changed nothing.
+        if !hauled.is_kept && wants == asked {
+            return Ok(());
+        }
+        asked = wants;
+    }
+    Ok(())
 }

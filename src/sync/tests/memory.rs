@@ -72,6 +72,12 @@ impl Memory {
         }
     }
 
+    /// What took effect more than once.
+    pub fn twice(&self) -> Option<String> {
+        let found = self.effects.iter().find(|(_, n)| **n > 1);
+        found.map(|(id, n)| format!("{}: {id:x} took effect {n} times", self.node))
+    }
+
     /// What is kept of the outbox, counted anew.
     pub fn check(&self) -> Result<(), String> {
         let n_bytes: u64 = self.outbox.values().map(|(_, front)| front.n_bytes).sum();
@@ -79,9 +85,6 @@ impl Memory {
         let expected: Vec<u64> = (self.link.base.seq + 1..=self.link.last).collect();
         if seqs != expected || n_bytes != self.link.n_bytes {
             return Err(format!("{}: {:?} for {seqs:?}, {n_bytes} bytes", self.node, self.link));
-        }
-        if let Some((id, n)) = self.effects.iter().find(|(_, n)| **n > 1) {
-            return Err(format!("{}: {id:x} took effect {n} times", self.node));
         }
         if self.seen.len() as u64 > SYNC_SEEN_MAX {
             return Err(format!("{}: {} ids are kept", self.node, self.seen.len()));
@@ -99,6 +102,10 @@ impl Disk for Memory {
 
     fn peers(&mut self) -> Result<Vec<String>, Crash> {
         Ok(vec![self.peer.clone()])
+    }
+
+    fn is_hub(&mut self, peer: &str) -> Result<bool, Crash> {
+        Ok(peer == "pc")
     }
 
     fn clock(&mut self) -> Result<Stamp, Crash> {

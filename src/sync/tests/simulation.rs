@@ -17,10 +17,13 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::memory::{Crash, Memory};
-use crate::sync::link::{Bounds, Change, Talk, change, compose, hear};
+use crate::base::limits::{SYNC_FORK_EVERY_MS, SYNC_FORKS_MAX};
+use crate::sync::clock::Stamp;
+use crate::sync::link::{Bounds, Change, Talk, change, hear};
 use crate::sync::pace::Pace;
 use crate::sync::rules::JOB_STATES;
-use crate::sync::wire::{Hello, Limits, Message, SPEAKS};
+use crate::sync::say::compose;
+use crate::sync::wire::{Hello, Limits, Mark, Message, SPEAKS};
 
 /// When the world begins.
 const BEGIN_MS: i64 = 1_795_000_000_000;
@@ -71,6 +74,44 @@ struct Packet {
     is_answer: bool,
 }
 
+/// What is taken out of the machine, to see whether the simulation notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Canary {
+    /// Nothing.
+    None,
+    /// Entries are taken wherever they stand in the log: only their ids are looked at.
+    Marks,
+    /// Entries are taken whether they were before or not: only where they stand is looked at.
+    Ids,
+    /// Both.
+    Both,
+}
+
+impl Canary {
+    fn is_blind_to_marks(self) -> bool {
+        matches!(self, Canary::Marks | Canary::Both)
+    }
+
+    fn is_blind_to_ids(self) -> bool {
+        matches!(self, Canary::Ids | Canary::Both)
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// Something took effect twice.
+    Twice(String),
+    /// Something that was acknowledged did not arrive, and nobody says so.
+    Missing(String),
+    /// A counter, or a bound.
+    Counter(String),
+    /// They do not come to rest.
+    Restless(String),
+    /// They know different things.
+    Differ(String),
+}
+
 /// A change that was acknowledged.
 struct Told {
     node: usize,
@@ -103,30 +144,33 @@ struct World {
     rolled: BTreeMap<u64, ()>,
     bounds: Bounds,
     lies: bool,
-    /// The canary: what comes is taken, whatever came before.
-    is_careless: bool,
+    canary: Canary,
     parted_until: u64,
     is_calm: bool,
     stats: Stats,
 }
 
 impl World {
-    fn new(seed: u64, is_careless: bool) -> World {
+    fn new(seed: u64, canary: Canary) -> World {
         let mut random = Random(seed);
         let who_calls = random.below(3);
         let small = random.percent(15);
         let bounds = match small {
-            true => Bounds { n_max: 6, bytes_max: 4000, n_keep: 2, keep_bytes: 2000 },
-            false => {
-                Bounds { n_max: 10_000, bytes_max: 1 << 24, n_keep: 10_000, keep_bytes: 1 << 24 }
-            }
+            true => Bounds { n_max: 6, bytes_max: 4000, n_keep: 2, keep_bytes: 2000, n_fork: 1000 },
+            false => Bounds {
+                n_max: 10_000,
+                bytes_max: 1 << 24,
+                n_keep: 10_000,
+                keep_bytes: 1 << 24,
+                n_fork: 1000,
+            },
         };
         let tight = random.percent(10);
         let nodes = [0, 1].map(|i: usize| {
             let disk = Memory {
                 node: ["nano", "pc"][i].into(),
                 peer: ["pc", "nano"][i].into(),
-                forgets: is_careless,
+                forgets: canary.is_blind_to_ids(),
                 ..Memory::default()
             };
             let n_entry = 1 + random.below(20) as usize;
@@ -155,7 +199,7 @@ impl World {
             rolled: BTreeMap::new(),
             bounds,
             lies,
-            is_careless,
+            canary,
             parted_until: 0,
             is_calm: false,
             stats: Stats::default(),
@@ -203,9 +247,11 @@ impl World {
         let (kind, key, rank, mut body) = match self.random.below(10) {
             0..3 => ("setting", format!("s{}", unique % 3), 0, json!({ "value": unique })),
             3..6 => {
-                let rank = self.random.below(5) as u8;
-                let state = JOB_STATES[rank as usize];
-                ("job", format!("j{}", unique % 4), rank, json!({ "state": state, "n": unique }))
+                // Who does not run a job can only take it back.
+                let is_own = unique % 2 == i as u64;
+                let rank = if is_own { self.random.below(5) as u8 } else { 1 };
+                let (key, state) = (format!("j{}", unique % 4), JOB_STATES[rank as usize]);
+                ("job", key, rank, json!({ "state": state, "n": unique }))
             }
             6 => ("of-tomorrow", format!("t{unique}"), 7, json!([unique])),
             7 => ("job", format!("bad{unique}"), 2, json!({ "state": "asleep" })),
@@ -290,7 +336,8 @@ impl World {
         }
         let (blow, now, bounds) = (self.blow(), self.wall_ms(i), self.bounds);
         let node = &mut self.nodes[i];
-        if self.is_careless {
+        let last = message.entries.last().map(|entry| entry.mark());
+        if self.canary.is_blind_to_marks() {
             let mut at = node.disk.link.cursor;
             message.prev = at;
             for entry in &mut message.entries {
@@ -305,6 +352,9 @@ impl World {
         let heard =
             node.disk.transact(blow, |disk| hear(disk, &peer, &message, is_fresh, now, &bounds));
         let Ok(heard) = heard else { return self.crash(i) };
+        if let (Some(last), true) = (last, self.canary.is_blind_to_marks()) {
+            node.disk.link.cursor = last;
+        }
         self.stats.n_copy +=
             (node.disk.copies.values().map(Vec::len).sum::<usize>() - n_copy) as u64;
         self.stats.n_known += heard.n_known as u64;
@@ -365,12 +415,16 @@ impl World {
         }
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Wrong> {
         for node in &self.nodes {
-            node.disk.check()?;
+            if let Some(twice) = node.disk.twice() {
+                return Err(Wrong::Twice(twice));
+            }
+            node.disk.check().map_err(Wrong::Counter)?;
             let (n, link) = (node.disk.outbox.len() as u64, &node.disk.link);
             if n > self.bounds.n_max || link.n_bytes > self.bounds.bytes_max {
-                return Err(format!("{}: {n} entries, {} bytes", node.disk.node, link.n_bytes));
+                let what = format!("{}: {n} entries, {} bytes", node.disk.node, link.n_bytes);
+                return Err(Wrong::Counter(what));
             }
         }
         Ok(())
@@ -393,7 +447,7 @@ impl World {
     }
 
     /// What has to be so when nothing goes wrong any more.
-    fn settle(&mut self) -> Result<(), String> {
+    fn settle(&mut self) -> Result<(), Wrong> {
         self.is_calm = true;
         self.packets.retain(|packet| packet.due_ms < self.now_ms + 5000);
         self.parted_until = 0;
@@ -406,10 +460,10 @@ impl World {
             }
         }
         let links: Vec<String> = self.nodes.iter().map(|n| format!("{:?}", n.disk.link)).collect();
-        Err(format!("they do not settle: {links:#?}"))
+        Err(Wrong::Restless(format!("{links:#?}")))
     }
 
-    fn check_end(&mut self) -> Result<(), String> {
+    fn check_end(&mut self) -> Result<(), Wrong> {
         let mut odd = std::collections::BTreeSet::new();
         let mut n_missing = [0, 0];
         for (id, told) in &self.told {
@@ -430,25 +484,26 @@ impl World {
             self.stats.n_lost += n_missing[i];
             let is_strange = n_lost > 0 && self.bounds.n_max > 1000 && !self.lies;
             if n_missing[i] > n_lost || is_strange {
-                return Err(format!("{} missing, {n_lost} said to be lost", n_missing[i]));
+                let what = format!("{} missing, {n_lost} said to be lost", n_missing[i]);
+                return Err(Wrong::Missing(what));
             }
             if own.n_lost_ever() != other.n_lost_ever() {
-                return Err("the two do not agree about what was lost".to_owned());
+                return Err(Wrong::Counter("they count the lost otherwise".to_owned()));
             }
         }
         let [a, b] = &self.nodes;
         for (name, record) in &a.disk.records {
             let other = b.disk.records.get(name).map(|record| record.entry.id);
             if !odd.contains(name) && other != Some(record.entry.id) {
-                return Err(format!("they differ about {name:?}"));
+                return Err(Wrong::Differ(format!("{name:?}")));
             }
         }
         Ok(())
     }
 }
 
-fn run(seed: u64, is_careless: bool) -> Result<Stats, String> {
-    let mut world = World::new(seed, is_careless);
+fn run(seed: u64, canary: Canary) -> Result<Stats, Wrong> {
+    let mut world = World::new(seed, canary);
     for event in 1..=N_EVENT {
         world.event = event;
         world.now_ms += world.random.below(700);
@@ -464,7 +519,8 @@ fn run_many(seeds: std::ops::Range<u64>) {
     let mut sum = Stats::default();
     let n = seeds.end - seeds.start;
     for seed in seeds {
-        let stats = run(seed, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        let stats = run(seed, Canary::None);
+        let stats = stats.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong:?}"));
         sum.n_told += stats.n_told;
         sum.n_exchange += stats.n_exchange;
         sum.n_crash += stats.n_crash;
@@ -506,9 +562,67 @@ fn nothing_is_lost_in_a_million_runs() {
     (0..100).for_each(|i| run_many(i * 10_000..(i + 1) * 10_000));
 }
 
-/// The canary.
+/// How many of 300 seeds find what each canary does wrong, and what else they find.
+fn sing(canary: Canary, is_it: impl Fn(&Wrong) -> bool) -> (usize, Vec<Wrong>) {
+    let found: Vec<Wrong> = (0..300).filter_map(|seed| run(seed, canary).err()).collect();
+    let (right, other): (Vec<Wrong>, Vec<Wrong>) = found.into_iter().partition(is_it);
+    (right.len(), other)
+}
+
 #[test]
-fn a_machine_that_takes_what_it_had_before_is_found_out() {
-    let n_found = (0..100).filter(|seed| run(*seed, true).is_err()).count();
-    assert!(n_found > 50, "{n_found} of 100");
+fn a_machine_that_takes_what_it_had_before_is_found_out_by_its_effects() {
+    let (n, other) = sing(Canary::Both, |wrong| matches!(wrong, Wrong::Twice(_)));
+    assert!(n > 150, "{n} of 300, and {other:?}");
+}
+
+#[test]
+fn a_machine_that_knows_no_ids_takes_again_what_a_log_laid_anew_brings_back() {
+    let (n, other) = sing(Canary::Ids, |wrong| matches!(wrong, Wrong::Twice(_)));
+    // Only a disk that lies brings something back that stands elsewhere in the log.
+    assert!(n > 10 && other.is_empty(), "{n} of 300, and {other:?}");
+}
+
+#[test]
+fn a_machine_that_knows_no_marks_loses_what_was_overtaken() {
+    let (n, other) = sing(Canary::Marks, |wrong| matches!(wrong, Wrong::Missing(_)));
+    assert!(n > 30, "{n} of 300, and {other:?}");
+    assert!(!other.iter().any(|wrong| matches!(wrong, Wrong::Twice(_))), "ids alone see to that");
+}
+
+/// A link whose peer says each time that it has another log than ours.
+fn rival(disk: &mut Memory, n: u64, now_ms: i64) -> (bool, bool) {
+    let hello =
+        Hello { node: "pc".into(), program: String::new(), speaks: SPEAKS, limits: Limits::OURS };
+    let empty = Mark::default();
+    let message = Message {
+        hello,
+        to: "nano".into(),
+        nonce: n,
+        re: 0,
+        clock: Stamp::default(),
+        has: Mark { seq: disk.link.last + 1000, id: n },
+        base: empty,
+        prev: empty,
+        last: 0,
+        n_lost: 0,
+        n_missed: 0,
+        entries: Vec::new(),
+    };
+    let heard = hear(disk, "pc", &message, false, now_ms, &Bounds::default()).unwrap();
+    (heard.is_forked, heard.is_refused)
+}
+
+#[test]
+fn a_log_is_laid_anew_so_often_and_no_more_until_time_has_passed() {
+    let mut disk = Memory { node: "nano".into(), peer: "pc".into(), ..Memory::default() };
+    let n_forked = (1..200).filter(|n| rival(&mut disk, *n, BEGIN_MS).0).count();
+    assert_eq!(n_forked, SYNC_FORKS_MAX as usize);
+    let before = disk.link;
+    assert_eq!(rival(&mut disk, 300, BEGIN_MS), (false, true));
+    assert_eq!(disk.link, before, "the message did nothing");
+    assert_eq!(rival(&mut disk, 301, BEGIN_MS - DAY_MS), (false, true), "a clock set back");
+    let later = BEGIN_MS + 2 * SYNC_FORK_EVERY_MS;
+    assert_eq!(rival(&mut disk, 302, later), (true, false));
+    assert_eq!(rival(&mut disk, 303, later), (true, false));
+    assert_eq!(rival(&mut disk, 304, later), (false, true));
 }

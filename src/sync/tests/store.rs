@@ -1,13 +1,15 @@
 //! The machine over real stores: conflicts, what was set aside, stores that go back in time, files.
 
+use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::store::{
     AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, Store, Update,
 };
-use crate::sync::{Change, Node, job_rank};
+use crate::sync::{BlobId, Change, Node, Progress, Spool, Told, job_rank, read_frame};
 
 struct Side {
     store: Store,
@@ -19,10 +21,18 @@ fn open(dir: &Path) -> Side {
     Side { sync: Node::open(store.clone()).unwrap(), store }
 }
 
+/// Pairs two: `b` has paired by a code of `a`, so it is a hub there.
 fn pair(a: &Side, b: &Side) {
-    for (own, other) in [(a, b), (b, a)] {
-        let peer =
-            Peer { node: other.sync.node().to_owned(), name: "peer".into(), ..Peer::default() };
+    let key = |side: &Side| format!("the key that {} sends", side.sync.node());
+    for (own, other, address) in [(a, b, ""), (b, a, "http://127.0.0.1:9")] {
+        let peer = Peer {
+            node: other.sync.node().to_owned(),
+            name: "peer".into(),
+            address: address.into(),
+            key: key(own),
+            key_digest: Sha256::digest(key(other)).into(),
+            ..Peer::default()
+        };
         own.store.insert_peer(peer).unwrap();
     }
 }
@@ -280,7 +290,11 @@ fn entries_travel_by_a_file() {
     }
     let mut file = Vec::new();
     assert_eq!(a.sync.export(&mut file).unwrap(), 600);
-    assert!(file.iter().filter(|byte| **byte == b'\n').count() > 2, "in several messages");
+    let n_frame = |file: &[u8]| {
+        let mut file = file;
+        std::iter::from_fn(|| read_frame(&mut file).unwrap()).count()
+    };
+    assert!(n_frame(&file) > 2, "in several messages");
     assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 600);
     assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
     assert!(state(&a).starts_with("600 waiting (oldest "), "nobody has told it");
@@ -289,4 +303,342 @@ fn entries_travel_by_a_file() {
     a.sync.import(&mut &back[..]).unwrap();
     assert_eq!(state(&a), "synced");
     assert!(b.sync.import(&mut &b"no message\n"[..]).is_err());
+}
+
+#[test]
+fn who_finds_a_stick_reads_nothing_and_writes_nothing() {
+    let homes = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [a, b, c] = homes.each_ref().map(|home| open(home.path()));
+    pair(&a, &b);
+    pair(&c, &b);
+    a.sync.note("feedback", json!({"text": "a secret"})).unwrap();
+    let mut file = Vec::new();
+    a.sync.export(&mut file).unwrap();
+    assert!(!file.windows(6).any(|part| part == b"secret"), "sealed");
+    let head = file.iter().position(|byte| *byte == b'\n').unwrap();
+    for at in head + 1..file.len() - 1 {
+        let mut other = file.clone();
+        other[at] ^= 1;
+        assert!(b.sync.import(&mut &other[..]).unwrap_or(0) == 0, "changed at {at}");
+    }
+    // Another machine that is paired with the same one cannot speak for it.
+    let name = |side: &Side| side.sync.node().to_owned();
+    let mut forged = Vec::new();
+    c.sync.note("feedback", json!({"text": "forged"})).unwrap();
+    c.sync.export(&mut forged).unwrap();
+    let head = forged.iter().position(|byte| *byte == b'\n').unwrap();
+    let line = String::from_utf8(forged[..head].to_vec()).unwrap();
+    let line = line.replace(&name(&c), &name(&a));
+    forged.splice(..head, line.into_bytes());
+    let error = b.sync.import(&mut &forged[..]).unwrap_err().to_string();
+    assert!(error.contains("does not open"), "{error}");
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 1, "the true one does");
+}
+
+#[test]
+fn who_is_forgotten_is_a_stranger_and_what_waited_for_it_is_gone() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    exchange(&a, &b);
+    a.sync.note("feedback", json!({"n": 1})).unwrap();
+    let asked = a.sync.ask(b.sync.node()).unwrap();
+    let forgotten = b.sync.forget("peer").unwrap().unwrap();
+    assert_eq!((forgotten.node.as_str(), forgotten.key.as_str()), (a.sync.node(), ""));
+    assert_eq!(b.sync.forget("peer").unwrap(), None);
+    let error = b.sync.answer(a.sync.node(), &asked).unwrap_err().to_string();
+    assert!(error.contains("not paired"), "{error}");
+    assert_eq!(b.sync.standing().unwrap(), []);
+    assert!(!b.sync.note("feedback", json!({"n": 2})).unwrap(), "there is nobody to tell");
+    a.sync.forget(b.sync.node()).unwrap().unwrap();
+    // They can come together again, and begin anew.
+    pair(&a, &b);
+    a.sync.note("feedback", json!({"n": 3})).unwrap();
+    exchange(&a, &b);
+    assert_eq!((state(&a), state(&b)), ("synced".into(), "synced".into()));
+    let told: Vec<Value> =
+        b.sync.records("feedback", 9).unwrap().into_iter().map(|r| r.entry.body).collect();
+    assert_eq!(told, [json!({"n": 3})]);
+}
+
+#[test]
+fn what_a_peer_may_not_write_is_set_aside_and_blocks_nothing() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    let (nano, pc) = (a.sync.node().to_owned(), b.sync.node().to_owned());
+    pair(&a, &b);
+    let job = submit(&a, "job-1");
+    exchange(&a, &b);
+    assert!(!b.sync.change(change("job", "job-1", json!({"state": "done"}))).unwrap(), "not his");
+    assert!(!b.sync.change(change("inventory", &nano, json!({}))).unwrap());
+    // A program that keeps to no rules says it all the same.
+    let unruly = |kind: &str, key: String, body: Value| {
+        let change = change("of-tomorrow", &key, body);
+        (kind.to_owned(), change)
+    };
+    let sent = [
+        unruly("job", "job-1".into(), json!({"state": "done"})),
+        unruly("inventory", nano.clone(), json!({"models": []})),
+        unruly("report", format!("{nano}/bench-1"), json!({})),
+        unruly("setting", format!("{nano}/temp"), json!({"value": 1})),
+    ];
+    for (_, change) in sent.clone() {
+        b.sync.change(change).unwrap();
+    }
+    let text = String::from_utf8(b.sync.ask(&nano).unwrap()).unwrap();
+    let mut message: Value = serde_json::from_str(&text).unwrap();
+    for (entry, (kind, _)) in message["entries"].as_array_mut().unwrap().iter_mut().zip(&sent) {
+        entry["kind"] = json!(kind);
+        entry["rank"] = json!(entry["body"]["state"].as_str().and_then(job_rank).unwrap_or(0));
+    }
+    let heard = a.sync.answer(&pc, message.to_string().as_bytes()).unwrap().1;
+    assert_eq!((heard.n_held, heard.n_applied), (3, 1), "a hub may set what it likes");
+    let held = a.sync.held().unwrap();
+    assert!(held.iter().all(|held| held.why.contains("may not write it")), "{held:?}");
+    assert_eq!(state(&a), "3 need you");
+    assert_eq!(body(&a, "setting", &format!("{nano}/temp")), json!({"value": 1}));
+    // And an appliance may not set what it likes on a hub.
+    finish(&a, &job);
+    let set = change("setting", &format!("{pc}/temp"), json!({"value": 2}));
+    a.sync.change(set).unwrap();
+    exchange(&a, &b);
+    assert_eq!(body(&b, "job", "job-1")["state"], "done");
+    assert_eq!((state(&b), b.sync.held().unwrap().len()), ("1 needs you".into(), 1));
+}
+
+#[test]
+fn a_job_that_is_tried_again_and_taken_back_is_told_so() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let mut job = submit(&a, "job-1");
+    let mut become_ = |ledger: LedgerRow| {
+        let calls_back = ledger.state != "queued";
+        let (n, id, revision) = (job.n, job.id.clone(), job.revision);
+        let answer = None;
+        let update =
+            Update { n, id, revision, ledger, answer, pieces: None, calls_back, limits: None };
+        assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
+        job.revision += 1;
+        exchange(&a, &b);
+        body(&b, "job", "job-1")["state"].as_str().unwrap().to_owned()
+    };
+    let failed = LedgerRow { reason: Some("broken".into()), ..ledger("failed") };
+    let paused = LedgerRow { reason: Some("a pause".into()), ..ledger("queued") };
+    assert_eq!(become_(paused), "submitted");
+    assert_eq!(become_(failed), "failed");
+    let taken_back = change("job", "job-1", json!({"state": "cancelled"}));
+    assert!(!b.sync.change(taken_back.clone()).unwrap(), "it is over");
+    assert_eq!(become_(ledger("queued")), "submitted", "it was asked for again");
+    assert_eq!(become_(ledger("cancelled")), "cancelled");
+    assert_eq!(become_(ledger("queued")), "submitted");
+    assert!(b.sync.change(taken_back).unwrap(), "this time it can be taken back");
+    exchange(&b, &a);
+    assert_eq!(a.sync.acts().unwrap().len(), 1);
+}
+
+#[test]
+fn the_copy_of_a_card_says_nothing_until_somebody_tells_which_it_is() {
+    let (home, twin_home, pc_home) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open_on = |dir: &Path, mark: &str| {
+        let store = Store::open(dir).unwrap().store;
+        Side {
+            sync: Node::open_on(store.clone(), vec![mark.into(), "card".into()]).unwrap(),
+            store,
+        }
+    };
+    let pc = open(pc_home.path());
+    {
+        let nano = open_on(home.path(), "board 1");
+        pair(&nano, &pc);
+        exchange(&nano, &pc);
+    }
+    for file in std::fs::read_dir(home.path()).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::copy(&path, twin_home.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let nano = open_on(home.path(), "board 1");
+    assert!(nano.sync.moved().is_none());
+    let moved = |dir: &Path| {
+        let store = Store::open(dir).unwrap().store;
+        Side { sync: Node::open_on(store.clone(), vec!["board 2".into()]).unwrap(), store }
+    };
+    {
+        let twin = moved(twin_home.path());
+        twin.sync.note("feedback", json!({"n": 1})).unwrap();
+        let error = twin.sync.ask(pc.sync.node()).unwrap_err().to_string();
+        assert!(error.contains("sync renew") && error.contains("sync adopt"), "{error}");
+        assert!(twin.sync.export_page(pc.sync.node(), None).is_err());
+        assert!(state(&twin).contains("1 needs you"), "{}", state(&twin));
+        assert_ne!(twin.sync.renew().unwrap(), nano.sync.node());
+    }
+    let twin = moved(twin_home.path());
+    assert!(twin.sync.moved().is_none() && twin.sync.peers().unwrap().is_empty());
+    pair(&twin, &pc);
+    nano.sync.note("feedback", json!({"n": 2})).unwrap();
+    twin.sync.note("feedback", json!({"n": 3})).unwrap();
+    exchange(&nano, &pc);
+    exchange(&twin, &pc);
+    assert_eq!(pc.sync.records("feedback", 9).unwrap().len(), 2);
+    drop(nano);
+    // A card that was moved goes on where it was.
+    let nano = moved(home.path());
+    assert!(nano.sync.moved().is_some());
+    nano.sync.adopt().unwrap();
+    exchange(&nano, &pc);
+    assert_eq!(state(&nano), "synced");
+    drop(nano);
+    assert!(moved(home.path()).sync.moved().is_none());
+}
+
+#[test]
+fn how_long_a_peer_was_not_heard_is_known_after_a_restart() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let b = open(pc_home.path());
+    {
+        let a = open(home.path());
+        pair(&a, &b);
+        assert_eq!(state(&a), "never heard");
+        exchange(&a, &b);
+        let node = b.sync.node().to_owned();
+        a.store
+            .sync(move |tx| {
+                let link: Value = serde_json::from_str(&tx.link(&node)?.unwrap()).unwrap();
+                let mut link = link;
+                let heard_ms = link["heard_ms"].as_i64().unwrap();
+                link["heard_ms"] = json!(heard_ms - 22 * 24 * 3600 * 1000);
+                tx.set_link(&node, &link.to_string())
+            })
+            .unwrap();
+        assert_eq!(state(&a), "synced", "this run has heard it");
+    }
+    let a = open(home.path());
+    assert_eq!(state(&a), "synced, last heard 3 weeks ago");
+    exchange(&a, &b);
+    assert_eq!(state(&a), "synced");
+}
+
+#[test]
+fn what_was_set_aside_is_bounded_by_its_bytes() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let node = b.sync.node().to_owned();
+    let n_held = a
+        .store
+        .sync(move |tx| {
+            let text = vec![b'x'; 1 << 20];
+            (0..40).try_for_each(|_| tx.hold(&node, &text, "it makes no sense"))?;
+            tx.n_held(&node)
+        })
+        .unwrap();
+    assert!((10..17).contains(&n_held), "{n_held} of 1 MiB each");
+}
+
+/// Calls of `a` about blobs until none moves; how many pieces came to it.
+fn haul(a: &Side, b: &Side) -> usize {
+    a.sync.note_wants().unwrap();
+    b.sync.note_wants().unwrap();
+    let (mut asked, mut n_kept) = (Vec::new(), 0);
+    for _ in 0..50 {
+        let said = a.sync.haul_ask(b.sync.node(), &asked).unwrap();
+        let answer = b.sync.haul_answer(a.sync.node(), &said).unwrap();
+        let (hauled, wants) = a.sync.haul_hear(b.sync.node(), &answer).unwrap();
+        n_kept += usize::from(hauled.is_kept);
+        if !hauled.is_kept && wants == asked {
+            return n_kept;
+        }
+        asked = wants;
+    }
+    panic!("they go on and on");
+}
+
+fn random_text(n: usize) -> Vec<u8> {
+    (0..n as u64).map(|i| b'a' + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u8).collect()
+}
+
+#[test]
+fn files_travel_both_ways_by_calls_of_one_side_and_by_a_stick() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let (bundle, report) = (random_text(5 << 19), random_text(77));
+    let of_b = b.sync.send_file(&mut Cursor::new(&bundle), "repo.bundle", "bundle").unwrap();
+    let of_a = a.sync.send_file(&mut Cursor::new(&report), "r.json", "report").unwrap();
+    exchange(&a, &b);
+    let names = |side: &Side| -> Vec<(String, Progress)> {
+        let mut files: Vec<_> =
+            side.sync.files().unwrap().into_iter().map(|f| (f.name, f.progress)).collect();
+        files.sort_by(|x, y| x.0.cmp(&y.0));
+        files
+    };
+    assert_eq!(names(&a)[1], ("repo.bundle".into(), Progress::Absent), "it is known of");
+    assert_eq!(haul(&a, &b), 4, "the outline and three pieces");
+    let read = |side: &Side, id| {
+        let mut bytes = Vec::new();
+        side.sync.vault().take_out(&id, &mut bytes).unwrap().map(|_| bytes)
+    };
+    assert!(read(&a, of_b) == Some(bundle) && read(&b, of_a) == Some(report));
+    assert!(names(&a).iter().chain(&names(&b)).all(|file| file.1 == Progress::Whole));
+    // By a stick, where the two do not reach each other.
+    let model = random_text(3 << 20);
+    let id = a.sync.send_file(&mut Cursor::new(&model), "m.gguf", "model").unwrap();
+    let mut file = Vec::new();
+    assert_eq!(a.sync.export(&mut file).unwrap(), 1);
+    assert_eq!(a.sync.export_files(&mut file).unwrap(), 2);
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 1);
+    assert_eq!(read(&b, id), Some(model));
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
+}
+
+#[test]
+fn a_text_beyond_an_entry_travels_beside_it() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let job = submit(&a, "job-1");
+    let text = String::from_utf8(random_text(3 << 19)).unwrap();
+    let answer = json!({ "content": text }).to_string().into_bytes();
+    let update = Update {
+        n: job.n,
+        id: job.id.clone(),
+        revision: job.revision,
+        ledger: ledger("done"),
+        answer: Some(AnswerRow {
+            status: 200,
+            media_type: "application/json".into(),
+            body: answer.clone(),
+        }),
+        pieces: None,
+        calls_back: true,
+        limits: None,
+    };
+    assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
+    exchange(&b, &a);
+    let known = body(&b, "job", "job-1");
+    assert_eq!(known["answer_bytes"], json!(answer.len()));
+    assert_eq!(haul(&b, &a), 3);
+    let id = BlobId::read(known["answer_blob"]["id"].as_str().unwrap()).unwrap();
+    let mut read = Vec::new();
+    b.sync.vault().take_out(&id, &mut read).unwrap();
+    assert!(read == answer);
+}
+
+#[test]
+fn what_other_processes_measured_and_which_models_there_are_is_told_once() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let body = json!({"what": "bench", "measured_ms": 5});
+    let told = Told { kind: "report".into(), name: "bench-5".into(), body: body.clone() };
+    Spool::new(home.path()).put(&told).unwrap();
+    assert_eq!((a.sync.take_in_spool().unwrap(), a.sync.take_in_spool().unwrap()), (1, 0));
+    let models = json!({"models": [{"name": "small"}]});
+    assert!(a.sync.tell_inventory(models.clone()).unwrap());
+    assert!(!a.sync.tell_inventory(models.clone()).unwrap(), "it is the same");
+    exchange(&a, &b);
+    let node = a.sync.node();
+    assert_eq!(self::body(&b, "report", &format!("{node}/bench-5")), body);
+    assert_eq!(self::body(&b, "inventory", node), models);
 }

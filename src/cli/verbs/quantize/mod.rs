@@ -26,7 +26,7 @@ use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
 use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, styled, table};
 use crate::cli::{Context, exit};
-use crate::inference::{EncodeOptions, Gguf, Model, Target, TokenId};
+use crate::inference::{DeviceChoice, EncodeOptions, Gguf, LoadOptions, Model, Target, TokenId};
 use crate::quantize::{
     Importance, Override, Plan, PlanOptions, QuantizeError, Recipe, Source, WriteOptions,
     check_target, pack, parse_recipe, parse_type, write,
@@ -233,7 +233,10 @@ impl Job<'_> {
         let path = path.unwrap_or_else(|| self.args.source.with_extension("imatrix.gguf"));
         check_target(&self.source, &path, self.args.force)?;
         let source = self.app.model_source()?;
-        let mut model = self.app.load()?;
+        let options =
+            LoadOptions { device: DeviceChoice::Cpu, ..self.app.load_options_of(&source) };
+        let model = Model::load(&source, &options);
+        let mut model = model.map_err(|error| App::inference(&source, error))?;
         let tokens = tokens(&model, text)?;
         let n_ctx = self.args.ctx_size.min(model.n_ctx());
         let bar = steps_bar("importance");

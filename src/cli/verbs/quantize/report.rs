@@ -13,7 +13,7 @@ use super::{Job, default_target, note_fallbacks, tokens};
 use crate::app::App;
 use crate::base::format::bytes;
 use crate::cli::terminal::{STRONG, print_json, steps_bar, styled, table};
-use crate::inference::{LoadOptions, Model, ModelSource, TokenId};
+use crate::inference::{DeviceChoice, LoadOptions, Model, ModelSource, TokenId};
 use crate::quantize::{
     Comparison, Plan, PlanOptions, QuantizeError, Recipe, compare, parse_recipe,
 };
@@ -50,6 +50,7 @@ pub fn run(job: &Job<'_>, plan: &Plan, text: &Path, target: Option<PathBuf>) -> 
     // Source and candidate run at the same time, on half of the threads each.
     let options = LoadOptions {
         n_threads: Some((job.n_threads / 2).max(1)),
+        device: DeviceChoice::Cpu,
         ..job.app.load_options_of(&source)
     };
     let load = |source: &ModelSource| {

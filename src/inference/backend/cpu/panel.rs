@@ -5,9 +5,9 @@
 
 use super::isa::Isa;
 pub use crate::inference::quant::panel::{
-    BLOCK_LEN, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES, unpack,
+    BLOCK_LEN, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES,
 };
-use crate::inference::quant::{Part, TensorType, part};
+use crate::inference::quant::{Form, Part, TensorType, part};
 
 /// A tensor type as a type, so that a kernel is compiled for it.
 pub trait Format: Copy {
@@ -91,23 +91,23 @@ fn pack_rows<F: Format>(rows: &[u8], n_block: usize, panel: &mut [u8]) {
     }
 }
 
-/// Packs rows `first..first + n_rows` (16 at most) of a matrix that stands in panels of its own
+/// Packs rows `first..first + n_rows` (16 at most) of a matrix that stands in `form`, in `bytes`,
 /// into `panel`, which is zero before: for slices that begin inside a panel, and for files of
-/// targets whose panels differ.
+/// targets that multiply something else.
 ///
 /// # Panics
-/// If `panel` is not one panel, or the rows are not in `panels`.
+/// If `panel` is not one panel, or the rows are not in `bytes`.
 pub fn repack(
-    ty: TensorType,
-    panels: &[u8],
-    n_block: usize,
+    (ty, form): (TensorType, Form),
+    bytes: &[u8],
+    n_cols: usize,
     first: usize,
     n_rows: usize,
     panel: &mut [u8],
 ) {
     let layout = Layout::of(ty);
+    let n_block = n_cols / BLOCK_LEN;
     assert!(panel.len() == layout.panel_bytes(n_block) && n_rows <= PANEL_ROWS);
-    let panel_bytes = panel.len();
     for block_idx in 0..n_block {
         let (group_idx, b) = (block_idx / GROUP_BLOCKS, block_idx % GROUP_BLOCKS);
         let group = &mut panel[group_idx * layout.group_bytes(GROUP_BLOCKS)..];
@@ -115,9 +115,7 @@ pub fn repack(
         let (scales, codes) = group.split_at_mut(layout.scales_bytes(n_in_group));
         let codes = &mut codes[b * layout.code_bytes()..][..layout.code_bytes()];
         for row_idx in 0..n_rows {
-            let row = first + row_idx;
-            let src = &panels[row / PANEL_ROWS * panel_bytes..][..panel_bytes];
-            let part = unpack(ty, src, n_block, row % PANEL_ROWS, block_idx);
+            let part = form.part(ty, bytes, n_cols, first + row_idx, block_idx);
             put_codes(layout, &part.codes, row_idx, codes);
             put_scales(layout, &part, row_idx, b, scales);
         }

@@ -13,7 +13,7 @@ use super::matmul::{Matrix, act_scale, matmul, needs_acts, panel_bytes};
 use super::panel::{self, PANEL_ROWS};
 use super::pool::Pool;
 use crate::inference::backend::cases::{MATMUL, MatMulCase, activations, weights};
-use crate::inference::quant::panel::Form;
+use crate::inference::quant::Form;
 use crate::inference::quant::{Codes, TensorType, dequantize, f16_to_f32, part};
 
 /// A case of one type with its data.
@@ -201,9 +201,8 @@ fn panels_are_taken_apart_into_the_parts_that_made_them() {
             let n_bytes = Form::Panels.n_bytes(ty, n_cols as u64, 37);
             assert_eq!(n_bytes, Some(panels.len() as u64));
             for (r, row) in operands.file.chunks(operands.row_bytes()).enumerate() {
-                let panel = &panels[r / PANEL_ROWS * panel_bytes..];
                 for b in 0..n_block {
-                    let got = panel::unpack(ty, panel, n_block, r % PANEL_ROWS, b);
+                    let got = Form::Panels.part(ty, &panels, n_cols, r, b);
                     assert_eq!(got, part(ty, row, b), "{ty} row {r} block {b}");
                 }
                 let (mut got, mut expected) = (vec![0.0; n_cols], vec![0.0; n_cols]);
@@ -212,7 +211,7 @@ fn panels_are_taken_apart_into_the_parts_that_made_them() {
                 assert_eq!(bits(&got), bits(&expected), "{ty} row {r}");
             }
             let mut again = vec![0; panel_bytes];
-            panel::repack(ty, &panels, n_block, 21, 16, &mut again);
+            panel::repack((ty, Form::Panels), &panels, n_cols, 21, 16, &mut again);
             let rows = &operands.file[21 * operands.row_bytes()..][..16 * operands.row_bytes()];
             let mut expected = vec![0; panel_bytes];
             panel::pack(Isa::Scalar, ty, rows, n_block, &mut expected);

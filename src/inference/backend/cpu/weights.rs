@@ -8,8 +8,9 @@
 //!
 //! A native file holds panels already, and every instruction set reads the same ones: then the file
 //! is the memory, nothing is packed, and a row is looked up in its panel. Only a slice of a matrix
-//! that begins inside a panel is packed anew.
+//! that begins inside a panel is packed anew, and what stands in another target's form.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::MmapMut;
@@ -21,8 +22,8 @@ use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::{BackendError, Op, Plan, WeightId, WeightSpec};
 use crate::inference::gguf::Gguf;
+use crate::inference::quant::Form;
 use crate::inference::quant::TensorType;
-use crate::inference::quant::panel::Form;
 
 /// Bytes of a file that are packed between two times that pages are given back.
 const STEP_BYTES: usize = 8 << 20;
@@ -44,7 +45,7 @@ pub struct WeightBytes {
 }
 
 /// A weight, checked against the file.
-enum Weight {
+pub enum Weight {
     /// A vector, as f32.
     Vector(Vec<f32>),
     /// Rows of a tensor of the file.
@@ -53,20 +54,38 @@ enum Weight {
 
 /// Where a matrix is: some rows of a tensor of the file.
 #[derive(Clone, Copy)]
-struct Stored {
-    tensor_idx: usize,
-    form: Form,
-    ty: TensorType,
-    row_start: usize,
-    n_rows: usize,
-    n_cols: usize,
+pub struct Stored {
+    /// The tensor's place in the file's list.
+    pub tensor_idx: usize,
+    /// How it stands there.
+    pub form: Form,
+    /// Its type.
+    pub ty: TensorType,
+    /// First row used.
+    pub row_start: usize,
+    /// Rows used.
+    pub n_rows: usize,
+    /// Weights in a row.
+    pub n_cols: usize,
     /// Where its panels begin among those that were packed.
     packed: Option<usize>,
 }
 
 impl Stored {
-    fn row_bytes(&self) -> usize {
-        self.ty.row_bytes(self.n_cols).expect("the reader checked the rows")
+    /// Bytes of its tensor before row `n_row` of it, where a unit begins.
+    pub fn bytes_before(&self, n_row: usize) -> usize {
+        let unit_bytes = self.form.unit_bytes(self.ty, self.n_cols as u64);
+        (self.row_start + n_row) / self.form.unit_rows()
+            * unit_bytes.expect("the reader checked the tensor")
+    }
+
+    /// Bytes of its tensor that nobody needs once the first `n_row` rows are packed. Panels stay:
+    /// another slice of them may be multiplied as it is.
+    fn released(&self, n_row: usize) -> Range<usize> {
+        match self.form {
+            Form::Panels => 0..0,
+            Form::Rows | Form::Strips => self.bytes_before(0)..self.bytes_before(n_row),
+        }
     }
 
     /// Whether what is multiplied differs from what the file has.
@@ -125,10 +144,7 @@ impl Weights {
                 && stored.needs_packing()
             {
                 bytes.packed += stored.panels_bytes() as u64;
-                if stored.form == Form::Rows {
-                    let released = (stored.n_rows * stored.row_bytes()) as u64;
-                    bytes.total -= released.min(bytes.total);
-                }
+                bytes.total -= (stored.released(stored.n_rows).len() as u64).min(bytes.total);
             }
         }
         bytes.total += bytes.packed;
@@ -171,7 +187,7 @@ impl Weights {
 }
 
 /// Which weights of a plan are multiplied, rather than added or looked up.
-fn multiplied(plan: &Plan) -> Vec<bool> {
+pub fn multiplied(plan: &Plan) -> Vec<bool> {
     let mut multiplied = vec![false; plan.weights.len()];
     for op in &plan.ops {
         if let Op::MatMul { weight, .. } = op {
@@ -186,65 +202,48 @@ fn tensor_bytes<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
     gguf.bytes(&gguf.tensors()[stored.tensor_idx])
 }
 
-/// The rows of a matrix as the file has them, or its panels.
+/// The matrix as the file has it: its rows, or its panels.
 fn as_stored<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
-    let (start, n_bytes) = match stored.form {
-        Form::Rows => {
-            let row_bytes = stored.row_bytes();
-            (stored.row_start * row_bytes, stored.n_rows * row_bytes)
-        }
-        Form::Panels => {
-            let start = stored.row_start / PANEL_ROWS * panel_bytes(stored.ty, stored.n_cols);
-            (start, stored.panels_bytes())
-        }
-    };
-    &tensor_bytes(gguf, stored)[start..][..n_bytes]
+    let n_bytes = stored.form.n_bytes(stored.ty, stored.n_cols as u64, stored.n_rows as u64);
+    let n_bytes = n_bytes.expect("the reader checked the tensor") as usize;
+    &tensor_bytes(gguf, stored)[stored.bytes_before(0)..][..n_bytes]
 }
 
 /// Packs a matrix, giving back the file's pages on the way.
 fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8]) {
-    if stored.form == Form::Panels {
-        return repack(gguf, stored, pool, out);
-    }
-    let src = as_stored(gguf, stored);
-    let src_bytes = PANEL_ROWS * stored.row_bytes();
-    let out_bytes = panel_bytes(stored.ty, stored.n_cols);
-    let n_panel = stored.n_rows.div_ceil(PANEL_ROWS);
-    let step = (STEP_BYTES / src_bytes).max(1);
+    let Stored { ty, form, n_rows, n_cols, row_start, .. } = *stored;
+    let bytes = tensor_bytes(gguf, stored);
+    let out_bytes = panel_bytes(ty, n_cols);
+    let n_panel = n_rows.div_ceil(PANEL_ROWS);
+    let step = (STEP_BYTES / out_bytes).max(1);
     let out = SharedMut::new(out);
     for start in (0..n_panel).step_by(step) {
         pool.run(step.min(n_panel - start), &|i, _| {
-            let src = &src[(start + i) * src_bytes..];
-            let src = &src[..src_bytes.min(src.len())];
+            let first = (start + i) * PANEL_ROWS;
+            let n = (n_rows - first).min(PANEL_ROWS);
             // SAFETY: each task owns its panel.
             let panel = unsafe { out.slice((start + i) * out_bytes, out_bytes) };
-            panel::pack(isa, stored.ty, src, stored.n_cols / BLOCK_LEN, panel);
+            match form {
+                Form::Rows => {
+                    let rows = &bytes[stored.bytes_before(first)..stored.bytes_before(first + n)];
+                    panel::pack(isa, ty, rows, n_cols / BLOCK_LEN, panel);
+                }
+                Form::Panels | Form::Strips => {
+                    panel::repack((ty, form), bytes, n_cols, row_start + first, n, panel);
+                }
+            }
         });
-        let end = src.len().min((start + step) * src_bytes);
-        let first = stored.row_start * stored.row_bytes();
-        let range = first + start * src_bytes..first + end;
-        gguf.release(&gguf.tensors()[stored.tensor_idx], range);
+        let done = ((start + step) * PANEL_ROWS).min(n_rows);
+        let begun = stored.released(start * PANEL_ROWS).end;
+        gguf.release(&gguf.tensors()[stored.tensor_idx], begun..stored.released(done).end);
     }
 }
 
-/// Packs rows that begin inside a panel of the file.
-fn repack(gguf: &Gguf, stored: &Stored, pool: &mut Pool, out: &mut [u8]) {
-    let src = tensor_bytes(gguf, stored);
-    let out_bytes = panel_bytes(stored.ty, stored.n_cols);
-    let n_panel = stored.n_rows.div_ceil(PANEL_ROWS);
-    let out = SharedMut::new(out);
-    pool.run(n_panel, &|panel_idx, _| {
-        let done = panel_idx * PANEL_ROWS;
-        let n_rows = (stored.n_rows - done).min(PANEL_ROWS);
-        // SAFETY: each task owns its panel.
-        let panel = unsafe { out.slice(panel_idx * out_bytes, out_bytes) };
-        let first = stored.row_start + done;
-        panel::repack(stored.ty, src, stored.n_cols / BLOCK_LEN, first, n_rows, panel);
-    });
-}
-
 /// Finds a weight in the file and checks its shape.
-fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
+///
+/// # Errors
+/// If it is missing or has another shape.
+pub fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
     let found = gguf.tensors().iter().position(|t| t.name == spec.name);
     let tensor_idx =
         found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;

@@ -3,8 +3,13 @@
 //! ```text
 //! symbols    the functions of the driver, all found when the library is opened
 //! driver     device, memory, modules, kernels, events
+//! images     what the driver compiled, kept for the next start
 //! strips     how matrices and inputs lie in the device's memory
 //! launch     a file for each group of kernels: what they need, and their grids
+//! selftest   each kernel's smallest cases, before a model is trusted to them
+//! steps      a plan as launches            weights, kv    what stays on the device
+//! prepare    what the host makes of a batch, sent in one copy (upload)
+//! backend    runs the steps of a batch
 //! ```
 //!
 //! The kernels stand in `kernels/`, and as PTX for compute capability 5.3 in the binary. The driver
@@ -12,14 +17,23 @@
 //! the answer is an error. Tests open a stand-in that runs the same kernels on the processor.
 //! `docs/cuda.md` tells layouts and counts.
 
+mod backend;
 pub mod driver;
+mod images;
+mod kv;
 pub mod launch;
+mod prepare;
+mod selftest;
+mod steps;
 pub mod strips;
 mod symbols;
+pub mod upload;
+mod weights;
 
 use std::path::PathBuf;
 
-pub use driver::Device;
+pub use backend::{CudaBackend, CudaConfig};
+pub use driver::{Device, LIBRARY};
 
 /// Why something on the device could not be had or done.
 #[derive(Debug, thiserror::Error)]
@@ -89,5 +103,32 @@ pub enum CudaError {
         n_register: u32,
         /// Threads of a block.
         n_thread: u32,
+    },
+    /// A device from before halves were computed with.
+    #[error(
+        "{name} has compute capability {}.{}; the kernels need {}.{}",
+        capability.0, capability.1, needed.0, needed.1
+    )]
+    Capability {
+        /// The device.
+        name: String,
+        /// What it has.
+        capability: (u32, u32),
+        /// What is needed.
+        needed: (u32, u32),
+    },
+    /// A model or an option that no kernel is for.
+    #[error("the GPU's kernels do not run {what}")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// A kernel gave a wrong result where the right one is known.
+    #[error("the kernel {kernel} fails its self-test on this GPU and driver: {reason}")]
+    SelfTest {
+        /// The kernel.
+        kernel: String,
+        /// What is wrong.
+        reason: String,
     },
 }

@@ -2,9 +2,11 @@
 //!
 //! The table is what a driver of CUDA 10.2 exports of what is used here, under the names that it
 //! has there: newer drivers have them all. Either every symbol is found or the answer is which one
-//! is not; nothing is looked up later, so no call can meet a missing one.
+//! is not; nothing is looked up later, so no call can meet a missing one. What only saves time may
+//! be missing: a board's driver need not export all that a desktop's does.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 use libloading::Library;
@@ -20,13 +22,18 @@ pub type DeviceAddress = u64;
 pub type Handle = *mut c_void;
 
 macro_rules! symbols {
-    ($($name:ident($($arg:ty),*);)*) => {
+    (
+        $($name:ident($($arg:ty),*);)*
+        @optional $($maybe:ident($($maybe_arg:ty),*);)*
+    ) => {
         /// The functions, by their names.
         #[allow(non_snake_case)] // the driver's names
         pub struct Symbols {
             $(pub $name: unsafe extern "C" fn($($arg),*) -> c_int,)*
-            /// Keeps the code mapped that the functions are.
-            _library: Library,
+            $(pub $maybe: Option<unsafe extern "C" fn($($maybe_arg),*) -> c_int>,)*
+            /// The code that the functions are. It is never unmapped: a driver has threads of its
+            /// own, which nobody can wait for.
+            _library: ManuallyDrop<Library>,
         }
 
         impl Symbols {
@@ -48,7 +55,14 @@ macro_rules! symbols {
                         };
                         *found.map_err(|_| CudaError::Symbol { name: stringify!($name) })?
                     },)*
-                    _library: library,
+                    $($maybe: {
+                        type Function = unsafe extern "C" fn($($maybe_arg),*) -> c_int;
+                        let name = concat!(stringify!($maybe), "\0");
+                        // SAFETY: as above.
+                        let found = unsafe { library.get::<Function>(name.as_bytes()) };
+                        found.ok().map(|function| *function)
+                    },)*
+                    _library: ManuallyDrop::new(library),
                 })
             }
         }
@@ -72,6 +86,7 @@ symbols! {
     cuMemFree_v2(DeviceAddress);
     cuMemcpyHtoDAsync_v2(DeviceAddress, *const c_void, usize, Handle);
     cuMemcpyDtoHAsync_v2(*mut c_void, DeviceAddress, usize, Handle);
+    cuMemcpyDtoDAsync_v2(DeviceAddress, DeviceAddress, usize, Handle);
     cuMemsetD8Async(DeviceAddress, u8, usize, Handle);
     cuStreamCreate(*mut Handle, c_uint);
     cuStreamDestroy_v2(Handle);
@@ -89,6 +104,19 @@ symbols! {
         Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void,
         *mut *mut c_void
     );
+    @optional
+    cuLinkCreate_v2(c_uint, *mut c_int, *mut *mut c_void, *mut Handle);
+    cuLinkAddData_v2(
+        Handle, c_int, *mut c_void, usize, *const c_char, c_uint, *mut c_int, *mut *mut c_void
+    );
+    cuLinkComplete(Handle, *mut *mut c_void, *mut usize);
+    cuLinkDestroy(Handle);
+    cuStreamBeginCapture_v2(Handle, c_int);
+    cuStreamEndCapture(Handle, *mut Handle);
+    cuGraphInstantiate(*mut Handle, Handle, *mut Handle, *mut c_char, usize);
+    cuGraphLaunch(Handle, Handle);
+    cuGraphExecDestroy(Handle);
+    cuGraphDestroy(Handle);
 }
 
 impl Symbols {

@@ -93,8 +93,27 @@ impl Inputs {
     pub fn new(device: &Device, n_cols: usize, n_max: usize) -> Result<Inputs, CudaError> {
         // Kernels read as many columns as they have, also where fewer are wanted.
         let n_max = n_max.next_multiple_of(COLUMNS_MAX);
-        let columns = device.allocate("staged inputs", n_max * input_bytes(n_cols))?;
+        let columns = device.allocate("staged inputs", Inputs::n_bytes(n_cols, n_max))?;
         Ok(Inputs { n_cols, n_max, columns })
+    }
+
+    /// Bytes of room for `n_max` columns of `n_cols` values.
+    pub fn n_bytes(n_cols: usize, n_max: usize) -> usize {
+        n_max.next_multiple_of(COLUMNS_MAX) * input_bytes(n_cols)
+    }
+
+    /// The same in memory that is there, which others may use as well, one after the other.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub fn within(memory: &Buffer, n_cols: usize, n_max: usize) -> Inputs {
+        let n_max = n_max.next_multiple_of(COLUMNS_MAX);
+        Inputs { n_cols, n_max, columns: memory.part(0, Inputs::n_bytes(n_cols, n_max)) }
+    }
+
+    /// Values of a column.
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
     }
 }
 

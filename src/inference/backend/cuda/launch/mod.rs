@@ -5,10 +5,14 @@
 
 mod attention;
 mod gemv;
+mod replay;
 mod rows;
 
-pub use attention::{AttentionKernels, AttentionShape, TokenSpan, n_split};
+pub use attention::{
+    AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, TokenSpan, n_split,
+};
 pub use gemv::{GemvKernels, Inputs, Matrix};
+pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape};
 
 use super::driver::Buffer;

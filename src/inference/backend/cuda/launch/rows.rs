@@ -178,8 +178,7 @@ impl RowKernels {
         unsafe { self.add.launch(shape.grid(shape.width), args.float(factor)) }
     }
 
-    /// `out[r] = x[index[r]]` for each row of `out`; `index` holds rows of `x`, which has
-    /// `n_rows_x`.
+    /// `out[r] = x[rows[r]]` for each row of `out`; `index` holds `rows`, and `x` has `n_rows_x`.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -197,8 +196,6 @@ impl RowKernels {
         shape.assert_in(out);
         assert!(rows.len() == shape.n_rows && index.n_bytes() >= 4 * rows.len(), "a row for each");
         assert!(rows.iter().all(|&r| (r as usize) < n_rows_x), "rows that are there");
-        let bytes: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
-        index.write(&bytes)?;
         let args = Args::new().buffer(x).buffer(out).buffer(index);
         let args = args.size(shape.width).size(shape.stride);
         // SAFETY: a thread for each value, and buffers and rows as asserted.

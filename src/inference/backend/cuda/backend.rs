@@ -1,0 +1,411 @@
+//! The CUDA backend: runs a plan's launches for a batch, one after another on one stream.
+//!
+//! ```text
+//! new        kernels, each tried once -> KV pages, buffers, weights: all memory is taken here
+//! forward    rows, positions, pages, angles: one copy -> launches -> the output rows back
+//! ```
+//!
+//! Nothing is waited for between the copy and the end of a batch, and every batch waits for its
+//! end, so what goes wrong on the device is told by the batch that it went wrong in. No launch
+//! takes long: products go by eight columns, attention by [`DEVICE_ATTENTION_TOKENS`], so that the
+//! watchdog of a board that draws its screen with the same processor has nothing to end. Steps of a
+//! few tokens are recorded and started as one (`launch::Replays`).
+//!
+//! Results do not depend on the batch, as on the CPU, but they are other ones: inputs of products
+//! are halves here.
+
+use std::sync::Arc;
+
+use super::CudaError;
+use super::driver::{Buffer, Device};
+use super::kv::KvPages;
+use super::launch::{
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, HEAD_DIM_MAX, Inputs, NormShape,
+    Replays, RowKernels, RowShape,
+};
+use super::prepare::{Prepared, Preparer};
+use super::selftest;
+use super::steps::{Step, Steps, host_buf, writes};
+use super::weights::Weights;
+use crate::base::limits::{DEVICE_ATTENTION_TOKENS, DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
+use crate::inference::backend::{
+    AttentionSpec, BackendError, Batch, BatchError, BufId, Op, PageIdx, Plan, Rows,
+};
+use crate::inference::gguf::Gguf;
+
+/// What a CUDA backend is made for.
+#[derive(Clone, Debug)]
+pub struct CudaConfig {
+    /// Tokens of the largest batch.
+    pub n_batch: usize,
+    /// Output rows of the largest batch.
+    pub n_outputs: usize,
+    /// Pages of the KV cache.
+    pub n_page: usize,
+    /// Threads that pack weights.
+    pub n_threads: usize,
+}
+
+/// The backend.
+pub struct CudaBackend {
+    device: Device,
+    plan: Plan,
+    steps: Steps,
+    config: CudaConfig,
+    gemv: GemvKernels,
+    rows: RowKernels,
+    attention: AttentionKernels,
+    weights: Weights,
+    kv: KvPages,
+    bufs: Vec<Buffer>,
+    /// One memory, as columns of each length that is multiplied.
+    inputs: Vec<Inputs>,
+    preparer: Preparer,
+    replays: Replays,
+    out: Vec<f32>,
+}
+
+impl CudaBackend {
+    /// Whether the kernels can run a plan.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`], with what they lack.
+    pub fn check(plan: &Plan, config: &CudaConfig) -> Result<(), CudaError> {
+        Steps::compile(plan)?;
+        let unsupported = |what| Err(CudaError::Unsupported { what });
+        let head_dim = plan.head_dim;
+        if !head_dim.is_multiple_of(2) || head_dim > HEAD_DIM_MAX {
+            return unsupported(format!("heads of {head_dim} values"));
+        }
+        if config.n_batch > DEVICE_BATCH_MAX {
+            return unsupported(format!("steps of {} tokens", config.n_batch));
+        }
+        Ok(())
+    }
+
+    /// Compiles the kernels, tries each, takes all memory, and brings the weights to the device.
+    ///
+    /// # Errors
+    /// If the plan cannot be run, a tensor is missing or has another shape, a kernel gives wrong
+    /// results here, or the driver refuses something.
+    pub fn new(
+        device: &Device,
+        plan: Plan,
+        gguf: Arc<Gguf>,
+        config: CudaConfig,
+    ) -> Result<CudaBackend, BackendError> {
+        device.info().check()?;
+        CudaBackend::check(&plan, &config)?;
+        let gemv = GemvKernels::load(device, &Weights::types(&plan, &gguf))?;
+        let rows = RowKernels::load(device)?;
+        let shape = largest_attention(&plan, config.n_page);
+        let attention = AttentionKernels::load(device, shape, attention_tokens(&config))?;
+        selftest::run(device, (&gemv, &rows, &attention), &Weights::types(&plan, &gguf), shape)?;
+        let kv = KvPages::new(device, &plan, config.n_page)?;
+        let (bufs, inputs) = scratch(device, &plan, &config)?;
+        let preparer = Preparer::new(device, &plan, &config)?;
+        let weights = Weights::load(device, &plan, gguf, config.n_threads)?;
+        let steps = Steps::compile(&plan)?;
+        let device = device.clone();
+        Ok(CudaBackend {
+            device,
+            steps,
+            gemv,
+            rows,
+            attention,
+            weights,
+            kv,
+            bufs,
+            inputs,
+            preparer,
+            replays: Replays::default(),
+            out: Vec::new(),
+            plan,
+            config,
+        })
+    }
+
+    /// Bytes of the device that weights take.
+    pub fn weight_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
+        Weights::n_bytes(plan, gguf)
+    }
+
+    /// Bytes of the device that a page of the KV cache takes.
+    pub fn page_bytes_of(plan: &Plan) -> usize {
+        KvPages::page_bytes_of(plan)
+    }
+
+    /// Bytes of the device for batches as in `config`.
+    pub fn scratch_bytes(plan: &Plan, config: &CudaConfig) -> usize {
+        let partials = largest_attention(plan, config.n_page)
+            .partial_bytes_max(attention_tokens(config).max(1));
+        buf_sizes(plan, config).sum::<usize>()
+            + input_bytes(plan, config)
+            + partials
+            + Preparer::n_bytes_max(plan, config)
+    }
+
+    /// What computes: the device and what its driver is.
+    pub fn describe(&self) -> String {
+        format!("cuda ({})", self.device.info())
+    }
+
+    /// What decides the bits of keys and values besides weights and program: the driver compiles
+    /// for the device, so both are among it.
+    pub fn numerics(&self) -> String {
+        let info = self.device.info();
+        let (major, minor) = info.capability;
+        format!("cuda {major}.{minor} {} f16", info.driver_version)
+    }
+
+    /// Bytes of a page over all layers.
+    pub fn page_bytes(&self) -> usize {
+        self.kv.page_bytes()
+    }
+
+    /// Makes `dst` hold what `src` holds, in every layer.
+    ///
+    /// # Errors
+    /// If one of them is not in the cache, or the driver refuses.
+    pub fn copy_page(&mut self, src: PageIdx, dst: PageIdx) -> Result<(), BackendError> {
+        self.kv.copy(src, dst)
+    }
+
+    /// Writes the bytes of a page to `out`, which has room for [`CudaBackend::page_bytes`].
+    ///
+    /// # Errors
+    /// If the page is not in the cache, `out` has another length, or the driver refuses.
+    pub fn read_page(&self, page: PageIdx, out: &mut [u8]) -> Result<(), BackendError> {
+        self.kv.read(page, out)
+    }
+
+    /// Makes a page hold what [`CudaBackend::read_page`] gave, of this model and device.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::read_page`].
+    pub fn write_page(&mut self, page: PageIdx, bytes: &[u8]) -> Result<(), BackendError> {
+        self.kv.write(page, bytes)
+    }
+
+    /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
+    ///
+    /// # Errors
+    /// If the batch breaks a rule of [`Batch::check`] or asks for adapters, or the device fails.
+    pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.steps.steps.len(), self.plan.output, batch)
+    }
+
+    /// Runs the plan up to the embeddings and returns those of the output rows,
+    /// `[outputs, n_embd]`.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::forward`].
+    pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        self.run_to(self.steps.n_embedding, self.plan.embedding.1, batch)
+    }
+
+    fn run_to(
+        &mut self,
+        n_steps: usize,
+        output: BufId,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<&[f32]>, BackendError> {
+        batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
+        let mut asked = batch.spans.iter().flat_map(|span| span.adapters);
+        if let Some(&(adapter, _)) = asked.next() {
+            return Err(BatchError::Adapter { adapter }.into());
+        }
+        if batch.outputs.len() > self.config.n_outputs {
+            return Err(BatchError::Outputs.into());
+        }
+        if batch.tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prepared = self.preparer.prepare(&self.plan, &self.steps, &self.weights, batch)?;
+        self.bufs[self.steps.host.1.0] = prepared.rows.clone();
+        let mut replays = std::mem::take(&mut self.replays);
+        let launches = || {
+            let steps = self.steps.steps[..n_steps].iter();
+            steps.copied().try_for_each(|step| self.step(step, batch, &prepared))
+        };
+        let launched = match batch.tokens.len() <= DEVICE_GRAPH_TOKENS_MAX {
+            true => replays.run(&self.device, prepared.likeness(n_steps, batch), launches),
+            false => launches(),
+        };
+        self.replays = replays;
+        launched?;
+        let (width, n) = (self.plan.bufs[output.0].0, self.n_rows(output, batch));
+        self.out.resize(n * width, 0.0);
+        self.bufs[output.0].read_floats(&mut self.out)?;
+        if n == 0 {
+            self.device.wait()?;
+        }
+        Ok(self.out.chunks_exact(width).collect())
+    }
+
+    fn n_rows(&self, buf: BufId, batch: &Batch<'_>) -> usize {
+        match self.plan.bufs[buf.0].1 {
+            Rows::Tokens => batch.tokens.len(),
+            Rows::Outputs => batch.outputs.len(),
+        }
+    }
+
+    /// The rows of a buffer, one behind the other.
+    fn shape(&self, buf: BufId, batch: &Batch<'_>) -> RowShape {
+        let width = self.plan.bufs[buf.0].0;
+        RowShape { n_rows: self.n_rows(buf, batch), width, stride: width }
+    }
+
+    fn step(&self, step: Step, batch: &Batch<'_>, sent: &Prepared) -> Result<(), CudaError> {
+        let of = match step {
+            Step::Stage { x } => x,
+            Step::MatMul { out, .. } => out,
+            Step::Op(op) => writes(&op),
+        };
+        let shape = self.shape(of, batch);
+        if shape.n_rows == 0 {
+            return Ok(());
+        }
+        let inputs = |n_cols: usize| {
+            let found = self.inputs.iter().find(|inputs| inputs.n_cols() == n_cols);
+            found.expect("there is room for the input of every product of the plan")
+        };
+        match step {
+            Step::MatMul { weight, bias, out, adds } => {
+                let w = self.weights.matrix(weight);
+                let bias = bias.map(|id| self.weights.vector(id));
+                let to = (&self.bufs[out.0], shape.stride, adds);
+                self.gemv.multiply(w, inputs(w.n_cols), bias, to, shape.n_rows)
+            }
+            Step::Stage { x } => {
+                let x = &self.bufs[x.0];
+                self.gemv.stage(x, shape.stride, shape.n_rows, inputs(shape.width))
+            }
+            Step::Op(op) => self.op(op, batch, sent),
+        }
+    }
+
+    fn op(&self, op: Op, batch: &Batch<'_>, sent: &Prepared) -> Result<(), CudaError> {
+        let buf = |id: BufId| &self.bufs[id.0];
+        let vector = |id| self.weights.vector(id);
+        let shape = |id: BufId| self.shape(id, batch);
+        match op {
+            Op::Attention { q, k, v, out, spec } => self.attend((q, k, v), out, spec, batch, sent),
+            Op::Norm { x, out, norm } => {
+                let of = NormShape { kind: norm.kind, eps: norm.eps, width: norm.width };
+                let weights = (vector(norm.weight), norm.bias.map(vector));
+                self.rows.norm(shape(x), of, (buf(x), buf(out)), weights)
+            }
+            Op::Rope { x, rope, head_dim } => {
+                let spec = &self.plan.ropes[rope.0];
+                let angles = (&sent.angles[rope.0], spec.inv_freq.len());
+                self.rows.rope(shape(x), buf(x), spec.style, angles, head_dim)
+            }
+            Op::Glu { gate, up, activation } => {
+                self.rows.glu(shape(gate), activation, (buf(gate), buf(up)))
+            }
+            Op::Act { x, activation } => self.rows.act(shape(x), activation, buf(x)),
+            Op::Add { x, y } => self.rows.add(shape(x), buf(x), 1.0, Some(buf(y))),
+            Op::Scale { x, factor } => self.rows.add(shape(x), buf(x), factor, None),
+            Op::SelectOutputs { x, out } => {
+                let from = (buf(x), batch.tokens.len());
+                self.rows.select(shape(out), from, buf(out), (&sent.outputs, batch.outputs))
+            }
+            Op::Embed { .. } | Op::AddPosition { .. } | Op::AddRow { .. } | Op::MatMul { .. } => {
+                unreachable!("`Steps::compile` leaves none of them")
+            }
+        }
+    }
+
+    fn attend(
+        &self,
+        (q, k, v): (BufId, BufId, BufId),
+        out: BufId,
+        spec: AttentionSpec,
+        batch: &Batch<'_>,
+        sent: &Prepared,
+    ) -> Result<(), CudaError> {
+        let shape = attention_shape(&spec, self.kv.n_page());
+        let of: &AttentionBatch = sent.attention(&spec);
+        let stride = |id: BufId| self.shape(id, batch).stride;
+        let buf = |id: BufId| &self.bufs[id.0];
+        let cache = self.kv.layer(spec.layer_idx);
+        self.attention.append(of, shape, (buf(k), buf(v), stride(k)), cache)?;
+        self.attention.attend(of, shape, (buf(q), buf(out), stride(q)), cache)
+    }
+}
+
+fn attention_shape(spec: &AttentionSpec, n_page: usize) -> AttentionShape {
+    let AttentionSpec { n_head, n_kv_head, head_dim, scale, .. } = *spec;
+    AttentionShape { n_head, n_kv_head, head_dim, n_page, scale }
+}
+
+/// The attention of a plan with the most heads; all have the same width.
+fn largest_attention(plan: &Plan, n_page: usize) -> AttentionShape {
+    let specs = plan.ops.iter().filter_map(|op| match op {
+        Op::Attention { spec, .. } => Some(attention_shape(spec, n_page)),
+        _ => None,
+    });
+    let Plan { n_kv_head, head_dim, .. } = *plan;
+    let none = AttentionShape { n_head: n_kv_head, n_kv_head, head_dim, n_page, scale: 1.0 };
+    specs.max_by_key(|shape| shape.n_head).unwrap_or(none)
+}
+
+fn attention_tokens(config: &CudaConfig) -> usize {
+    config.n_batch.min(DEVICE_ATTENTION_TOKENS)
+}
+
+/// Bytes of each buffer; the one that rows are sent to is a piece of what is sent.
+fn buf_sizes(plan: &Plan, config: &CudaConfig) -> impl Iterator<Item = usize> + Clone {
+    let sent = host_buf(plan);
+    plan.bufs.iter().enumerate().map(move |(i, &(width, rows))| {
+        let n_rows = match rows {
+            _ if sent == Some(BufId(i)) => 0,
+            Rows::Tokens => config.n_batch,
+            Rows::Outputs => config.n_outputs,
+        };
+        (4 * width * n_rows).next_multiple_of(BUF_ALIGNMENT)
+    })
+}
+
+/// Where buffers begin: whole lines of the device's cache.
+const BUF_ALIGNMENT: usize = 128;
+
+/// Lengths of the inputs that are multiplied.
+fn input_lens(plan: &Plan) -> Vec<usize> {
+    let mut lens: Vec<usize> = plan
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::MatMul { weight, .. } => Some(plan.weights[weight.0].n_cols),
+            _ => None,
+        })
+        .collect();
+    lens.sort_unstable();
+    lens.dedup();
+    lens
+}
+
+fn input_bytes(plan: &Plan, config: &CudaConfig) -> usize {
+    let n_max = config.n_batch.max(config.n_outputs);
+    input_lens(plan).into_iter().map(|n| Inputs::n_bytes(n, n_max)).max().unwrap_or(0)
+}
+
+/// The plan's buffers, and room for staged inputs.
+fn scratch(
+    device: &Device,
+    plan: &Plan,
+    config: &CudaConfig,
+) -> Result<(Vec<Buffer>, Vec<Inputs>), CudaError> {
+    let sizes = buf_sizes(plan, config);
+    let memory = device.allocate("buffers", sizes.clone().sum())?;
+    let mut at = 0;
+    let bufs = sizes.map(|n| {
+        at += n;
+        memory.part(at - n, n)
+    });
+    let staged = device.allocate("staged inputs", input_bytes(plan, config))?;
+    let n_max = config.n_batch.max(config.n_outputs);
+    let inputs = input_lens(plan).into_iter().map(|n| Inputs::within(&staged, n, n_max));
+    Ok((bufs.collect(), inputs.collect()))
+}

@@ -1,0 +1,269 @@
+//! Each kernel's smallest cases, before a model is trusted to them.
+//!
+//! The driver compiles the kernels for the device at hand, so what was proven on a simulator may
+//! still be wrong here: a compiler, a device, a loose wire. The cases are a few dozen launches;
+//! each result is held to float64 on the host, and the first kernel that fails is named.
+
+use super::CudaError;
+use super::driver::{Buffer, Device};
+use super::launch::{
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape,
+    RowKernels, RowShape, TokenSpan,
+};
+use super::strips::{STRIP_ROWS, pack_strip, strip_bytes};
+use super::upload::Upload;
+use crate::inference::backend::cases::{activations, weights};
+use crate::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
+use crate::inference::quant::{TensorType, dequantize};
+
+/// The largest error of a product, as a share of the root of the sum of its terms' squares: inputs
+/// are halves, and so are sums of 8 codes (docs/cuda.md has what is usual).
+const PRODUCT_ERROR_MAX: f64 = 1.5e-2;
+/// The largest error of what is computed in f32, as a share of the largest result.
+const FLOAT_ERROR_MAX: f64 = 1e-4;
+
+const N_ROWS: usize = 3;
+const WIDTH: usize = 160;
+
+/// Runs the cases of the kernels that a model with matrices of `types` uses.
+///
+/// # Errors
+/// [`CudaError::SelfTest`] names the kernel; other errors are the driver's.
+pub fn run(
+    device: &Device,
+    (gemv, rows, attention): (&GemvKernels, &RowKernels, &AttentionKernels),
+    types: &[TensorType],
+    shape: AttentionShape,
+) -> Result<(), CudaError> {
+    for &ty in types {
+        for n in [1, 2, 4, 8] {
+            product(device, gemv, ty, n)?;
+        }
+    }
+    norms(device, rows)?;
+    by_value(device, rows)?;
+    turns(device, rows)?;
+    choices(device, rows)?;
+    attend(device, attention, shape.head_dim)
+}
+
+fn send(device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let buffer = device.allocate("the self-test", bytes.len())?;
+    buffer.write(&bytes)?;
+    Ok(buffer)
+}
+
+fn failed(kernel: impl Into<String>, reason: String) -> CudaError {
+    CudaError::SelfTest { kernel: kernel.into(), reason }
+}
+
+/// Compares what a buffer begins with.
+fn expect(kernel: &str, buffer: &Buffer, expected: &[f64]) -> Result<(), CudaError> {
+    let mut got = vec![0f32; expected.len()];
+    buffer.read_floats(&mut got)?;
+    let size = expected.iter().fold(1e-30, |m: f64, y| m.max(y.abs()));
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs() / size;
+        // A NaN is not below anything.
+        if !matches!(error.partial_cmp(&FLOAT_ERROR_MAX), Some(std::cmp::Ordering::Less)) {
+            return Err(failed(kernel, format!("value {i} is {got} and not {expected}")));
+        }
+    }
+    Ok(())
+}
+
+fn product(
+    device: &Device,
+    kernels: &GemvKernels,
+    ty: TensorType,
+    n: usize,
+) -> Result<(), CudaError> {
+    // More rows than a strip, and more columns than a group.
+    let (n_rows, n_cols) = (STRIP_ROWS + 1, 288usize.next_multiple_of(ty.row_unit()));
+    let rows = weights(ty, n_rows, n_cols, 1);
+    let row_bytes = rows.len() / n_rows;
+    let strip_bytes = strip_bytes(ty, n_cols);
+    let mut strips = vec![0; n_rows.div_ceil(STRIP_ROWS) * strip_bytes];
+    let packed = strips.chunks_exact_mut(strip_bytes);
+    for (rows, strip) in rows.chunks(STRIP_ROWS * row_bytes).zip(packed) {
+        pack_strip(ty, rows, n_cols, strip);
+    }
+    let buffer = device.allocate("the self-test", strips.len())?;
+    buffer.write(&strips)?;
+    let matrix = Matrix { ty, n_rows, n_cols, strips: buffer };
+    let x = activations(n, n_cols, n_cols, 2);
+    let inputs = Inputs::new(device, n_cols, n)?;
+    kernels.stage(&send(device, &x)?, n_cols, n, &inputs)?;
+    let y = send(device, &vec![0.0; n * n_rows])?;
+    kernels.multiply(&matrix, &inputs, None, (&y, n_rows, false), n)?;
+    let mut got = vec![0f32; n * n_rows];
+    y.read_floats(&mut got)?;
+    let mut row = vec![0f32; n_cols];
+    for (r, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+        dequantize(ty, bytes, &mut row);
+        for (c, x) in x.chunks_exact(n_cols).enumerate() {
+            let terms = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let (sum, squares) = terms.fold((0.0, 0.0), |(s, q), t| (s + t, q + t * t));
+            let error = (f64::from(got[c * n_rows + r]) - sum).abs() / squares.sqrt().max(1e-30);
+            if !matches!(error.partial_cmp(&PRODUCT_ERROR_MAX), Some(std::cmp::Ordering::Less)) {
+                let reason = format!("row {r} is {} and not {sum}", got[c * n_rows + r]);
+                return Err(failed(format!("product of {ty} with {n} columns"), reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn shape() -> RowShape {
+    RowShape { n_rows: N_ROWS, width: WIDTH, stride: WIDTH }
+}
+
+fn rows_of(seed: u64) -> Vec<f32> {
+    activations(N_ROWS, WIDTH, WIDTH, seed)
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn norms(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+    let (x, weight) = (rows_of(3), activations(1, WIDTH, WIDTH, 4));
+    let on_device = (send(device, &x)?, send(device, &weight)?);
+    for (kind, name) in [(NormKind::Rms, "rms_norm_f32"), (NormKind::Layer, "layer_norm_f32")] {
+        let norm = NormShape { kind, eps: 1e-5, width: WIDTH };
+        let out = send(device, &vec![0.0; x.len()])?;
+        kernels.norm(shape(), norm, (&on_device.0, &out), (&on_device.1, None))?;
+        let mut expected = wide(&x);
+        for row in expected.chunks_exact_mut(WIDTH) {
+            let n = WIDTH as f64;
+            let is_layer = kind == NormKind::Layer;
+            let mean = if is_layer { row.iter().sum::<f64>() / n } else { 0.0 };
+            let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+            let scaled = row.iter_mut().zip(&weight);
+            scaled.for_each(|(x, w)| {
+                *x = (*x - mean) / (variance + 1e-5).sqrt() * f64::from(*w);
+            });
+        }
+        expect(name, &out, &expected)?;
+    }
+    Ok(())
+}
+
+fn by_value(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+    let (x, y) = (rows_of(5), rows_of(6));
+    let b = send(device, &y)?;
+    let pairs = || wide(&x).into_iter().zip(wide(&y));
+    for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
+        let act = |x: f64| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Gelu => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Activation::Tanh => x.tanh(),
+        };
+        let a = send(device, &x)?;
+        kernels.glu(shape(), activation, (&a, &b))?;
+        expect("glu_f32", &a, &pairs().map(|(x, y)| act(x) * y).collect::<Vec<_>>())?;
+        let a = send(device, &x)?;
+        kernels.act(shape(), activation, &a)?;
+        expect("act_f32", &a, &wide(&x).into_iter().map(act).collect::<Vec<_>>())?;
+    }
+    let a = send(device, &x)?;
+    kernels.add(shape(), &a, 0.5, Some(&b))?;
+    expect("add_f32", &a, &pairs().map(|(x, y)| 0.5 * x + y).collect::<Vec<_>>())
+}
+
+fn turns(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+    let (head_dim, n_pair, x) = (WIDTH / 2, 32, rows_of(7));
+    let angle = |i: usize| (i as f64 * 0.3).sin_cos();
+    let pairs = (0..N_ROWS * n_pair).flat_map(|i| [angle(i).1 as f32, angle(i).0 as f32]);
+    let angles = send(device, &pairs.collect::<Vec<_>>())?;
+    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
+        let buffer = send(device, &x)?;
+        kernels.rope(shape(), &buffer, style, (&angles, n_pair), head_dim)?;
+        let mut expected = wide(&x);
+        for (t, row) in expected.chunks_exact_mut(WIDTH).enumerate() {
+            for head in row.chunks_exact_mut(head_dim) {
+                for i in 0..n_pair {
+                    let (a, b) = match style {
+                        RopeStyle::Pairs => (2 * i, 2 * i + 1),
+                        RopeStyle::Halves => (i, i + n_pair),
+                    };
+                    let (sin, cos) = angle(t * n_pair + i);
+                    let (x, y) = (head[a], head[b]);
+                    (head[a], head[b]) = (x * cos - y * sin, x * sin + y * cos);
+                }
+            }
+        }
+        expect("rope_f32", &buffer, &expected)?;
+    }
+    Ok(())
+}
+
+/// Rows that are chosen, and the largest of each.
+fn choices(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+    let x = rows_of(8);
+    let on_device = send(device, &x)?;
+    let index = device.allocate("the self-test", 8)?;
+    index.write(&[2, 0, 0, 0, 0, 0, 0, 0])?;
+    let out = send(device, &[0.0; 2 * WIDTH])?;
+    let two = RowShape { n_rows: 2, ..shape() };
+    kernels.select(two, (&on_device, N_ROWS), &out, (&index, &[2, 0]))?;
+    let chosen = [&x[2 * WIDTH..], &x[..WIDTH]].concat();
+    expect("select_f32", &out, &wide(&chosen))?;
+    let best = device.allocate("the self-test", 8 * N_ROWS)?;
+    kernels.argmax(shape(), &on_device, &best)?;
+    let mut pairs = [0f32; 2 * N_ROWS];
+    best.read_floats(&mut pairs)?;
+    for (row, pair) in x.chunks_exact(WIDTH).zip(pairs.chunks_exact(2)) {
+        let first = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
+        let (expected, got) = ((0..WIDTH).fold(0, first), pair[1].to_bits() as usize);
+        if got != expected {
+            return Err(failed("argmax_f32", format!("the largest is {expected} and not {got}")));
+        }
+    }
+    Ok(())
+}
+
+/// One token that sees two pages in turned order, its own key among them.
+fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Result<(), CudaError> {
+    let (n_head, n_kv_head, n_page, n_pos) = (2, 1, 2, PAGE_LEN + 5);
+    let shape = AttentionShape { n_head, n_kv_head, head_dim, n_page, scale: 0.5 };
+    let pages = [1u32, 0];
+    let place = |pos: usize| pages[pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
+    let [q, k, v] = [(9, 2), (10, n_pos), (11, n_pos)]
+        .map(|(seed, n)| activations(n, head_dim, head_dim, seed))
+        .map(|x| x.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>());
+    let caches = [&k, &v].map(|_| device.allocate("the self-test", shape.cache_bytes()));
+    let [keys, values] = caches;
+    let (keys, values) = (keys?, values?);
+    let mut upload = Upload::new(device, 2048)?;
+    let on_device = upload.put(pages);
+    let span = |pos: usize| TokenSpan { pages_start: 0, start: 0, end: pos + 1, slot: place(pos) };
+    let all = (0..n_pos).map(span).collect();
+    let all = AttentionBatch::new(all, (&pages, &on_device), &mut upload);
+    let last = AttentionBatch::new(vec![span(n_pos - 1)], (&pages, &on_device), &mut upload);
+    upload.send()?;
+    let rows = (&send(device, &k)?, &send(device, &v)?, head_dim);
+    kernels.append(&all, shape, rows, (&keys, &values))?;
+    let out = send(device, &vec![0.0; n_head * head_dim])?;
+    let query = send(device, &q)?;
+    kernels.attend(&last, shape, (&query, &out, n_head * head_dim), (&keys, &values))?;
+    let stored =
+        |x: &[f32]| -> Vec<f64> { x.iter().map(|x| half::f16::from_f32(*x).to_f64()).collect() };
+    let (k, v) = (stored(&k), stored(&v));
+    let mut expected = Vec::new();
+    for query in q.chunks_exact(head_dim) {
+        let dot = |key: &[f64]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum::<f64>();
+        let scores: Vec<f64> = k.chunks_exact(head_dim).map(|key| 0.5 * dot(key)).collect();
+        let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+        let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+        expected.extend((0..head_dim).map(|i| {
+            let weighted = scores.iter().zip(v.chunks_exact(head_dim));
+            weighted.map(|(s, v)| (s - top).exp() / total * v[i]).sum::<f64>()
+        }));
+    }
+    expect("attn_f16", &out, &expected)
+}

@@ -1,0 +1,188 @@
+//! A plan as the device runs it: what the host prepares, and the launches in their order.
+//!
+//! ```text
+//! Embed, Scale, AddRow, AddPosition      at the beginning: the host makes these rows and sends them
+//! MatMul                              -> Stage, where its input is not staged yet; then the product
+//! MatMul y; Add x += y                -> the product added to x, where nothing else reads y
+//! anything else                       -> as it is
+//! ```
+
+use super::CudaError;
+use crate::inference::backend::{BufId, Op, Plan, WeightId};
+
+/// What the device does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// Brings the rows of a buffer into the form that is multiplied.
+    Stage {
+        /// The rows.
+        x: BufId,
+    },
+    /// `out (+)= weight . what was staged last + bias`
+    MatMul {
+        /// The matrix.
+        weight: WeightId,
+        /// Added to each row.
+        bias: Option<WeightId>,
+        /// The result.
+        out: BufId,
+        /// Whether it is added to what `out` holds.
+        adds: bool,
+    },
+    /// An operation of the plan, other than a product.
+    Op(Op),
+}
+
+/// A plan, compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Steps {
+    /// What the host does to each row, and the buffer that the rows go to.
+    pub host: (Vec<Op>, BufId),
+    /// What the device does.
+    pub steps: Vec<Step>,
+    /// How many steps lead to the embeddings.
+    pub n_embedding: usize,
+}
+
+impl Steps {
+    /// Compiles a plan.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] if rows are looked up anywhere but at its beginning.
+    pub fn compile(plan: &Plan) -> Result<Steps, CudaError> {
+        let what = "a plan that looks rows up in its middle";
+        let unsupported = || CudaError::Unsupported { what: what.to_owned() };
+        let ops = &plan.ops;
+        let Some(rows) = host_buf(plan) else { return Err(unsupported()) };
+        let is_host = |op: &&Op| match **op {
+            Op::Embed { out, .. } => out == rows,
+            Op::Scale { x, .. } | Op::AddRow { x, .. } | Op::AddPosition { x, .. } => x == rows,
+            _ => false,
+        };
+        let n_host = ops.iter().take_while(is_host).count();
+        let (mut steps, mut staged, mut n_embedding) = (Vec::new(), None, 0);
+        let mut at = n_host;
+        while at < ops.len() {
+            if at == plan.embedding.0 {
+                n_embedding = steps.len();
+            }
+            at += 1;
+            let mut written = writes(&ops[at - 1]);
+            match ops[at - 1] {
+                Op::Embed { .. } | Op::AddRow { .. } | Op::AddPosition { .. } => {
+                    return Err(unsupported());
+                }
+                Op::MatMul { x, weight, bias, out } => {
+                    if staged != Some(x) {
+                        steps.push(Step::Stage { x });
+                        staged = Some(x);
+                    }
+                    let sum = sum_of(plan, at, out);
+                    steps.push(Step::MatMul {
+                        weight,
+                        bias,
+                        out: sum.unwrap_or(out),
+                        adds: sum.is_some(),
+                    });
+                    at += usize::from(sum.is_some());
+                    written = sum.unwrap_or(out);
+                }
+                op => steps.push(Step::Op(op)),
+            }
+            staged = staged.filter(|&x| x != written);
+        }
+        if plan.embedding.0 >= ops.len() {
+            n_embedding = steps.len();
+        }
+        Ok(Steps { host: (ops[..n_host].to_vec(), rows), steps, n_embedding })
+    }
+}
+
+/// The buffer that the operation after a product adds `y` to, if that is all that becomes of `y`.
+fn sum_of(plan: &Plan, at: usize, y: BufId) -> Option<BufId> {
+    let Some(&Op::Add { x, y: added }) = plan.ops.get(at) else { return None };
+    let is_kept = plan.output == y || plan.embedding.1 == y || plan.embedding.0 == at;
+    let later = &plan.ops[at + 1..];
+    let next = later.iter().find(|op| reads(op).contains(&Some(y)) || writes(op) == y);
+    let is_read = next.is_some_and(|op| reads(op).contains(&Some(y)));
+    (added == y && x != y && !is_kept && !is_read).then_some(x)
+}
+
+/// The buffers whose values an operation depends on.
+fn reads(op: &Op) -> [Option<BufId>; 3] {
+    match *op {
+        Op::Embed { .. } => [None; 3],
+        Op::AddPosition { x, .. } | Op::AddRow { x, .. } => [Some(x), None, None],
+        Op::Norm { x, .. } | Op::MatMul { x, .. } | Op::Rope { x, .. } => [Some(x), None, None],
+        Op::Act { x, .. } | Op::Scale { x, .. } => [Some(x), None, None],
+        Op::SelectOutputs { x, .. } => [Some(x), None, None],
+        Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
+        Op::Glu { gate, up, .. } => [Some(gate), Some(up), None],
+        Op::Add { x, y } => [Some(x), Some(y), None],
+    }
+}
+
+/// The buffer whose rows the host makes.
+pub fn host_buf(plan: &Plan) -> Option<BufId> {
+    match plan.ops.first() {
+        Some(&Op::Embed { out, .. }) => Some(out),
+        _ => None,
+    }
+}
+
+/// The buffer that an operation writes.
+pub fn writes(op: &Op) -> BufId {
+    match *op {
+        Op::Embed { out, .. } | Op::Norm { out, .. } | Op::MatMul { out, .. } => out,
+        Op::Attention { out, .. } | Op::SelectOutputs { out, .. } => out,
+        Op::AddPosition { x, .. } | Op::AddRow { x, .. } | Op::Rope { x, .. } => x,
+        Op::Act { x, .. } | Op::Add { x, .. } | Op::Scale { x, .. } => x,
+        Op::Glu { gate, .. } => gate,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::backend::{PlanBuilder, Rows};
+
+    /// `x` is multiplied twice, and the second product added to it.
+    fn plan(reads_product_later: bool) -> Plan {
+        let mut b = PlanBuilder::new(8, 0, 1, 2);
+        let [x, y, z] = [(); 3].map(|()| b.buf(4, Rows::Tokens));
+        let w: Vec<WeightId> = (0..3).map(|i| b.matrix(format!("w{i}"), 4, 4)).collect();
+        b.op(Op::Embed { table: w[0], out: x });
+        b.op(Op::Scale { x, factor: 2.0 });
+        b.op(Op::MatMul { x, weight: w[1], bias: None, out: z });
+        b.op(Op::MatMul { x, weight: w[2], bias: None, out: y });
+        b.op(Op::Add { x, y });
+        if reads_product_later {
+            b.op(Op::Add { x: z, y });
+        }
+        b.op(Op::MatMul { x, weight: w[1], bias: None, out: z });
+        b.embedding(z);
+        b.finish(z)
+    }
+
+    #[test]
+    fn an_input_is_staged_once_and_a_product_is_added_where_nothing_else_reads_it() {
+        let (x, y, z) = (BufId(0), BufId(1), BufId(2));
+        let product = |i, out, adds| Step::MatMul { weight: WeightId(i), bias: None, out, adds };
+        let fused = Steps::compile(&plan(false)).expect("it begins with rows");
+        assert_eq!(fused.host.0.len(), 2);
+        let tail = [Step::Stage { x }, product(1, z, false)];
+        let head = [Step::Stage { x }, product(1, z, false)];
+        assert_eq!(fused.steps, [&head[..], &[product(2, x, true)], &tail].concat());
+        assert_eq!(fused.n_embedding, fused.steps.len());
+        let plain = Steps::compile(&plan(true)).expect("it begins with rows");
+        let sums = [Op::Add { x, y }, Op::Add { x: z, y }].map(Step::Op);
+        assert_eq!(plain.steps, [&head[..], &[product(2, y, false)], &sums, &tail].concat());
+    }
+
+    #[test]
+    fn rows_that_are_looked_up_in_the_middle_are_refused() {
+        let mut late = plan(false);
+        late.ops.push(Op::AddRow { x: BufId(2), row: WeightId(0) });
+        assert!(matches!(Steps::compile(&late), Err(CudaError::Unsupported { .. })));
+    }
+}

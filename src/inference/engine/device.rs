@@ -1,0 +1,295 @@
+//! Where a model runs: on the CPU, or on a GPU that is there and can.
+//!
+//! ```text
+//! cpu        the CPU
+//! cuda:N     that GPU, or an error
+//! auto       the first GPU; else the CPU, and why: a machine without a driver is as it should be,
+//!            a GPU that is there and cannot be used is a warning
+//! ```
+//!
+//! Everything is decided before weights are read: the driver, the device, whether there are kernels
+//! for the model, whether each passes its self-test, and the memory. A draft model runs where its
+//! model does.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::memory::{Prepared, PreparedDraft};
+use super::runner::Runner;
+use super::{InferenceError, LoadOptions, MemoryPlan};
+use crate::inference::backend::BackendError;
+use crate::inference::backend::cpu::{CpuBackend, KvType};
+use crate::inference::backend::cuda::{CudaBackend, CudaConfig, CudaError, Device, LIBRARY};
+use crate::inference::gguf::Gguf;
+
+/// The device that was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if it can, else the CPU.
+    Auto,
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The GPU of this number.
+    Cuda(u32),
+}
+
+impl DeviceChoice {
+    /// The choice called `name`: `auto`, `cpu`, `cuda` or `cuda:1`; llama.cpp's `none` and `CUDA1`
+    /// are understood.
+    pub fn from_name(name: &str) -> Option<DeviceChoice> {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
+            "auto" => Some(DeviceChoice::Auto),
+            "cpu" | "none" => Some(DeviceChoice::Cpu),
+            "cuda" => Some(DeviceChoice::Cuda(0)),
+            _ => {
+                let number = name.strip_prefix("cuda")?;
+                let number = number.strip_prefix(':').unwrap_or(number);
+                let is_number = number.bytes().all(|b| b.is_ascii_digit());
+                number.parse().ok().filter(|_| is_number).map(DeviceChoice::Cuda)
+            }
+        }
+    }
+}
+
+/// Where a model runs, and why there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// `cpu`, or `cuda:0`.
+    pub name: String,
+    /// Why.
+    pub why: String,
+    /// Whether there is a GPU that could not be used.
+    pub is_fallback: bool,
+}
+
+impl DeviceReport {
+    /// The CPU, which was asked for.
+    pub(super) fn cpu() -> DeviceReport {
+        let why = "as configured".to_owned();
+        DeviceReport { name: "cpu".to_owned(), why, is_fallback: false }
+    }
+
+    /// The CPU, because of what a GPU answered.
+    fn instead(error: &InferenceError) -> DeviceReport {
+        let has_driver = !matches!(error, InferenceError::Backend(e) if e.is_no_driver());
+        let why = match has_driver {
+            true => format!("the GPU cannot be used: {error}"),
+            false => "there is no CUDA driver".to_owned(),
+        };
+        DeviceReport { name: "cpu".to_owned(), why, is_fallback: has_driver }
+    }
+}
+
+/// What a GPU has room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GpuRoom {
+    /// Bytes that can be had.
+    pub free_bytes: u64,
+    /// Whether they are the machine's own.
+    pub is_shared: bool,
+}
+
+/// A model in its place.
+pub(super) struct Placed {
+    pub runner: Box<dyn Runner>,
+    /// What runs the draft model.
+    pub draft: Option<Box<dyn Runner>>,
+    /// What computes.
+    pub backend_name: String,
+    pub memory: MemoryPlan,
+    pub report: DeviceReport,
+}
+
+/// The name and driver of the GPU that the options would use.
+///
+/// # Errors
+/// Why there is none, or none that can be used.
+pub fn find_gpu(options: &LoadOptions) -> Result<String, BackendError> {
+    Ok(open(options)?.info().to_string())
+}
+
+fn ordinal(options: &LoadOptions) -> u32 {
+    match options.device {
+        DeviceChoice::Cuda(n) => n,
+        DeviceChoice::Auto | DeviceChoice::Cpu => 0,
+    }
+}
+
+fn open(options: &LoadOptions) -> Result<Device, BackendError> {
+    let library = options.cuda_library.as_deref().unwrap_or(Path::new(LIBRARY));
+    let device = Device::shared(library, ordinal(options))?;
+    device.info().check()?;
+    Ok(match &options.cuda_images {
+        Some(dir) => device.with_images(dir),
+        None => device,
+    })
+}
+
+impl GpuRoom {
+    /// What is free on a device; of one that shares the machine's memory, page cache is not free to
+    /// its driver but can be had, so that the machine's own count says more.
+    fn of(device: &Device, available_bytes: u64) -> Result<GpuRoom, BackendError> {
+        let (free, total) = device.memory()?;
+        let is_shared = device.info().is_integrated;
+        let free_bytes = if is_shared { available_bytes.min(total as u64) } else { free as u64 };
+        Ok(GpuRoom { free_bytes, is_shared })
+    }
+}
+
+impl Prepared {
+    /// Brings the model to where the options say.
+    ///
+    /// # Errors
+    /// If it cannot run there; with [`DeviceChoice::Auto`], if it cannot run on the CPU either.
+    pub fn place(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
+        let report = match options.device {
+            DeviceChoice::Cpu => DeviceReport::cpu(),
+            choice => match self.on_gpu(gguf, options) {
+                Ok(placed) => return Ok(placed),
+                Err(error) if choice == DeviceChoice::Auto => DeviceReport::instead(&error),
+                Err(error) => return Err(error),
+            },
+        };
+        let available_bytes = options.memory_max_bytes.unwrap_or(u64::MAX);
+        let memory = self.fit(gguf, available_bytes, None)?;
+        let plan = self.plan.clone();
+        let backend = CpuBackend::new(plan, Arc::clone(gguf), self.config.clone())?;
+        let draft = self.draft.as_ref().map(|draft| draft.on_cpu()).transpose()?;
+        let backend_name = backend.describe();
+        Ok(Placed { runner: Box::new(backend), draft, backend_name, memory, report })
+    }
+
+    fn on_gpu(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
+        let device = open(options)?;
+        let memory = self.fit_gpu(&device, gguf, options)?;
+        let draft = self.draft.as_ref().map(|draft| draft.on_gpu(&device)).transpose()?;
+        let config = self.cuda_config();
+        let backend = CudaBackend::new(&device, self.plan.clone(), Arc::clone(gguf), config)?;
+        let backend_name = backend.describe();
+        let why = match options.device {
+            DeviceChoice::Auto => "there is a GPU, and it can",
+            _ => "as configured",
+        };
+        let name = format!("cuda:{}", ordinal(options));
+        let report = DeviceReport { name, why: why.to_owned(), is_fallback: false };
+        Ok(Placed { runner: Box::new(backend), draft, backend_name, memory, report })
+    }
+
+    /// The memory plan where the options say that the model runs.
+    ///
+    /// # Errors
+    /// If it does not fit, or cannot run there.
+    pub fn plan_memory(
+        &self,
+        gguf: &Gguf,
+        options: &LoadOptions,
+        available_bytes: u64,
+    ) -> Result<MemoryPlan, InferenceError> {
+        if options.device != DeviceChoice::Cpu {
+            let options =
+                LoadOptions { memory_max_bytes: Some(available_bytes), ..options.clone() };
+            let device = open(&options);
+            let is_shared = device.as_ref().is_ok_and(|device| device.info().is_integrated);
+            let found = match device {
+                Ok(device) => self.fit_gpu(&device, gguf, &options),
+                Err(error) => Err(error.into()),
+            };
+            match found {
+                Ok(memory) => return Ok(memory),
+                Err(error) if options.device != DeviceChoice::Auto => return Err(error),
+                // The CPU would take the same memory.
+                Err(error @ InferenceError::Memory { .. }) if is_shared => return Err(error),
+                Err(_) => {}
+            }
+        }
+        self.fit(gguf, available_bytes, None)
+    }
+
+    /// The memory plan on a GPU.
+    fn fit_gpu(
+        &self,
+        device: &Device,
+        gguf: &Gguf,
+        options: &LoadOptions,
+    ) -> Result<MemoryPlan, InferenceError> {
+        self.check_gpu()?;
+        if !options.adapters.is_empty() {
+            return Err(unsupported("LoRA adapters").into());
+        }
+        if let Some(draft) = &self.draft {
+            draft.prepared.check_gpu().map_err(|error| draft.broken(error.into()))?;
+        }
+        let available_bytes = options.memory_max_bytes.unwrap_or(u64::MAX);
+        self.fit(gguf, available_bytes, Some(GpuRoom::of(device, available_bytes)?))
+    }
+
+    /// Refuses what no kernel is for.
+    fn check_gpu(&self) -> Result<(), BackendError> {
+        if self.config.kv_type != KvType::F16 {
+            let what = format!("keys and values of type {}", self.config.kv_type.name());
+            return Err(unsupported(&what));
+        }
+        Ok(CudaBackend::check(&self.plan, &self.cuda_config())?)
+    }
+
+    /// The configuration, as the GPU's backend has it.
+    pub fn cuda_config(&self) -> CudaConfig {
+        CudaConfig {
+            n_batch: self.config.n_batch,
+            n_outputs: self.config.n_outputs,
+            n_page: self.config.n_page,
+            n_threads: self.config.n_threads,
+        }
+    }
+}
+
+impl PreparedDraft {
+    fn on_cpu(&self) -> Result<Box<dyn Runner>, InferenceError> {
+        let Prepared { plan, config, .. } = &self.prepared;
+        let backend = CpuBackend::new(plan.clone(), Arc::clone(&self.gguf), config.clone());
+        Ok(Box::new(backend.map_err(|error| self.broken(error.into()))?))
+    }
+
+    fn on_gpu(&self, device: &Device) -> Result<Box<dyn Runner>, InferenceError> {
+        let (plan, config) = (self.prepared.plan.clone(), self.prepared.cuda_config());
+        let backend = CudaBackend::new(device, plan, Arc::clone(&self.gguf), config);
+        Ok(Box::new(backend.map_err(|error| self.broken(error.into()))?))
+    }
+
+    /// An error that is about the draft model.
+    pub fn broken(&self, source: InferenceError) -> InferenceError {
+        InferenceError::Draft { name: self.name.clone(), source: Box::new(source) }
+    }
+}
+
+fn unsupported(what: &str) -> BackendError {
+    CudaError::Unsupported { what: what.to_owned() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for (name, choice) in [
+            ("auto", Some(Auto)),
+            ("cpu", Some(Cpu)),
+            ("none", Some(Cpu)),
+            ("cuda", Some(Cuda(0))),
+            ("cuda:3", Some(Cuda(3))),
+            ("CUDA1", Some(Cuda(1))),
+            ("cuda:", None),
+            ("cuda:+1", None),
+            ("cuda:-1", None),
+            ("cuda:99999999999", None),
+            ("vulkan", None),
+            ("", None),
+        ] {
+            assert_eq!(DeviceChoice::from_name(name), choice, "{name}");
+        }
+    }
+}

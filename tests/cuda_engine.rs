@@ -1,0 +1,528 @@
+//! Whole models on the stand-in for libcuda: the tokens and nearly the logits of the CPU, the same
+//! bits however a text is cut, and an answer to everything that can be missing or fail.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device};
+use jetforge::inference::backend::{BackendError, Batch, PageIdx, Span};
+use jetforge::inference::gguf::Gguf;
+use jetforge::inference::model::{Hparams, plan};
+use jetforge::inference::quant::TensorType;
+use jetforge::inference::{
+    DeviceChoice, EncodeOptions, Engine, EngineOptions, Event, GenerateRequest, InferenceError,
+    LoadOptions, Model, ModelSource, Request, SamplerOptions, Target, convert,
+};
+
+use crate::cli::jetforge;
+use crate::support::recipe::Recipe;
+use crate::support::run::Run;
+use crate::support::stand_in;
+
+const PROMPT: &str = "write a quick sort example and print the sorted result";
+
+/// How far logits may be from the CPU's, as a share of their own root mean square: there inputs of
+/// products are rounded to 8 bits, here to halves, and each product adds a little of both. It is
+/// the CPU that is farther from exact arithmetic.
+const DISTANCE_MAX: f64 = 0.05;
+/// The same for models in F32, whose products the CPU does not round: what halves alone do.
+const DISTANCE_MAX_F32: f64 = 0.01;
+
+fn on_cuda(library: &Path) -> LoadOptions {
+    LoadOptions {
+        n_ctx: Some(128),
+        n_threads: Some(2),
+        device: DeviceChoice::Cuda(0),
+        cuda_library: Some(library.to_owned()),
+        ..LoadOptions::default()
+    }
+}
+
+fn on_cpu() -> LoadOptions {
+    LoadOptions { n_ctx: Some(128), n_threads: Some(2), ..LoadOptions::default() }
+}
+
+/// A recipe's model in a file.
+fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
+    let path = folder.join(format!("{case}-{ty}.gguf"));
+    std::fs::write(&path, Recipe::read(case).build(ty)).expect("the model is written");
+    ModelSource::File(path)
+}
+
+/// The root of the mean squared difference, as a share of the expected values' own.
+fn distance(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let far: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    let size: f64 = expected.iter().map(|x| square(*x)).sum();
+    (far / size).sqrt()
+}
+
+fn greedy(model: &mut Model, prompt: &str) -> Vec<u32> {
+    let encode = EncodeOptions { add_special: true, parse_special: false };
+    let prompt = model.tokenizer().encode(prompt, encode).expect("the prompt is text");
+    let request = GenerateRequest {
+        prompt,
+        n_predict: Some(16),
+        sampler: SamplerOptions::greedy(),
+        ..GenerateRequest::default()
+    };
+    let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
+    answer.expect("the model generates").tokens
+}
+
+#[test]
+fn the_default_model_writes_what_it_writes_on_the_cpu() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let mut cuda = Model::load(&ModelSource::Embedded, &on_cuda(&library)).expect("it loads");
+    let mut cpu = Model::load(&ModelSource::Embedded, &on_cpu()).expect("it loads");
+    assert_eq!(cuda.device().name, "cuda:0");
+    assert_eq!(cuda.backend_name(), "cuda (simulated sm_53, compute 5.3, CUDA 10.2)");
+    let expected = greedy(&mut cpu, PROMPT);
+    assert!(expected.len() > 8, "an answer worth comparing");
+    assert_eq!(greedy(&mut cuda, PROMPT), expected);
+    let tokens: Vec<u32> = (0..12).map(|i| 300 + i * 7).collect();
+    let logits = |model: &mut Model| model.logits(&tokens).expect("logits");
+    let far = distance(&logits(&mut cuda), &logits(&mut cpu));
+    println!("default model: {far:.1e} from the CPU");
+    assert!(far < DISTANCE_MAX, "{far:.1e}");
+}
+
+#[test]
+fn every_architecture_comes_close_to_the_cpu() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut worst = Vec::new();
+    for (case, ty) in [
+        ("llama", TensorType::F32),
+        ("llama-yarn", TensorType::Q8_0),
+        ("qwen2", TensorType::F32),
+        ("qwen3", TensorType::F32),
+        ("phi2", TensorType::F32),
+        ("stablelm-parallel", TensorType::F32),
+        ("starcoder2", TensorType::F32),
+        // Windows of attention, norms after the products.
+        ("gemma3", TensorType::F32),
+        ("llama", TensorType::Q4_K),
+        ("llama", TensorType::F16),
+    ] {
+        let source = write(folder.path(), case, ty);
+        let tokens = Recipe::read(case).tokens();
+        let logits = |options: &LoadOptions| {
+            let mut model = Model::load(&source, options).expect("it loads");
+            model.logits(&tokens).expect("logits")
+        };
+        let far = distance(&logits(&on_cuda(&library)), &logits(&on_cpu()));
+        worst.push(format!("{case} {ty}: {far:.1e}"));
+        let is_exact = matches!(ty, TensorType::F32 | TensorType::F16);
+        let most = if is_exact { DISTANCE_MAX_F32 } else { DISTANCE_MAX };
+        assert!(far < most, "{case} {ty}: {far:.1e}");
+    }
+    println!("{}", worst.join("\n"));
+}
+
+#[test]
+fn an_encoder_embeds_and_a_reranker_scores() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "bert", TensorType::F32);
+    let load = |source: &ModelSource, options: &LoadOptions| {
+        // As many positions as these learned.
+        let options = LoadOptions { n_ctx: Some(64), ..options.clone() };
+        Model::load(source, &options).expect("it loads")
+    };
+    let embed = |options: &LoadOptions| {
+        let mut model = load(&source, options);
+        model.embed("the quick brown fox", None).expect("a vector")
+    };
+    let far = distance(&embed(&on_cuda(&library)), &embed(&on_cpu()));
+    assert!(far < DISTANCE_MAX_F32, "{far:.1e}");
+    let source = write(folder.path(), "bert-rank", TensorType::F32);
+    let score = |options: &LoadOptions| {
+        let mut model = load(&source, options);
+        model.rerank("fox", "the quick brown fox").expect("a score")
+    };
+    let (cuda, cpu) = (score(&on_cuda(&library)), score(&on_cpu()));
+    assert!((cuda - cpu).abs() < 0.01 * cpu.abs().max(1.0), "{cuda} and {cpu}");
+}
+
+/// Panels of a native file become the strips that rows become.
+#[test]
+fn a_native_file_for_a_cpu_gives_the_same_bits() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (case, ty) in [("llama", TensorType::Q6_K), ("phi2", TensorType::N3)] {
+        let ModelSource::File(plain) = write(folder.path(), case, ty) else { unreachable!() };
+        let native = folder.path().join("native.gguf");
+        let gguf = Gguf::open(&plain).expect("the reader takes the file");
+        let bytes = convert(&gguf, Target::Avx2, Vec::new()).expect("the weights fit");
+        std::fs::write(&native, bytes).expect("the native file is written");
+        let tokens = Recipe::read(case).tokens();
+        let [plain, native] = [plain, native].map(|path| {
+            let source = ModelSource::File(path);
+            let mut model = Model::load(&source, &on_cuda(&library)).expect("it loads");
+            model.logits(&tokens).expect("logits")
+        });
+        assert!(plain == native, "{case} {ty}");
+    }
+}
+
+/// A backend by itself.
+fn backend(device: &Device, case: &str, ty: TensorType, n_page: usize) -> CudaBackend {
+    let gguf = Arc::new(Gguf::from_vec(Recipe::read(case).build(ty)).expect("a model"));
+    let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
+    let plan = plan(&gguf, &hparams).expect("the tensors are there");
+    let config = CudaConfig { n_batch: 80, n_outputs: 80, n_page, n_threads: 1 };
+    CudaBackend::new(device, plan, gguf, config).expect("the backend starts")
+}
+
+type Part<'a> = (&'a [PageIdx], usize, &'a [u32]);
+
+/// One forward pass; the logits' bits of every token.
+fn forward(backend: &mut CudaBackend, parts: &[Part<'_>]) -> Vec<Vec<u32>> {
+    let tokens: Vec<u32> = parts.iter().flat_map(|part| part.2).copied().collect();
+    let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+    let spans: Vec<Span<'_>> = parts
+        .iter()
+        .map(|&(pages, pos, tokens)| Span { pages, pos, n_tokens: tokens.len(), adapters: &[] })
+        .collect();
+    let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
+    let rows = backend.forward(&batch).expect("the batch keeps the rules");
+    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+#[test]
+fn the_same_tokens_give_the_same_bits_however_they_are_run() {
+    let Some((device, _dir)) = stand_in::device("") else { return };
+    let device = device.expect("the stand-in has a device");
+    for (case, ty) in [("llama", TensorType::Q4_0), ("gemma3", TensorType::Q5_K)] {
+        let known = Recipe::read(case).tokens();
+        let tokens: Vec<u32> = (0..75).map(|i| known[i * 5 % known.len()]).collect();
+        let mut backend = backend(&device, case, ty, 8);
+        let pages: [PageIdx; 3] = [4, 1, 6];
+        let expected = forward(&mut backend, &[(&pages, 0, &tokens)]);
+        for n in [32, 13, 1] {
+            let chunks = tokens.chunks(n).enumerate();
+            let got: Vec<_> =
+                chunks.flat_map(|(i, c)| forward(&mut backend, &[(&pages, i * n, c)])).collect();
+            assert!(got == expected, "{case} {ty}: steps of {n}");
+        }
+        let (ours, second) = ([6, 2, 4], [1, 5]);
+        let mut got = Vec::new();
+        for (i, chunk) in tokens.chunks(7).enumerate() {
+            let beside: [Part<'_>; 2] =
+                [(&second, 3 * i, &tokens[i..i + 3]), (&ours, 7 * i, chunk)];
+            got.extend(forward(&mut backend, &beside).drain(3..));
+        }
+        assert!(got == expected, "{case} {ty}: beside another");
+        let mut changed = tokens.clone();
+        changed[40] ^= 1;
+        let other = forward(&mut backend, &[(&pages, 0, &changed)]);
+        assert!(other[..40] == expected[..40] && other[40] != expected[40], "the canary");
+    }
+}
+
+#[test]
+fn pages_are_copied_read_and_written() {
+    let Some((device, _dir)) = stand_in::device("") else { return };
+    let device = device.expect("the stand-in has a device");
+    let tokens = Recipe::read("llama").tokens();
+    let tokens: Vec<u32> = (0..40).map(|i| tokens[i % tokens.len()]).collect();
+    let mut one = backend(&device, "llama", TensorType::F32, 6);
+    let expected = forward(&mut one, &[(&[0, 1], 0, &tokens)])[39].clone();
+    let last = |backend: &mut CudaBackend, pages: &[PageIdx]| {
+        forward(backend, &[(pages, 39, &tokens[39..])])[0].clone()
+    };
+    one.copy_page(0, 4).expect("both are there");
+    one.copy_page(1, 3).expect("both are there");
+    assert!(last(&mut one, &[4, 3]) == expected, "copied");
+    let mut bytes = vec![0; one.page_bytes()];
+    let mut other = backend(&device, "llama", TensorType::F32, 3);
+    for (from, to) in [(0, 2), (1, 0)] {
+        one.read_page(from, &mut bytes).expect("it is there");
+        other.write_page(to, &bytes).expect("it is there");
+    }
+    assert!(last(&mut other, &[2, 0]) == expected, "written elsewhere");
+    let refused = one.copy_page(0, 6).expect_err("there are six");
+    assert!(matches!(refused, BackendError::Page { page: 6, n_page: 6 }), "{refused}");
+    let refused = one.read_page(0, &mut bytes[1..]).expect_err("too short");
+    assert!(matches!(refused, BackendError::PageBytes { .. }), "{refused}");
+}
+
+#[test]
+fn sequences_beside_each_other_write_what_each_writes_alone() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "qwen2", TensorType::Q4_0);
+    let prompts = ["fn main() {", "the quick brown fox jumps over", "a b c"];
+    let answers = |n_parallel: usize| -> Vec<Vec<u32>> {
+        let options = LoadOptions { n_parallel: Some(n_parallel), ..on_cuda(&library) };
+        let model = Model::load(&source, &options).expect("it loads");
+        let encode = EncodeOptions { add_special: true, parse_special: false };
+        let prompts = prompts.map(|text| model.tokenizer().encode(text, encode).expect("text"));
+        let options = EngineOptions { n_parallel, ..EngineOptions::default() };
+        let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}")));
+        let engine = engine.expect("the engine starts");
+        let submit = |prompt: Vec<u32>| {
+            let mut request = Request { prompt, n_predict: Some(20), ..Request::default() };
+            (request.sampler.temp, request.ignore_eos) = (0.0, true);
+            engine.submit(request).expect("taken")
+        };
+        let mut streams = prompts.map(submit);
+        let answers = streams.iter_mut().map(|stream| {
+            let mut ids = Vec::new();
+            while let Some(event) = stream.recv() {
+                match event {
+                    Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|t| t.token)),
+                    Event::Failed(error) => panic!("{error}"),
+                    _ => {}
+                }
+            }
+            ids
+        });
+        answers.collect()
+    };
+    let together = answers(3);
+    assert!(together.iter().all(|answer| answer.len() == 20));
+    assert_eq!(together, answers(1));
+}
+
+/// Steps are recorded the second time that they look alike, and then started as one.
+#[test]
+fn recorded_launches_give_the_bits_of_launches_one_by_one() {
+    let texts = |conf: &str| {
+        let (device, _dir) = stand_in::device(conf)?;
+        let device = device.expect("the stand-in has a device");
+        let known = Recipe::read("gemma3").tokens();
+        let tokens: Vec<u32> = (0..40).map(|i| known[i * 5 % known.len()]).collect();
+        let mut backend = backend(&device, "gemma3", TensorType::Q4_0, 6);
+        let mut rows = Vec::new();
+        // One sequence, two, and the first again, at ever other positions and pages.
+        for (i, pair) in tokens.chunks(2).enumerate() {
+            rows.extend(forward(&mut backend, &[(&[3, 1], i, &pair[..1])]));
+            rows.extend(forward(
+                &mut backend,
+                &[(&[3, 1], i, &pair[..1]), (&[5, 0], i, &pair[1..])],
+            ));
+        }
+        Some(rows)
+    };
+    let Some(recorded) = texts("") else { return };
+    // The first recording fails: there is none, and nothing is missed.
+    for conf in ["fail cuStreamBeginCapture_v2 1 801", "fail cuStreamEndCapture 1 900"] {
+        assert!(texts(conf).expect("as before") == recorded, "{conf}");
+    }
+    let last = std::panic::catch_unwind(|| texts("fail cuGraphLaunch 7 719"));
+    assert!(last.is_err(), "the canary: what is recorded is started");
+}
+
+/// Calls of the driver that loading and running a model make.
+const CALLS: [&str; 14] = [
+    "cuInit",
+    "cuDeviceGetAttribute",
+    "cuCtxCreate_v2",
+    "cuStreamCreate",
+    "cuCtxSetCurrent",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuStreamSynchronize",
+    "cuModuleLoadDataEx",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
+    "cuGraphLaunch",
+];
+
+#[test]
+fn a_call_that_fails_is_named_and_what_follows_succeeds() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let tokens = &Recipe::read("llama").tokens()[..4];
+    let mut expected: Option<Vec<f32>> = None;
+    let mut n_at_load = 0;
+    let mut n_at_run = 0;
+    for call in CALLS {
+        // The first call, one of the self-test or of loading, and ever later ones.
+        for nth in [1, 25, 50, 150, 350] {
+            let code = if call == "cuMemAlloc_v2" { 2 } else { 719 };
+            let Some((library, _dir)) = stand_in::copy(&format!("fail {call} {nth} {code}")) else {
+                return;
+            };
+            let named = |error: String| {
+                let is_named = error.contains(call) || call == "cuModuleGetFunction";
+                let is_memory = call == "cuMemAlloc_v2" && error.contains("OUT_OF_MEMORY");
+                assert!(is_named || is_memory, "{call} {nth}: {error}");
+            };
+            let options = on_cuda(&library);
+            let mut model = match Model::load(&source, &options) {
+                Ok(model) => model,
+                Err(error) => {
+                    named(error.to_string());
+                    n_at_load += 1;
+                    Model::load(&source, &options).expect("the failure is over")
+                }
+            };
+            let results = [(); 3].map(|()| model.logits(tokens));
+            let failures: Vec<_> = results.iter().filter_map(|r| r.as_ref().err()).collect();
+            assert!(failures.len() <= 1, "{call} {nth}: {failures:?}");
+            n_at_run += failures.len();
+            failures.iter().for_each(|error| named(error.to_string()));
+            for logits in results.iter().flatten() {
+                let expected = expected.get_or_insert_with(|| logits.clone());
+                assert!(logits == expected, "{call} {nth}");
+            }
+        }
+    }
+    assert!(n_at_load >= 12 && n_at_run >= 2, "{n_at_load} failed while loading, {n_at_run} later");
+}
+
+#[test]
+fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    for kernel in [
+        "stage_f16",
+        "gemv_q4_0_f16_c1",
+        "gemv_q4_0_f16_c2",
+        "gemv_q4_0_f16_c4",
+        "gemv_q4_0_f16_c8",
+        "rms_norm_f32",
+        "layer_norm_f32",
+        "glu_f32",
+        "act_f32",
+        "add_f32",
+        "rope_f32",
+        "select_f32",
+        "argmax_f32",
+        "kv_append_f16",
+        "attn_f16",
+        "attn_join_f32",
+    ] {
+        let Some((library, _dir)) = stand_in::copy(&format!("skip {kernel}")) else { return };
+        let error = Model::load(&source, &on_cuda(&library)).err().expect("it is found");
+        let error = error.to_string();
+        assert!(error.contains("fails its self-test"), "{kernel}: {error}");
+        let options = LoadOptions { device: DeviceChoice::Auto, ..on_cuda(&library) };
+        let model = Model::load(&source, &options).expect("the CPU can");
+        let device = model.device();
+        assert!(device.name == "cpu" && device.is_fallback, "{kernel}");
+        assert!(device.why.contains(&error), "{kernel}: {}", device.why);
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_says_by_how_much() {
+    let conf = format!("memory {}\ndiscrete", 100 << 20);
+    let Some((library, _dir)) = stand_in::copy(&conf) else { return };
+    let load = |device| {
+        let options = LoadOptions { device, ..on_cuda(&library) };
+        Model::load(&ModelSource::Embedded, &options)
+    };
+    let error = load(DeviceChoice::Cuda(0)).err().expect("weights and reserve are more");
+    assert!(matches!(error, InferenceError::Memory { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("of the GPU, but 100 MiB are available"), "{text}");
+    let model = load(DeviceChoice::Auto).expect("the CPU has room");
+    assert!(model.device().is_fallback && model.device().why.contains(&text));
+    assert!(!model.memory_plan().is_on_gpu);
+    // A driver that has less than it said: the arithmetic is its own.
+    let Some((library, _dir)) = stand_in::copy("fail cuMemAlloc_v2 30 2") else { return };
+    let error = Model::load(&ModelSource::Embedded, &on_cuda(&library)).err().expect("refused");
+    assert!(error.is_out_of_memory() && error.to_string().contains("OUT_OF_MEMORY"), "{error}");
+}
+
+#[test]
+fn a_gpus_own_memory_is_not_counted_as_the_machines() {
+    let Some((library, _dir)) = stand_in::copy("discrete") else { return };
+    let options = LoadOptions { memory_max_bytes: Some(4 << 20), ..on_cuda(&library) };
+    let model = Model::load(&ModelSource::Embedded, &options).expect("the GPU has room");
+    let memory = model.memory_plan();
+    assert!(memory.is_on_gpu && memory.host_bytes() < memory.needed_bytes());
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let options = LoadOptions { memory_max_bytes: Some(4 << 20), ..on_cuda(&library) };
+    let error = Model::load(&ModelSource::Embedded, &options).err().expect("memory is shared");
+    assert!(matches!(error, InferenceError::Memory { .. }), "{error}");
+}
+
+#[test]
+fn without_a_gpu_the_cpu_computes_and_says_why() {
+    let load = |device, library: &str| {
+        let options = LoadOptions { device, ..on_cuda(Path::new(library)) };
+        Model::load(&ModelSource::Embedded, &options)
+    };
+    let absent = load(DeviceChoice::Auto, "/nowhere/libcuda.so.1").expect("the CPU can");
+    assert!(!absent.device().is_fallback && absent.device().why == "there is no CUDA driver");
+    let broken = load(DeviceChoice::Auto, "libm.so.6").expect("the CPU can");
+    assert!(broken.device().is_fallback && broken.device().why.contains("cuInit"));
+    let error = load(DeviceChoice::Cuda(0), "/nowhere/libcuda.so.1").err().expect("asked for");
+    assert!(error.to_string().contains("no CUDA driver"), "{error}");
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let load = |options: LoadOptions| Model::load(&ModelSource::Embedded, &options);
+    let second = LoadOptions { device: DeviceChoice::Cuda(1), ..on_cuda(&library) };
+    let error = load(second).err().expect("there is one").to_string();
+    assert_eq!(error, "there is no CUDA device 1; the driver sees 1");
+    let kv_type = LoadOptions { kv_type: Some("q4_0".to_owned()), ..on_cuda(&library) };
+    let error = load(kv_type).err().expect("no kernel for it").to_string();
+    assert!(error.contains("do not run keys and values of type q4_0"), "{error}");
+}
+
+#[test]
+fn a_later_start_compiles_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let images = folder.path().join("images");
+    let load = |conf: &str| {
+        let (library, _dir) = stand_in::copy(conf)?;
+        let options = LoadOptions { cuda_images: Some(images.clone()), ..on_cuda(&library) };
+        Some(Model::load(&source, &options).map(drop))
+    };
+    let Some(first) = load("") else { return };
+    first.expect("it loads");
+    let kept = || std::fs::read_dir(&images).expect("a directory").count();
+    let n = kept();
+    assert!(n > 5, "{n} modules");
+    // Whoever compiled now, or loaded text, would fail.
+    load("fail cuLinkAddData_v2 1 218").expect("as before").expect("nothing is compiled");
+    // A driver that cannot give code away, or refuses what is there, compiles as it loads.
+    let torn = std::fs::read_dir(&images).expect("a directory").next().expect("one");
+    std::fs::write(torn.expect("an entry").path(), b"torn").expect("written");
+    load("fail cuLinkCreate_v2 1 218").expect("as before").expect("text is loaded");
+    load("fail cuModuleLoadDataEx 1 200").expect("as before").expect("text is loaded");
+    load("").expect("as before").expect("it loads");
+    assert_eq!(kept(), n);
+}
+
+/// The directory of a stand-in, from which the program takes its driver.
+fn program(library: &Path, args: &[&str]) -> Run {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let folder: PathBuf = library.parent().expect("a folder").to_owned();
+    Run::of(jetforge(home.path()).env("LD_LIBRARY_PATH", folder).args(args))
+}
+
+#[test]
+fn the_program_says_where_it_computes() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let doctor = program(&library, &["doctor", "--json", "-c", "128"]).json();
+    let found = doctor["findings"].as_array().expect("findings");
+    let text = |what: &str| {
+        let of = found.iter().filter(|finding| finding["what"] == what);
+        of.map(|finding| finding["text"].as_str().expect("text")).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(text("gpu"), "simulated sm_53, compute 5.3, CUDA 10.2");
+    assert!(text("runs on").starts_with("cuda (simulated sm_53"), "{}", text("runs on"));
+    assert!(text("kernels").contains("% from plain arithmetic"), "{}", text("kernels"));
+    assert!(text("self-test").contains("the known one, twice"), "{}", text("self-test"));
+    let Some((library, _dir)) = stand_in::copy("skip rope_f32") else { return };
+    let run = program(&library, &["generate", "x", "-n", "2", "-c", "64"]).ok();
+    assert!(
+        run.err.contains("warning: the GPU cannot be used: the kernel rope_f32"),
+        "{}",
+        run.err
+    );
+    let run = program(&library, &["generate", "x", "-n", "2", "-c", "64", "--device", "cpu"]).ok();
+    assert!(!run.err.contains("GPU"), "{}", run.err);
+    let run = program(&library, &["generate", "x", "--device", "vulkan"]);
+    assert!(run.code == 2 && run.err.contains("cuda:N"), "{}", run.err);
+}
