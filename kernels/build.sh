@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # Makes the PTX that ships out of the kernels, and checks it.
 #
-#   kernels/build.sh              writes kernels/ptx/sm_53/*.ptx and manifest.toml
+#   kernels/build.sh              writes kernels/ptx/{sm_53,sm_80}/*.ptx and manifest.toml
 #   kernels/build.sh --check      builds again beside them and compares the bytes
 #
-# Both assemble every kernel: one that spills, or whose registers times threads are more than the
-# 32,768 of a Jetson Nano's thread block, is refused, and so is PTX that a driver of CUDA 10.2 could
-# not load. Needs clang++-19 (CLANG) and the tools of kernels/get_ptxas.sh (CUDA_TOOLS, by default
+# Files with `_mma_` in their names are for capability 8.0 and above, all others for 5.3. Both commands assemble
+# every kernel: one that spills, or whose registers times threads are more than the 32,768 of a
+# Jetson Nano's thread block, is refused, and so is PTX for 5.3 that a driver of CUDA 10.2 could not
+# load. Needs clang++-19 (CLANG) and the tools of kernels/get_ptxas.sh (CUDA_TOOLS, by default
 # target/cuda-tools). Seconds of work, and no CUDA toolkit.
 set -euo pipefail
 cd "$(dirname "$0")"
 export LC_ALL=C
 clang=${CLANG:-clang++-19}
 tools=${CUDA_TOOLS:-../target/cuda-tools}
-flags=(-x cuda --cuda-device-only --cuda-gpu-arch=sm_53 -nocudainc -nocudalib -nostdinc
-    -Xclang -target-feature -Xclang +ptx60 -std=c++17 -O3 -ffp-contract=fast -Wall -Werror)
+flags=(-x cuda --cuda-device-only -nocudainc -nocudalib -nostdinc -std=c++17 -O3
+    -ffp-contract=fast -Wall -Werror -Xclang -target-feature -Xclang)
 registers_max=32768
 
 out=$(mktemp -d)
@@ -34,47 +35,68 @@ registers() {
          END { exit bad }' "$1"
 }
 
-{
-    echo "# Written by kernels/build.sh. What was compiled, how, and what the assembler said of it."
-    echo "compiler = \"$("$clang" --version | head -n 1)\""
-    echo "flags = \"${flags[*]}\""
-    echo "assembler = \"$("$tools/bin/ptxas" --version | tail -n 1)\""
-    echo "headers = \"$(cat ./*.h | sha256sum | cut -d' ' -f1)\""
-} >"$out/manifest.toml"
-
-for source in *.cu; do
-    name=${source%.cu}
-    [ "$name" = canary_f32 ] && continue
+# Compiles and checks a kernel file: name, architecture, version of PTX. Its part of the manifest.
+build() {
+    local name=$1 arch=$2 version=$3 ptx=$out/$2/$1.ptx kernel threads count
     # Without comments, which are half of the bytes.
-    "$clang" "${flags[@]}" -S -o - "$source" | sed '/^[[:space:]]*\/\//d' >"$out/$name.ptx"
-    grep -qx '\.version 6\.[0-5]' "$out/$name.ptx" || { echo "$name: PTX above 6.5"; exit 1; }
-    grep -qx '\.target sm_53' "$out/$name.ptx" || { echo "$name: not for sm_53"; exit 1; }
-    "$tools/bin/ptxas" -v -arch=sm_53 -O3 -o "$out/$name.cubin" "$out/$name.ptx" 2>"$out/said" || {
-        cat "$out/said"
+    "$clang" "${flags[@]}" "+ptx${version/./}" "--cuda-gpu-arch=$arch" -S -o - "$name.cu" |
+        sed '/^[[:space:]]*\/\//d' >"$ptx"
+    grep -qx "\.version ${version/./\\.}" "$ptx" || { echo "$name: not PTX $version" >&2; exit 1; }
+    grep -qx "\.target $arch" "$ptx" || { echo "$name: not for $arch" >&2; exit 1; }
+    "$tools/bin/ptxas" -v "-arch=$arch" -O3 -o "$out/$name.cubin" "$ptx" 2>"$out/said" || {
+        cat "$out/said" >&2
         exit 1
     }
     registers "$out/said" | sort >"$out/registers"
-    printf '\n[%s]\nsource = "%s"\nkernels = [\n' "$name" "$(sha256sum <"$source" | cut -d' ' -f1)"
+    printf '\n[%s]\nsource = "%s"\nkernels = [\n' "$name" "$(sha256sum <"$name.cu" | cut -d' ' -f1)"
     while read -r kernel threads count; do
         if [ $((threads * count)) -gt $registers_max ]; then
             echo "$kernel: $count registers in $threads threads" >&2
             exit 1
         fi
         echo "    { name = \"$kernel\", threads = $threads, registers = $count, spills = 0 },"
-    done < <(join <(entries "$out/$name.ptx" | sort) "$out/registers")
+    done < <(join <(entries "$ptx" | sort) "$out/registers")
     echo "]"
-done >>"$out/manifest.toml"
+}
 
-if [ "${1:-}" = --check ]; then
-    for file in "$out"/*.ptx "$out/manifest.toml"; do
-        cmp "$file" "ptx/sm_53/$(basename "$file")"
-    done
-    echo "kernels/ptx/sm_53 is what the kernels compile to"
-else
-    mkdir -p ptx/sm_53
-    rm -f ptx/sm_53/*
-    cp "$out"/*.ptx "$out/manifest.toml" ptx/sm_53/
-fi
+# The manifest of an architecture, and its PTX: architecture, version of PTX, kernel files.
+build_all() {
+    local arch=$1 version=$2 source
+    shift 2
+    mkdir "$out/$arch"
+    {
+        echo "# Written by kernels/build.sh. What was compiled, how, and what the assembler said of it."
+        echo "compiler = \"$("$clang" --version | head -n 1)\""
+        echo "flags = \"${flags[*]} +ptx${version/./} --cuda-gpu-arch=$arch\""
+        echo "assembler = \"$("$tools/bin/ptxas" --version | tail -n 1)\""
+        echo "headers = \"$(cat ./*.h | sha256sum | cut -d' ' -f1)\""
+        for source in "$@"; do build "${source%.cu}" "$arch" "$version"; done
+    } >"$out/$arch/manifest.toml"
+}
+
+old=() new=()
+for source in *.cu; do
+    case $source in
+        canary_f32.cu) ;;
+        *_mma_*.cu) new+=("$source") ;;
+        *) old+=("$source") ;;
+    esac
+done
+build_all sm_53 6.0 "${old[@]}"
+build_all sm_80 7.0 "${new[@]}"
+
+for arch in sm_53 sm_80; do
+    if [ "${1:-}" = --check ]; then
+        for file in "$out/$arch"/*; do
+            cmp "$file" "ptx/$arch/$(basename "$file")"
+        done
+        echo "kernels/ptx/$arch is what the kernels compile to"
+    else
+        mkdir -p "ptx/$arch"
+        rm -f "ptx/$arch"/*
+        cp "$out/$arch"/* "ptx/$arch/"
+    fi
+done
 if [ -n "${CUBINS:-}" ]; then
     mkdir -p "$CUBINS"
     cp "$out"/*.cubin "$CUBINS/"

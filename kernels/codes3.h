@@ -12,26 +12,28 @@
 
 #define CODES3_PLANES 3
 
-// Pairs 0 to 4 of a word times the input's, added to the sums of fields times 1, 8 and 64.
-DEVICE void dot3_first(u32 word, const u32* x, u32 (&sum)[3]) {
-  sum[0] = h2fma(word & 0x00070007u, x[0], sum[0]);
-  sum[1] = h2fma(word & 0x00380038u, x[1], sum[1]);
-  sum[2] = h2fma(word & 0x01c001c0u, x[2], sum[2]);
+// The 16 pairs of three words, times 1, 8, 64, 1, 8 from each word, and pair 15.
+DEVICE void pairs3(const u32* words, u32* pair) {
+#pragma unroll
+  for (int w = 0; w < 3; w++) {
+    const u32 word = words[w], rest = word >> 9;
+    pair[5 * w] = word & 0x00070007u;
+    pair[5 * w + 1] = word & 0x00380038u;
+    pair[5 * w + 2] = word & 0x01c001c0u;
+    pair[5 * w + 3] = rest & 0x00070007u;
+    pair[5 * w + 4] = rest & 0x00380038u;
+  }
+  pair[15] = (words[0] >> 15 & 0x00010001u) | (words[1] >> 14 & 0x00020002u) |
+             (words[2] >> 13 & 0x00040004u);
 }
 
-DEVICE void dot3_last(u32 word, const u32* x, u32 (&sum)[3]) {
-  const u32 rest = word >> 9;
-  sum[0] = h2fma(rest & 0x00070007u, x[3], sum[0]);
-  sum[1] = h2fma(rest & 0x00380038u, x[4], sum[1]);
-}
-
-// Pair 15, a bit in each word.
-DEVICE void dot3_spare(const u32* words, u32 x, u32 (&sum)[3]) {
-  const u32 code = (words[0] >> 15 & 0x00010001u) | (words[1] >> 14 & 0x00020002u) |
-                   (words[2] >> 13 & 0x00040004u);
-  sum[0] = h2fma(code, x, sum[0]);
-}
-
-DEVICE float dot3_fold(const u32 (&sum)[3]) {
+// Pairs START to END times the input's.
+template <int START, int END> DEVICE float dot3(const u32* pair, const u32* x) {
+  u32 sum[3] = {};
+#pragma unroll
+  for (int m = START; m < END; m++) {
+    u32& s = sum[m % 5 % 3];
+    s = h2fma(pair[m], x[m], s);
+  }
   return sum_halves(h2fma(sum[2], PAIR_1_64, h2fma(sum[1], PAIR_1_8, sum[0])));
 }

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Counts what the matrix-vector kernels execute for each weight, from their machine code.
+"""Counts what the kernels for products execute for each weight, from their machine code.
 
     kernels/count.py [--columns K] [--tools DIR] CUBIN...
 
 The rule: one lane's whole path, from the first instruction of the kernel to its end. Every
 instruction counts once, those of the loop over groups as often as a lane goes through it
-(ceil(K / 1024), since a warp takes 1024 columns of 4 rows at a time), also where a predicate
-switches it off or a branch passes it by: an upper bound. Divided by the lane's weights, 4 K / 32.
-Padding behind the last EXIT does not count. A kernel with other loops is refused: the rule would
-not hold for it.
+(ceil(K / 256), since a lane has a part of each group of its four rows), also where a predicate
+switches it off or a branch passes it by: an upper bound. Divided by the lane's weights, 4 K / 8,
+and for a gemm by its columns too. Padding behind the last EXIT does not count. A kernel with other
+loops is refused: the rule would not hold for it.
 
     issue    instructions for each weight
     slow     of them, those of half or quarter rate: conversions, shuffles, shifts, byte permutes
+    pairs    of them, multiply-adds of pairs of halves
 """
 
 import argparse
@@ -19,9 +20,12 @@ import re
 import subprocess
 import sys
 
-# Highest issue for a weight, at one column and 2048 columns of weights.
+# Highest issue for a weight, at 2048 columns of weights; of a gemm, for a weight and column.
 LIMITS = {"gemv_n4_f16_c1": 2.2, "gemv_q4_0_f16_c1": 2.2, "gemv_n3_f16_c1": 2.5,
-          "gemv_q3_k_f16_c1": 2.5}
+          "gemv_q3_k_f16_c1": 2.5, "gemm_n4_f16": 0.9, "gemm_q4_0_f16": 0.9, "gemm_n3_f16": 0.95,
+          "gemm_q3_k_f16": 1.2, "gemm_q8_0_f16": 0.9}
+# Columns of a gemm: of types with kernels of their own, of the others.
+TUNED = ("n4", "n3", "q4_0", "q3_k", "q8_0")
 SLOW = re.compile(r"^(F2F|I2F|F2I|I2I|SHFL|SHR|SHL|SHF|PRMT|BFE|BFI|MUFU)\b")
 # Braces hold pairs that the disassembler expects to be issued together.
 LINE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:\{\s+)?(.*?)\s*(?:;|\})")
@@ -59,19 +63,22 @@ def loops(code):
     return found
 
 
-def count(code, n_trip):
+def count(name, code, n_trip):
     code = without_padding(code)
     found = loops(code)
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} loops, where one is expected")
-    start, end = found[0]
-    issue = slow = 0
+    # A gemm goes through its groups within a loop over splits, of which a small device has one.
+    n_loop = 2 if name.startswith("gemm_") else 1
+    start, end = min(found, key=lambda loop: loop[1] - loop[0])
+    if len(found) != n_loop or any(s > start or e < end for s, e in found):
+        raise ValueError(f"{name}: {len(found)} loops, where {n_loop} are expected")
+    issue = slow = pairs = 0
     for address, text in code:
         times = n_trip if start <= address <= end else 1
         opcode = re.sub(r"^@!?U?P\d\s+", "", text)
         issue += times
         slow += times if SLOW.match(opcode) else 0
-    return issue, slow
+        pairs += times if opcode.startswith("HFMA2") else 0
+    return issue, slow, pairs
 
 
 def main():
@@ -81,21 +88,27 @@ def main():
     parser.add_argument("--tools", default="target/cuda-tools")
     parser.add_argument("cubins", nargs="+")
     args = parser.parse_args()
-    n_trip, n_weight = -(-args.columns // 1024), 4 * args.columns / 32
+    n_trip, n_lane = -(-args.columns // 256), 4 * args.columns / 8
     too_many = False
-    print(f"| kernel | instructions | issue | slow | at {args.columns} columns\n|---|---|---|---|")
+    print(f"| kernel | instructions | issue | slow | pairs | at {args.columns} columns")
+    print("|---|---|---|---|---|")
     for cubin in args.cubins:
         command = [f"{args.tools}/bin/cuobjdump", "-sass", cubin]
         listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for name, code in sorted(functions(listing).items()):
-            if not name.startswith("gemv_"):
+            if not name.startswith(("gemv_", "gemm_")):
                 continue
-            issue, slow = count(code, n_trip)
+            issue, slow, pairs = count(name, code, n_trip)
+            n_column = 1
+            if name.startswith("gemm_"):
+                n_column = 16 if name[5:-4] in TUNED else 8
+            n_weight = n_lane * n_column
             limit = LIMITS.get(name) if args.columns == 2048 else None
             over = limit is not None and issue / n_weight > limit
             too_many |= over
             note = f" above {limit} |" if over else ""
-            print(f"| {name} | {issue} | {issue / n_weight:.2f} | {slow / n_weight:.2f} |{note}")
+            each = " | ".join(f"{n / n_weight:.2f}" for n in (issue, slow, pairs))
+            print(f"| {name} | {issue} | {each} |{note}")
     return too_many
 
 

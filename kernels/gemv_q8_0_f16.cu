@@ -8,36 +8,36 @@
 // instructions for a weight, of about 8 that its bytes leave time for.
 #include "gemv.h"
 
-struct FormQ8_0 {
-  static const u32 GROUP_BYTES = GROUP_PARTS * 8 + 2 * STRIP_ROWS * PLANE_BYTES;
-  u32 scale[2], code[STRIP_ROWS][8];
+struct FormQ8_0 : LanePart<false, 2, 2 * STRIP_ROWS> {
+  struct Row {
+    u32 pair[16];
+    float d;
+  };
 
-  METHOD FormQ8_0(const u8* group, u32 part_idx) {
-    const uint2 scales = load64(group + part_idx * 8);
-    scale[0] = scales.x;
-    scale[1] = scales.y;
-    const u8* codes = group + GROUP_PARTS * 8 + part_idx * 16;
+  METHOD FormQ8_0(const u8* group, u32 part_idx) : LanePart(group, part_idx) {}
+
+  METHOD Row row(int r) const {
+    const u32 minus_128 = 0x80808080u;  // as subnormals: -128 * 2^-24
+    Row row;
 #pragma unroll
-    for (int r = 0; r < STRIP_ROWS; r++) {
-      unpack128(load128(codes + 2 * r * PLANE_BYTES), code[r]);
-      unpack128(load128(codes + (2 * r + 1) * PLANE_BYTES), code[r] + 4);
+    for (int i = 0; i < 8; i++) {
+      const u32 word = code[8 * r + i];
+      row.pair[2 * i] = h2fma(permute(word, 0, 0x4140), PAIR_ONE, minus_128);
+      row.pair[2 * i + 1] = h2fma(permute(word, 0, 0x4342), PAIR_ONE, minus_128);
     }
+    row.d = half_scale(r);
+    return row;
   }
 
-  METHOD float dot(int r, const Input& in, float sum) const {
-    const u32 minus_128 = 0x80808080u;  // as subnormals: -128 * 2^-24
+  METHOD static float dot(const Row& row, const Input& in, float sum) {
     u32 even = 0, odd = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      const u32 word = code[r][i];
-      const u32 low = h2fma(permute(word, 0, 0x4140), PAIR_ONE, minus_128);
-      const u32 high = h2fma(permute(word, 0, 0x4342), PAIR_ONE, minus_128);
-      even = h2fma(low, in.x[2 * i], even);
-      odd = h2fma(high, in.x[2 * i + 1], odd);
+      even = h2fma(row.pair[2 * i], in.x[2 * i], even);
+      odd = h2fma(row.pair[2 * i + 1], in.x[2 * i + 1], odd);
     }
-    const float d = r % 2 ? half_high(scale[r / 2]) : half_low(scale[r / 2]);
-    return fma32(d, sum_halves(h2fma(odd, PAIR_ONE, even)), sum);
+    return fma32(row.d, sum_halves(h2fma(odd, PAIR_ONE, even)), sum);
   }
 };
 
-GEMV_KERNELS(gemv_q8_0_f16, FormQ8_0)
+MUL_KERNELS(q8_0, FormQ8_0)

@@ -64,6 +64,22 @@ static __device__ __forceinline__ u16 load16(const void* p) {
   return r;
 }
 
+// Eight or sixteen bytes of shared memory. The compiler keeps a vector in one piece, a struct it does not.
+typedef u32 GpuVector __attribute__((vector_size(16)));
+typedef float GpuFloats __attribute__((vector_size(8)));
+static __device__ __forceinline__ float2 shared64(const void* p) {
+  const GpuFloats v = *(const GpuFloats*)p;
+  return {v[0], v[1]};
+}
+static __device__ __forceinline__ uint4 shared128(const void* p) {
+  const GpuVector v = *(const GpuVector*)p;
+  return {v[0], v[1], v[2], v[3]};
+}
+static __device__ __forceinline__ void set_shared128(void* p, uint4 v) {
+  const GpuVector whole = {v.x, v.y, v.z, v.w};
+  *(GpuVector*)p = whole;
+}
+
 static __device__ __forceinline__ float h2f(u16 h) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(h));
@@ -112,3 +128,25 @@ static __device__ __forceinline__ float rsqrt_fast(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+// A product that no addition is drawn into.
+static __device__ __forceinline__ float mul32(float a, float b) {
+  float r;
+  asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+// The nearest integer, of two the even one.
+static __device__ __forceinline__ int round_to_int(float x) {
+  int r;
+  asm("cvt.rni.s32.f32 %0, %1;" : "=r"(r) : "f"(x));
+  return r;
+}
+#if __CUDA_ARCH__ >= 800
+// d [16, 8] += a [16, 16] . b [16, 8], the matrices spread over the warp.
+static __device__ __forceinline__ void mma_16_8_16(float (&d)[4], const u32 (&a)[4], u32 b0,
+                                                   u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif

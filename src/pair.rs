@@ -21,7 +21,7 @@
 //! went wrong is not to be typed again. Letters one by one are what makes that so: with one
 //! commitment to the whole code, the first reveal would give all of it away, to be used at the
 //! other machine. (Bluetooth's passkey entry is made the same way.) The side that shows a code
-//! bounds its exchanges, begun ones included, and lets one succeed.
+//! bounds its exchanges, begun ones included, and lets one succeed; a wrong letter closes it.
 
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::hmac;

@@ -60,7 +60,7 @@ pub enum SealError {
 pub fn device_key(path: &Path) -> Result<[u8; KEY_LEN], SealError> {
     let failed = |source| SealError::File { path: path.to_owned(), source };
     if !path.exists() {
-        create(path).map_err(failed)?;
+        random().and_then(|key| write_once(path, &key)).map_err(failed)?;
     }
     let file = File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
@@ -160,15 +160,19 @@ fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
 
-/// Writes a new key under a name of its own and links it into place: of two processes one wins,
-/// and a loss of power leaves a whole key or none.
-fn create(path: &Path) -> std::io::Result<()> {
+/// Writes a file that its owner alone may read, unless there is one: under a name of its own first,
+/// then linked into place. Of two processes one wins, and a loss of power leaves a whole file or
+/// none.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_once(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let part = dir.join(part_name()?);
     let write = || {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
-        file.write_all(&random()?)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         match fs::hard_link(&part, path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),

@@ -6,21 +6,19 @@
 //! stand-in cannot see is the machine code: that is counted and checked by `kernels/build.sh`.
 
 use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
-use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape,
-    RowKernels, RowShape, TokenSpan,
+    GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape, TOP_K_MAX,
 };
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
-use jetforge::inference::backend::cuda::upload::Upload;
-use jetforge::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
+use jetforge::inference::backend::cuda::{CudaError, Device};
+use jetforge::inference::backend::{Activation, NormKind, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 
 use crate::support::stand_in;
 
 /// Orders in which threads of a block run.
-const ORDERS: &[&str] = &["", "order reverse", "order mixed 5"];
+pub const ORDERS: &[&str] = &["", "order reverse", "order mixed 5"];
 
 /// The largest error of a sum of products, as a share of the size that a sum of such terms has
 /// where their signs are random: inputs are halves, and so are sums of 8 codes.
@@ -28,19 +26,19 @@ const GEMV_ERROR_MAX: f64 = 1.5e-2;
 /// The same over a whole result, in the root mean square.
 const GEMV_RMS_MAX: f64 = 3e-3;
 
-fn device(conf: &str) -> Option<(Device, tempfile::TempDir)> {
+pub fn device(conf: &str) -> Option<(Device, tempfile::TempDir)> {
     let (device, dir) = stand_in::device(conf)?;
     Some((device.expect("the stand-in has a device"), dir))
 }
 
-fn send(device: &Device, values: &[f32]) -> Buffer {
+pub fn send(device: &Device, values: &[f32]) -> Buffer {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let buffer = device.allocate("a test", bytes.len()).expect("memory");
     buffer.write(&bytes).expect("a copy");
     buffer
 }
 
-fn download(buffer: &Buffer, n: usize) -> Vec<f32> {
+pub fn download(buffer: &Buffer, n: usize) -> Vec<f32> {
     let mut bytes = vec![0; 4 * n];
     buffer.read(&mut bytes).expect("a copy");
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
@@ -62,6 +60,16 @@ fn upload_matrix(
     buffer.write(&strips).expect("a copy");
     Matrix { ty, n_rows, n_cols, strips: buffer }
 }
+
+/// How products are made.
+type Multiply = fn(
+    &GemvKernels,
+    &Matrix,
+    &Inputs,
+    Option<&Buffer>,
+    (&Buffer, usize, bool),
+    usize,
+) -> Result<(), CudaError>;
 
 /// A product and what it should be.
 struct Product {
@@ -85,6 +93,10 @@ impl Product {
 
     /// `y` begins as `[n, n_rows + 3]` of `before`; the result.
     fn run(&self, device: &Device, add: bool) -> Vec<f32> {
+        self.run_by(device, add, GemvKernels::multiply)
+    }
+
+    fn run_by(&self, device: &Device, add: bool, multiply: Multiply) -> Vec<f32> {
         let (n_rows, n_cols) = self.shape;
         let kernels = GemvKernels::load(device, &[self.ty]).expect("kernels");
         let matrix = upload_matrix(device, self.ty, &self.rows, self.shape);
@@ -93,7 +105,7 @@ impl Product {
         let (bias, stride) = (send(device, &self.bias), n_rows + 3);
         let y = send(device, &vec![0.25; self.n * stride]);
         let to = (&y, stride, add);
-        kernels.multiply(&matrix, &inputs, Some(&bias), to, self.n).expect("launched");
+        multiply(&kernels, &matrix, &inputs, Some(&bias), to, self.n).expect("launched");
         download(&y, self.n * stride)
     }
 
@@ -142,7 +154,7 @@ fn every_type_multiplies_like_the_reference() {
         let (mut worst, mut rms) = (0f64, 0f64);
         for case in MATMUL {
             let shape = (case.n_rows.min(40), case.n_cols(ty));
-            let product = Product::new(ty, shape, case.n.min(11));
+            let product = Product::new(ty, shape, case.n);
             let (w, r) = product.check(&product.run(&device, false), 0.0);
             (worst, rms) = (worst.max(w), rms.max(r));
         }
@@ -156,23 +168,29 @@ fn every_type_multiplies_like_the_reference() {
 #[test]
 fn a_product_can_be_added_to_what_is_there() {
     let Some((device, _dir)) = device("") else { return };
-    let product = Product::new(TensorType::N4, (9, 96), 2);
-    let (worst, _) = product.check(&product.run(&device, true), 0.25);
-    assert!(worst < GEMV_ERROR_MAX, "{worst:.1e}");
+    for n in [2, 20] {
+        let product = Product::new(TensorType::N4, (9, 96), n);
+        let (worst, _) = product.check(&product.run(&device, true), 0.25);
+        assert!(worst < GEMV_ERROR_MAX, "{n} columns: {worst:.1e}");
+    }
 }
 
+/// One column and few go by one kind of kernel, many by another; rows of a small matrix are split
+/// among more lanes than those of a large one.
 #[test]
 fn a_column_has_the_same_bits_in_any_company() {
     let Some((device, _dir)) = device("") else { return };
-    for ty in [TensorType::N4, TensorType::Q3_K, TensorType::Q6_K, TensorType::F16] {
-        let together = Product::new(ty, (13, 2048), 11);
-        let (n_rows, n_cols) = together.shape;
-        let all = together.run(&device, false);
-        for c in 0..together.n {
-            let x = together.x[c * n_cols..][..n_cols].to_vec();
-            let alone = Product { n: 1, x, ..Product::new(ty, together.shape, 1) };
-            let alone = alone.run(&device, false);
-            assert_eq!(alone[..n_rows], all[c * (n_rows + 3)..][..n_rows], "{ty} column {c}");
+    for ty in TensorType::ALL {
+        for shape in [(13, 2048), (517, 256), (9, 320usize.next_multiple_of(ty.row_unit()))] {
+            let together = Product::new(ty, shape, 22);
+            let (n_rows, n_cols) = together.shape;
+            let all = together.run(&device, false);
+            for (first, n) in [(0, 1), (1, 2), (5, 7), (15, 1), (21, 1)] {
+                let x = together.x[first * n_cols..][..n * n_cols].to_vec();
+                let fewer = Product { n, x, ..Product::new(ty, shape, 1) }.run(&device, false);
+                let all = &all[first * (n_rows + 3)..][..n * (n_rows + 3)];
+                assert_eq!(fewer, all, "{ty} {shape:?}, {n} columns from {first}");
+            }
         }
     }
 }
@@ -180,13 +198,45 @@ fn a_column_has_the_same_bits_in_any_company() {
 #[test]
 fn products_have_the_same_bits_in_any_order_of_threads() {
     for ty in TensorType::ALL {
-        let product = Product::new(ty, (7, 1280), 5);
-        let mut first: Option<Vec<f32>> = None;
-        for order in ORDERS {
-            let Some((device, _dir)) = device(order) else { return };
-            let got = product.run(&device, false);
-            assert_eq!(*first.get_or_insert(got.clone()), got, "{ty}, {order}");
+        for n in [5, 13] {
+            let product = Product::new(ty, (7, 1280), n);
+            let mut first: Option<Vec<f32>> = None;
+            for order in ORDERS {
+                let Some((device, _dir)) = device(order) else { return };
+                let got = product.run(&device, false);
+                assert_eq!(*first.get_or_insert(got.clone()), got, "{ty}, {n} columns, {order}");
+            }
         }
+    }
+}
+
+/// On tensor cores, as a device of capability 8.0 has them.
+#[test]
+fn a_prompt_multiplies_like_the_reference_on_tensor_cores_in_any_company() {
+    let Some((device, _dir)) = device("capability 8 0") else { return };
+    for ty in [TensorType::N4, TensorType::Q4_K, TensorType::Q4_0] {
+        for (shape, n) in [((1, 256), 1), ((131, 512), 9), ((37, 768), 70)] {
+            let product = Product::new(ty, shape, n);
+            let got = product.run_by(&device, false, GemvKernels::multiply_prompt);
+            let (worst, rms) = product.check(&got, 0.0);
+            println!("{ty} {shape:?} {n}: worst {worst:.1e}, rms {rms:.1e}");
+            assert!(worst < GEMV_ERROR_MAX && rms < GEMV_RMS_MAX, "{ty} {shape:?}");
+            let (n_rows, n_cols) = shape;
+            let x = product.x[(n - 1) * n_cols..].to_vec();
+            let last = Product { n: 1, x, ..Product::new(ty, shape, 1) };
+            let last = last.run_by(&device, false, GemvKernels::multiply_prompt);
+            assert_eq!(last, got[(n - 1) * (n_rows + 3)..], "{ty} {shape:?}");
+        }
+    }
+    let orders = ["order reverse", "order mixed 5"];
+    let product = Product::new(TensorType::N4, (40, 512), 66);
+    let first = product.run_by(&device, true, GemvKernels::multiply_prompt);
+    for order in orders {
+        let Some((device, _dir)) = self::device(&format!("capability 8 0\n{order}")) else {
+            return;
+        };
+        let got = product.run_by(&device, true, GemvKernels::multiply_prompt);
+        assert_eq!(got, first, "{order}");
     }
 }
 
@@ -207,7 +257,7 @@ fn inputs_of_any_size_are_staged() {
     }
 }
 
-fn close(got: &[f32], expected: &[f64], error_max: f64, what: &str) {
+pub fn close(got: &[f32], expected: &[f64], error_max: f64, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     let size = expected.iter().fold(0f64, |m, y| m.max(y.abs())).max(1e-30);
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -343,136 +393,33 @@ fn the_first_of_the_largest_is_found_in_any_order_of_threads() {
     }
 }
 
-/// A batch of a prefill chunk and two steps, over pages out of order; too many for one launch.
-struct Attention {
-    shape: AttentionShape,
-    tokens: Vec<TokenSpan>,
-    pages: Vec<u32>,
-}
-
-impl Attention {
-    fn new(head_dim: usize) -> Attention {
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { n_head: 6, n_kv_head: 2, head_dim, n_page: 30, scale };
-        let mut pages: Vec<u32> = (0..30).rev().collect();
-        pages.swap(3, 17);
-        let mut tokens = Vec::new();
-        let mut push = |pages_start: usize, start: usize, pos: usize| {
-            let slot = pages[pages_start + pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
-            tokens.push(TokenSpan { pages_start, start, end: pos + 1, slot });
-        };
-        (0..7).for_each(|pos| push(0, 0, pos));
-        push(1, 0, 599);
-        push(21, 100, 130);
-        Attention { shape, tokens, pages }
-    }
-
-    fn n_cache(&self) -> usize {
-        self.shape.cache_bytes() / 2
-    }
-
-    fn run(&self, conf: &str) -> Option<(Vec<f32>, Vec<f64>)> {
-        let (device, _dir) = device(conf)?;
-        let AttentionShape { n_head, n_kv_head, head_dim, .. } = self.shape;
-        let n = self.tokens.len();
-        let (q_width, kv_width) = (n_head * head_dim, n_kv_head * head_dim);
-        // Room for fewer tokens than there are.
-        let kernels = AttentionKernels::load(&device, self.shape, 1).expect("kernels");
-        let cache = |seed| -> Vec<half::f16> {
-            let values = activations(1, self.n_cache(), self.n_cache(), seed);
-            values.iter().map(|v| half::f16::from_f32(v * 0.1)).collect()
-        };
-        let (mut keys, mut values) = (cache(1), cache(2));
-        let on_device = |values: &[half::f16]| {
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let buffer = device.allocate("a cache", bytes.len()).expect("memory");
-            buffer.write(&bytes).expect("a copy");
-            buffer
-        };
-        let (k_cache, v_cache) = (on_device(&keys), on_device(&values));
-        let q = activations(n, q_width, q_width, 3);
-        let (k, v) = (activations(n, kv_width, kv_width, 4), activations(n, kv_width, kv_width, 5));
-        let mut upload = Upload::new(&device, 1024).expect("memory");
-        let pages = upload.put(self.pages.iter().copied());
-        let batch = AttentionBatch::new(self.tokens.clone(), (&self.pages, &pages), &mut upload);
-        upload.send().expect("a copy");
-        let (k_new, v_new) = (send(&device, &k), send(&device, &v));
-        let caches = (&k_cache, &v_cache);
-        kernels.append(&batch, self.shape, (&k_new, &v_new, kv_width), caches).expect("launched");
-        let out = send(&device, &vec![0.0; n * q_width]);
-        kernels
-            .attend(&batch, self.shape, (&send(&device, &q), &out, q_width), caches)
-            .expect("launched");
-        for (t, token) in self.tokens.iter().enumerate() {
-            for i in 0..kv_width {
-                let at = self.place(i / head_dim, token.slot) + i % head_dim;
-                keys[at] = half::f16::from_f32(k[t * kv_width + i]);
-                values[at] = half::f16::from_f32(v[t * kv_width + i]);
+#[test]
+fn the_largest_come_in_order_whatever_the_order_of_threads() {
+    let (n_rows, width) = (3, 5000);
+    let mut x = activations(n_rows, width, width, 9);
+    // Equals, one run's best values all together, and values that are no numbers.
+    [4000, 17, 2300, 999].iter().for_each(|&i| x[i] = 50.0);
+    (0..4).for_each(|i| x[5 + 1024 * i] = 60.0 + i as f32);
+    [0, 1, 1024].iter().for_each(|&i| x[i] = f32::NAN);
+    x[2 * width..].fill(f32::NAN);
+    x[2 * width + 77] = f32::NEG_INFINITY;
+    for order in ORDERS {
+        let Some((device, _dir)) = device(order) else { return };
+        let kernels = RowKernels::load(&device).expect("kernels");
+        let shape = RowShape { n_rows, width, stride: width };
+        for k in [1, 7, TOP_K_MAX] {
+            let out = device.allocate("answers", 8 * n_rows * k).expect("memory");
+            kernels.top_k(shape, &send(&device, &x), k, &out).expect("launched");
+            let got = download(&out, 2 * n_rows * k);
+            for (row, got) in x.chunks_exact(width).zip(got.chunks_exact(2 * k)) {
+                let mut expected: Vec<(f32, u32)> =
+                    row.iter().copied().zip(0..).filter(|(x, _)| !x.is_nan()).collect();
+                expected.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                expected.resize(expected.len().max(k), (f32::NEG_INFINITY, u32::MAX));
+                let got: Vec<(f32, u32)> =
+                    got.chunks_exact(2).map(|pair| (pair[0], pair[1].to_bits())).collect();
+                assert_eq!(got, expected[..k], "{k} of a row, {order}");
             }
         }
-        Some((download(&out, n * q_width), self.expected(&q, &keys, &values)))
     }
-
-    /// Where the row of a head and slot begins.
-    fn place(&self, head: usize, slot: usize) -> usize {
-        let row = (slot / PAGE_LEN * self.shape.n_kv_head + head) * PAGE_LEN + slot % PAGE_LEN;
-        row * self.shape.head_dim
-    }
-
-    fn expected(&self, q: &[f32], keys: &[half::f16], values: &[half::f16]) -> Vec<f64> {
-        let AttentionShape { n_head, n_kv_head, head_dim, scale, .. } = self.shape;
-        let mut out = Vec::new();
-        for (t, token) in self.tokens.iter().enumerate() {
-            for head in 0..n_head {
-                let query = &q[(t * n_head + head) * head_dim..][..head_dim];
-                let at = |pos: usize| {
-                    let page = self.pages[token.pages_start + pos / PAGE_LEN] as usize;
-                    self.place(head / (n_head / n_kv_head), page * PAGE_LEN + pos % PAGE_LEN)
-                };
-                let score = |pos: usize| {
-                    let key = &keys[at(pos)..][..head_dim];
-                    let dot: f64 =
-                        query.iter().zip(key).map(|(q, k)| f64::from(*q) * k.to_f64()).sum();
-                    dot * f64::from(scale)
-                };
-                let scores: Vec<f64> = (token.start..token.end).map(score).collect();
-                let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
-                let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                let start = out.len();
-                out.resize(start + head_dim, 0.0);
-                for (pos, s) in (token.start..token.end).zip(&scores) {
-                    let value = &values[at(pos)..][..head_dim];
-                    for (out, v) in out[start..].iter_mut().zip(value) {
-                        *out += (s - top).exp() / total * v.to_f64();
-                    }
-                }
-            }
-        }
-        out
-    }
-}
-
-#[test]
-fn attention_is_that_of_float64_in_any_order_of_threads() {
-    for head_dim in [2, 64, 80, 128, 256] {
-        let attention = Attention::new(head_dim);
-        let mut first: Option<Vec<f32>> = None;
-        for order in ORDERS {
-            let Some((got, expected)) = attention.run(order) else { return };
-            close(&got, &expected, 1e-5, &format!("head_dim {head_dim}"));
-            assert_eq!(*first.get_or_insert(got.clone()), got, "the same bits: {order}");
-        }
-    }
-}
-
-#[test]
-fn a_tokens_attention_does_not_depend_on_its_batch() {
-    let together = Attention::new(64);
-    let Some((all, _)) = together.run("") else { return };
-    let mut alone = Attention::new(64);
-    // Its own key and value come from row 0 then, so a token that sees the cache is compared by
-    // its splits only: the batch's longest token decides the grid, not the result.
-    alone.tokens.truncate(3);
-    let (got, _) = alone.run("").expect("as before");
-    assert_eq!(got[..], all[..got.len()]);
 }

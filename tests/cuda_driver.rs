@@ -208,26 +208,28 @@ fn the_ptx_is_that_of_these_kernels() {
         let paths = entries.map(|entry| entry.expect("an entry").path());
         paths.filter(|p| p.extension().is_some_and(|e| e == extension)).collect::<BTreeSet<_>>()
     };
-    let manifest = read(&kernels().join("ptx/sm_53/manifest.toml"));
-    let manifest: toml::Table = manifest.parse().expect("a manifest");
     let headers: Vec<u8> =
         sources("h").iter().flat_map(|path| std::fs::read(path).expect("a header")).collect();
     let again = "changed since; run kernels/build.sh";
-    assert_eq!(manifest["headers"].as_str(), Some(&*digest(&headers)), "a header has {again}");
-    for path in sources("cu") {
-        let name = path.file_stem().expect("a name").to_str().expect("text");
-        if name == "canary_f32" {
-            continue;
-        }
-        let digest = digest(&std::fs::read(&path).expect("a kernel"));
-        assert_eq!(manifest[name]["source"].as_str(), Some(&*digest), "{name} has {again}");
-        let ptx = read(&kernels().join("ptx/sm_53").join(format!("{name}.ptx")));
-        assert!(ptx.lines().any(|line| line == ".version 6.0"), "{name}");
-        assert!(ptx.lines().any(|line| line == ".target sm_53"), "{name}");
-        for kernel in manifest[name]["kernels"].as_array().expect("kernels") {
-            let number = |key: &str| kernel[key].as_integer().expect("a number");
-            assert_eq!(number("spills"), 0, "{kernel}");
-            assert!(number("registers") * number("threads") <= 32_768, "{kernel}");
+    for (arch, version) in [("sm_53", "6.0"), ("sm_80", "7.0")] {
+        let manifest = read(&kernels().join("ptx").join(arch).join("manifest.toml"));
+        let manifest: toml::Table = manifest.parse().expect("a manifest");
+        assert_eq!(manifest["headers"].as_str(), Some(&*digest(&headers)), "a header has {again}");
+        for path in sources("cu") {
+            let name = path.file_stem().expect("a name").to_str().expect("text");
+            if name == "canary_f32" || name.contains("_mma_") != (arch == "sm_80") {
+                continue;
+            }
+            let digest = digest(&std::fs::read(&path).expect("a kernel"));
+            assert_eq!(manifest[name]["source"].as_str(), Some(&*digest), "{name} has {again}");
+            let ptx = read(&kernels().join("ptx").join(arch).join(format!("{name}.ptx")));
+            assert!(ptx.lines().any(|line| line == format!(".version {version}")), "{name}");
+            assert!(ptx.lines().any(|line| line == format!(".target {arch}")), "{name}");
+            for kernel in manifest[name]["kernels"].as_array().expect("kernels") {
+                let number = |key: &str| kernel[key].as_integer().expect("a number");
+                assert_eq!(number("spills"), 0, "{kernel}");
+                assert!(number("registers") * number("threads") <= 32_768, "{kernel}");
+            }
         }
     }
 }

@@ -131,6 +131,13 @@ fn a_hub_passes_requests_on_and_says_who_answered() {
     let models = models["data"].as_array().unwrap().iter();
     let ids: Vec<Value> = models.map(|model| model["id"].clone()).collect();
     assert!(ids.contains(&json!("default")) && ids.contains(&json!("coder")), "{ids:?}");
+    // Where they are is told to those who have a key.
+    let hosts = |headers: &[(&str, &str)]| {
+        let models = send(house.hub.address, "GET", "/v1/models", headers, "").json();
+        let models = models["data"].as_array().unwrap().clone();
+        models.into_iter().find(|model| model["id"] == "coder").unwrap()["hosts"].clone()
+    };
+    assert_eq!((hosts(&[]), hosts(&MINE)), (Value::Null, json!([house.nano()])));
     // Keys: ours at the door, the hub's own at the appliance.
     assert_eq!(post(house.hub.address, "/v1/completions", &body).status, 401);
     let wrong = send(house.hub.address, "POST", "/v1/completions", &OF_NANO, &body.to_string());
@@ -178,6 +185,83 @@ fn tasks_go_by_the_socket_and_people_by_the_command_line() {
     let said = run(&[&client[..], &["-n", "16", "--temp", "0"]].concat());
     let direct = house.direct();
     assert_eq!(said.trim_end(), direct["choices"][0]["text"].as_str().unwrap().trim_end());
+}
+
+/// Frames of a text until its last one; the text, and the last frame.
+fn live(socket: &mut Socket) -> (String, Value) {
+    let mut text = String::new();
+    loop {
+        let frame = socket.json();
+        text += frame["text"].as_str().unwrap_or_else(|| panic!("{frame}"));
+        if frame["done"] == true {
+            return (text, frame);
+        }
+    }
+}
+
+#[test]
+fn texts_by_the_socket_are_written_elsewhere_and_taken_up_here() {
+    let house = Keyed::start();
+    let open = || Socket::open(house.hub.address, "/ws/completions", &MINE).ok().unwrap();
+    let mut body = add();
+    body["request_id"] = json!("live-1");
+    let mut socket = open();
+    socket.send(&body.to_string());
+    let (text, last) = live(&mut socket);
+    assert_eq!(text, house.direct()["choices"][0]["text"].as_str().unwrap());
+    assert_eq!(last["jetforge_host"], house.nano(), "{last}");
+    assert!(last["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{last}");
+    // On another connection, from a place in it, also when nobody is left to write it.
+    let mut socket = open();
+    let Keyed { _homes, nano, hub } = house;
+    nano.kill();
+    socket.send(&json!({"request_id": "live-1", "offset": 4}).to_string());
+    assert_eq!(live(&mut socket).0, text[4..]);
+    let mut other = add();
+    other["request_id"] = json!("live-2");
+    other["prompt"] = json!(["a", "b"]);
+    socket.send(&other.to_string());
+    let (_, last) = live(&mut socket);
+    assert_eq!(last["error"]["param"], "prompt", "{last}");
+    drop((_homes, hub));
+}
+
+#[test]
+fn a_text_by_the_socket_is_taken_back() {
+    let home = tempfile::tempdir().unwrap();
+    let silent = Fake::external("m", |_| Act::Silence);
+    let hub = hub_before(home.path(), &[&silent], &[]);
+    let mut socket = Socket::open(hub.address, "/ws/completions", &[]).ok().unwrap();
+    socket.send(&json!({"request_id": "live-1", "prompt": "x"}).to_string());
+    until("it is asked", || !silent.heard().is_empty());
+    assert_eq!(silent.heard()[0].json()["stream"], true);
+    let mut socket = Socket::open(hub.address, "/ws/completions", &[]).ok().unwrap();
+    socket.send(&json!({"request_id": "live-1", "cancel": true}).to_string());
+    assert_eq!(live(&mut socket).1["finish_reason"], "canceled");
+}
+
+#[test]
+fn a_job_waits_for_the_end_of_an_outage_however_long_it_is() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let nano = appliance(homes[0].path(), &[]);
+    let (name, port) = (nano.address.to_string(), nano.address.port().to_string());
+    let quick = ["--no-local", "--nano", &name, "--set", "jobs.pause_ms=20"];
+    let hub = hub(homes[1].path(), &quick);
+    until_well(hub.address, &name);
+    nano.kill();
+    let job = json!({"endpoint": "/v1/completions", "body": add(), "attempts": 1});
+    let job = post(hub.address, "/v1/jobs", &job);
+    assert_eq!(job.status, 202, "{}", job.text());
+    let path = format!("/v1/jobs/{}", job.json()["id"].as_str().unwrap());
+    until("nobody took it", || {
+        let job = get(hub.address, &path).json();
+        let why = job["reason"].as_str().unwrap_or_default();
+        job["state"] == "queued" && why.contains("no backend took it")
+    });
+    let own = ["--port", &port, "--alias", "coder", "-c", "8192", "-np", "2"];
+    let back = Process::start_verb(homes[0].path(), "serve", &own);
+    until("it is done", || get(hub.address, &path).json()["state"] == "done");
+    drop(back);
 }
 
 #[test]

@@ -32,11 +32,17 @@ fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
     assert_eq!((code, shown.trim().len()), (0, 9), "{shown}");
     let (code, _, said) = setup(homes[1].path(), &nano, "not-a-code!");
     assert_eq!(code, 2, "{said}");
-    // Another code is refused by the appliance; the right one still works.
+    // Another code is refused by the appliance, which closes the right one with it.
     let wrong = if shown.starts_with("0000") { "1111-1111" } else { "0000-0000" };
     let (code, _, said) = setup(homes[1].path(), &nano, wrong);
     assert_eq!(code, 5, "{said}");
     assert!(said.contains("not the one"), "{said}");
+    let (code, _, said) = setup(homes[1].path(), &nano, &shown);
+    assert_eq!(code, 5, "{said}");
+    // What was typed once is not typed again, whatever became of it.
+    let (_, shown, _) = run(homes[0].path(), &["pair"]);
+    let (code, _, said) = setup(homes[1].path(), &nano, wrong);
+    assert!(code == 6 && said.contains("show a new one"), "{said}");
     let (code, said, note) = setup(homes[1].path(), &nano, &shown.to_lowercase());
     assert_eq!(code, 0, "{note}");
     assert!(said.contains(&nano.address.to_string()), "{said}");
@@ -44,6 +50,7 @@ fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
     assert_eq!(post(nano.address, "/v1/completions", &body).status, 401);
     let (code, _, said) = setup(homes[1].path(), &nano, &shown);
     assert_eq!(code, 5, "{said}");
+    assert!(said.contains("no code is open"), "{said}");
     let hub = Process::start_verb(homes[1].path(), "hub", &["--port", "0", "--no-local"]);
     until("the appliance is well", || {
         let status = send(hub.address, "GET", "/v1/status", &[], "").json();
@@ -111,16 +118,22 @@ fn tries_are_counted_whoever_makes_them_and_however_far_they_go() {
         let session = answer.json()["session"].clone();
         let step = |step: &str| json!({"step": step, "session": session, "part": zeros});
         if n % 2 == 0 {
-            // Out of turn: it ends.
-            assert_eq!(pair(&step("reveal")).status, 409);
-        } else {
             assert_eq!(pair(&step("commit")).status, 200);
-            assert_eq!(pair(&step("reveal")).status, 403, "that opens nothing");
+            assert_eq!(pair(&step("commit")).status, 409, "out of turn");
+        } else {
+            assert_eq!(pair(&step("reveal")).status, 409, "out of turn");
         }
         assert_eq!(pair(&step("commit")).status, 404, "one wrong word ends it");
     }
     let answer = pair(&hello);
     assert_eq!((answer.status, answer.error_type().as_str()), (404, "not_found_error"));
+    // A wrong letter closes a code at once.
+    assert_eq!(run(home.path(), &["pair"]).0, 0);
+    let session = pair(&hello).json()["session"].clone();
+    let step = |step: &str| json!({"step": step, "session": session, "part": zeros});
+    assert_eq!(pair(&step("commit")).status, 200);
+    assert_eq!(pair(&step("reveal")).status, 403, "that opens nothing");
+    assert_eq!(pair(&hello).status, 404);
     for wrong in [json!({}), json!({"step": 1}), json!({"step": "hello"}), json!([])] {
         assert!(matches!(pair(&wrong).status, 400 | 404), "{wrong}");
     }

@@ -36,7 +36,7 @@ struct Server {
 }
 
 /// The test's certificate authority in PEM, and a server configuration that it signed.
-fn authority() -> &'static (String, Arc<ServerConfig>) {
+pub fn authority() -> &'static (String, Arc<ServerConfig>) {
     static AUTHORITY: OnceLock<(String, Arc<ServerConfig>)> = OnceLock::new();
     AUTHORITY.get_or_init(|| {
         let mut params = CertificateParams::new(Vec::new()).unwrap();

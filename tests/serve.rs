@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
 use jetforge::inference::quant::TensorType;
+use jetforge::server::Client;
+use jetforge::tls::Fingerprint;
 use serde_json::json;
 
 use crate::cli::jetforge;
@@ -17,8 +19,17 @@ use crate::support::recipe::Recipe;
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    /// What it shows, where it speaks TLS.
+    pub certificate: Option<Fingerprint>,
     /// Reads stderr as it comes, so that the service never waits for its reader.
     said: Option<JoinHandle<String>>,
+}
+
+/// Waits for the model of a service that speaks TLS; its certificate.
+fn until_ready(address: SocketAddr) -> Fingerprint {
+    let (client, shown) = Client::meet(&address.to_string()).unwrap();
+    until("the model is loaded", || client.json("GET", "/health").is_ok());
+    shown.expect("it speaks TLS")
 }
 
 impl Process {
@@ -45,13 +56,17 @@ impl Process {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
-        let Some(address) = address else {
+        let url = line.trim().strip_prefix("listening on ").and_then(|url| url.split_once("://"));
+        let Some((scheme, address)) = url else {
             let _ = child.wait();
             panic!("it does not listen: {line:?} {}", said.join().unwrap());
         };
         let address = address.parse().unwrap();
+        let certificate = (scheme == "https").then(|| until_ready(address));
         until("the model is loaded", || {
+            if certificate.is_some() {
+                return true;
+            }
             let answer = get(address, "/health");
             if answer.status != 200 {
                 assert_eq!(
@@ -62,7 +77,7 @@ impl Process {
             }
             answer.status == 200
         });
-        Process { child, address, said: Some(said) }
+        Process { child, address, certificate, said: Some(said) }
     }
 
     /// Asks it to end.

@@ -11,6 +11,7 @@
 //   order reverse | mixed N     in which threads of a block run
 //   threads N                   processors that run blocks
 //   memory N                    bytes of the device
+//   capability MAJOR MINOR      of a newer device, which takes PTX up to 7.0 and for sm_80 too
 //   skip KERNEL                 launches of it do nothing
 //   discrete                    memory of the device's own, and not the host's
 //
@@ -94,6 +95,7 @@ struct Device {
   unsigned n_threads = std::thread::hardware_concurrency();
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
   size_t used = 0;
+  int major = 5, minor = 3;
 
   Device() {
     Dl_info info;
@@ -118,6 +120,8 @@ struct Device {
       words >> n_threads;
     } else if (verb == "memory") {
       words >> total;
+    } else if (verb == "capability") {
+      words >> major >> minor;
     } else if (verb == "skip") {
       words >> name;
       skipped.insert(name);
@@ -165,8 +169,10 @@ int load_module(const std::string& ptx, Module& module) {
   int major, minor;
   const char* version = strstr(ptx.c_str(), ".version ");
   if (!version || sscanf(version, ".version %d.%d", &major, &minor) != 2) return INVALID_PTX;
-  if (major * 10 + minor > 65) return UNSUPPORTED_PTX_VERSION;
-  if (ptx.find(".target sm_53") == std::string::npos) return NO_BINARY_FOR_GPU;
+  const bool is_new = device().major >= 8;
+  if (major * 10 + minor > (is_new ? 70 : 65)) return UNSUPPORTED_PTX_VERSION;
+  const bool is_for_new = is_new && ptx.find(".target sm_80") != std::string::npos;
+  if (!is_for_new && ptx.find(".target sm_53") == std::string::npos) return NO_BINARY_FOR_GPU;
   for (size_t at = 0; (at = ptx.find(".entry ", at)) != std::string::npos;) {
     at += 7;
     const std::string name = ptx.substr(at, ptx.find_first_of("(\n \t", at) - at);
@@ -198,8 +204,8 @@ int attribute(int which) {
     case 12: return 32768;  // registers of a block
     case 16: return 1;      // multiprocessors
     case 18: return device().is_integrated;
-    case 75: return 5;      // compute capability
-    case 76: return 3;
+    case 75: return device().major;
+    case 76: return device().minor;
     default: return -1;
   }
 }

@@ -118,6 +118,12 @@ static inline uint4 load128(const void* p) { return gpu_sim::load<uint4>(p); }
 static inline uint2 load64(const void* p) { return gpu_sim::load<uint2>(p); }
 static inline u32 load32(const void* p) { return gpu_sim::load<u32>(p); }
 static inline u16 load16(const void* p) { return gpu_sim::load<u16>(p); }
+static inline float2 shared64(const void* p) { return gpu_sim::load<float2>(p); }
+static inline uint4 shared128(const void* p) { return gpu_sim::load<uint4>(p); }
+static inline void set_shared128(void* p, uint4 v) {
+  if ((uintptr_t)p % 16) gpu_sim::fail("a misaligned vector store");
+  *(uint4*)p = v;
+}
 
 template <int I> static inline float byte_to_float(u32 word) { return (u8)(word >> 8 * I); }
 template <int I> static inline float signed_byte_to_float(u32 word) {
@@ -144,3 +150,32 @@ static inline float exp2_fast(float x) {
   return r < 1.17549435e-38f ? 0.f : r;
 }
 static inline float rsqrt_fast(float x) { return 1.f / sqrtf(x); }
+static inline float mul32(float a, float b) {
+  volatile float product = a * b;
+  return product;
+}
+static inline int round_to_int(float x) { return (int)nearbyintf(x); }
+
+// d [16, 8] += a [16, 16] . b [16, 8]: lane 4 g + t holds of a rows g and g + 8, columns 2 t and
+// 2 t + 8; of b column g, rows 2 t and 2 t + 8; of d rows g and g + 8, columns 2 t and 2 t + 1.
+// Products are exact, and their sum is rounded once; a device rounds a little otherwise.
+static inline void mma_16_8_16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  const u32 lane = gpu_sim::context.fiber->lane, g = lane / 4, t = lane % 4;
+  double sums[4] = {d[0], d[1], d[2], d[3]};
+  for (u32 k = 0; k < 4; k++) {
+    u32 rows[4], columns[2][2];
+    for (u32 i = 0; i < 4; i++) rows[i] = gpu_sim::exchange(~0u, a[i], 4 * g + k);
+    for (u32 c = 0; c < 2; c++) {
+      columns[c][0] = gpu_sim::exchange(~0u, b0, 4 * (2 * t + c) + k);
+      columns[c][1] = gpu_sim::exchange(~0u, b1, 4 * (2 * t + c) + k);
+    }
+    for (u32 v = 0; v < 4; v++) {
+      for (u32 half = 0; half < 2; half++) {
+        const u32 x = rows[v / 2 + 2 * half], y = columns[v % 2][half];
+        sums[v] += (double)h2f((u16)x) * h2f((u16)y);
+        sums[v] += (double)h2f((u16)(x >> 16)) * h2f((u16)(y >> 16));
+      }
+    }
+  }
+  for (u32 v = 0; v < 4; v++) d[v] = (float)sums[v];
+}

@@ -8,6 +8,7 @@ use crate::hub::{
     BackendOptions, Hub, HubConfig, HubError, Kind, LocalOptions, LocalView, Stocked,
 };
 use crate::store::{Peer, Store};
+use crate::tls::Fingerprint;
 
 /// Keys of backends that were given at start, in the clear.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +63,8 @@ impl App {
     }
 }
 
-/// Adds the machines that this one is paired with. One that was typed as well gets its key.
+/// Adds the machines that this one is paired with. One that was typed as well gets its key, and is
+/// spoken to by its certificate.
 fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(), HubError> {
     for peer in peers.into_iter().filter(|peer| !peer.address.is_empty()) {
         let mut is_typed = false;
@@ -70,12 +72,18 @@ fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(),
             if backend.is_at(&peer.address)? {
                 is_typed = true;
                 backend.key = backend.key.take().or_else(|| Some(peer.key.clone()));
+                // As it was paired: a typed address does not say whether TLS is spoken there.
+                if let Some(certificate) = peer.certificate {
+                    backend.address = peer.address.clone();
+                    backend.certificate = Some(Fingerprint(certificate));
+                }
             }
         }
         if !is_typed {
             let (kind, name) = (Kind::Appliance, Some(peer.name));
             let (address, key) = (peer.address, Some(peer.key));
-            backends.push(BackendOptions { kind, address, name, key });
+            let certificate = peer.certificate.map(Fingerprint);
+            backends.push(BackendOptions { kind, address, name, key, certificate });
         }
     }
     Ok(())
@@ -85,9 +93,12 @@ fn backends(config: &HubConfig, keys: &BackendKeys) -> Result<Vec<BackendOptions
     let kept = key_file(config)?;
     let of = |kind, addresses: &[String], key: &Option<String>| {
         let options = |address: &String| {
-            let own = kept.iter().find(|(whose, _)| whose == address);
+            let address = address.clone();
+            let options =
+                BackendOptions { kind, address, name: None, key: None, certificate: None };
+            let own = kept.iter().find(|(whose, _)| options.is_at(whose).unwrap_or(false));
             let key = own.map(|(_, key)| key.clone()).or_else(|| key.clone());
-            BackendOptions { kind, address: address.clone(), name: None, key }
+            BackendOptions { key, ..options }
         };
         addresses.iter().map(options).collect::<Vec<_>>()
     };
@@ -112,4 +123,38 @@ fn key_file(config: &HubConfig) -> Result<Vec<(String, String)>, HubError> {
             Ok((address.to_owned(), key.trim().to_owned()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_however_its_address_is_spelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        std::fs::write(&path, "# ours\nhttp://NANO:8080/ jf-1\nhttp://x:1/v1 sk-2\n").unwrap();
+        let config = HubConfig {
+            nano: vec!["nano".into(), "other".into()],
+            external_llama: vec!["http://x:1".into()],
+            key_file: Some(path),
+            ..HubConfig::default()
+        };
+        let keys = BackendKeys { nano: Some("jf-all".into()), external: None };
+        let mut found = backends(&config, &keys).unwrap();
+        let given = |own: &BackendOptions| own.key.clone().unwrap();
+        let given: Vec<String> = found.iter().map(given).collect();
+        assert_eq!(given, ["jf-1", "jf-all", "sk-2"]);
+        // One that was paired over TLS is spoken to so, however it was typed.
+        let peer = Peer {
+            name: "nano".into(),
+            address: "https://nano:8080".into(),
+            certificate: Some([7; 32]),
+            ..Peer::default()
+        };
+        add_peers(&mut found, vec![peer]).unwrap();
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0].address, "https://nano:8080");
+        assert_eq!(found[0].certificate, Some(Fingerprint([7; 32])));
+    }
 }

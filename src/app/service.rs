@@ -7,7 +7,7 @@
 //! ```
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::board::BoardPace;
@@ -23,6 +23,7 @@ use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
 use crate::store::Store;
 use crate::sync::Node;
+use crate::tls::{Fingerprint, Identity, fingerprint_in};
 
 /// The service before it listens.
 pub struct Service {
@@ -38,6 +39,8 @@ pub struct Service {
     pub reloader: Arc<Reloader>,
     /// Heat and power, which nobody watches yet.
     pub board: Option<Board>,
+    /// Who it shows itself as, where it speaks TLS.
+    pub identity: Option<Identity>,
 }
 
 impl App {
@@ -62,7 +65,10 @@ impl App {
         let template = template.map(|path| read(path, CHAT_TEMPLATE_BYTES_MAX)).transpose()?;
         let template = template.or_else(|| server.chat_template.clone());
         let source = self.model_source()?;
+        let identity = self.identity()?;
+        let certificate = identity.as_ref().map(Identity::fingerprint);
         let mut notes = Vec::new();
+        notes.extend(certificate.map(|own| format!("certificate {own}, its SHA-256")));
         match self.open_disk_cache() {
             Ok(disk_cache) => self.disk_cache = disk_cache,
             Err(error) => notes.push(format!("{error}; prompts do not outlive the service")),
@@ -97,11 +103,38 @@ impl App {
         watch.into_iter().for_each(|watch| gate.keep_power(watch));
         gate.keep_settings(Arc::clone(&reloader) as _);
         let store = kept.map(|(store, sync)| {
-            gate.pair_with(&state_dir, store.clone(), machine_name());
+            gate.pair_with(&state_dir, store.clone(), machine_name(), certificate);
             gate.keep_sync(sync);
             store
         });
-        Ok(Service { host, gate, notes, store, reloader, board })
+        Ok(Service { host, gate, notes, store, reloader, board, identity })
+    }
+
+    /// Who the service shows itself as, if it speaks TLS: by the owner's certificate, or by one of
+    /// the state directory, which is made once.
+    fn identity(&self) -> Result<Option<Identity>, ServerError> {
+        let server = &self.config().server;
+        if !server.speaks_tls() {
+            return Ok(None);
+        }
+        if let (Some(certificate), Some(key)) = (&server.tls_cert, &server.tls_key) {
+            return Ok(Some(Identity::from_files(certificate, key)?));
+        }
+        let machine = machine_name();
+        let names = [machine.clone(), format!("{machine}.local"), "127.0.0.1".into(), "::1".into()];
+        let mut names: Vec<String> = names.into_iter().filter(|name| name.is_ascii()).collect();
+        names.push("localhost".to_owned());
+        Ok(Some(Identity::kept(&self.own_certificate(), &names)?))
+    }
+
+    fn own_certificate(&self) -> PathBuf {
+        self.dirs.state.join("tls.pem")
+    }
+
+    /// The certificate that a service of this machine shows, if there is one.
+    pub fn own_fingerprint(&self) -> Option<Fingerprint> {
+        let path = self.config().server.tls_cert.clone().unwrap_or_else(|| self.own_certificate());
+        fingerprint_in(&path).ok()
     }
 
     /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A

@@ -131,8 +131,8 @@ fn a_stuck_engine_misses_the_watchdog_until_it_goes_on() {
             }
         }
     };
-    look()(&*engine);
-    look()(&*engine);
+    look()(&engine);
+    look()(&engine);
     assert_eq!(manager.heard(), "WATCHDOG=1");
     assert_eq!(manager.heard(), "STATUS=fine");
     assert_eq!(manager.heard(), "WATCHDOG=1");
@@ -145,13 +145,13 @@ fn a_stuck_engine_misses_the_watchdog_until_it_goes_on() {
     assert_eq!(manager.heard(), "STATUS=an engine stands still; fine");
     drop(let_go);
     while stream.recv().is_some() {}
-    look()(&*engine);
+    look()(&engine);
     assert_eq!(manager.heard(), "WATCHDOG=1");
     assert_eq!(manager.heard(), "STATUS=fine");
     // An engine that pauses for heat is no engine that hangs.
     host.set_tempo(Tempo { duty_permille: 0, ..Tempo::default() });
-    look()(&*engine);
-    look()(&*engine);
+    look()(&engine);
+    look()(&engine);
     assert_eq!(manager.heard(), "WATCHDOG=1");
     assert_eq!(manager.heard(), "WATCHDOG=1");
 }

@@ -61,8 +61,6 @@ pub const LORA_RANK_MAX: u64 = 4096;
 /// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
 /// that they are made of come to about as much again, so loading takes far less than 64 MiB.
 pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
-/// Tokens whose attention a GPU computes in one launch; room for the shares of so many is kept.
-pub const DEVICE_ATTENTION_TOKENS: usize = 32;
 /// Tokens of a step on a GPU: a grid has no more rows.
 pub const DEVICE_BATCH_MAX: usize = 65_535;
 /// Kinds of steps whose launches a GPU keeps recorded.
@@ -454,10 +452,16 @@ pub const DISCOVERED_MAX: usize = 256;
 pub const DNS_RECORDS_MAX: usize = 64;
 /// Pointers and labels of one name.
 pub const DNS_JUMPS_MAX: usize = 16;
+/// Bytes of a file of certificates and keys.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Seconds for which a pairing code is good.
 pub const PAIR_S: u64 = 600;
 /// Exchanges that may be begun with one pairing code.
 pub const PAIR_TRIES_MAX: u32 = 5;
+/// Silence of a stream after which its reader hears that the connection is alive.
+pub const KEEP_ALIVE_MS: u64 = 15_000;
+/// Codes that were typed here and are remembered, so that none is typed twice.
+pub const PAIR_SPENT_MAX: usize = 64;
 /// Failures in a row after which the hub ejects a backend.
 pub const HUB_EJECT_FAILURES: u32 = 3;
 /// First pause of an ejected backend; it doubles.

@@ -115,6 +115,7 @@ fn of_pairing(error: &PairingError) -> Option<u8> {
         PairingError::Pair(PairError::NoCode) => Some(USAGE),
         PairingError::Pair(PairError::WrongCode) => Some(INTEGRITY),
         PairingError::Client(_) | PairingError::Foreign(_) => Some(NETWORK),
+        PairingError::InBetween { .. } | PairingError::Spent => Some(INTEGRITY),
         PairingError::Pair(_) | PairingError::Offer(_) | PairingError::Store(_) => None,
     }
 }
@@ -126,6 +127,7 @@ fn of_config(_: &ConfigError) -> u8 {
 fn of_server(error: &ServerError) -> u8 {
     match error {
         ServerError::NoKey { .. }
+        | ServerError::Tls(_)
         | ServerError::File { .. }
         | ServerError::KeyName { .. }
         | ServerError::KeyTaken { .. }

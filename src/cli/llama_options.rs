@@ -6,7 +6,7 @@
 //! another spelling     passed on under ours                 -np 4 -> --parallel 4
 //! always so here       left out                             --jinja
 //! no counterpart       left out with its values, warned of  --flash-attn on
-//! would be missed      refused                              --ssl-key-file, -hf
+//! would be missed      refused                              --api-prefix, -hf
 //! nearly one of these  refused with the nearest             --n-gpu-layer
 //! ```
 //!
@@ -69,9 +69,7 @@ const SAME: [&str; 12] = [
 ];
 
 /// What would be missed: the program says what to do instead.
-const REFUSED: [(&str, &str); 11] = [
-    ("--ssl-key-file", "TLS is not spoken here; put a proxy before the service"),
-    ("--ssl-cert-file", "TLS is not spoken here; put a proxy before the service"),
+const REFUSED: [(&str, &str); 9] = [
     ("--api-prefix", "paths have no prefix here; a proxy can take one off"),
     ("-hf", "`jetforge pull NAME` gets a model; then name it with --model"),
     ("-hfr", "`jetforge pull NAME` gets a model; then name it with --model"),
@@ -310,7 +308,7 @@ mod tests {
     #[test]
     fn what_would_be_missed_is_refused_with_what_to_do() {
         assert!(translated("-hf a/b").unwrap_err().contains("jetforge pull"));
-        assert!(translated("--ssl-key-file k").unwrap_err().contains("proxy"));
+        assert!(translated("--api-prefix /x").unwrap_err().contains("proxy"));
     }
 
     #[test]

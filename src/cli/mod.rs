@@ -16,6 +16,7 @@ mod exit;
 mod interrupt;
 mod llama_options;
 mod prompt;
+mod remote;
 mod sampling_args;
 mod terminal;
 mod verbs;
@@ -58,7 +59,8 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::from(exit::OK),
         Err(error) => {
-            let message = describe(&error);
+            // A service's words stand in it.
+            let message = terminal::plain(&describe(&error));
             terminal::note(format!("{} {message}", terminal::styled(terminal::ERROR, "error:")));
             ExitCode::from(exit::code_of(&error))
         }

@@ -27,6 +27,27 @@ pub fn styled(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// Text of others as a terminal may have it: what would move the cursor, change colours or turn
+/// the direction of writing is shown as a mark. Line ends and tabs stay.
+pub fn plain(text: &str) -> String {
+    let is_turn = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_bad = |c: char| c.is_control() && !matches!(c, '\n' | '\t') || is_turn(c);
+    text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Writes an answer that comes piece by piece: as it is to a file or a pipe, plain to a terminal.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn say(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.is_terminal() {
+        true => out.write_all(plain(text).as_bytes())?,
+        false => out.write_all(text.as_bytes())?,
+    }
+    out.flush()
+}
+
 /// A line on stderr. It must not fail: stderr may be closed.
 pub fn note(text: impl std::fmt::Display) {
     let _ = writeln!(anstream::stderr(), "{text}");
@@ -81,15 +102,17 @@ pub fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
     writeln!(out)
 }
 
-/// Rows of a table as text, columns as wide as their widest cell.
+/// Rows of a table as plain text, columns as wide as their widest cell.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let cell = |cell: &String| plain(cell).replace(['\n', '\t'], " ");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..n_columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -98,4 +121,20 @@ pub fn table(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_the_network_cannot_drive_a_terminal() {
+        let name = "nano\u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}x\r\ny\tz";
+        let shown = plain(name);
+        assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{202e}', '\r']), "{shown:?}");
+        assert!(shown.contains("nano") && shown.ends_with("\ny\tz"));
+        let table = table(&[vec![name.to_owned(), "b".to_owned()]]);
+        assert_eq!(table.lines().count(), 1, "{table:?}");
+        assert_eq!(plain("def \u{fc}(): # \u{65e5}"), "def \u{fc}(): # \u{65e5}");
+    }
 }

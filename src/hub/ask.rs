@@ -9,15 +9,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use axum::body::Bytes;
 use axum::extract::MatchedPath;
-use axum::http::header::{self, HeaderMap, HeaderName};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, Uri};
 use serde_json::{Map, Value, json};
 
 use super::backend::Backend;
 use super::policy::{Haste, Kind, Need, Speech};
 use crate::base::limits::HUB_HOPS_MAX;
-use crate::inference::Priority;
-use crate::server::{Admitted, Caller};
+use crate::inference::{Priority, TenantId};
+use crate::server::{Admitted, CLASS, Caller, TENANT, class_name};
 
 /// Paths that may be answered elsewhere, and whose words they are.
 const PATHS: [(&str, Speech); 26] = [
@@ -85,6 +85,8 @@ pub(super) struct Asked {
     pub is_kept: bool,
     /// Whether the answer comes in pieces.
     pub streams: bool,
+    /// Answers side by side in it.
+    pub n_choice: usize,
     fields: Map<String, Value>,
 }
 
@@ -113,9 +115,10 @@ impl Asked {
             fields.insert("seed".to_owned(), json!(seed));
             admitted.body = Value::Object(fields.clone()).to_string().into();
         }
-        let need = need(&admitted, speech, &fields);
+        let need = need(&admitted, &route, speech, &fields);
+        let n_choice = n_choice(&fields);
         let is_kept = fields.get("on_disconnect").is_some_and(|how| how == "detach");
-        Some(Asked { admitted, route, need, is_repeatable, is_kept, streams, fields })
+        Some(Asked { admitted, route, need, is_repeatable, is_kept, streams, n_choice, fields })
     }
 
     /// Path and query as a backend knows them.
@@ -141,8 +144,9 @@ impl Asked {
         }
     }
 
-    /// The headers for a backend: the caller's key stays here.
-    pub fn headers(&self) -> HeaderMap {
+    /// The headers for a backend: the caller's key stays here. Another JetForge hears how urgent
+    /// it is, and for whom, under a name that says nothing elsewhere.
+    pub fn headers(&self, backend: &Backend) -> HeaderMap {
         let own = &self.admitted.parts.headers;
         let passed = PASSED.into_iter().filter_map(|name| {
             let value = own.get(&name)?.clone();
@@ -154,19 +158,49 @@ impl Asked {
         if let Some(id) = caller.and_then(|caller| caller.request_id.parse().ok()) {
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
+        if let Some(caller) = caller.filter(|_| backend.kind == Kind::Appliance) {
+            headers.insert(CLASS, HeaderValue::from_static(class_name(caller.priority)));
+            if caller.tenant != TenantId::default() {
+                let mut hasher = DefaultHasher::new();
+                (caller.tenant.0, backend.key.as_deref()).hash(&mut hasher);
+                let whose = HeaderValue::from_str(&format!("{:016x}", hasher.finish()));
+                headers.extend(whose.ok().map(|whose| (TENANT, whose)));
+            }
+        }
         headers
     }
 }
 
-fn need(admitted: &Admitted, speech: Speech, fields: &Map<String, Value>) -> Need {
-    let model = fields.get("model").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let names = ["max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens"];
-    let n_predict = names.iter().find_map(|name| fields.get(*name).and_then(Value::as_u64));
+/// Answers that a request asks for: each of its prompts, as often as it says.
+fn n_choice(fields: &Map<String, Value>) -> usize {
+    let count = |name: &str| fields.get(name).and_then(Value::as_u64);
+    let n = count("n").or_else(|| count("n_cmpl")).and_then(|n| usize::try_from(n).ok());
+    let n_prompt = match fields.get("prompt").and_then(Value::as_array) {
+        // One prompt of tokens.
+        Some(parts) if parts.iter().any(Value::is_number) => 1,
+        Some(parts) => parts.len(),
+        None => 1,
+    };
+    n.unwrap_or(1).max(1).saturating_mul(n_prompt.max(1))
+}
+
+fn need(admitted: &Admitted, route: &str, speech: Speech, fields: &Map<String, Value>) -> Need {
+    // AutoCoder's nested form, and Ollama's.
+    let inner = ["parameters", "options"].iter().find_map(|name| fields.get(*name)?.as_object());
+    let find = |name: &str| inner.and_then(|inner| inner.get(name)).or(fields.get(name));
+    let model = find("model").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let model = match route.starts_with("/api/") {
+        true => model.map(|name| name.strip_suffix(":latest").unwrap_or(name)),
+        false => model,
+    };
+    let names =
+        ["max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens", "num_predict"];
+    let n_predict = names.iter().find_map(|name| find(name).and_then(Value::as_u64));
     let n_predict = n_predict.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let caller = admitted.parts.extensions.get::<Caller>();
     let class = caller.map(|caller| caller.priority).unwrap_or_default();
     let is_later = class == Priority::Background
-        || fields.get("priority").is_some_and(|class| class == "background");
+        || find("priority").is_some_and(|class| class == "background");
     let begins = ["messages", "prompt", "input_prefix", "input"];
     let begins = begins.iter().find_map(|name| fields.get(*name)).map(Value::to_string);
     let begins = begins.unwrap_or_default();
@@ -180,5 +214,46 @@ fn need(admitted: &Admitted, speech: Speech, fields: &Map<String, Value>) -> Nee
         n_position: (admitted.body.len() / 4).saturating_add(n_predict),
         haste: if is_later { Haste::Later } else { Haste::Now },
         affinity: hasher.finish(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+
+    use super::*;
+
+    fn read(route: &str, body: Value) -> Need {
+        let (parts, ()) = Request::post(route).body(()).unwrap().into_parts();
+        let admitted = Admitted { parts, body: body.to_string().into() };
+        need(&admitted, route, Speech::Own, body.as_object().unwrap())
+    }
+
+    #[test]
+    fn models_are_found_where_each_dialect_names_them() {
+        for (route, body) in [
+            ("/generate", json!({"prompt": "p", "parameters": {"model": "coder"}})),
+            ("/generate", json!({"prompt": "p", "model": "coder"})),
+            ("/api/chat", json!({"model": "coder:latest"})),
+            ("/api/generate", json!({"model": "coder", "options": {"num_predict": 7}})),
+        ] {
+            assert_eq!(read(route, body.clone()).model.as_deref(), Some("coder"), "{body}");
+        }
+        let tagged = json!({"model": "coder:latest", "parameters": {"max_tokens": 1000}});
+        let tagged = read("/v1/completions", tagged);
+        assert_eq!(tagged.model.as_deref(), Some("coder:latest"), "a name like any other");
+        assert!(tagged.n_position >= 1000);
+        let later = json!({"parameters": {"priority": "background"}});
+        assert_eq!(read("/generate", later).haste, Haste::Later);
+    }
+
+    #[test]
+    fn answers_side_by_side_are_counted() {
+        let n = |body: Value| n_choice(body.as_object().unwrap());
+        assert_eq!(n(json!({"prompt": "a"})), 1);
+        assert_eq!(n(json!({"prompt": "a", "n": 3})), 3);
+        assert_eq!(n(json!({"prompt": ["a", "b"], "n_cmpl": 2})), 4);
+        assert_eq!(n(json!({"prompt": [1, 2, 3]})), 1);
+        assert_eq!(n(json!({"prompt": [[1, 2], [3]], "n": 0})), 2);
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::health::Health;
 use super::policy::{Kind, Standing, Stocked, View};
 use super::target::Target;
+use crate::tls::{Fingerprint, Trust};
 
 /// Requests that a server answers at once which does not tell.
 const N_PLACE: usize = 4;
@@ -22,6 +23,8 @@ pub(super) struct Backend {
     pub kind: Kind,
     pub target: Option<Target>,
     pub key: Option<String>,
+    /// Whom TLS trusts there, where it was paired with one certificate.
+    pub trust: Option<Trust>,
     id: u64,
     state: Mutex<State>,
     n_ours: AtomicUsize,
@@ -41,17 +44,12 @@ pub(super) struct State {
     pub speaks_llama: bool,
     /// 0 as long as it is not known.
     pub n_place: usize,
-    /// Requests that run and wait there, by its own count.
-    pub n_busy: usize,
+    /// Requests of others that run and wait there, by its own count.
+    n_others: usize,
     pub version: Option<String>,
 }
 
 impl State {
-    /// Takes in what an appliance tells of itself.
-    pub fn tell(&mut self, n_busy: usize, version: Option<String>) {
-        (self.n_busy, self.version) = (n_busy, version);
-    }
-
     /// Takes in how many it answers at once, which only llama.cpp and we tell.
     pub fn seat(&mut self, n_place: Option<usize>) {
         (self.n_place, self.speaks_llama) = (n_place.unwrap_or(0), n_place.is_some());
@@ -64,6 +62,7 @@ impl Backend {
         name: String,
         target: Option<Target>,
         key: Option<String>,
+        certificate: Option<Fingerprint>,
     ) -> Arc<Backend> {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
@@ -73,6 +72,7 @@ impl Backend {
             kind,
             target,
             key,
+            trust: certificate.map(Trust::pinned),
             state: Mutex::default(),
             n_ours: AtomicUsize::new(0),
             n_answered: AtomicU64::new(0),
@@ -83,6 +83,13 @@ impl Backend {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in how many requests it says to have. Ours among them are known at every moment, those
+    /// of others as they were then.
+    pub fn count(&self, n_busy: usize) {
+        let n_ours = self.n_ours.load(Ordering::Relaxed);
+        self.state().n_others = n_busy.saturating_sub(n_ours);
     }
 
     /// Whether it has not told how many it answers at once.
@@ -114,7 +121,7 @@ impl Backend {
         let state = self.state();
         let n_ours = self.n_ours.load(Ordering::Relaxed);
         let n_place = if state.n_place == 0 { N_PLACE } else { state.n_place };
-        let n_busy = state.n_busy.max(n_ours);
+        let n_busy = state.n_others.saturating_add(n_ours);
         View {
             id: self.id,
             kind: self.kind,
@@ -132,6 +139,12 @@ impl Backend {
     /// Its first model, for a server that wants one named.
     pub fn first_model(&self) -> Option<String> {
         self.state().stock.as_ref()?.first()?.names.first().cloned()
+    }
+
+    /// How what is sent there is secured.
+    fn tls(&self) -> Option<&'static str> {
+        let is_https = self.target.as_ref().is_some_and(|target| target.is_https);
+        is_https.then_some(if self.trust.is_some() { "pinned" } else { "authorities" })
     }
 
     /// What `/v1/status` tells of it.
@@ -155,6 +168,7 @@ impl Backend {
             "address": self.target.as_ref().map(Target::url),
             "leaves_this_machine": self.target.as_ref().is_some_and(leaves_this_machine),
             "has_key": self.key.is_some(),
+            "tls": self.tls(),
             "standing": standing,
             "why": state.health.why(),
             "back_in_ms": back_in_ms,

@@ -4,23 +4,21 @@
 //! otherwise cost the next request its first try, and on a LAN a connection takes less than a
 //! token. Whoever drops the answer's body ends the connection, and with it the generation.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+use super::backend::Backend;
 use super::health::Failure;
 use super::target::Target;
 use crate::base::limits::{HTTP_BUFFER_BYTES_MAX, HTTP_HEADERS_MAX};
+use crate::tls::{TlsError, Trust};
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -39,34 +37,30 @@ pub(super) struct Call<'a> {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub key: Option<&'a str>,
+    /// Whom TLS trusts there, where that is not whom the system trusts.
+    pub trust: Option<&'a Trust>,
 }
 
-impl Call<'_> {
-    /// A request without a body.
-    pub fn get<'a>(path: &'a str, key: Option<&'a str>) -> Call<'a> {
+impl<'a> Call<'a> {
+    /// A question to a backend without a body.
+    pub fn get(path: &'a str, backend: &'a Backend) -> Call<'a> {
         let (headers, body) = (HeaderMap::new(), Bytes::new());
-        Call { method: Method::GET, path, headers, body, key }
+        let (key, trust) = (backend.key.as_deref(), backend.trust.as_ref());
+        Call { method: Method::GET, path, headers, body, key, trust }
     }
 }
 
 /// Makes connections.
 pub(super) struct Dialer {
-    tls: TlsConnector,
+    system: Trust,
     connect: Duration,
 }
 
 impl Dialer {
     /// A dialer that trusts the system's certificate authorities.
     pub fn new(connect: Duration) -> Dialer {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring speaks TLS 1.2 and 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Dialer { tls: TlsConnector::from(Arc::new(config)), connect }
+        let system = Trust::system(None).expect("without a file of authorities none can fail");
+        Dialer { system, connect }
     }
 
     /// Asks, and waits at most `wait` for the head of the answer.
@@ -76,23 +70,29 @@ impl Dialer {
         call: Call<'_>,
         wait: Duration,
     ) -> Result<Response<Body>, DialError> {
+        let start = Instant::now();
+        let trust = call.trust.unwrap_or(&self.system);
         let request = request(target, call)?;
         let not_sent = |failure, why| DialError { was_sent: false, failure, why };
         let connect = TcpStream::connect((target.host.as_str(), target.port));
-        let stream = match tokio::time::timeout(self.connect, connect).await {
+        let stream = match tokio::time::timeout(self.connect.min(wait), connect).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(not_sent(Failure::Gone, error.to_string())),
             Err(_) => return Err(not_sent(Failure::Gone, "no connection in time".to_owned())),
         };
         let _ = stream.set_nodelay(true);
+        let left = || wait.saturating_sub(start.elapsed());
         if !target.is_https {
-            return exchange(stream, request, wait).await;
+            return exchange(stream, request, left()).await;
         }
-        let name = ServerName::try_from(target.host.clone());
-        let name = name.map_err(|error| not_sent(Failure::Denied, error.to_string()))?;
-        match tokio::time::timeout(self.connect, self.tls.connect(name, stream)).await {
-            Ok(Ok(stream)) => exchange(stream, request, wait).await,
-            Ok(Err(error)) => Err(not_sent(Failure::Gone, format!("TLS: {error}"))),
+        let secured = trust.connect(&target.host, stream);
+        match tokio::time::timeout(self.connect.min(left()), secured).await {
+            Ok(Ok(stream)) => exchange(stream, request, left()).await,
+            Ok(Err(error @ (TlsError::Handshake(_) | TlsError::NotTls))) => {
+                Err(not_sent(Failure::Gone, error.to_string()))
+            }
+            // Nothing is said to whom we do not trust, and that does not pass by itself.
+            Ok(Err(error)) => Err(not_sent(Failure::Denied, error.to_string())),
             Err(_) => Err(not_sent(Failure::Gone, "no TLS in time".to_owned())),
         }
     }

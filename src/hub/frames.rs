@@ -126,6 +126,14 @@ pub fn write(form: Form, value: &Value) -> Bytes {
     }
 }
 
+/// What shows that a stream is alive, and says nothing.
+pub fn silence(form: Form) -> Bytes {
+    Bytes::from_static(match form {
+        Form::Events => b":\n\n",
+        Form::Lines => b" ",
+    })
+}
+
 /// Where a frame's data stands; several lines of data are taken as one that is no JSON.
 fn data(form: Form, frame: &[u8]) -> Option<Range<usize>> {
     if form == Form::Lines {

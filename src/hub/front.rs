@@ -14,15 +14,18 @@ use super::ask::Asked;
 use super::relay::{HOST, relay};
 use super::{BackendOptions, Hub, Kind, LOCAL, probe};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
-use crate::server::{Admitted, Answering, Forward, Here};
+use crate::server::{Admitted, Answering, Caller, Forward, Here};
 use crate::store::Peer;
+use crate::tls::Fingerprint;
 
 impl Forward for Hub {
     fn join(self: Arc<Self>, peer: Peer) {
         let (kind, name) = (Kind::Appliance, Some(peer.name));
         let (address, key) = (peer.address, Some(peer.key));
+        let certificate = peer.certificate.map(Fingerprint);
+        let options = BackendOptions { kind, address, name, key, certificate };
         // An address that was spoken with a moment ago is one.
-        if let Ok(backend) = (BackendOptions { kind, address, name, key }).backend() {
+        if let Ok(backend) = options.backend() {
             probe::join(&self, backend);
         }
     }
@@ -34,7 +37,7 @@ impl Forward for Hub {
             let is_get = request.parts.method == Method::GET;
             match route {
                 "/v1/status" if is_get => self.status(here.answer(request).await).await,
-                "/v1/models" | "/models" if is_get => self.models(here.answer(request).await).await,
+                "/v1/models" | "/models" if is_get => self.models(request, here).await,
                 "/v1/models/{*id}" if is_get => self.model(request, here).await,
                 _ => {
                     let seed = (self.random() >> 33) as u32;
@@ -62,9 +65,10 @@ impl Hub {
         amend(response, |value| value["upstream"] = self.upstream()).await
     }
 
-    async fn models(&self, response: Response) -> Response {
-        amend(response, |value| {
-            for entry in self.entries() {
+    async fn models(&self, request: Admitted, here: Here) -> Response {
+        let is_known = is_known(&request);
+        amend(here.answer(request).await, |value| {
+            for entry in self.entries(is_known) {
                 let known = value["data"].as_array().map(Vec::as_slice).unwrap_or_default();
                 if known.iter().any(|own| own["id"] == entry["id"]) {
                     continue;
@@ -86,13 +90,14 @@ impl Hub {
     async fn model(&self, request: Admitted, here: Here) -> Response {
         let path = request.parts.uri.path();
         let id = path.strip_prefix("/v1/models/").unwrap_or_default().to_owned();
+        let is_known = is_known(&request);
         let response = here.answer(request).await;
         let is_it = |entry: &Value| {
             let aliases = entry["aliases"].as_array().map(Vec::as_slice).unwrap_or_default();
             entry["id"] == *id || aliases.iter().any(|alias| *alias == *id)
         };
         match response.status() {
-            StatusCode::NOT_FOUND => match self.entries().into_iter().find(is_it) {
+            StatusCode::NOT_FOUND => match self.entries(is_known).into_iter().find(is_it) {
                 Some(entry) => axum::Json(entry).into_response(),
                 None => response,
             },
@@ -100,8 +105,8 @@ impl Hub {
         }
     }
 
-    /// The models of backends as `/v1/models` lists them.
-    fn entries(&self) -> Vec<Value> {
+    /// The models of backends as `/v1/models` lists them; where they are is not told to strangers.
+    fn entries(&self, is_known: bool) -> Vec<Value> {
         let mut entries: Vec<Value> = Vec::new();
         for backend in self.backends().iter().filter(|backend| backend.target.is_some()) {
             let state = backend.state();
@@ -125,8 +130,18 @@ impl Hub {
                 }));
             }
         }
+        if !is_known {
+            for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+                entry.remove("hosts");
+            }
+        }
         entries
     }
+}
+
+/// Whether whoever asks showed a key, or needs none.
+fn is_known(request: &Admitted) -> bool {
+    request.parts.extensions.get::<Caller>().is_some_and(|caller| caller.is_known)
 }
 
 /// An answer of this process, named as such.

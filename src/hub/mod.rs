@@ -44,6 +44,7 @@ use target::Target;
 use tokio::task::JoinHandle;
 
 use crate::base::limits::HUB_BACKENDS_MAX;
+use crate::tls::Fingerprint;
 
 /// The port of an appliance whose address names none.
 const NANO_PORT: u16 = 8080;
@@ -85,21 +86,24 @@ pub struct BackendOptions {
     pub name: Option<String>,
     /// The key to show.
     pub key: Option<String>,
+    /// Its certificate, where it was paired over TLS.
+    pub certificate: Option<Fingerprint>,
 }
 
 impl BackendOptions {
-    /// Whether it is the one at this address.
+    /// Whether it is the one at this address, however that is spelled, with TLS or without.
     ///
     /// # Errors
     /// If one of them is no address.
     pub fn is_at(&self, address: &str) -> Result<bool, HubError> {
-        Ok(self.target()? == Target::read(address, Some(NANO_PORT))?)
+        let default_port = (self.kind == Kind::Appliance).then_some(NANO_PORT);
+        Ok(self.target()?.is_place_of(&Target::read(address, default_port)?))
     }
 
     fn backend(self) -> Result<Arc<Backend>, HubError> {
         let target = self.target()?;
         let name = self.name.unwrap_or_else(|| target.authority());
-        Ok(Backend::new(self.kind, name, Some(target), self.key))
+        Ok(Backend::new(self.kind, name, Some(target), self.key, self.certificate))
     }
 
     fn target(&self) -> Result<Target, HubError> {
@@ -153,7 +157,7 @@ impl Hub {
             own.push(options.backend()?);
         }
         let look = local.map(|local| {
-            let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None);
+            let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None, None);
             let mut state = backend.state();
             // A request can name a model of the store, which is loaded then.
             (state.is_spare, state.may_have_more) = (local.is_spare, !local.is_spare);
@@ -194,7 +198,11 @@ impl Hub {
     /// Takes a backend in, in the place of one at the same address.
     fn add(&self, backend: Arc<Backend>) {
         let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
-        own.retain(|old| old.target.is_none() || old.target != backend.target);
+        let is_it = |old: &Arc<Backend>| match (&old.target, &backend.target) {
+            (Some(old), Some(new)) => old.is_place_of(new),
+            _ => false,
+        };
+        own.retain(|old| !is_it(old));
         if own.len() < HUB_BACKENDS_MAX {
             own.insert(0, backend);
         }
@@ -222,9 +230,10 @@ impl Hub {
         let local = self.backends().into_iter().find(|backend| backend.target.is_none());
         if let (Some(look), Some(backend)) = (&self.look, local) {
             let view = look();
+            backend.count(view.n_busy);
             let mut state = backend.state();
             state.stock = Some(view.stock);
-            (state.n_place, state.n_busy) = (view.n_place, view.n_busy);
+            state.n_place = view.n_place;
         }
     }
 

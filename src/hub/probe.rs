@@ -27,6 +27,8 @@ use crate::base::limits::{HUB_MODELS_MAX, HUB_PROBE_BYTES_MAX};
 
 /// Shortest time between two probes of one backend.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Characters of a backend's own reason that are kept.
+const WHY_CHARS_MAX: usize = 200;
 /// Time after which a backend is asked again that loads its model.
 const LOADING_MS: u64 = 500;
 
@@ -134,12 +136,12 @@ async fn look(hub: &Hub, backend: &Backend, target: &Target) -> Result<Found, Di
         },
         // A server outside need not list its models.
         404 | 405 | 501 if backend.kind == Kind::External => None,
-        status => return Ok(bad(status)),
+        status => return Ok(bad(status, &body)),
     };
     if backend.kind == Kind::Appliance {
         let (status, body) = ask(hub, backend, target, "/v1/status").await?;
         if status != 200 {
-            return Ok(bad(status));
+            return Ok(bad(status, &body));
         }
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = value["models"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -147,7 +149,8 @@ async fn look(hub: &Hub, backend: &Backend, target: &Target) -> Result<Found, Di
             |name: &str| models.iter().filter_map(|model| model[name].as_u64()).sum::<u64>();
         let n_busy = usize::try_from(count("running") + count("waiting"));
         let version = value["version"].as_str().map(str::to_owned);
-        backend.state().tell(n_busy.unwrap_or(usize::MAX), version);
+        backend.count(n_busy.unwrap_or(usize::MAX));
+        backend.state().version = version;
         if let (Ok((200, body)), Some(stock)) =
             (ask(hub, backend, target, "/api/tags").await, &mut stock)
         {
@@ -171,13 +174,20 @@ async fn ask(
     target: &Target,
     path: &str,
 ) -> Result<(u16, Bytes), DialError> {
-    let call = Call::get(path, backend.key.as_deref());
+    let call = Call::get(path, backend);
     hub.dialer().whole(target, call, hub.waits().probe, HUB_PROBE_BYTES_MAX).await
 }
 
 /// What a refusal of a probe means.
-fn bad(status: u16) -> Found {
+fn bad(status: u16, body: &[u8]) -> Found {
     match status {
+        // As of a port that speaks TLS since the pairing.
+        400 => {
+            let told: Option<Value> = serde_json::from_slice(body).ok();
+            let told = told.and_then(|told| told["error"]["message"].as_str().map(str::to_owned));
+            let why = told.unwrap_or_else(|| "it answers probes with 400".to_owned());
+            Found::Bad(Failure::Denied, why.chars().take(WHY_CHARS_MAX).collect())
+        }
         401 | 403 => Found::Bad(Failure::Denied, "it does not take our key".to_owned()),
         429 | 503 => Found::Loading,
         status => Found::Bad(Failure::Wrong, format!("it answers probes with {status}")),

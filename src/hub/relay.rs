@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! rank -> try: connect, head, first frame or whole answer -> the client
-//!          |
-//!          +- not well, no place, no such thing there -> the next one -> ... -> a clear refusal
+//!   ^      |
+//!   |      +- not well, no place, no such thing there -> a clear refusal
+//!   +- who is left, as they stand now ------+
 //! ```
 //!
 //! An answer that comes whole is read whole before the client hears of it, and a stream is held
@@ -12,7 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -27,11 +28,11 @@ use super::backend::{Backend, Busy};
 use super::dial::{Call, DialError, describe};
 use super::frames::Form;
 use super::health::Failure;
-use super::policy::{Speech, rank};
+use super::policy::{Speech, Standing, rank};
 use super::retry::{self, Next, Outcome, Stakes};
 use super::stream::{self, Incoming};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
-use crate::server::{ApiError, Here};
+use crate::server::{ApiError, Here, Untaken};
 
 /// The header that names who wrote an answer.
 pub(super) const HOST: HeaderName = HeaderName::from_static("x-jetforge-host");
@@ -56,8 +57,11 @@ pub(super) struct Trip {
     pub here: Here,
     /// Whether a job asks, for whom an answer that failed must not look like a whole one.
     pub is_job: bool,
-    /// Who is to be tried, best first.
+    /// Who may be tried, best first.
     left: VecDeque<Arc<Backend>>,
+    tried: Vec<Arc<Backend>>,
+    /// Whether somebody may have taken it.
+    was_taken: bool,
     /// What went wrong so far, for the refusal.
     told: Vec<String>,
 }
@@ -85,7 +89,7 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
         Err(error) => return error.into_response(),
     };
     let mut said = None;
-    while let Some(first) = trip.left.pop_front() {
+    while let Some(first) = trip.next() {
         let (backend, opened) = trip.attempt(first).await;
         let missed = match opened {
             Ok(Opened::Whole(response)) => return named(response, &backend.name),
@@ -99,32 +103,44 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
         let response = missed.response.map(|response| named(response, &backend.name));
         match retry::next(missed.outcome, trip.stakes(false)) {
             Next::Another | Next::Replay => said = response.or(said),
-            Next::Answer | Next::Fail => {
-                return response.or(said).unwrap_or_else(|| trip.refusal());
-            }
+            Next::Answer | Next::Fail => return trip.refusal(response.or(said)),
         }
     }
-    said.unwrap_or_else(|| trip.refusal())
+    trip.refusal(said)
 }
 
 impl Trip {
     fn plan(hub: Arc<Hub>, asked: Asked, here: Here) -> Result<Trip, ApiError> {
-        let now_ms = hub.now_ms();
-        hub.look_at_local();
-        let backends = hub.backends();
-        let views: Vec<_> = backends.iter().map(|backend| backend.view(now_ms)).collect();
-        let order = rank(&asked.need, &views).into_iter().take(hub.config().n_try);
-        let left: VecDeque<Arc<Backend>> = order.map(|idx| Arc::clone(&backends[idx])).collect();
-        if left.is_empty() {
-            return Err(nobody(&hub, &asked));
-        }
         let is_job = crate::server::is_job();
-        Ok(Trip { hub, asked, here, is_job, left, told: Vec::new() })
+        let (left, tried, told) = (VecDeque::new(), Vec::new(), Vec::new());
+        let mut trip = Trip { hub, asked, here, is_job, left, tried, was_taken: false, told };
+        trip.rank();
+        match trip.left.is_empty() {
+            true => Err(nobody(&trip.hub, &trip.asked)),
+            false => Ok(trip),
+        }
+    }
+
+    /// Ranks who is left as they stand now. Those that are ejected are only asked if there never
+    /// was anybody else.
+    pub fn rank(&mut self) {
+        self.hub.look_at_local();
+        let now_ms = self.hub.now_ms();
+        let mut backends = self.hub.backends();
+        backends.retain(|own| !self.tried.iter().any(|tried| Arc::ptr_eq(own, tried)));
+        let views: Vec<_> = backends.iter().map(|backend| backend.view(now_ms)).collect();
+        let is_out = |idx: usize| matches!(views[idx].standing, Standing::Ejected { .. });
+        let order = rank(&self.asked.need, &views).into_iter();
+        let order = order.filter(|&idx| self.tried.is_empty() || !is_out(idx));
+        let n_left = self.hub.config().n_try.saturating_sub(self.tried.len());
+        self.left = order.take(n_left).map(|idx| Arc::clone(&backends[idx])).collect();
     }
 
     /// The next backend to be tried.
     pub fn next(&mut self) -> Option<Arc<Backend>> {
-        self.left.pop_front()
+        let next = self.left.pop_front()?;
+        self.tried.push(Arc::clone(&next));
+        Some(next)
     }
 
     /// What a try that fails now means.
@@ -132,14 +148,24 @@ impl Trip {
         Stakes { is_kept: self.asked.is_kept, can_replay, n_left: self.left.len() }
     }
 
-    fn refusal(&self) -> Response {
-        let message = format!("no backend could answer: {}", self.told.join("; "));
-        let error = ApiError::unavailable(message, RETRY);
-        ApiError { status: StatusCode::BAD_GATEWAY, kind: "upstream_error", ..error }
-            .into_response()
+    /// What a backend said, or that none could answer; and whether anybody took the request.
+    fn refusal(&self, said: Option<Response>) -> Response {
+        let mut response = said.unwrap_or_else(|| {
+            let message = format!("no backend could answer: {}", self.told.join("; "));
+            let error = ApiError::unavailable(message, RETRY);
+            ApiError { status: StatusCode::BAD_GATEWAY, kind: "upstream_error", ..error }
+                .into_response()
+        });
+        if !self.was_taken {
+            response.extensions_mut().insert(Untaken);
+        }
+        response
     }
 
     fn tell(&mut self, backend: &Backend, missed: &Missed) {
+        // No connection, and no place: nothing of it was done.
+        self.was_taken |= !matches!(missed.outcome, Outcome::NotSent | Outcome::Status(429 | 503));
+        self.rank();
         tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
         self.told.push(format!("{}: {}", backend.name, missed.why));
     }
@@ -170,7 +196,7 @@ impl Trip {
                 },
             }
         };
-        self.left.pop_front();
+        self.next();
         if let Some((backend, missed)) = lost {
             self.tell(backend, &missed);
         }
@@ -180,9 +206,9 @@ impl Trip {
     /// Asks one backend, and writes down how it went.
     pub async fn open(&self, backend: &Arc<Backend>) -> Result<Opened, Missed> {
         let busy = backend.begin();
-        let start_ms = self.hub.now_ms();
+        let (start, start_ms) = (Instant::now(), self.hub.now_ms());
         let opened = match self.ask(backend).await {
-            Ok(response) => self.receive(backend, busy, response).await,
+            Ok(response) => self.receive(backend, busy, response, start).await,
             Err(error) => Err(self.failed(backend, error)),
         };
         let now_ms = self.hub.now_ms();
@@ -210,9 +236,10 @@ impl Trip {
         let call = Call {
             method: Method::POST,
             path: &path,
-            headers: self.asked.headers(),
+            headers: self.asked.headers(backend),
             body: self.asked.body_for(backend),
             key: backend.key.as_deref(),
+            trust: backend.trust.as_ref(),
         };
         let waits = self.hub.waits();
         let wait = if self.asked.streams { waits.head } else { waits.answer };
@@ -231,6 +258,7 @@ impl Trip {
         backend: &Arc<Backend>,
         busy: Busy,
         response: Response,
+        start: Instant,
     ) -> Result<Opened, Missed> {
         let status = response.status();
         if !status.is_success() {
@@ -242,7 +270,8 @@ impl Trip {
             if is_here {
                 return Ok(Opened::Whole(response));
             }
-            return self.whole(backend, response, &kind).await.map(Opened::Whole);
+            let left = self.hub.waits().answer.saturating_sub(start.elapsed());
+            return self.whole(backend, response, &kind, left).await.map(Opened::Whole);
         };
         let headers = passed(response.headers());
         let mut incoming = Incoming::new(Arc::clone(backend), busy, response.into_body(), form);
@@ -254,17 +283,18 @@ impl Trip {
         }
     }
 
-    /// An answer that comes whole.
+    /// An answer that comes whole, within what is `left` of its time.
     async fn whole(
         &self,
         backend: &Arc<Backend>,
         response: Response,
         kind: &str,
+        left: Duration,
     ) -> Result<Response, Missed> {
         let lost = |failure, why| self.failed(backend, DialError { was_sent: true, failure, why });
         let (parts, body) = response.into_parts();
         let body = tokio::select! {
-            body = collect(body, self.hub.waits().answer) => body,
+            body = collect(body, left) => body,
             () = backend.gone() => Err((Failure::Gone, "it went while it answered".to_owned())),
         };
         let body = body.map_err(|(failure, why)| lost(failure, why))?;

@@ -31,13 +31,16 @@ const OTHER: [&str; 5] =
     ["tool_calls", "function_call", "logprobs", "completion_probabilities", "refusal"];
 
 /// What a client has heard.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Transcript {
+    /// Answers side by side that have to end.
+    n_choice: usize,
     texts: BTreeMap<Channel, String>,
     tokens: BTreeMap<u64, VecDeque<Value>>,
     finished: BTreeSet<u64>,
     /// Fields that name the answer in each of its frames.
     names: BTreeMap<&'static str, Value>,
+    has_usage: bool,
     n_bytes: usize,
     has_any: bool,
     is_closed: bool,
@@ -50,6 +53,22 @@ pub struct Transcript {
 pub struct Diverged;
 
 impl Transcript {
+    /// Of a stream with so many answers side by side that has said nothing yet.
+    pub fn new(n_choice: usize) -> Transcript {
+        Transcript {
+            n_choice,
+            texts: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            names: BTreeMap::new(),
+            has_usage: false,
+            n_bytes: 0,
+            has_any: false,
+            is_closed: false,
+            is_opaque: false,
+        }
+    }
+
     /// Notes a value that the client gets.
     pub fn hear(&mut self, value: &Value) {
         self.has_any = true;
@@ -63,7 +82,10 @@ impl Transcript {
             self.tokens.entry(index(value)).or_default().extend(tokens.iter().cloned());
         }
         self.finished.extend(finished(value));
-        self.is_closed |= value["stop"] == true || value["done"] == true || has_error(value);
+        // llama.cpp's streams end with the last of their answers, Ollama's have one.
+        let is_last = value["stop"] == true && self.is_finished();
+        self.is_closed |= is_last || value["done"] == true || has_error(value);
+        self.has_usage |= is_usage(value);
         for name in ["id", "created"] {
             if let Some(value) = value.get(name) {
                 self.names.entry(name).or_insert_with(|| value.clone());
@@ -86,9 +108,9 @@ impl Transcript {
         self.is_closed
     }
 
-    /// Whether a choice has said why it ended.
+    /// Whether every answer has said why it ended.
     pub fn is_finished(&self) -> bool {
-        !self.finished.is_empty()
+        self.finished.len() >= self.n_choice
     }
 
     /// Whether there is a text at all.
@@ -106,8 +128,10 @@ impl Transcript {
         Replay {
             left: self.texts.clone(),
             tokens: self.tokens.clone(),
+            ended: self.finished.clone(),
             finished: self.finished.clone(),
             names: self.names.clone(),
+            has_usage: self.has_usage,
             has_any: self.has_any,
         }
     }
@@ -118,8 +142,11 @@ impl Transcript {
 pub struct Replay {
     left: BTreeMap<Channel, String>,
     tokens: BTreeMap<u64, VecDeque<Value>>,
+    /// Answers whose end the client has heard: nothing can follow.
+    ended: BTreeSet<u64>,
     finished: BTreeSet<u64>,
     names: BTreeMap<&'static str, Value>,
+    has_usage: bool,
     has_any: bool,
 }
 
@@ -135,7 +162,11 @@ impl Replay {
         let was_behind = self.is_behind();
         let mut is_new = !was_behind || !self.has_any;
         for (channel, text) in texts_mut(&mut value) {
+            let is_over = self.ended.contains(&channel.0);
             let Some(left) = self.left.get_mut(&channel) else {
+                if is_over && !text.is_empty() {
+                    return Err(Diverged);
+                }
                 is_new |= !text.is_empty();
                 continue;
             };
@@ -146,21 +177,29 @@ impl Replay {
             // One of them ends there, so it is between two characters of both.
             left.drain(..n);
             text.drain(..n);
+            if is_over && !text.is_empty() {
+                return Err(Diverged);
+            }
             is_new |= !text.is_empty();
             if left.is_empty() {
                 self.left.remove(&channel);
             }
         }
         is_new |= self.pass_tokens(&mut value)?;
-        for idx in finished(&value) {
+        let ends = finished(&value);
+        let was_ended = !ends.is_empty() && ends.iter().all(|idx| self.ended.contains(idx));
+        for idx in ends {
             if self.left.keys().any(|(own, _)| *own == idx) {
                 return Err(Diverged);
             }
             is_new |= self.finished.insert(idx);
         }
-        if !is_new && value.get("usage").is_none_or(Value::is_null) {
+        // Ends and usage are told once, and usage after all that it counts.
+        let is_told = was_ended || is_usage(&value) && (self.has_usage || self.is_behind());
+        if is_told || !is_new && !is_usage(&value) {
             return Ok(None);
         }
+        self.has_usage |= is_usage(&value);
         for (name, own) in &self.names {
             if let Some(field) = value.get_mut(name) {
                 *field = own.clone();
@@ -192,6 +231,12 @@ impl Replay {
 
 fn has_error(value: &Value) -> bool {
     value.get("error").is_some_and(|error| !error.is_null())
+}
+
+/// Whether it is the frame that only tells what the whole answer took.
+fn is_usage(value: &Value) -> bool {
+    let is_alone = value.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
+    is_alone && value.get("usage").is_some_and(|usage| !usage.is_null())
 }
 
 fn index(value: &Value) -> u64 {
@@ -287,7 +332,7 @@ mod tests {
     }
 
     fn heard(values: &[Value]) -> Transcript {
-        let mut transcript = Transcript::default();
+        let mut transcript = Transcript::new(1);
         values.iter().for_each(|value| transcript.hear(value));
         transcript
     }
@@ -328,14 +373,47 @@ mod tests {
         let usage = json!({"id": "b", "choices": [], "usage": {"total_tokens": 3}});
         let mut own = usage.clone();
         own["id"] = json!("a");
-        assert_eq!(replay.pass(usage), Ok(Some(own)));
+        assert_eq!(replay.pass(usage.clone()), Ok(Some(own)));
+        assert_eq!(replay.pass(usage.clone()), Ok(None), "once");
+        let transcript = heard(&[chat("a", "x"), end("a"), usage.clone()]);
+        let mut replay = transcript.replay();
+        assert_eq!(replay.pass(chat("b", "x")), Ok(None));
+        assert_eq!(replay.pass(end("b")), Ok(None));
+        assert_eq!(replay.pass(usage), Ok(None), "it was told before the cut");
+    }
+
+    #[test]
+    fn words_after_an_end_are_another_text() {
+        let transcript = heard(&[chat("a", "x"), end("a")]);
+        assert_eq!(transcript.replay().pass(chat("b", "xy")), Err(Diverged));
+        let mut replay = transcript.replay();
+        assert_eq!(replay.pass(chat("b", "x")), Ok(None));
+        assert_eq!(replay.pass(chat("b", "y")), Err(Diverged));
+    }
+
+    #[test]
+    fn a_stream_of_several_answers_ends_with_the_last_of_them() {
+        let end = |index: u64| {
+            json!({"choices": [{"index": index, "text": "",
+            "finish_reason": "stop"}]})
+        };
+        let mut two = Transcript::new(2);
+        two.hear(&end(1));
+        assert!(!two.is_finished() && !two.is_closed());
+        two.hear(&end(0));
+        assert!(two.is_finished());
+        let mut two = Transcript::new(2);
+        two.hear(&json!({"index": 1, "content": "", "stop": true}));
+        assert!(!two.is_closed());
+        two.hear(&json!({"index": 0, "content": "", "stop": true}));
+        assert!(two.is_closed());
     }
 
     #[test]
     fn what_is_no_text_cannot_be_compared() {
         let call = json!({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0}]}}]});
         assert!(!heard(&[call]).can_replay());
-        let mut long = Transcript::default();
+        let mut long = Transcript::new(1);
         let text = "x".repeat(HUB_TRANSCRIPT_BYTES_MAX / 2 + 1);
         (0..2).for_each(|_| long.hear(&json!({ "content": text })));
         assert!(!long.can_replay());
@@ -373,7 +451,7 @@ mod tests {
         ) {
             let at = |n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
             let said = &text[..at(n_heard)];
-            let mut transcript = Transcript::default();
+            let mut transcript = Transcript::new(1);
             if !said.is_empty() {
                 transcript.hear(&chat("a", said));
             }

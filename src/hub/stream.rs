@@ -8,10 +8,13 @@
 //! ```
 //!
 //! Frames pass as they are. A client that reads slowly holds the backend up and nothing else grows;
-//! one that leaves ends the generation.
+//! one that leaves ends the generation. While there is nothing to say, as when what was heard is
+//! written once more, a comment shows that the connection is alive: a blank before a line of JSON,
+//! which every reader of JSON skips.
 
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,6 +26,7 @@ use http_body_util::BodyExt;
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::time::Instant;
 
 use super::backend::{Backend, Busy};
 use super::dial::describe;
@@ -32,8 +36,11 @@ use super::policy::Speech;
 use super::relay::{Opened, Trip};
 use super::replay::{Replay, Transcript};
 use super::retry::{self, Next, Outcome};
-use crate::base::limits::{HUB_FRAMES_MAX, HUB_HOLD_MS};
+use crate::base::limits::{HUB_FRAMES_MAX, HUB_HOLD_MS, KEEP_ALIVE_MS};
 use crate::server::ApiError;
+
+/// Silence after which a client hears that the connection is alive.
+const KEEP_ALIVE: Duration = Duration::from_millis(KEEP_ALIVE_MS);
 
 /// How a backend fails, and its words or ours for it.
 type Fault = (Failure, String);
@@ -122,9 +129,9 @@ pub(super) fn respond(trip: Trip, incoming: Incoming, headers: HeaderMap) -> Res
     let (out, frames) = mpsc::channel(HUB_FRAMES_MAX);
     let flow = Flow {
         form: incoming.form,
+        transcript: Transcript::new(trip.asked.n_choice),
         trip,
-        out,
-        transcript: Transcript::default(),
+        out: Voice { out, said_at: Instant::now() },
         replay: None,
         is_named: false,
     };
@@ -149,6 +156,38 @@ impl hyper::body::Body for Outgoing {
     }
 }
 
+/// What the client hears, and when it last heard something.
+struct Voice {
+    out: Sender<io::Result<Bytes>>,
+    said_at: Instant,
+}
+
+impl Voice {
+    /// Says something; whether the client is there.
+    async fn say(&mut self, said: io::Result<Bytes>) -> bool {
+        let is_there = self.out.send(said).await.is_ok();
+        self.said_at = Instant::now();
+        is_there
+    }
+
+    /// Waits for something, and shows meanwhile that the connection is alive; `None` when the
+    /// client has left.
+    async fn wait<T>(&mut self, form: Form, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = self.out.closed() => return None,
+                () = tokio::time::sleep_until(self.said_at + KEEP_ALIVE) => {
+                    // Where the client reads slowly, enough waits for it already.
+                    let _ = self.out.try_send(Ok(frames::silence(form)));
+                    self.said_at = Instant::now();
+                }
+            }
+        }
+    }
+}
+
 /// How one backend's part ended.
 enum Part {
     /// All is said, or the client left.
@@ -162,7 +201,7 @@ enum Part {
 struct Flow {
     trip: Trip,
     form: Form,
-    out: Sender<io::Result<Bytes>>,
+    out: Voice,
     transcript: Transcript,
     replay: Option<Replay>,
     /// Whether the host's name stands in a frame since the last change.
@@ -198,9 +237,8 @@ impl Flow {
     async fn pass(&mut self, incoming: &mut Incoming) -> Part {
         let idle = self.trip.hub.waits().idle;
         loop {
-            let frame = tokio::select! {
-                frame = incoming.next(idle) => frame,
-                () = self.out.closed() => return Part::Over,
+            let Some(frame) = self.out.wait(self.form, incoming.next(idle)).await else {
+                return Part::Over;
             };
             let frame = match frame {
                 Ok(Some(frame)) => frame,
@@ -230,7 +268,7 @@ impl Flow {
                     Err(part) => return part,
                 },
             };
-            if self.out.send(Ok(frame)).await.is_err() {
+            if !self.out.say(Ok(frame)).await {
                 return Part::Over;
             }
         }
@@ -272,6 +310,8 @@ impl Flow {
 
     /// The stream of another backend, to be compared with what was heard.
     async fn another(&mut self) -> Option<Incoming> {
+        // Others have come and gone since it began.
+        self.trip.rank();
         let can_replay = self.transcript.is_empty()
             || self.trip.asked.is_repeatable && self.transcript.can_replay();
         loop {
@@ -279,17 +319,13 @@ impl Flow {
                 return None;
             }
             let backend = self.trip.next()?;
-            let opened = tokio::select! {
-                opened = self.trip.open(&backend) => opened,
-                () = self.out.closed() => return None,
-            };
-            match opened {
+            match self.out.wait(self.form, self.trip.open(&backend)).await? {
                 Ok(Opened::Stream(incoming, _)) if incoming.form == self.form => {
                     self.replay = Some(self.transcript.replay());
                     self.is_named = false;
                     if self.form == Form::Events {
                         let note = format!(": goes on at {}\n\n", backend.name);
-                        let _ = self.out.send(Ok(note.into())).await;
+                        self.out.say(Ok(note.into())).await;
                     }
                     return Some(incoming);
                 }
@@ -302,7 +338,7 @@ impl Flow {
     }
 
     /// Tells the client that it failed, in the words of its dialect.
-    async fn fail(self, why: &str) {
+    async fn fail(mut self, why: &str) {
         let error = ApiError::new(axum::http::StatusCode::BAD_GATEWAY, "upstream_error", why);
         let frame = match (self.form, self.trip.asked.route.as_str()) {
             (Form::Lines, _) => frames::write(Form::Lines, &json!({ "error": why })),
@@ -313,14 +349,39 @@ impl Flow {
             }
             (Form::Events, _) => frames::write(Form::Events, &error.to_json()),
         };
-        let _ = self.out.send(Ok(frame)).await;
+        self.out.say(Ok(frame)).await;
         if self.trip.is_job {
             // What ends in good order would be kept as the answer.
-            let _ = self.out.send(Err(io::Error::other(why.to_owned()))).await;
+            self.out.say(Err(io::Error::other(why.to_owned()))).await;
         }
     }
 }
 
 fn has_error(value: &Value) -> bool {
     value.get("error").is_some_and(|error| !error.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_hears_nothing_hears_that_it_is_not_forgotten() {
+        let (out, mut frames) = mpsc::channel(HUB_FRAMES_MAX);
+        let mut voice = Voice { out, said_at: Instant::now() };
+        let long = async {
+            tokio::time::sleep(KEEP_ALIVE * 5 / 2).await;
+            7
+        };
+        assert_eq!(voice.wait(Form::Events, long).await, Some(7));
+        assert_eq!(voice.wait(Form::Lines, tokio::time::sleep(KEEP_ALIVE * 2)).await, Some(()));
+        drop(voice);
+        let mut heard = Vec::new();
+        while let Some(frame) = frames.recv().await {
+            heard.push(frame.unwrap());
+        }
+        assert_eq!(heard[..3], [&b":\n\n"[..], b":\n\n", b" "]);
+        let line = b" {\"done\":true}\n";
+        assert_eq!(frames::read(Form::Lines, line), Said::Value(json!({"done": true})));
+    }
 }

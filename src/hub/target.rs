@@ -50,6 +50,12 @@ impl Target {
         Ok(Target { is_https, host, port, prefix })
     }
 
+    /// Whether both are the same place, with TLS or without.
+    pub fn is_place_of(&self, other: &Target) -> bool {
+        let is_host = self.host.eq_ignore_ascii_case(&other.host);
+        is_host && self.port == other.port && self.prefix == other.prefix
+    }
+
     /// `host:port`, as in a header.
     pub fn authority(&self) -> String {
         match self.host.contains(':') {

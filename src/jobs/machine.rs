@@ -5,6 +5,7 @@
 //!    ^                 |-----refused-----> failed       the request itself is wrong
 //!    |<---stumbled-----|                                may go better: again after a pause,
 //!    |                 |-----stumbled----> failed       until its attempts are spent
+//!    |<---nobody took it-----------------|              again after a pause, no attempt is spent
 //!    |<---stopped, crashed, timed out----|
 //!    |                 |-----crashed-----> set aside    broke without getting further, k times
 //!    |-----cancel, deadline--------------> cancelled, failed
@@ -106,6 +107,8 @@ pub enum Happening {
     Refused(String),
     /// Not this time.
     Stumbled(String),
+    /// Nobody was there to take it.
+    Untaken(String),
     /// It took too long.
     TimedOut,
     /// The service ends, and not by this job.
@@ -175,6 +178,10 @@ pub fn next(
                 false => again(pause(n_attempt, policy), why.clone()),
             };
             LedgerRow { n_attempt, ..row }
+        }
+        // However long an outage is, what waits for its end has not failed.
+        (State::Running, H::Untaken(why)) => {
+            again(policy.pause_ms.saturating_mul(UNTAKEN_PAUSES), why.clone())
         }
         (State::Running, H::TimedOut) => {
             let what = "it took longer than a job may";
@@ -249,6 +256,9 @@ fn pause(n_attempt: i64, policy: &Policy) -> i64 {
     doubled.min(policy.pause_max_ms)
 }
 
+/// First pauses that a job waits which nobody took: each look costs two commits.
+const UNTAKEN_PAUSES: i64 = 3;
+
 /// When a job is due that waits for no moment. Times after 1970 are for those that do: this clock
 /// may have been set back since.
 pub const DUE_AT_ONCE: i64 = 0;
@@ -313,6 +323,15 @@ mod tests {
         assert_eq!(row.state, "failed");
         assert_eq!(row.reason.unwrap(), "after 3 attempts: busy");
         assert_eq!(pause(1_000_000, &POLICY), 60_000);
+    }
+
+    #[test]
+    fn an_outage_spends_no_attempts() {
+        let untaken = || Happening::Untaken("nobody is there".to_owned());
+        let steps: Vec<Happening> = (0..100).flat_map(|_| [start(0), untaken()]).collect();
+        let row = after(&steps);
+        assert_eq!((row.state.as_str(), row.n_attempt, row.n_broken), ("queued", 0, 0));
+        assert_eq!((row.due_ms, row.reason.as_deref()), (199 + 3000, Some("nobody is there")));
     }
 
     #[test]

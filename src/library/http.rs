@@ -5,7 +5,6 @@
 //! Connections are not kept: a download is one answer, and its redirects lead to other hosts.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
@@ -13,16 +12,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::LibraryError;
 use super::url;
 use crate::base::limits::PULL_REDIRECTS_MAX;
+use crate::tls::{TlsError, Trust};
 
 /// Why one request did not work.
 #[derive(Debug)]
@@ -61,7 +57,7 @@ pub struct Ask {
 
 /// An HTTP client with its trusted certificates.
 pub struct Client {
-    tls: TlsConnector,
+    trust: Trust,
     stall: Duration,
 }
 
@@ -81,28 +77,8 @@ impl Client {
     /// # Errors
     /// When no certificate can be read.
     pub fn new(ca_file: Option<&Path>, stall: Duration) -> Result<Client, LibraryError> {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if let Some(path) = ca_file {
-            let failed = |message: String| LibraryError::Certificates {
-                message: format!("{}: {message}", path.display()),
-            };
-            let certificates = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|error| failed(error.to_string()))?;
-            let (added, _) = roots.add_parsable_certificates(certificates);
-            if added == 0 {
-                return Err(failed("it holds no certificate".to_owned()));
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring speaks TLS 1.2 and 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Client { tls: TlsConnector::from(Arc::new(config)), stall })
+        let failed = |error: TlsError| LibraryError::Certificates { message: error.to_string() };
+        Ok(Client { trust: Trust::system(ca_file).map_err(failed)?, stall })
     }
 
     /// Asks for a file, through redirects. `on_host` hears of each host that is asked.
@@ -149,16 +125,10 @@ impl Client {
         if !url::is_https(uri) {
             return self.exchange(stream, uri, ask).await;
         }
-        let name = ServerName::try_from(host.clone()).map_err(|_| {
-            HttpError::Fatal(LibraryError::BadUrl {
-                url: uri.to_string(),
-                reason: "its host is no name that a certificate can prove".to_owned(),
-            })
-        })?;
         let stream = self
-            .bounded("the TLS handshake", self.tls.connect(name, stream))
+            .bounded("the TLS handshake", self.trust.connect(&host, stream))
             .await?
-            .map_err(|error| tls_error(&host, &error))?;
+            .map_err(|error| tls_error(uri, &host, error))?;
         self.exchange(stream, uri, ask).await
     }
 
@@ -262,14 +232,17 @@ fn refused(uri: &Uri, status: StatusCode, headers: &HeaderMap) -> HttpError {
 }
 
 /// A certificate that is not trusted stays so; anything else may pass.
-fn tls_error(host: &str, error: &std::io::Error) -> HttpError {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(_)) => HttpError::Fatal(LibraryError::Untrusted {
-            host: host.to_owned(),
-            reason: inner.map(ToString::to_string).unwrap_or_default(),
+fn tls_error(uri: &Uri, host: &str, error: TlsError) -> HttpError {
+    let host = host.to_owned();
+    match error {
+        TlsError::Untrusted { why: reason } => {
+            HttpError::Fatal(LibraryError::Untrusted { host, reason })
+        }
+        TlsError::Name { .. } => HttpError::Fatal(LibraryError::BadUrl {
+            url: uri.to_string(),
+            reason: "its host is no name that a certificate can prove".to_owned(),
         }),
-        _ => HttpError::temporary(format!("TLS with {host} failed: {error}")),
+        error => HttpError::temporary(format!("{host}: {error}")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A client for the verbs that speak with a running service: one request, one connection.
 //!
 //! It waits on the thread that asks, which is what a verb does anyway, and reads an answer whole
-//! or, for events, line by line.
+//! or, for events, line by line. `https` trusts the system's authorities unless it is told whom.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::base::limits::JOB_ANSWER_BYTES_MAX;
+use crate::tls::{Fingerprint, TlsError, Trust};
 
 /// Longest silence of a service: it says something every 15 s while nothing happens.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -24,6 +25,14 @@ pub enum ClientError {
         address: String,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// It is not who it should be, or speaks no TLS where it should.
+    #[error("{address}: {source}")]
+    Insecure {
+        /// Where.
+        address: String,
+        /// What is wrong.
+        source: TlsError,
     },
     /// It refuses.
     #[error("{message}")]
@@ -48,13 +57,82 @@ pub enum ClientError {
 pub struct Client {
     address: String,
     key: Option<String>,
+    /// Whom it trusts, where it speaks TLS.
+    trust: Option<Trust>,
 }
 
 impl Client {
-    /// The service at `host:port`, with or without `http://`.
-    pub fn new(address: &str, key: Option<String>) -> Client {
-        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-        Client { address: address.to_owned(), key }
+    /// The service at `host:port`, with or without `http://` or `https://`. `trust` says whom TLS
+    /// trusts, and that it is spoken.
+    ///
+    /// # Errors
+    /// If there is nobody to trust.
+    pub fn new(
+        address: &str,
+        key: Option<String>,
+        trust: Option<Trust>,
+    ) -> Result<Client, ClientError> {
+        let (address, is_https) = match address.strip_prefix("https://") {
+            Some(rest) => (rest, true),
+            None => (address.strip_prefix("http://").unwrap_or(address), false),
+        };
+        let mut client = Client { address: address.trim_end_matches('/').to_owned(), key, trust };
+        if is_https && client.trust.is_none() {
+            let system = Trust::system(None).map_err(|error| client.insecure(error))?;
+            client.trust = Some(system);
+        }
+        Ok(client)
+    }
+
+    /// A service that nobody knows yet: its certificate, where it speaks TLS, is told and counts
+    /// from now on. For an exchange that finds out by itself who it is.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn meet(address: &str) -> Result<(Client, Option<Fingerprint>), ClientError> {
+        let is_https = address.starts_with("https://");
+        let mut client = Client::new(address, None, Some(Trust::anyone()))?;
+        if address.starts_with("http://") {
+            return Ok((Client { trust: None, ..client }, None));
+        }
+        let stream = client.connect()?;
+        let secured = Trust::anyone().connect_blocking(client.host(), stream);
+        match secured {
+            Ok(stream) => {
+                let shown = Trust::shown_blocking(&stream);
+                client.trust = shown.map(Trust::pinned);
+                Ok((client, shown))
+            }
+            Err(TlsError::NotTls | TlsError::Handshake(_) | TlsError::Name { .. }) if !is_https => {
+                Ok((Client { trust: None, ..client }, None))
+            }
+            Err(error) => Err(client.insecure(error)),
+        }
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn host(&self) -> &str {
+        let host = self.address.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+        host.map_or(self.address.as_str(), |(host, _)| host)
+    }
+
+    fn insecure(&self, source: TlsError) -> ClientError {
+        ClientError::Insecure { address: self.address.clone(), source }
+    }
+
+    fn connect(&self) -> Result<TcpStream, ClientError> {
+        let usual = if self.trust.is_some() { 443 } else { 80 };
+        let stream = match self.host().len() == self.address.len() {
+            true => TcpStream::connect((self.address.trim_matches(['[', ']']), usual)),
+            false => TcpStream::connect(&self.address),
+        };
+        let stream = stream.map_err(|error| self.broken(error))?;
+        stream.set_read_timeout(Some(SILENCE_MAX)).map_err(|error| self.broken(error))?;
+        Ok(stream)
     }
 
     fn foreign(&self, why: impl Into<String>) -> ClientError {
@@ -168,8 +246,14 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Answer, ClientError> {
-        let mut stream = TcpStream::connect(&self.address).map_err(|error| self.broken(error))?;
-        stream.set_read_timeout(Some(SILENCE_MAX)).map_err(|error| self.broken(error))?;
+        let stream = self.connect()?;
+        let mut stream: Box<dyn Wire> = match &self.trust {
+            None => Box::new(stream),
+            Some(trust) => match trust.connect_blocking(self.host(), stream) {
+                Ok(stream) => Box::new(stream),
+                Err(error) => return Err(self.insecure(error)),
+            },
+        };
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
         head += &format!("connection: close\r\ncontent-length: {}\r\n", body.len());
         if !body.is_empty() {
@@ -183,6 +267,7 @@ impl Client {
         }
         head += "\r\n";
         let written = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        let written = written.and_then(|()| stream.flush());
         written.map_err(|error| self.broken(error))?;
         let mut stream = BufReader::new(stream);
         let (status, is_chunked) = self.read_head(&mut stream)?;
@@ -199,7 +284,7 @@ impl Client {
     }
 
     /// Status, and whether the body comes in chunks.
-    fn read_head(&self, stream: &mut BufReader<TcpStream>) -> Result<(u16, bool), ClientError> {
+    fn read_head(&self, stream: &mut BufReader<Box<dyn Wire>>) -> Result<(u16, bool), ClientError> {
         let mut status = None;
         let mut is_chunked = false;
         loop {
@@ -225,9 +310,14 @@ impl Client {
     }
 }
 
+/// A connection, secured or not.
+trait Wire: Read + Write {}
+
+impl<S: Read + Write> Wire for S {}
+
 /// The body of an answer.
 struct Answer {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Wire>>,
     is_chunked: bool,
     /// Bytes of this chunk that were not read yet.
     n_left: usize,

@@ -65,6 +65,12 @@ pub struct ServerConfig {
     pub lora: Vec<PathBuf>,
     /// A file of keys in the clear, one on a line.
     pub api_key_file: Option<PathBuf>,
+    /// Whether the service speaks TLS: by the certificate below, or by one that it makes once.
+    pub tls: bool,
+    /// The owner's certificate, PEM, with those that lead to its authority behind it.
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub tls_key: Option<PathBuf>,
     /// Names under which the service may be called, beside addresses and localhost.
     pub allowed_hosts: Vec<String>,
     /// Pages that may call it.
@@ -119,6 +125,9 @@ impl Default for ServerConfig {
             reasoning_format: "auto".to_owned(),
             lora: Vec::new(),
             api_key_file: None,
+            tls: false,
+            tls_cert: None,
+            tls_key: None,
             allowed_hosts: Vec::new(),
             cors_origins: Vec::new(),
             n_connection_max: HTTP_CONNECTIONS_MAX,
@@ -159,6 +168,12 @@ impl ServerConfig {
         if self.header_read_ms == 0 || self.body_read_ms == 0 || self.write_stall_ms == 0 {
             return wrong("server.header_read_ms", "this and other times must be at least 1");
         }
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return wrong(
+                "server.tls_cert",
+                "a certificate needs server.tls_key, and that needs it",
+            );
+        }
         if !(0.0..=1.0).contains(&self.draft_p_min) {
             return wrong("server.draft_p_min", "must be 0 to 1");
         }
@@ -176,6 +191,11 @@ impl ServerConfig {
             return wrong("server.pooling", "use none, mean, cls, last or rank");
         }
         Ok(())
+    }
+
+    /// Whether the service speaks TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls || self.tls_cert.is_some()
     }
 
     /// How events are chosen.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::header::{self, HeaderName};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -23,6 +23,7 @@ use hyper::body::Bytes;
 
 use super::ApiError;
 use crate::base::limits::HTTP_BODIES_BYTES_MAX;
+use crate::inference::Priority;
 use crate::store::Peer;
 
 /// A request as it was let in: its head, with the caller in its extensions, and its whole body.
@@ -46,6 +47,40 @@ impl Here {
         self.0.clone().run(Request::from_parts(parts, Body::from(body))).await
     }
 }
+
+/// Stands in the extensions of an answer that says that nobody took the request: whoever wants it
+/// done has lost nothing by asking again.
+#[derive(Clone, Copy, Debug)]
+pub struct Untaken;
+
+impl Untaken {
+    /// Whether an answer says so.
+    pub fn is(answer: &Response) -> bool {
+        answer.extensions().get::<Untaken>().is_some()
+    }
+}
+
+/// Header by which a hub says for which class it asks; it can only make a request less urgent.
+pub const CLASS: HeaderName = HeaderName::from_static("x-jetforge-class");
+/// The classes and their words, as in the field `priority` of a request.
+const CLASSES: [(&str, Priority); 3] = [
+    ("interactive", Priority::Interactive),
+    ("agent", Priority::Agent),
+    ("background", Priority::Background),
+];
+
+/// The word of a class.
+pub fn class_name(class: Priority) -> &'static str {
+    CLASSES.iter().find(|(_, own)| *own == class).map_or("interactive", |(word, _)| word)
+}
+
+/// The class of a word.
+pub(super) fn class_of(word: &str) -> Option<Priority> {
+    CLASSES.iter().find(|(own, _)| *own == word).map(|(_, class)| *class)
+}
+
+/// Header by which a paired hub tells its callers apart: each gets a share of its own.
+pub const TENANT: HeaderName = HeaderName::from_static("x-jetforge-tenant");
 
 /// An answer to be awaited.
 pub type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;

@@ -42,6 +42,7 @@ use crate::jobs::Jobs;
 use crate::power::Watch;
 use crate::store::Store;
 use crate::sync::Node;
+use crate::tls::Fingerprint;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -219,10 +220,17 @@ impl Gate {
         Arc::clone(&self.0.sync_bell)
     }
 
-    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`.
-    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, name: String) {
+    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`
+    /// and shows `certificate`.
+    pub fn pair_with(
+        &self,
+        state_dir: &std::path::Path,
+        store: Store,
+        name: String,
+        certificate: Option<Fingerprint>,
+    ) {
         let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
-        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name, certificate));
     }
 
     pub(super) fn pair_desk(&self) -> Option<&PairDesk> {
@@ -314,12 +322,16 @@ impl Gate {
             return Err(ApiError::unavailable("Loading model", LOADING_RETRY));
         }
         let key = access.check_key(&parts.method, route, &parts.headers)?;
-        let Some(key) = key else { return Ok(Caller::default()) };
+        let Some(key) = key else {
+            let is_known = access.knows(&parts.headers);
+            return Ok(Caller { is_known, ..Caller::default() });
+        };
         account.tenant = key.name.clone();
         let place = key.quota.admit(Instant::now()).map_err(|retry| spent(&key, retry))?;
         account.place = Some(Arc::new(place));
         let held = Held { place: account.place.clone(), room: None };
-        Ok(Caller { tenant: key.tenant, priority: key.priority, held, ..Caller::default() })
+        let (tenant, priority) = key.on_behalf(&parts.headers);
+        Ok(Caller { tenant, priority, held, is_known: true, ..Caller::default() })
     }
 
     /// Whether whoever sent this header may know what is here.
@@ -351,7 +363,8 @@ impl Gate {
         let ranks = key.as_ref().map(|key| (key.tenant, key.priority));
         let (tenant, priority) = ranks.unwrap_or_default();
         let request_id = self.request_id(&HeaderMap::new());
-        let caller = Caller { tenant, priority, request_id, held: Held { place: None, room } };
+        let held = Held { place: None, room };
+        let caller = Caller { tenant, priority, request_id, held, is_known: true };
         Ok(Message { caller, key })
     }
 

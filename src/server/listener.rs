@@ -1,7 +1,7 @@
 //! The accept loop: connections from the kernel to the router, within limits, until told to stop.
 //!
 //! ```text
-//! accept --> below the cap: a task that speaks HTTP/1.1
+//! accept --> below the cap: a task that speaks HTTP/1.1, within TLS where there is an identity
 //!        --> above it: 503 and good-bye, for a bounded number; the rest is closed
 //! stop   --> no more connections; each finishes its request; after the grace they are cut
 //! ```
@@ -9,6 +9,9 @@
 //! A header that does not come in time ends the connection, and so does a reader that takes no
 //! byte of its answer for a while: see [`Patient`]. hyper buffers a bounded part of an answer, so
 //! a slow reader costs its buffer and nothing else.
+//!
+//! Who speaks plain HTTP to a port of TLS is told so, in plain HTTP. Above the cap a port of TLS
+//! only closes: a refusal within TLS would cost more than what is refused.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +19,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -32,11 +34,14 @@ use crate::base::limits::{
     HTTP_HEADERS_MAX, HTTP_REFUSAL_MS, HTTP_REFUSALS_MAX, HTTP_SEND_BUFFER_BYTES,
     HTTP_WRITE_STALL_MS,
 };
+use crate::tls::Identity;
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
 /// Pause after the system refused a connection, as when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The first byte of every TLS handshake, and of no HTTP request.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// How connections are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +69,7 @@ pub struct Listener {
     tcps: Vec<TcpListener>,
     address: SocketAddr,
     options: ListenOptions,
+    identity: Option<Identity>,
 }
 
 impl Listener {
@@ -76,11 +82,11 @@ impl Listener {
     /// Outside a tokio runtime.
     pub fn bind(address: SocketAddr, options: ListenOptions) -> std::io::Result<Listener> {
         let tcp = bound(address)?;
-        Ok(Listener { address: tcp.local_addr()?, tcps: vec![tcp], options })
+        Ok(Listener { address: tcp.local_addr()?, tcps: vec![tcp], options, identity: None })
     }
 
-    /// Binds a further port of the same address, and returns it; 0 takes a free one. Its connections
-    /// are served as those of the first, within the same limits.
+    /// Binds a further port of the same address, and returns it; 0 takes a free one. Its
+    /// connections are served as those of the first, within the same limits.
     ///
     /// # Errors
     /// If the system does not give it.
@@ -94,6 +100,17 @@ impl Listener {
         Ok(port)
     }
 
+    /// Speaks TLS as `identity`, if there is one.
+    pub fn secured(self, identity: Option<Identity>) -> Listener {
+        Listener { identity, ..self }
+    }
+
+    /// The address as a URL, with its real port.
+    pub fn url(&self) -> String {
+        let scheme = if self.identity.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
     /// The first address with its real port.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -101,7 +118,7 @@ impl Listener {
 
     /// Serves until `stop` is done, then lets what is in flight finish for at most `grace`.
     pub async fn serve(self, app: Router, stop: impl Future<Output = ()>, grace: Duration) {
-        let Listener { tcps, options, .. } = self;
+        let Listener { tcps, options, identity, .. } = self;
         let places = Arc::new(Semaphore::new(options.n_connection_max));
         let refusals = Arc::new(Semaphore::new(HTTP_REFUSALS_MAX));
         let (stopping, stopped) = watch::channel(false);
@@ -120,14 +137,17 @@ impl Listener {
             };
             while connections.try_join_next().is_some() {}
             if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                let connection = serve_connection(stream, app.clone(), options, stopped.clone());
+                let connection = Connection { app: app.clone(), options, stopped: stopped.clone() };
+                let identity = identity.clone();
                 connections.spawn(async move {
-                    connection.await;
+                    connection.attend(stream, identity).await;
                     drop(place);
                 });
+            } else if identity.is_some() {
+                drop(stream);
             } else if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
                 connections.spawn(async move {
-                    refuse(stream).await;
+                    refuse(stream, &busy()).await;
                     drop(refusal);
                 });
             }
@@ -163,41 +183,80 @@ async fn accept(tcps: &[TcpListener]) -> std::io::Result<TcpStream> {
     .await
 }
 
-/// One connection's life: requests one after the other, until either side has had enough.
-async fn serve_connection(
-    stream: TcpStream,
+/// What a connection is served with.
+struct Connection {
     app: Router,
     options: ListenOptions,
-    mut stopped: watch::Receiver<bool>,
-) {
-    // Tokens are small and wanted at once.
-    let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Patient::new(stream, options.write_stall));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(options.header_read)
-        .max_buf_size(HTTP_BUFFER_BYTES_MAX)
-        .max_headers(HTTP_HEADERS_MAX)
-        .serve_connection(io, TowerToHyperService::new(app))
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    // What goes wrong from here on is the peer's: it left, stalled or spoke no HTTP.
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        _ = stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
+    stopped: watch::Receiver<bool>,
 }
 
-/// Says that there is no place, and reads what was on its way so that the answer is not lost.
-async fn refuse(mut stream: TcpStream) {
+impl Connection {
+    /// One connection's life, secured first where there is an identity.
+    async fn attend(self, stream: TcpStream, identity: Option<Identity>) {
+        // Tokens are small and wanted at once.
+        let _ = stream.set_nodelay(true);
+        let Some(identity) = identity else { return self.serve(stream).await };
+        let mut first = [0];
+        let secured = async {
+            match stream.peek(&mut first).await {
+                Ok(1) if first[0] != TLS_HANDSHAKE => Err(Some(stream)),
+                Ok(1) => identity.accept(stream).await.map_err(|_| None),
+                _ => Err(None),
+            }
+        };
+        match tokio::time::timeout(self.options.header_read, secured).await {
+            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Err(Some(stream))) => refuse(stream, &plain()).await,
+            // It left, stalled, or does not take who we are.
+            Ok(Err(None)) | Err(_) => {}
+        }
+    }
+
+    /// Requests one after the other, until either side has had enough.
+    async fn serve<S>(mut self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = TokioIo::new(Patient::new(stream, self.options.write_stall));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.options.header_read)
+            .max_buf_size(HTTP_BUFFER_BYTES_MAX)
+            .max_headers(HTTP_HEADERS_MAX)
+            .serve_connection(io, TowerToHyperService::new(self.app))
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        // What goes wrong from here on is the peer's: it left, stalled or spoke no HTTP.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = self.stopped.wait_for(|is| *is) => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}
+
+fn busy() -> ApiError {
     let busy = "too many connections; try again in a second";
-    let body = ApiError::unavailable(busy, Duration::from_secs(1)).to_json().to_string();
-    let status = StatusCode::SERVICE_UNAVAILABLE;
+    ApiError::unavailable(busy, Duration::from_secs(1))
+}
+
+fn plain() -> ApiError {
+    ApiError::invalid(
+        "this port speaks TLS: use https; machines that were paired before are paired anew \
+         (`jetforge pair` here, `jetforge setup` there)",
+    )
+}
+
+/// Says why there is no service, and reads what was on its way so that the answer is not lost.
+async fn refuse(mut stream: TcpStream, error: &ApiError) {
+    let body = error.to_json().to_string();
+    let retry = error.retry_after.map(|after| format!("retry-after: {}\r\n", after.as_secs()));
     let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         retry-after: 1\r\nconnection: close\r\n\r\n{body}",
-        body.len()
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         {}connection: close\r\n\r\n{body}",
+        error.status,
+        body.len(),
+        retry.unwrap_or_default(),
     );
     let farewell = async {
         stream.write_all(answer.as_bytes()).await?;

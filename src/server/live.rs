@@ -12,7 +12,8 @@
 //!
 //! Offsets are bytes of UTF-8; a caller only sends back the last `next` that it has. A text is
 //! written to its end although its reader has gone, into a buffer that is bounded: so many texts,
-//! so many bytes, those that are finished go first.
+//! so many bytes, those that are finished go first. At a hub the text comes from wherever the hub
+//! has it written, and is kept here all the same.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::afar::{Afar, Heard};
 use super::cache::{CacheKey, digest};
 use super::chat::{Delta, Parser};
 use super::constraint::blame;
@@ -163,7 +165,7 @@ async fn open(
 }
 
 async fn answer(asked: Asked) -> Result<(), ApiError> {
-    let Asked { server, mut message, bytes, out, .. } = asked;
+    let Asked { server, elsewhere, mut message, bytes, out } = asked;
     let fields = Fields::parse(&bytes)?;
     // Checks the name that the caller chose, or gives one.
     let name = request::own(&fields, &message.caller, &server.0.options)?.id;
@@ -191,7 +193,8 @@ async fn answer(asked: Asked) -> Result<(), ApiError> {
     let (text, is_new) = texts.enter(&key, digest(&Value::Object(body.0.clone())))?;
     if is_new {
         body.0.insert("request_id".into(), key.1.as_str().into());
-        tokio::spawn(write(server.clone(), message.caller, body, Arc::clone(&text)));
+        let caller = Caller { request_id: key.1.clone(), ..message.caller };
+        tokio::spawn(write(server.clone(), elsewhere, caller, body, Arc::clone(&text)));
     }
     tell(&text, &key.1, offset, &out).await
 }
@@ -251,12 +254,22 @@ fn next(
 }
 
 /// Writes a text to its end, whoever reads it.
-async fn write(server: Server, caller: Caller, fields: Fields, text: Arc<Text>) {
+async fn write(
+    server: Server,
+    elsewhere: Option<Router>,
+    caller: Caller,
+    fields: Fields,
+    text: Arc<Text>,
+) {
     // In its caller's place, also when the engine has all that it needs.
     let _held = caller.held.clone();
     // Whatever happens, readers hear of an end.
     let ending = Ending(Arc::clone(&text));
-    if let Err(error) = written(server, caller, fields, &text).await {
+    let written = match elsewhere {
+        Some(dialects) => written_afar(dialects, caller, fields, &text).await,
+        None => written(server, caller, fields, &text).await,
+    };
+    if let Err(error) = written {
         let end = json!({"finish_reason": "error", "error": error.to_json()["error"]});
         text.change(|written| written.end = Some(end));
     }
@@ -301,6 +314,42 @@ async fn written(
     };
     let (generation, parser) = blocking(work).await?;
     follow(generation, parser, text).await
+}
+
+/// Puts down what is written elsewhere, until it is over or somebody ends it.
+async fn written_afar(
+    dialects: Router,
+    caller: Caller,
+    fields: Fields,
+    text: &Text,
+) -> Result<(), ApiError> {
+    let mut changed = text.changed.subscribe();
+    let mut afar = tokio::select! {
+        afar = Afar::ask(dialects, caller, &fields) => afar?,
+        () = canceled(text, &mut changed) => return Ok(()),
+    };
+    loop {
+        let heard = tokio::select! {
+            heard = afar.next() => heard?,
+            () = canceled(text, &mut changed) => return Ok(()),
+        };
+        match heard {
+            Heard::Text(more) => text.change(|written| written.text.push_str(&more)),
+            Heard::End(end) => {
+                text.change(|written| written.end = Some(end));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Returns when somebody has ended the text, which is written down.
+async fn canceled(text: &Text, changed: &mut watch::Receiver<u64>) {
+    while !text.lock().is_canceled {
+        // The sender lives as long as the text.
+        let _ = changed.changed().await;
+    }
+    text.change(|written| written.end = Some(json!({"finish_reason": "canceled"})));
 }
 
 /// Puts down what is said, until it is over or somebody ends it.

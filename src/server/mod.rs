@@ -10,6 +10,7 @@
 
 mod access;
 mod account;
+mod afar;
 mod anthropic;
 mod autocoder;
 mod cache;
@@ -66,7 +67,7 @@ pub use cache::CacheOptions;
 pub use client::{Client, ClientError};
 pub use config::ServerConfig;
 pub use error::ApiError;
-pub use forward::{Admitted, Answering, Forward, Here};
+pub use forward::{Admitted, Answering, CLASS, Forward, Here, TENANT, Untaken, class_name};
 pub use gate::{Gate, GateOptions};
 pub use jobs::{JobRunner, is_job};
 use keys::random_key;
@@ -79,6 +80,8 @@ pub use settings::{PutError, Settings};
 pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
 pub use state::{Caller, ServeOptions, Server};
 pub use sync::SyncRunner;
+
+use crate::tls::TlsError;
 
 /// Why the service cannot start, or keys cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,9 @@ pub enum ServerError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A file that the service starts with cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {

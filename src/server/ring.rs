@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
+use axum::http::{HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 
 use super::ServerError;
+use super::forward::{CLASS, TENANT, class_of};
 use super::keys::{Class, KeyFile, KeyRecord, Scope, Stamp, hash, unhex};
 use super::quota::Quota;
 use crate::inference::{Priority, TenantId};
@@ -23,6 +25,21 @@ pub(super) struct Key {
     pub scopes: Vec<Scope>,
     pub quota: Arc<Quota>,
     hash: [u8; 32],
+}
+
+/// How keys of paired machines are named.
+pub(super) const PEER: &str = "peer-";
+
+impl Key {
+    /// Whose work a request of this key is, and how urgent. Anybody may ask for less; a paired hub
+    /// tells its callers apart, so that each of them has a share and a cache of its own.
+    pub fn on_behalf(&self, headers: &HeaderMap) -> (TenantId, Priority) {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let class = text(CLASS).and_then(class_of).unwrap_or_default();
+        let tenant = text(TENANT).filter(|_| self.name.starts_with(PEER));
+        let tenant = tenant.map(|whose| tenant_of(&hash(&format!("{} {whose}", self.tenant.0))));
+        (tenant.unwrap_or(self.tenant), class.max(self.priority))
+    }
 }
 
 /// Every key of a service.
@@ -48,7 +65,7 @@ impl KeyRing {
             let hash = hash(text);
             let name = "api-key".to_owned();
             let scopes = vec![Scope::Inference, Scope::Admin];
-            let (tenant, priority) = (tenant(&hash), Priority::default());
+            let (tenant, priority) = (tenant_of(&hash), Priority::default());
             let quota = Arc::new(Quota::new(None, None, now));
             Arc::new(Key { name, tenant, priority, scopes, quota, hash })
         });
@@ -151,7 +168,7 @@ fn key_of(record: &KeyRecord, before: &[Arc<Key>]) -> Option<Arc<Key>> {
     let quota = quota.unwrap_or_else(|| Arc::new(Quota::new(per_minute, at_once, Instant::now())));
     Some(Arc::new(Key {
         name: record.name.clone(),
-        tenant: tenant(&hash),
+        tenant: tenant_of(&hash),
         priority: priority(record.grant.class),
         scopes: record.grant.scopes.clone(),
         quota,
@@ -164,7 +181,7 @@ fn priority(class: Class) -> Priority {
 }
 
 /// A key's number, never that of callers without a key.
-fn tenant(hash: &[u8; 32]) -> TenantId {
+fn tenant_of(hash: &[u8; 32]) -> TenantId {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&hash[..8]);
     TenantId(u64::from_le_bytes(bytes) | 1)
@@ -200,6 +217,26 @@ mod tests {
         file.revoke("b").unwrap();
         assert!(ring.find(&key).is_none());
         assert!(ring.is_required(), "the service does not open by itself");
+    }
+
+    #[test]
+    fn a_paired_hub_tells_its_callers_apart_and_nobody_asks_for_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path());
+        let ring = KeyRing::new(&[], Some(file.clone())).unwrap();
+        let [own, peer] = ["own", "peer-0011223344556677"]
+            .map(|name| ring.find(&file.create(name, grant()).unwrap()).unwrap());
+        let headers = |class: &'static str, whose: &'static str| {
+            let value = |text| HeaderValue::from_static(text);
+            HeaderMap::from_iter([(CLASS, value(class)), (TENANT, value(whose))])
+        };
+        let none = HeaderMap::new();
+        assert_eq!(own.on_behalf(&none), (own.tenant, Priority::Agent));
+        assert_eq!(own.on_behalf(&headers("background", "a")), (own.tenant, Priority::Background));
+        assert_eq!(own.on_behalf(&headers("interactive", "a")), (own.tenant, Priority::Agent));
+        assert_eq!(peer.on_behalf(&none), (peer.tenant, Priority::Agent));
+        let [one, two, again] = ["a", "b", "a"].map(|whose| peer.on_behalf(&headers("x", whose)).0);
+        assert!(one == again && one != two && one != peer.tenant);
     }
 
     #[test]

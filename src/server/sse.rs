@@ -6,7 +6,8 @@
 //!
 //! The body is pulled: a slow reader polls less often, the engine merges what waits meanwhile, and
 //! nothing here grows. A reader who leaves drops the body, with it the generation, and so ends the
-//! request. While nothing happens, a comment shows that the connection is alive.
+//! request. While nothing happens, a comment shows that the connection is alive; lines of JSON have
+//! none, so a blank comes before the next one.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,11 +24,11 @@ use tokio::time::{Instant, Sleep};
 
 use super::error::ApiError;
 use super::generate::Generation;
-use crate::base::limits::SSE_FRAME_BYTES_MAX;
+use crate::base::limits::{KEEP_ALIVE_MS, SSE_FRAME_BYTES_MAX};
 use crate::inference::Event;
 
 /// Silence after which a comment is sent.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_millis(KEEP_ALIVE_MS);
 
 /// A dialect's words for what happens.
 pub(super) trait Translate: Send + Unpin + 'static {
@@ -81,8 +82,11 @@ impl SseWriter {
         self.bytes.extend_from_slice(b"data: [DONE]\n\n");
     }
 
-    fn comment(&mut self) {
-        self.bytes.extend_from_slice(b":\n\n");
+    fn silence(&mut self, form: Form) {
+        self.bytes.extend_from_slice(match form {
+            Form::Events => b":\n\n",
+            Form::Lines => b" ",
+        });
     }
 
     fn frame(&mut self, head: &str, value: &impl Serialize) {
@@ -104,23 +108,30 @@ impl SseWriter {
 
 /// An answer that streams `generation` in the words of `translate`.
 pub(super) fn respond(generation: Generation, translate: impl Translate) -> Response {
-    stream(generation, translate, "text/event-stream")
+    stream(generation, translate, Form::Events)
 }
 
-/// An answer that streams `generation` as lines of JSON, which have no comments.
+/// An answer that streams `generation` as lines of JSON.
 pub(super) fn respond_lines(generation: Generation, translate: impl Translate) -> Response {
-    stream(generation, translate, "application/x-ndjson")
+    stream(generation, translate, Form::Lines)
 }
 
-fn stream(
-    generation: Generation,
-    translate: impl Translate,
-    content_type: &'static str,
-) -> Response {
+/// How frames are divided.
+#[derive(Clone, Copy)]
+enum Form {
+    Events,
+    Lines,
+}
+
+fn stream(generation: Generation, translate: impl Translate, form: Form) -> Response {
+    let content_type = match form {
+        Form::Events => "text/event-stream",
+        Form::Lines => "application/x-ndjson",
+    };
     let body = SseBody {
         generation: Some(generation),
         translate,
-        has_comments: content_type == "text/event-stream",
+        form,
         out: SseWriter::default(),
         silence: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
     };
@@ -140,7 +151,7 @@ struct SseBody<T> {
     translate: T,
     out: SseWriter,
     silence: Pin<Box<Sleep>>,
-    has_comments: bool,
+    form: Form,
 }
 
 impl<T: Translate> SseBody<T> {
@@ -177,12 +188,11 @@ impl<T: Translate> HttpBody for SseBody<T> {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         this.fill(cx);
-        if this.has_comments
-            && this.generation.is_some()
+        if this.generation.is_some()
             && this.out.bytes.is_empty()
             && this.silence.as_mut().poll(cx).is_ready()
         {
-            this.out.comment();
+            this.out.silence(this.form);
         }
         match this.out.take() {
             Some(bytes) => {
@@ -204,7 +214,7 @@ mod tests {
     fn a_frame_is_one_line_whatever_the_text() {
         let mut out = SseWriter::default();
         out.data(&json!({"text": "a\n\ndata: b\r\u{2028}"}));
-        out.comment();
+        out.silence(Form::Events);
         out.done();
         let text = String::from_utf8(out.take().unwrap().to_vec()).unwrap();
         let frames: Vec<&str> = text.split_terminator("\n\n").collect();

@@ -94,6 +94,8 @@ pub struct Caller {
     pub priority: Priority,
     /// The request's name in logs and timelines.
     pub request_id: String,
+    /// It showed a key, or none is needed here.
+    pub is_known: bool,
     /// What the request takes while anybody works for it.
     pub(super) held: Held,
 }

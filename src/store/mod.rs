@@ -35,7 +35,7 @@ use rusqlite::Connection;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
-pub use peers::Peer;
+pub use peers::{Peer, pinned};
 pub use rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
     PieceRow, QueueLimits, StateCount, Update,

@@ -2,9 +2,11 @@
 //!
 //! A pairing is mutual: we send a key that is sealed here, and know theirs by its digest alone.
 
+use std::path::Path;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Store, StoreError, schema};
+use super::{Store, StoreError, connection, schema};
 use crate::base::limits::PEERS_MAX;
 use crate::seal;
 
@@ -172,6 +174,23 @@ impl Store {
     }
 }
 
+/// The certificates of the machines that a state directory is paired with, each with the address of
+/// its machine; also while a service has the store. None where there is no store yet.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn pinned(dir: &Path) -> Result<Vec<(String, [u8; 32])>, StoreError> {
+    let path = connection::file(dir);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let reader = connection::reader(&path)?;
+    let sql = "SELECT address, certificate FROM peers WHERE certificate IS NOT NULL";
+    let mut rows = reader.prepare(sql)?;
+    let pins = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(pins.collect::<rusqlite::Result<Vec<_>>>()?)
+}
+
 /// 16 hexadecimal digits.
 fn drawn_node() -> Result<String, StoreError> {
     let failed = |source| StoreError::File { path: "random".into(), source };
@@ -222,6 +241,9 @@ mod tests {
         assert_eq!(store.node().unwrap(), node, "drawn once");
         assert_eq!(store.peers().unwrap(), [peer(1), peer(2)]);
         assert_eq!(store.peer(&peer(2).node).unwrap(), Some(peer(2)));
+        // Beside whoever has the store.
+        assert_eq!(pinned(dir.path()).unwrap(), [(peer(2).address, [7; 32])]);
+        assert!(pinned(&dir.path().join("none")).unwrap().is_empty());
         assert!(store.delete_peer(&peer(1).node).unwrap());
         assert!(!store.delete_peer(&peer(1).node).unwrap());
         assert_eq!(store.peer(&peer(1).node).unwrap(), None);

@@ -114,9 +114,9 @@ impl Node {
                 continue;
             };
             let wants = blobs_of(&record.entry).into_iter();
-            let wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
+            let mut wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
             let wanted: io::Result<()> =
-                wants.map(|want| self.vault().want(&act.peer, want)).collect();
+                wants.try_for_each(|want| self.vault().want(&act.peer, want));
             match wanted {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::QuotaExceeded => {

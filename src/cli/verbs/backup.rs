@@ -202,12 +202,12 @@ fn unpack(file: &Path, next: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Does, or goes on with, what a restore still has to do.
-pub fn finish(app: &App) -> anyhow::Result<()> {
+/// Does, or goes on with, what a restore still has to do; whether there was anything.
+pub fn finish(app: &App) -> anyhow::Result<bool> {
     let (state, mark) = (&app.dirs.state, app.dirs.state.join(MARK));
     let next = state.join(NEXT);
     if !mark.exists() {
-        return Ok(());
+        return Ok(false);
     }
     let place = || -> std::io::Result<()> {
         for (from, to) in [("config", &app.dirs.config), ("state", state)] {
@@ -230,7 +230,8 @@ pub fn finish(app: &App) -> anyhow::Result<()> {
         File::open(state)?.sync_all()?;
         std::fs::remove_file(&mark)
     };
-    place().context("the restore is not done; it goes on with the next start")
+    place().context("the restore is not done; it goes on with the next start")?;
+    Ok(true)
 }
 
 /// Moves a file, also to another disk, where it is whole or as it was.

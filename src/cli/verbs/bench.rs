@@ -97,16 +97,13 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
         return compare_files(&files[0], &files[1]);
     }
     let is_all = args.model.model.as_deref() == Some("all");
+    let board_name = board_named(&args.model);
     let mut model = args.model.settings()?;
-    if is_all {
-        model.retain(|setting| setting.key != "model.name");
-    }
-    // A device of this machine computes; any other name is a board's.
-    let named = args.model.device.as_deref();
-    let board_name = named.filter(|name| DeviceChoice::from_name(name).is_none());
-    if board_name.is_some() {
-        model.retain(|setting| setting.key != "model.device");
-    }
+    model.retain(|setting| match setting.key.as_str() {
+        "model.name" => !is_all,
+        "model.device" => board_name.is_none(),
+        _ => true,
+    });
     let app = context.app(model)?;
     let mut tests = tests(args)?;
     tests.rooms.disk = Some(app.disk_cache_options().dir.join("bench"));
@@ -114,14 +111,7 @@ pub fn run(context: &Context, args: &BenchArgs) -> anyhow::Result<u8> {
     let isa = Isa::choose(load.isa.as_deref())?;
     let host = Host::read();
     let n_threads = load.n_threads.unwrap_or(host.n_threads);
-    let machine = Machine {
-        cpu: host.cpu_name.clone(),
-        arch: host.arch.to_owned(),
-        isa: isa.name().to_owned(),
-        n_threads,
-        kernel: host.kernel.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let machine = machine(&host, isa, n_threads);
     let device = board_name.map(board).transpose()?;
     if let Some((board, profile)) = device {
         return print_advice(
@@ -234,6 +224,23 @@ fn all_models(app: &App) -> anyhow::Result<Vec<ModelSource>> {
 }
 
 /// A board by its name, or by its family's: `jetson-nano` is the one with 4 GB.
+/// What is said of this machine.
+fn machine(host: &Host, isa: Isa, n_threads: usize) -> Machine {
+    Machine {
+        cpu: host.cpu_name.clone(),
+        arch: host.arch.to_owned(),
+        isa: isa.name().to_owned(),
+        n_threads,
+        kernel: host.kernel.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The name behind `--device` if it is a board's: a device of this machine computes.
+fn board_named(args: &ModelArgs) -> Option<&str> {
+    args.device.as_deref().filter(|name| DeviceChoice::from_name(name).is_none())
+}
+
 fn board(name: &str) -> anyhow::Result<(Board, Profile)> {
     let full = if name == "jetson-nano" { "jetson-nano-4gb" } else { name };
     Board::find(full).zip(Profile::board(full)).ok_or_else(|| {

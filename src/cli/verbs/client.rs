@@ -7,9 +7,9 @@ use std::io::Write;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use crate::cli::remote::Remote;
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
-use crate::server::Client;
 
 /// Options of `client`.
 #[derive(Debug, Default, Args)]
@@ -17,12 +17,8 @@ pub struct ClientArgs {
     /// What to ask
     #[arg(short, long, value_name = "TEXT")]
     prompt: String,
-    /// Where the hub or service is
-    #[arg(long, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// Model
     #[arg(short, long, value_name = "NAME")]
     model: Option<String>,
@@ -40,8 +36,8 @@ pub struct ClientArgs {
 impl ClientArgs {
     /// A prompt, and the first of some keys.
     pub fn of(prompt: &str, keys: &[String]) -> ClientArgs {
-        let key = keys.first().cloned();
-        ClientArgs { prompt: prompt.to_owned(), key, ..ClientArgs::default() }
+        let remote = Remote { key: keys.first().cloned(), ..Remote::default() };
+        ClientArgs { prompt: prompt.to_owned(), remote, ..ClientArgs::default() }
     }
 
     fn path_and_body(&self) -> (&'static str, Value) {
@@ -68,26 +64,23 @@ impl ClientArgs {
 /// Asks and prints.
 pub fn run(context: &Context, args: &ClientArgs) -> anyhow::Result<u8> {
     let variable = context.env.get("LLM_SERVER_URL").and_then(|url| url.to_str());
-    let address = match args.url.as_deref().or(variable) {
-        Some(url) => url.to_owned(),
-        None => super::hub::address(context)?,
-    };
+    let url = args.remote.url.clone().or_else(|| variable.map(str::to_owned));
+    let client = Remote { url, ..args.remote.clone() }.hub(&context.app(Vec::new())?)?;
     let (path, body) = args.path_and_body();
     let mut host = None;
     let mut closed = Ok(());
-    Client::new(&address, args.key.clone()).stream(path, &body, |value| {
+    client.stream(path, &body, |value| {
         host = value["jetforge_host"].as_str().map(str::to_owned).or(host.take());
         let choice = &value["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
         if closed.is_ok() {
-            let mut out = std::io::stdout().lock();
-            closed = out.write_all(text.unwrap_or_default().as_bytes()).and_then(|()| out.flush());
+            closed = terminal::say(text.unwrap_or_default());
         }
     })?;
     closed?;
     writeln!(std::io::stdout())?;
     if let Some(host) = host {
-        terminal::note(format!("answered by {host}"));
+        terminal::note(terminal::plain(&format!("answered by {host}")));
     }
     Ok(exit::OK)
 }

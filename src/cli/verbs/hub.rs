@@ -13,10 +13,10 @@ use crate::app::BackendKeys;
 use crate::base::config::Setting;
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
+use crate::cli::remote::Remote;
 use crate::cli::terminal::{print_json, table};
 use crate::cli::{Context, exit};
 use crate::discovery::browse;
-use crate::server::Client;
 
 /// Options of `hub`.
 #[derive(Debug, Args)]
@@ -41,12 +41,8 @@ enum What {
     },
     /// Show the backends of a running hub and how they stand
     Status {
-        /// Where the hub is
-        #[arg(long, value_name = "HOST:PORT")]
-        url: Option<String>,
-        /// The key to show
-        #[arg(long, value_name = "KEY")]
-        key: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -80,6 +76,9 @@ pub struct HubServeArgs {
     /// Do not answer with this machine's engine
     #[arg(long)]
     no_local: bool,
+    /// Speak TLS, with a certificate that is made once
+    #[arg(long)]
+    tls: bool,
     /// API key of the hub in the clear; several with commas (`jetforge key create` keeps a hash)
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     api_key: Vec<String>,
@@ -114,6 +113,7 @@ impl HubServeArgs {
         let file = self.backend_keys.as_ref().map(|path| path.display().to_string().into());
         add("server.host", "--host", self.host.clone().map(Into::into));
         add("server.n_parallel", "--parallel", self.parallel.map(|n| i64::from(n).into()));
+        add("server.tls", "--tls", self.tls.then_some(true.into()));
         add("hub.port", "--port", self.port.map(|port| i64::from(port).into()));
         add("hub.nano", "--nano", list(&self.nano));
         add("hub.external_llama", "--external-llama", list(&self.external_llama));
@@ -126,7 +126,7 @@ impl HubServeArgs {
 /// Serves, or shows how a hub stands.
 pub fn run(context: &Context, args: &HubArgs) -> anyhow::Result<u8> {
     match &args.what {
-        Some(What::Status { url, key, json }) => status(context, url.as_deref(), key, *json),
+        Some(What::Status { remote, json }) => status(context, remote, *json),
         Some(What::Discover { wait, json }) => discover(context, *wait, *json),
         None => serve(context, &args.serve),
     }
@@ -151,12 +151,6 @@ fn serve(context: &Context, args: &HubServeArgs) -> anyhow::Result<u8> {
     })
 }
 
-/// Where the hub of this machine listens.
-pub fn address(context: &Context) -> anyhow::Result<String> {
-    let app = context.app(Vec::new())?;
-    Ok(format!("{}:{}", app.config().server.host, app.config().hub.port))
-}
-
 fn discover(context: &Context, wait_ms: u64, as_json: bool) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     let found = browse(app.config().hub.discovery, Duration::from_millis(wait_ms))?;
@@ -173,16 +167,11 @@ fn discover(context: &Context, wait_ms: u64, as_json: bool) -> anyhow::Result<u8
     Ok(exit::OK)
 }
 
-fn status(
-    context: &Context,
-    url: Option<&str>,
-    key: &Option<String>,
-    as_json: bool,
-) -> anyhow::Result<u8> {
-    let address = url.map_or_else(|| address(context), |url| Ok(url.to_owned()))?;
-    let client = Client::new(&address, key.clone());
+fn status(context: &Context, remote: &Remote, as_json: bool) -> anyhow::Result<u8> {
+    let client = remote.hub(&context.app(Vec::new())?)?;
     let status = client.json("GET", "/v1/status")?;
     let Some(backends) = status["upstream"]["backends"].as_array() else {
+        let address = client.address();
         return Err(CliError::usage(format!("{address} is a service, and no hub")).into());
     };
     // A hub that keeps no store has none.
@@ -194,7 +183,7 @@ fn status(
         print_json(&shown)?;
         return Ok(exit::OK);
     }
-    let heads = ["NAME", "KIND", "STANDING", "BUSY", "ANSWERED", "FAILED", "MODELS", "WHY"];
+    let heads = ["NAME", "KIND", "TLS", "STANDING", "BUSY", "ANSWERED", "FAILED", "MODELS", "WHY"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(backends.iter().map(row));
     write!(std::io::stdout(), "{}", table(&rows))?;
@@ -254,6 +243,7 @@ fn row(backend: &Value) -> Vec<String> {
     vec![
         text("name"),
         text("kind"),
+        text("tls"),
         text("standing"),
         busy,
         text("answered"),

@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::server::{Client, ClientError};
@@ -17,12 +18,8 @@ const N_WATCH: usize = 60;
 pub struct JobsArgs {
     #[command(subcommand)]
     what: What,
-    /// Where the service is; the configured address by default
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, global = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// As JSON
     #[arg(long, global = true)]
     json: bool,
@@ -63,15 +60,7 @@ enum What {
 
 /// Speaks with the service.
 pub fn run(context: &Context, args: &JobsArgs) -> anyhow::Result<u8> {
-    let address = match &args.url {
-        Some(url) => url.clone(),
-        None => {
-            let app = context.app(Vec::new())?;
-            let server = &app.config().server;
-            format!("{}:{}", server.host, server.port)
-        }
-    };
-    let client = Client::new(&address, args.key.clone());
+    let client = args.remote.service(&context.app(Vec::new())?)?;
     let one = |id: &str| format!("/v1/jobs/{id}");
     match &args.what {
         What::List { state, limit } => {
@@ -98,7 +87,7 @@ fn told(job: &Value, as_json: bool) -> std::io::Result<()> {
 fn text(job: &Value, name: &str) -> String {
     match &job[name] {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => terminal::plain(text),
         value => value.to_string(),
     }
 }
@@ -115,7 +104,7 @@ fn list(answer: &Value, as_json: bool) -> std::io::Result<()> {
     }
     write!(std::io::stdout(), "{}", table(&rows))?;
     if let Some(reason) = answer["waits_for"].as_str() {
-        terminal::note(format!("jobs wait: {reason}"));
+        terminal::note(terminal::plain(&format!("jobs wait: {reason}")));
     }
     if answer["has_more"] == Value::Bool(true) {
         terminal::note("there are more; --limit shows them");
@@ -131,9 +120,7 @@ fn watch(client: &Client, path: &str) -> anyhow::Result<u8> {
         let heard = client.events(&format!("{path}/events"), last.as_deref(), |event, data| {
             match event {
                 "text" => {
-                    let mut out = std::io::stdout().lock();
-                    let text = data["text"].as_str().unwrap_or_default();
-                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                    let _ = terminal::say(data["text"].as_str().unwrap_or_default());
                 }
                 "restart" => terminal::note("\nthe text begins anew"),
                 "state" => terminal::note(format!("[{}]", text(data, "state"))),

@@ -14,9 +14,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::power::lines;
+use crate::cli::remote::Remote;
+use crate::cli::terminal::plain;
 use crate::cli::{Context, exit};
 use crate::power::{Readings, Sensors, chosen};
-use crate::server::{Client, ClientError};
+use crate::server::ClientError;
 
 /// Options of `monitor`.
 #[derive(Debug, Args)]
@@ -27,12 +29,8 @@ pub struct MonitorArgs {
     /// Seconds between two screens
     #[arg(long, value_name = "S", default_value_t = 1, value_parser = seconds())]
     every: u64,
-    /// Where the service is; the configured address by default
-    #[arg(long, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// Where the kernel's files are looked for
     #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -47,9 +45,7 @@ fn seconds() -> impl clap::builder::TypedValueParser {
 pub fn run(context: &Context, args: &MonitorArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     let config = app.config();
-    let configured = || format!("{}:{}", config.server.host, config.server.port);
-    let address = args.url.clone().unwrap_or_else(configured);
-    let client = Client::new(&address, args.key.clone());
+    let client = args.remote.service(&app)?;
     let mut sensors = Sensors::open(&args.root);
     let mut speed = Speed::default();
     loop {
@@ -59,7 +55,7 @@ pub fn run(context: &Context, args: &MonitorArgs) -> anyhow::Result<u8> {
         let status = client.json("GET", "/v1/status");
         let slots = status.as_ref().ok().and_then(|_| client.json("GET", "/slots").ok());
         let tok_s = slots.as_ref().and_then(|slots| speed.take(slots, Instant::now()));
-        let screen = screen(&head, &service(&address, &status, tok_s), &readings);
+        let screen = screen(&head, &service(client.address(), &status, tok_s), &readings);
         let mut out = std::io::stdout().lock();
         if args.once {
             out.write_all(screen.as_bytes())?;
@@ -81,7 +77,7 @@ fn screen(head: &str, service: &[(&'static str, String)], readings: &Readings) -
         rows.push(("busy", format!("{:.0} % of the cores' time", load * 100.0)));
     }
     rows.extend(lines(readings));
-    rows.iter().map(|(key, text)| format!("{key:<12} {text}\n")).collect()
+    rows.iter().map(|(key, text)| format!("{key:<12} {}\n", plain(text))).collect()
 }
 
 /// What the service says of itself.

@@ -118,6 +118,15 @@ pub struct ServeArgs {
     /// API key in the clear; several with commas (`jetforge key create` keeps a hash instead)
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     api_key: Vec<String>,
+    /// Speak TLS, with a certificate that is made once
+    #[arg(long)]
+    tls: bool,
+    /// Speak TLS with this certificate (PEM, those that lead to its authority behind it)
+    #[arg(long, value_name = "FILE", requires = "ssl_key_file")]
+    ssl_cert_file: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "ssl_cert_file")]
+    ssl_key_file: Option<PathBuf>,
     /// File of API keys in the clear, one on a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -242,7 +251,7 @@ impl ServeArgs {
         ]
     }
 
-    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 10] {
+    fn texts(&self) -> [(&'static str, &'static str, Option<String>); 12] {
         let of = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let json = self.log_json.then(|| "json".to_owned());
         let debug = self.verbose.then(|| "debug".to_owned());
@@ -255,13 +264,16 @@ impl ServeArgs {
             ("chat_template", "--chat-template", self.chat_template.clone()),
             ("reasoning_format", "--reasoning-format", self.reasoning_format.clone()),
             ("api_key_file", "--api-key-file", of(&self.api_key_file)),
+            ("tls_cert", "--ssl-cert-file", of(&self.ssl_cert_file)),
+            ("tls_key", "--ssl-key-file", of(&self.ssl_key_file)),
             ("log_format", "--log-format", self.log_format.clone().or(json)),
             ("log_level", "--log-level", self.log_level.clone().or(debug)),
         ]
     }
 
-    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 8] {
+    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 9] {
         [
+            ("tls", "--tls", self.tls, true),
             ("embeddings", "--embedding", self.embedding, true),
             ("reranking", "--reranking", self.reranking, true),
             ("metrics", "--metrics", self.metrics, true),
@@ -287,7 +299,9 @@ impl ServeArgs {
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
     // What a cut of the power left of a restore is done before anything is opened.
-    backup::finish(&app)?;
+    if backup::finish(&app)? {
+        app = context.app(args.settings()?)?;
+    }
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
@@ -329,6 +343,9 @@ pub(super) fn launch(
     let (mut service, hub) = wire(app, Arc::new(crash::end))?;
     service.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     service.gate.check_exposure(address)?;
+    if service.identity.is_none() && !address.ip().is_loopback() {
+        terminal::note("note: prompts and keys cross the network as they are; --tls encrypts them");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREAD)
         .enable_all()
@@ -341,9 +358,10 @@ pub(super) fn launch(
             let address = SocketAddr::new(address.ip(), *port);
             listener.also(*port).map_err(|source| ServerError::Bind { address, source })?;
         }
+        let listener = listener.secured(service.identity.clone());
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let [interrupt, terminate, hangup] = signals.map(signal);
-        announce(listener.address())?;
+        announce(&listener.url())?;
         // Until the last request is answered or cut.
         let _watching = service.watch_board();
         let status = status_line(&service);
@@ -497,10 +515,10 @@ fn announced(service: &Service, group: SocketAddrV4, port: u16) -> Option<Respon
 }
 
 /// Says where the service is, for people and for scripts that asked for a free port.
-fn announce(address: SocketAddr) -> std::io::Result<()> {
+fn announce(url: &str) -> std::io::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on http://{address}")?;
+    writeln!(out, "listening on {url}")?;
     out.flush()
 }
 

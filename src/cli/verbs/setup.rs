@@ -9,10 +9,11 @@ use serde_json::json;
 
 use crate::app::machine_name;
 use crate::cli::exit::CliError;
+use crate::cli::remote::{Remote, with_port};
 use crate::cli::terminal::{self, print_json};
 use crate::cli::{Context, exit};
 use crate::discovery::browse;
-use crate::server::{Client, pair_and_keep};
+use crate::server::pair_and_keep;
 use crate::store::{Store, StoreError};
 
 /// How long appliances have to announce themselves.
@@ -57,7 +58,7 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
         Err(error) => return Err(error.into()),
     };
     let address = match &args.nano_ip {
-        Some(host) => typed(host.trim_matches(['[', ']']), args.nano_port),
+        Some(host) => with_port(host, args.nano_port),
         None => announced(app.config().hub.discovery)?,
     };
     let code = match &args.code {
@@ -72,29 +73,19 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
         }
         None => {
             let said = json!({"address": address, "code": code, "name": name});
-            let hub = match &args.hub {
-                Some(hub) => hub.clone(),
-                None => super::hub::address(context)?,
-            };
-            let hub = Client::new(&hub, args.key.clone());
+            let hub = Remote { url: args.hub.clone(), key: args.key.clone(), pin: None };
+            let hub = hub.hub(&app)?;
             hub.post("POST", "/v1/pair/ask", said.to_string().as_bytes())?
         }
     };
     if args.json {
         print_json(&paired)?;
     } else {
-        let name = paired["name"].as_str().unwrap_or_default();
+        let name = terminal::plain(paired["name"].as_str().unwrap_or_default());
         writeln!(std::io::stdout(), "paired with {name} at {address}")?;
         terminal::note("`jetforge hub` asks it from now on");
     }
     Ok(exit::OK)
-}
-
-fn typed(host: &str, port: u16) -> String {
-    match host.contains(':') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
-    }
 }
 
 /// The one appliance that announces itself.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::files;
 use crate::cli::exit::CliError;
+use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::server::{Client, ClientError, KeyFile};
@@ -23,12 +24,8 @@ use crate::sync::{BlobId, Node, StickHead, asks_of, read_frame};
 pub struct SyncArgs {
     #[command(subcommand)]
     what: What,
-    /// Where the service is; the configured address by default
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    url: Option<String>,
-    /// The key to show
-    #[arg(long, global = true, value_name = "KEY")]
-    key: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
     /// As JSON
     #[arg(long, global = true)]
     json: bool,
@@ -98,9 +95,7 @@ enum What {
 /// Speaks with the service, or with the store.
 pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let server = &app.config().server;
-    let address = args.url.clone().unwrap_or(format!("{}:{}", server.host, server.port));
-    let client = Client::new(&address, args.key.clone());
+    let client = args.remote.service(&app)?;
     match &args.what {
         What::Status => status(&client.json("GET", "/v1/sync")?, args.json)?,
         What::Now => {
@@ -163,7 +158,7 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
 
 /// The store, where no service has it and none is named.
 fn own(args: &SyncArgs, dir: &Path) -> anyhow::Result<Option<Node>> {
-    if args.url.is_some() {
+    if args.remote.url.is_some() {
         return Ok(None);
     }
     match Store::open(dir) {
@@ -205,7 +200,7 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     if as_json {
         return print_json(told);
     }
-    let text = |value: &Value| value.as_str().map_or(String::new(), str::to_owned);
+    let text = |value: &Value| value.as_str().map_or(String::new(), terminal::plain);
     let list = |name: &str| told[name].as_array().cloned().unwrap_or_default();
     let mut rows = vec![["PEER", "STATE", "ADDRESS", "NODE"].map(str::to_owned).to_vec()];
     for peer in list("peers") {
@@ -213,8 +208,8 @@ fn status(told: &Value, as_json: bool) -> std::io::Result<()> {
     }
     write!(std::io::stdout(), "{}", table(&rows))?;
     for peer in list("peers") {
-        if let Some(trouble) = peer["trouble"].as_str() {
-            terminal::note(format!("{}: {trouble}", text(&peer["name"])));
+        if !peer["trouble"].is_null() {
+            terminal::note(format!("{}: {}", text(&peer["name"]), text(&peer["trouble"])));
         }
         if peer["n_lost"].as_u64().unwrap_or(0) > 0 {
             terminal::note(format!(

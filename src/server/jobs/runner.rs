@@ -26,7 +26,7 @@ use crate::base::limits::JOB_ANSWER_BYTES_MAX;
 use crate::inference::{Priority, TenantId};
 use crate::jobs::{Ended, Happening, Job, Outcome, Run, Taken};
 use crate::server::forms::in_form_of;
-use crate::server::{ApiError, Caller, Gate};
+use crate::server::{ApiError, Caller, Gate, Untaken};
 use crate::store::now_ms;
 
 /// Longest sleep without a look: clocks may jump.
@@ -138,7 +138,7 @@ async fn attend(
     door: Door,
     run_idx: u64,
     live: Live,
-    work: impl Future<Output = Result<Outcome, String>> + Send + 'static,
+    work: impl Future<Output = Result<Ran, String>> + Send + 'static,
 ) {
     let mut stopping = door.stopping();
     let (limit, at_limit) = limit(&door, &live.job);
@@ -244,13 +244,16 @@ fn limit(door: &Door, job: &Job) -> (Duration, Happening) {
     }
 }
 
+/// What was answered, and whether that says that nobody took the job.
+type Ran = (Outcome, bool);
+
 /// Posts a job's body to its endpoint.
 async fn post(
     dialects: Option<Router>,
     run: Run,
     priority: Priority,
     reader: Option<Reader>,
-) -> Result<Outcome, String> {
+) -> Result<Ran, String> {
     let Some(dialects) = dialects else { return Err("nobody answers yet".to_owned()) };
     let row = &run.job.row;
     let mut body: Value = serde_json::from_slice(&run.body).map_err(|error| error.to_string())?;
@@ -267,7 +270,8 @@ async fn post(
         .body(Body::from(body.to_string()))
         .map_err(|error| error.to_string())?;
     let answer = TowerToHyperService::new(dialects).call(request).await;
-    let (parts, body) = match answer {
+    let mut is_untaken = false;
+    let (parts, body) = match answer.inspect(|answer| is_untaken = Untaken::is(answer)) {
         Ok(answer) => in_form_of(Some(&row.endpoint), &row.id, answer).into_parts(),
         Err(never) => match never {},
     };
@@ -275,11 +279,8 @@ async fn post(
     let body = body.map_err(|error| format!("the answer cannot be kept: {error}"))?;
     let media_type = parts.headers.get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
-    Ok(Outcome {
-        status: i64::from(parts.status.as_u16()),
-        media_type: media_type.to_owned(),
-        body,
-    })
+    let (status, media_type) = (i64::from(parts.status.as_u16()), media_type.to_owned());
+    Ok((Outcome { status, media_type, body }, is_untaken))
 }
 
 /// A whole answer, told to whoever reads it as long as anybody does.
@@ -307,9 +308,9 @@ async fn collected(
 }
 
 /// What an answer means for its job.
-fn judge(outcome: Result<Outcome, String>) -> (Happening, Option<Outcome>) {
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
+fn judge(ran: Result<Ran, String>) -> (Happening, Option<Outcome>) {
+    let (outcome, is_untaken) = match ran {
+        Ok(ran) => ran,
         Err(why) => return (Happening::Stumbled(why), None),
     };
     let status = u16::try_from(outcome.status).ok().and_then(|n| StatusCode::from_u16(n).ok());
@@ -320,6 +321,7 @@ fn judge(outcome: Result<Outcome, String>) -> (Happening, Option<Outcome>) {
         () if status.is_success() => Happening::Answered,
         () if status.is_client_error() && !passes.contains(&status) => Happening::Refused(why),
         () if status == StatusCode::NOT_IMPLEMENTED => Happening::Refused(why),
+        () if is_untaken => Happening::Untaken(format!("no backend took it: {why}")),
         () => Happening::Stumbled(why),
     };
     (happening, Some(outcome))

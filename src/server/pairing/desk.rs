@@ -1,7 +1,7 @@
 //! `POST /v1/pair`: who shows a code hears who has it.
 //!
-//! One exchange at a time; a new one ends the one before. Each spends a try of the code, so nobody
-//! can learn letters by beginning again and again.
+//! One exchange at a time; a new one ends the one before. Each spends a try of the code, and a
+//! wrong letter closes it, so nobody can learn letters by beginning again and again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,8 +20,10 @@ use crate::pair::{Hello, PairError, Role, Side};
 use crate::seal;
 use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
+use crate::server::ring::PEER;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, Store, now_ms};
+use crate::tls::Fingerprint;
 
 /// When to come back if the disk is slow.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,6 +42,8 @@ struct Inner {
     keys: KeyFile,
     store: Store,
     name: String,
+    /// Its certificate, where the service speaks TLS.
+    certificate: Option<Fingerprint>,
     session: Mutex<Option<Session>>,
 }
 
@@ -49,9 +53,17 @@ struct Session {
 }
 
 impl PairDesk {
-    /// A desk that keeps those who pair in `store`, and calls this machine `name`.
-    pub fn new(offer: PairOffer, keys: KeyFile, store: Store, name: String) -> PairDesk {
-        PairDesk(Arc::new(Inner { offer, keys, store, name, session: Mutex::default() }))
+    /// A desk that keeps those who pair in `store`, calls this machine `name` and tells its
+    /// `certificate`.
+    pub fn new(
+        offer: PairOffer,
+        keys: KeyFile,
+        store: Store,
+        name: String,
+        certificate: Option<Fingerprint>,
+    ) -> PairDesk {
+        let session = Mutex::default();
+        PairDesk(Arc::new(Inner { offer, keys, store, name, certificate, session }))
     }
 
     fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
@@ -72,7 +84,11 @@ impl PairDesk {
             }),
             "reveal" => part().and_then(|part| {
                 let own = session.side.reveal().map_err(refused)?;
-                session.side.check(&part).map_err(refused)?;
+                let checked = session.side.check(&part);
+                if matches!(checked, Err(PairError::WrongCode)) {
+                    self.0.offer.close().map_err(internal)?;
+                }
+                checked.map_err(refused)?;
                 Ok(own)
             }),
             "finish" => {
@@ -113,7 +129,7 @@ impl PairDesk {
         let theirs = Introduction::open(&sealer, FROM_STARTER, sealed)
             .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
         let node = self.0.store.node().map_err(internal)?;
-        let key_name = format!("peer-{}", theirs.node);
+        let key_name = format!("{PEER}{}", theirs.node);
         // Of a machine that pairs again, the new key alone counts.
         let _ = self.0.keys.revoke(&key_name);
         let grant = Grant {
@@ -123,14 +139,15 @@ impl PairDesk {
             at_once: None,
         };
         let key = self.0.keys.create(&key_name, grant).map_err(internal)?;
-        let ours = Introduction { node, name: self.0.name.clone(), key };
+        let certificate = self.0.certificate.map(|own| own.to_string());
+        let ours = Introduction { node, name: self.0.name.clone(), key, certificate };
         let peer = Peer {
             node: theirs.node.clone(),
             name: theirs.name.clone(),
             address: String::new(),
             key: theirs.key.clone(),
             key_digest: ours.key_digest(),
-            certificate: None,
+            certificate: theirs.fingerprint().ok().flatten().map(|own| own.0),
             paired_ms: now_ms(),
         };
         self.0.store.insert_peer(peer).map_err(|error| {
@@ -152,7 +169,9 @@ async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, Ap
     let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
     let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
     let peer = peer.map_err(|error| match error {
-        PairingError::Pair(PairError::NoCode) => ApiError::field("code", error.to_string()),
+        PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
+            ApiError::field("code", error.to_string())
+        }
         error => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", error.to_string()),
     })?;
     let told = json!({ "node": peer.node, "name": peer.name });
@@ -197,7 +216,7 @@ mod tests {
         offer.make().unwrap();
         let store = Store::open(dir.path()).unwrap().store;
         let keys = KeyFile::new(dir.path());
-        let desk = PairDesk::new(offer, keys, store, "nano".to_owned());
+        let desk = PairDesk::new(offer, keys, store, "nano".to_owned(), None);
         let public = hex(&Hello::new().unwrap().public);
         let said = json!({"step": "hello", "version": VERSION, "public": public});
         let fields = Fields(said.as_object().unwrap().clone());

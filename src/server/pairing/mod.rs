@@ -6,11 +6,12 @@
 //! finish   name, node and a key for each other, sealed with the secret
 //! ```
 //!
-//! `offer` keeps the code that is shown, `desk` answers, `starter` asks. Nothing of it needs a key:
-//! it is where keys come from.
+//! `offer` keeps the code that is shown, `desk` answers, `starter` asks, `spent` knows what was
+//! typed. Nothing of it needs a key: it is where keys come from.
 
 mod desk;
 mod offer;
+mod spent;
 mod starter;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ use super::ClientError;
 use crate::pair::{PART_LEN, PairError, Part};
 use crate::seal::Sealer;
 use crate::store::StoreError;
+use crate::tls::Fingerprint;
 
 /// The version of these messages.
 const VERSION: u64 = 1;
@@ -40,12 +42,28 @@ pub enum PairingError {
     /// The exchange itself.
     #[error(transparent)]
     Pair(#[from] PairError),
+    /// The code was typed here before.
+    #[error(
+        "this code was typed here before, and whoever was on the other side may know letters of \
+         it; have the appliance show a new one (`jetforge pair`)"
+    )]
+    Spent,
     /// The other machine refuses, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Its words are no words of a pairing.
     #[error("the other machine does not speak of pairing as this one does: {0}")]
     Foreign(&'static str),
+    /// Whoever was spoken with is not who knows the code.
+    #[error(
+        "{address} shows another certificate than the machine that knows the code: somebody \
+         stands in between, or ends its TLS; nothing was kept here, and `jetforge key revoke` \
+         there takes back what was given"
+    )]
+    InBetween {
+        /// Where.
+        address: String,
+    },
     /// The file of the code cannot be used.
     #[error("the pairing code: {0}")]
     Offer(#[from] std::io::Error),
@@ -63,12 +81,24 @@ pub(super) struct Introduction {
     pub name: String,
     /// The key that the other one sends to it.
     pub key: String,
+    /// SHA-256 of its certificate, where it speaks TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 impl Introduction {
     /// SHA-256 of the key.
     pub fn key_digest(&self) -> [u8; 32] {
         Sha256::digest(self.key.as_bytes()).into()
+    }
+
+    /// Its certificate, if it tells one.
+    ///
+    /// # Errors
+    /// If what it tells is none.
+    pub fn fingerprint(&self) -> Result<Option<Fingerprint>, PairingError> {
+        let told = self.certificate.as_ref().map(|text| text.parse::<Fingerprint>());
+        told.transpose().map_err(|_| PairingError::Foreign("its certificate is told wrongly"))
     }
 
     fn seal(&self, sealer: &Sealer, whose: &str) -> std::io::Result<String> {

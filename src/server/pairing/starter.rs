@@ -2,13 +2,17 @@
 
 use serde_json::{Value, json};
 
+use super::spent::Spent;
 use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::{Client, random_key};
 use crate::store::{Peer, Store, now_ms};
 
-/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`. This
-/// machine is called `name` there.
+/// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`, with
+/// its certificate where it speaks TLS. This machine is called `name` there.
+///
+/// What proves the code is told within TLS or without, and so is the certificate: whoever stands in
+/// between can neither read nor change it, but shows another one.
 ///
 /// # Errors
 /// As [`pair_with`], and if the store does not take it.
@@ -19,22 +23,31 @@ pub fn pair_and_keep(
     name: &str,
 ) -> Result<Peer, PairingError> {
     let code = Code::read(code)?;
-    let ours = Introduction { node: store.node()?, name: name.to_owned(), key: random_key()? };
-    let theirs = pair_with(&Client::new(address, None), code, &ours)?;
+    let (node, key) = (store.node()?, random_key()?);
+    let ours = Introduction { node, name: name.to_owned(), key, certificate: None };
+    let (client, shown) = Client::meet(address)?;
+    let spent = Spent::new(store.dir());
+    let theirs = pair_with(&client, code, &spent, &ours)?;
+    let told = theirs.fingerprint()?;
+    if told != shown {
+        return Err(PairingError::InBetween { address: client.address().to_owned() });
+    }
+    let scheme = if told.is_some() { "https" } else { "http" };
     let peer = Peer {
         node: theirs.node,
         name: theirs.name,
-        address: format!("http://{address}"),
+        address: format!("{scheme}://{}", client.address()),
         key_digest: ours.key_digest(),
         key: theirs.key,
-        certificate: None,
+        certificate: told.map(|own| own.0),
         paired_ms: now_ms(),
     };
     store.insert_peer(peer.clone())?;
     Ok(peer)
 }
 
-/// Pairs with the service that `client` speaks with, by the code that it shows. `ours` is what it
+/// Pairs with the service that `client` speaks with, by the code that it shows, which is `spent`
+/// then. `ours` is what it
 /// gets to know; what it tells comes back.
 ///
 /// # Errors
@@ -42,6 +55,7 @@ pub fn pair_and_keep(
 fn pair_with(
     client: &Client,
     code: Code,
+    spent: &Spent,
     ours: &Introduction,
 ) -> Result<Introduction, PairingError> {
     let hello = Hello::new()?;
@@ -49,6 +63,10 @@ fn pair_with(
     let heard = ask(client, &said)?;
     let theirs = part(heard["public"].as_str()).ok_or(PairingError::Foreign("no public key"))?;
     let session = heard["session"].as_str().ok_or(PairingError::Foreign("no session"))?;
+    // Before a letter is told, and only then: without an open code nothing is.
+    if !spent.spend(&code)? {
+        return Err(PairingError::Spent);
+    }
     let mut side = Side::new(Role::Starter, hello, theirs, code)?;
     let tell = |step: &str, own: Part| {
         let said = json!({"step": step, "session": session, "part": hex(&own)});

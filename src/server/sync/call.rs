@@ -1,4 +1,5 @@
-//! One call of a peer: a POST over HTTP/1.1, within its time and its size.
+//! One call of a peer: a POST over HTTP/1.1, within its time and its size. A peer that was paired
+//! over TLS is spoken to by the certificate that it had then, and by no other one.
 
 use std::time::Duration;
 
@@ -7,10 +8,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::base::limits::{SYNC_CALL_MS, SYNC_CONNECT_MS, SYNC_MESSAGE_BYTES_MAX};
 use crate::store::Peer;
+use crate::tls::{Fingerprint, TlsError, Trust};
 
 /// Why a call did not work.
 #[derive(Debug)]
@@ -28,29 +31,50 @@ pub(super) async fn exchange(
     message: Vec<u8>,
 ) -> Result<Vec<u8>, CallError> {
     let passing = |why: String| CallError::Passing(why);
-    let Some(host) = host_of(&peer.address) else {
+    let Some((host, is_https)) = host_of(&peer.address) else {
         let why = format!("{:?} is no address; use http://HOST:PORT", peer.address);
         return Err(CallError::Trouble(why));
     };
-    let connect = TcpStream::connect(address_of(host));
+    let trust = match (is_https, peer.certificate) {
+        (false, _) => None,
+        (true, Some(pin)) => Some(Trust::pinned(Fingerprint(pin))),
+        (true, None) => {
+            let why = "it speaks TLS, and its certificate is not known; pair the two again";
+            return Err(CallError::Trouble(why.to_owned()));
+        }
+    };
+    let address = address_of(host);
+    let connect = TcpStream::connect(&address);
     let connect = tokio::time::timeout(Duration::from_millis(SYNC_CONNECT_MS), connect);
     let stream = match connect.await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(passing(error.to_string())),
         Err(_) => return Err(passing("nobody answers".to_owned())),
     };
-    let call = post(stream, host, route, &peer.key, message);
+    let call = async {
+        let Some(trust) = trust else { return post(stream, host, route, &peer.key, message).await };
+        let name = address.rsplit_once(':').map_or(host, |(name, _)| name);
+        let stream = trust.connect(name, stream).await.map_err(|error| match error {
+            TlsError::Handshake(_) => CallError::Passing(error.to_string()),
+            error => CallError::Trouble(error.to_string()),
+        })?;
+        post(stream, host, route, &peer.key, message).await
+    };
     match tokio::time::timeout(Duration::from_millis(SYNC_CALL_MS), call).await {
         Ok(result) => result,
         Err(_) => Err(passing(format!("no answer within {} s", SYNC_CALL_MS / 1000))),
     }
 }
 
-/// `host:port` of `http://host:port`.
-fn host_of(address: &str) -> Option<&str> {
-    let rest = address.strip_prefix("http://")?.trim_end_matches('/');
+/// `host:port` of `http://host:port`, and whether it is `https`.
+fn host_of(address: &str) -> Option<(&str, bool)> {
+    let (rest, is_https) = match address.strip_prefix("https://") {
+        Some(rest) => (rest, true),
+        None => (address.strip_prefix("http://")?, false),
+    };
+    let rest = rest.trim_end_matches('/');
     let is_plain = !rest.is_empty() && !rest.contains(['/', '@', '?', '#']);
-    (is_plain && !rest.contains(char::is_whitespace)).then_some(rest)
+    (is_plain && !rest.contains(char::is_whitespace)).then_some((rest, is_https))
 }
 
 fn address_of(host: &str) -> String {
@@ -58,13 +82,16 @@ fn address_of(host: &str) -> String {
     if has_port { host.to_owned() } else { format!("{host}:80") }
 }
 
-async fn post(
-    stream: TcpStream,
+async fn post<S>(
+    stream: S,
     host: &str,
     route: &str,
     key: &str,
     message: Vec<u8>,
-) -> Result<Vec<u8>, CallError> {
+) -> Result<Vec<u8>, CallError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let broken = |error: hyper::Error| CallError::Passing(error.to_string());
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(broken)?;
@@ -106,12 +133,20 @@ mod tests {
 
     #[test]
     fn an_address_is_a_host_and_a_port() {
-        assert_eq!(host_of("http://10.0.0.7:9999/"), Some("10.0.0.7:9999"));
+        assert_eq!(host_of("http://10.0.0.7:9999/"), Some(("10.0.0.7:9999", false)));
+        assert_eq!(host_of("https://pc.lan:8080"), Some(("pc.lan:8080", true)));
         assert_eq!(address_of("pc.lan"), "pc.lan:80");
         assert_eq!(address_of("[::1]:99"), "[::1]:99");
-        for wrong in
-            ["", "pc.lan", "https://pc", "http://", "http://a@b", "http://a b", "http://a/b"]
-        {
+        for wrong in [
+            "",
+            "pc.lan",
+            "ftp://pc",
+            "https://",
+            "http://",
+            "http://a@b",
+            "http://a b",
+            "http://a/b",
+        ] {
             assert_eq!(host_of(wrong), None, "{wrong}");
         }
     }

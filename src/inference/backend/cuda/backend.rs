@@ -7,9 +7,9 @@
 //!
 //! Nothing is waited for between the copy and the end of a batch, and every batch waits for its
 //! end, so what goes wrong on the device is told by the batch that it went wrong in. No launch
-//! takes long: products go by eight columns, attention by [`DEVICE_ATTENTION_TOKENS`], so that the
-//! watchdog of a board that draws its screen with the same processor has nothing to end. Steps of a
-//! few tokens are recorded and started as one (`launch::Replays`).
+//! takes long, for which launchers see, so that the watchdog of a board that draws its screen with
+//! the same processor has nothing to end. Steps of a few tokens are recorded and started as one
+//! (`launch::Replays`).
 //!
 //! Results do not depend on the batch, as on the CPU, but they are other ones: inputs of products
 //! are halves here.
@@ -20,14 +20,14 @@ use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::kv::KvPages;
 use super::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, HEAD_DIM_MAX, Inputs, NormShape,
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, NormShape,
     Replays, RowKernels, RowShape,
 };
 use super::prepare::{Prepared, Preparer};
 use super::selftest;
 use super::steps::{Step, Steps, host_buf, writes};
 use super::weights::Weights;
-use crate::base::limits::{DEVICE_ATTENTION_TOKENS, DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
+use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
     AttentionSpec, BackendError, Batch, BatchError, BufId, Op, PageIdx, Plan, Rows,
 };
@@ -74,7 +74,7 @@ impl CudaBackend {
         Steps::compile(plan)?;
         let unsupported = |what| Err(CudaError::Unsupported { what });
         let head_dim = plan.head_dim;
-        if !head_dim.is_multiple_of(2) || head_dim > HEAD_DIM_MAX {
+        if !KvFormat::F16.takes(head_dim) {
             return unsupported(format!("heads of {head_dim} values"));
         }
         if config.n_batch > DEVICE_BATCH_MAX {
@@ -99,7 +99,7 @@ impl CudaBackend {
         let gemv = GemvKernels::load(device, &Weights::types(&plan, &gguf))?;
         let rows = RowKernels::load(device)?;
         let shape = largest_attention(&plan, config.n_page);
-        let attention = AttentionKernels::load(device, shape, attention_tokens(&config))?;
+        let attention = AttentionKernels::load(device, shape, config.n_batch)?;
         selftest::run(device, (&gemv, &rows, &attention), &Weights::types(&plan, &gguf), shape)?;
         let kv = KvPages::new(device, &plan, config.n_page)?;
         let (bufs, inputs) = scratch(device, &plan, &config)?;
@@ -137,8 +137,7 @@ impl CudaBackend {
 
     /// Bytes of the device for batches as in `config`.
     pub fn scratch_bytes(plan: &Plan, config: &CudaConfig) -> usize {
-        let partials = largest_attention(plan, config.n_page)
-            .partial_bytes_max(attention_tokens(config).max(1));
+        let partials = largest_attention(plan, config.n_page).partial_bytes_max(config.n_batch);
         buf_sizes(plan, config).sum::<usize>()
             + input_bytes(plan, config)
             + partials
@@ -337,7 +336,8 @@ impl CudaBackend {
 
 fn attention_shape(spec: &AttentionSpec, n_page: usize) -> AttentionShape {
     let AttentionSpec { n_head, n_kv_head, head_dim, scale, .. } = *spec;
-    AttentionShape { n_head, n_kv_head, head_dim, n_page, scale }
+    let format = KvFormat::F16;
+    AttentionShape { n_head, n_kv_head, head_dim, n_page, scale, format }
 }
 
 /// The attention of a plan with the most heads; all have the same width.
@@ -347,12 +347,10 @@ fn largest_attention(plan: &Plan, n_page: usize) -> AttentionShape {
         _ => None,
     });
     let Plan { n_kv_head, head_dim, .. } = *plan;
-    let none = AttentionShape { n_head: n_kv_head, n_kv_head, head_dim, n_page, scale: 1.0 };
+    let format = KvFormat::F16;
+    let none =
+        AttentionShape { n_head: n_kv_head, n_kv_head, head_dim, n_page, scale: 1.0, format };
     specs.max_by_key(|shape| shape.n_head).unwrap_or(none)
-}
-
-fn attention_tokens(config: &CudaConfig) -> usize {
-    config.n_batch.min(DEVICE_ATTENTION_TOKENS)
 }
 
 /// Bytes of each buffer; the one that rows are sent to is a piece of what is sent.

@@ -1,8 +1,9 @@
 //! The KV cache on the device: pages of 32 positions, f16, as the attention kernels walk them.
 //!
 //! ```text
-//! memory             [layer][keys, values][page][kv head][32][head_dim]
-//! bytes of a page    [layer][keys, values][kv head][32][head_dim]
+//! memory             [layer][keys, values][page][kv head] planes
+//! bytes of a page    [layer][keys, values][kv head] planes
+//! plane              keys [head_dim][32], values [32][head_dim]
 //! ```
 
 use super::CudaError;

@@ -7,8 +7,8 @@
 use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, Matrix, NormShape,
-    RowKernels, RowShape, TokenSpan,
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, Matrix,
+    NormShape, RowKernels, RowShape, TokenSpan,
 };
 use super::strips::{STRIP_ROWS, pack_strip, strip_bytes};
 use super::upload::Upload;
@@ -36,8 +36,12 @@ pub fn run(
     shape: AttentionShape,
 ) -> Result<(), CudaError> {
     for &ty in types {
-        for n in [1, 2, 4, 8] {
-            product(device, gemv, ty, n)?;
+        // More rows than a strip; and so many that rows are shared out otherwise.
+        for n in [1, 2, 4, 8, 16] {
+            product(device, gemv, ty, (STRIP_ROWS + 1, n))?;
+        }
+        for n in [1, 16] {
+            product(device, gemv, ty, (512 + 1, n))?;
         }
     }
     norms(device, rows)?;
@@ -77,10 +81,10 @@ fn product(
     device: &Device,
     kernels: &GemvKernels,
     ty: TensorType,
-    n: usize,
+    (n_rows, n): (usize, usize),
 ) -> Result<(), CudaError> {
-    // More rows than a strip, and more columns than a group.
-    let (n_rows, n_cols) = (STRIP_ROWS + 1, 288usize.next_multiple_of(ty.row_unit()));
+    // More columns than a group.
+    let n_cols = 288usize.next_multiple_of(ty.row_unit());
     let rows = weights(ty, n_rows, n_cols, 1);
     let row_bytes = rows.len() / n_rows;
     let strip_bytes = strip_bytes(ty, n_cols);
@@ -224,14 +228,34 @@ fn choices(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
             return Err(failed("argmax_f32", format!("the largest is {expected} and not {got}")));
         }
     }
+    largest(device, kernels, &x)
+}
+
+/// The two largest of each row.
+fn largest(device: &Device, kernels: &RowKernels, x: &[f32]) -> Result<(), CudaError> {
+    let best = device.allocate("the self-test", 2 * 8 * N_ROWS)?;
+    kernels.top_k(shape(), &send(device, x)?, 2, &best)?;
+    let mut pairs = [0f32; 2 * 2 * N_ROWS];
+    best.read_floats(&mut pairs)?;
+    for (row, pairs) in x.chunks_exact(WIDTH).zip(pairs.chunks_exact(4)) {
+        let mut idxs: Vec<usize> = (0..WIDTH).collect();
+        idxs.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+        let got = [pairs[1], pairs[3]].map(|idx| idx.to_bits() as usize);
+        if got != idxs[..2] {
+            let reason = format!("the largest are {:?} and not {got:?}", &idxs[..2]);
+            return Err(failed("top_k_f32", reason));
+        }
+    }
     Ok(())
 }
 
-/// One token that sees two pages in turned order, its own key among them.
+/// One token that sees pages in turned order, its own key among them.
 fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Result<(), CudaError> {
-    let (n_head, n_kv_head, n_page, n_pos) = (2, 1, 2, PAGE_LEN + 5);
-    let shape = AttentionShape { n_head, n_kv_head, head_dim, n_page, scale: 0.5 };
-    let pages = [1u32, 0];
+    // So many positions that they are shared out and joined.
+    let (n_head, n_kv_head, n_page, n_pos) = (2, 1, 9, 8 * PAGE_LEN + 5);
+    let format = KvFormat::F16;
+    let shape = AttentionShape { n_head, n_kv_head, head_dim, n_page, scale: 0.5, format };
+    let pages: [u32; 9] = std::array::from_fn(|i| 8 - i as u32);
     let place = |pos: usize| pages[pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
     let [q, k, v] = [(9, 2), (10, n_pos), (11, n_pos)]
         .map(|(seed, n)| activations(n, head_dim, head_dim, seed))
@@ -239,7 +263,7 @@ fn attend(device: &Device, kernels: &AttentionKernels, head_dim: usize) -> Resul
     let caches = [&k, &v].map(|_| device.allocate("the self-test", shape.cache_bytes()));
     let [keys, values] = caches;
     let (keys, values) = (keys?, values?);
-    let mut upload = Upload::new(device, 2048)?;
+    let mut upload = Upload::new(device, (n_pos + 2) * AttentionBatch::TOKEN_BYTES + 64)?;
     let on_device = upload.put(pages);
     let span = |pos: usize| TokenSpan { pages_start: 0, start: 0, end: pos + 1, slot: place(pos) };
     let all = (0..n_pos).map(span).collect();

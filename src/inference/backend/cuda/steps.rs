@@ -1,10 +1,10 @@
 //! A plan as the device runs it: what the host prepares, and the launches in their order.
 //!
 //! ```text
-//! Embed, Scale, AddRow, AddPosition      at the beginning: the host makes these rows and sends them
-//! MatMul                              -> Stage, where its input is not staged yet; then the product
-//! MatMul y; Add x += y                -> the product added to x, where nothing else reads y
-//! anything else                       -> as it is
+//! Embed, Scale, AddRow, AddPosition     at the beginning: the host makes these rows and sends them
+//! MatMul                             -> Stage, where its input is not staged yet; the product
+//! MatMul y; Add x += y               -> the product added to x, where nothing else reads y
+//! anything else                      -> as it is
 //! ```
 
 use super::CudaError;

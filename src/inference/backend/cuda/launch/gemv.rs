@@ -1,25 +1,38 @@
-//! Matrix-vector products: `kernels/gemv_*.cu` and `stage_f16.cu`.
+//! Products of matrices: `kernels/gemv_*.cu` for few columns and many, `gemm_mma_f16.cu` for
+//! tensor cores, and `stage_f16.cu`.
 
 use crate::inference::quant::TensorType;
 
 use super::super::CudaError;
-use super::super::driver::{Args, Buffer, Device, Kernel};
+use super::super::driver::{Args, Buffer, Device, Kernel, Module};
 use super::super::strips::{STRIP_ROWS, input_bytes, n_group, strip_bytes};
-use super::assert_rows;
+use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
 
-/// Columns that the kernels of any type take at once, at most.
-const COLUMNS_MAX: usize = 8;
-const GEMV_THREADS: u32 = 128;
+/// Columns of a gemm, at most; staged inputs are a multiple of it.
+const COLUMNS_MAX: usize = 16;
+const GEMV_THREADS: u32 = 64;
+const GEMM_THREADS: u32 = 128;
 const STAGE_THREADS: u32 = 256;
-/// Strips of a thread block.
-const BLOCK_STRIPS: usize = 4;
+/// Warps of a gemv's thread block.
+const BLOCK_WARPS: usize = 2;
+/// Strips of a gemm's thread block.
+const GEMM_STRIPS: usize = 16;
+/// Strips that a warp has, or parts that it deals a strip's groups out to.
+const SPANS: usize = 4;
+/// Columns and strips of a thread block on tensor cores.
+const MMA_COLUMNS: usize = 64;
+const MMA_STRIPS: usize = 32;
+/// The first devices that have the tensor cores.
+const MMA_CAPABILITY: (u32, u32) = (8, 0);
+/// Strips below which a warp has one even on a small device, so that there are warps enough.
+const FEW_STRIPS: usize = 128;
 
-/// The kernel that multiplies a type, and the module that it is in.
+/// The kernels of a type by its name in the sources, and their PTX.
 const fn names(ty: TensorType) -> (&'static str, &'static str, &'static str) {
     macro_rules! module {
-        ($kernel:literal in $file:literal) => {
+        ($ty:literal in $file:literal) => {
             (
-                $kernel,
+                $ty,
                 $file,
                 include_str!(concat!(
                     env!("CARGO_MANIFEST_DIR"),
@@ -29,38 +42,75 @@ const fn names(ty: TensorType) -> (&'static str, &'static str, &'static str) {
                 )),
             )
         };
-        ($file:literal) => {
-            module!($file in $file)
-        };
     }
     match ty {
-        TensorType::N4 | TensorType::Q4_K => module!("gemv_n4_f16"),
-        TensorType::N3 => module!("gemv_n3_f16"),
-        TensorType::Q4_0 => module!("gemv_q4_0_f16"),
-        TensorType::Q3_K => module!("gemv_q3_k_f16"),
-        TensorType::Q8_0 => module!("gemv_q8_0_f16"),
-        TensorType::Q4_1 => module!("gemv_q4_1_f16" in "gemv_codes_f16"),
-        TensorType::Q5_0 => module!("gemv_q5_0_f16" in "gemv_codes_f16"),
-        TensorType::Q5_1 => module!("gemv_q5_1_f16" in "gemv_codes_f16"),
-        TensorType::Q2_K => module!("gemv_q2_k_f16" in "gemv_codes_f16"),
-        TensorType::Q5_K => module!("gemv_q5_k_f16" in "gemv_codes_f16"),
-        TensorType::Q6_K => module!("gemv_q6_k_f16" in "gemv_codes_f16"),
-        TensorType::IQ4_NL => module!("gemv_iq4_nl_f16" in "gemv_codes_f16"),
-        TensorType::IQ4_XS => module!("gemv_iq4_xs_f16" in "gemv_codes_f16"),
-        TensorType::IQ3_XXS => module!("gemv_iq3_xxs_f16" in "gemv_codes_f16"),
-        TensorType::IQ3_S => module!("gemv_iq3_s_f16" in "gemv_codes_f16"),
-        TensorType::F16 => module!("gemv_f16_f16" in "gemv_float_f16"),
-        TensorType::BF16 => module!("gemv_bf16_f16" in "gemv_float_f16"),
-        TensorType::F32 => module!("gemv_f32_f16" in "gemv_float_f16"),
+        TensorType::N4 | TensorType::Q4_K => module!("n4" in "gemv_n4_f16"),
+        TensorType::N3 => module!("n3" in "gemv_n3_f16"),
+        TensorType::Q4_0 => module!("q4_0" in "gemv_q4_0_f16"),
+        TensorType::Q3_K => module!("q3_k" in "gemv_q3_k_f16"),
+        TensorType::Q8_0 => module!("q8_0" in "gemv_q8_0_f16"),
+        TensorType::Q4_1 => module!("q4_1" in "gemv_q4_1_f16"),
+        TensorType::Q5_0 => module!("q5_0" in "gemv_q5_0_f16"),
+        TensorType::Q5_1 => module!("q5_1" in "gemv_q5_1_f16"),
+        TensorType::Q2_K => module!("q2_k" in "gemv_q2_k_f16"),
+        TensorType::Q5_K => module!("q5_k" in "gemv_q5_k_f16"),
+        TensorType::Q6_K => module!("q6_k" in "gemv_q6_k_f16"),
+        TensorType::IQ4_NL => module!("iq4_nl" in "gemv_iq4_nl_f16"),
+        TensorType::IQ4_XS => module!("iq4_xs" in "gemv_iq4_xs_f16"),
+        TensorType::IQ3_XXS => module!("iq3_xxs" in "gemv_iq3_xxs_f16"),
+        TensorType::IQ3_S => module!("iq3_s" in "gemv_iq3_s_f16"),
+        TensorType::F16 => module!("f16" in "gemv_float_f16"),
+        TensorType::BF16 => module!("bf16" in "gemv_float_f16"),
+        TensorType::F32 => module!("f32" in "gemv_float_f16"),
     }
 }
 
-/// Columns that the kernels of a type take at once; a batch runs the smallest that holds it.
-const fn columns(ty: TensorType) -> &'static [usize] {
-    match ty {
-        TensorType::N4 | TensorType::N3 | TensorType::Q4_0 => &[1, 2, 4, COLUMNS_MAX],
-        TensorType::Q4_K | TensorType::Q3_K | TensorType::Q8_0 => &[1, 2, 4, COLUMNS_MAX],
-        _ => &[1, 4],
+/// Whether a type has kernels for 1, 2, 4, 8 and 16 columns, or for 1, 4 and 8 only.
+const fn is_tuned(ty: TensorType) -> bool {
+    matches!(
+        ty,
+        TensorType::N4
+            | TensorType::N3
+            | TensorType::Q4_0
+            | TensorType::Q4_K
+            | TensorType::Q3_K
+            | TensorType::Q8_0
+    )
+}
+
+/// The kernels of a type.
+struct Products {
+    ty: TensorType,
+    /// For few columns, with how many each takes, from the fewest.
+    gemv: Vec<(usize, Kernel)>,
+    /// For many, and how many a thread block takes.
+    gemm: (usize, Kernel),
+    /// For a prompt's, where the device has tensor cores and the type a kernel for them.
+    mma: Option<Kernel>,
+}
+
+impl Products {
+    fn load(module: &Module, ty: TensorType) -> Result<Products, CudaError> {
+        let (name, ..) = names(ty);
+        let (few, many): (&[usize], usize) =
+            if is_tuned(ty) { (&[1, 2, 4, 8], 16) } else { (&[1, 4], 8) };
+        let gemv = |&n: &usize| {
+            Ok::<_, CudaError>((n, module.kernel(&format!("gemv_{name}_f16_c{n}"), GEMV_THREADS)?))
+        };
+        let gemm = module.kernel(&format!("gemm_{name}_f16"), GEMM_THREADS)?;
+        let gemv = few.iter().map(gemv).collect::<Result<_, _>>()?;
+        Ok(Products { ty, gemv, gemm: (many, gemm), mma: None })
+    }
+
+    /// How many of `n` columns the next launch takes, and whether it is the gemm's.
+    fn next(&self, n: usize) -> (usize, bool) {
+        let (many, few) = (self.gemm.0, self.gemv[self.gemv.len() - 1].0);
+        match n % many {
+            // The last few are cheaper by themselves than as a whole block of columns.
+            rest if rest <= few && rest < n => (n - rest, true),
+            _ if n > few => (n, true),
+            _ => (n, false),
+        }
     }
 }
 
@@ -120,7 +170,9 @@ impl Inputs {
 /// The kernels of some types.
 pub struct GemvKernels {
     stage: Kernel,
-    types: Vec<(TensorType, Vec<Kernel>)>,
+    types: Vec<Products>,
+    /// Whether the device has many multiprocessors, which want more warps.
+    is_large: bool,
 }
 
 impl GemvKernels {
@@ -135,7 +187,7 @@ impl GemvKernels {
         let mut modules = Vec::new();
         let mut loaded = Vec::new();
         for &ty in types {
-            let (kernel, file, ptx) = names(ty);
+            let (_, file, ptx) = names(ty);
             let module = match modules.iter().find(|(name, _)| *name == file) {
                 Some((_, module)) => module,
                 None => {
@@ -143,10 +195,12 @@ impl GemvKernels {
                     &modules[modules.len() - 1].1
                 }
             };
-            let of = |n: usize| module.kernel(&format!("{kernel}_c{n}"), GEMV_THREADS);
-            loaded.push((ty, columns(ty).iter().map(|&n| of(n)).collect::<Result<_, _>>()?));
+            loaded.push(Products::load(module, ty)?);
         }
-        Ok(GemvKernels { stage, types: loaded })
+        load_mma(device, &mut loaded)?;
+        // Those before had one or two.
+        let is_large = device.info().capability >= (6, 0);
+        Ok(GemvKernels { stage, types: loaded, is_large })
     }
 
     /// Stages `n` columns, the rows of `x`, `[n, stride]` f32.
@@ -191,33 +245,117 @@ impl GemvKernels {
         (y, stride, add): (&Buffer, usize, bool),
         n: usize,
     ) -> Result<(), CudaError> {
-        let n_strip = w.n_rows.div_ceil(STRIP_ROWS);
-        assert!(w.strips.n_bytes() >= n_strip * strip_bytes(w.ty, w.n_cols), "whole strips");
-        assert_eq!(w.n_cols, inputs.n_cols, "a matrix and its input");
-        assert!(n <= inputs.n_max, "{n} columns were staged");
-        assert!(bias.is_none_or(|b| b.n_bytes() >= 4 * w.n_rows), "a bias for each row");
+        let n_strip = assert_product(w, inputs, bias, n);
         assert_rows(y, n, w.n_rows, stride);
-        let kernels = self.types.iter().find(|(ty, _)| *ty == w.ty).expect("the type was loaded");
-        let (column_bytes, sizes) = (input_bytes(w.n_cols), columns(w.ty));
-        let most = sizes[sizes.len() - 1];
-        for first in (0..n).step_by(most) {
-            let n = (n - first).min(most);
-            let which = sizes.iter().position(|&c| c >= n).expect("no more than the most");
-            let columns = sizes[which];
+        let products = self.types.iter().find(|p| p.ty == w.ty).expect("the type was loaded");
+        let split = self.split(n_strip);
+        let mut first = 0;
+        while first < n {
+            let (taken, is_gemm) = products.next(n - first);
+            let (columns, kernel) = if is_gemm {
+                &products.gemm
+            } else {
+                products.gemv.iter().find(|(c, _)| *c >= taken).expect("no more than the most")
+            };
+            let most = (LAUNCH_PRODUCTS_MAX / (w.n_rows * w.n_cols)).next_multiple_of(*columns);
+            let taken = if is_gemm { taken.min(most.max(*columns)) } else { taken };
+            let column_bytes = input_bytes(w.n_cols);
+            let n_read = taken.next_multiple_of(*columns) * column_bytes;
             let at = first * stride * 4;
             let args = Args::new()
                 .buffer(&w.strips)
-                .buffer(&inputs.columns.part(first * column_bytes, columns * column_bytes))
+                .buffer(&inputs.columns.part(first * column_bytes, n_read))
                 .optional(bias)
                 .buffer(&y.part(at, y.n_bytes() - at))
                 .size(n_group(w.n_cols))
                 .size(w.n_rows)
-                .size(n)
+                .size(taken)
                 .size(stride)
-                .size(usize::from(add));
-            // SAFETY: a warp for each strip, and buffers as asserted.
-            unsafe { kernels.1[which].launch([n_strip.div_ceil(BLOCK_STRIPS), 1, 1], args) }?;
+                .size(usize::from(add))
+                .size(split);
+            let grid = if is_gemm {
+                [taken.div_ceil(*columns), n_strip.div_ceil(GEMM_STRIPS), 1]
+            } else {
+                [n_strip.div_ceil(SPANS / split).div_ceil(BLOCK_WARPS), 1, 1]
+            };
+            // SAFETY: threads for each strip and column, and buffers as asserted.
+            unsafe { kernel.launch(grid, args) }?;
+            first += taken;
         }
         Ok(())
     }
+
+    /// The same for columns that are tokens of prompts: on tensor cores, where the device has them
+    /// and the type a kernel for them. Those add in an order of their own, so the bits are not
+    /// those of [`GemvKernels::multiply`]; they do not depend on how many columns there are either,
+    /// so a token that always goes this way is the same in any company.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If shapes do not fit, or the type was not loaded.
+    pub fn multiply_prompt(
+        &self,
+        w: &Matrix,
+        inputs: &Inputs,
+        bias: Option<&Buffer>,
+        (y, stride, add): (&Buffer, usize, bool),
+        n: usize,
+    ) -> Result<(), CudaError> {
+        let Some(kernel) = self.types.iter().find(|p| p.ty == w.ty).and_then(|p| p.mma.as_ref())
+        else {
+            return self.multiply(w, inputs, bias, (y, stride, add), n);
+        };
+        let n_strip = assert_product(w, inputs, bias, n);
+        assert_rows(y, n, w.n_rows, stride);
+        let args = Args::new()
+            .buffer(&w.strips)
+            .buffer(&inputs.columns)
+            .optional(bias)
+            .buffer(y)
+            .size(n_group(w.n_cols))
+            .size(w.n_rows)
+            .size(n)
+            .size(stride)
+            .size(usize::from(add));
+        let grid = [n.div_ceil(MMA_COLUMNS), n_strip.div_ceil(MMA_STRIPS), 1];
+        // SAFETY: a block for each tile, and buffers as asserted.
+        unsafe { kernel.launch(grid, args) }
+    }
+
+    /// Into how many the groups of a row are split. It follows from the device and the matrix, so
+    /// that a column's bits do not depend on its batch.
+    fn split(&self, n_strip: usize) -> usize {
+        if self.is_large || n_strip < FEW_STRIPS { SPANS } else { 1 }
+    }
+}
+
+/// Asserts that a matrix, its inputs and a bias fit each other; the strips.
+fn assert_product(w: &Matrix, inputs: &Inputs, bias: Option<&Buffer>, n: usize) -> usize {
+    let n_strip = w.n_rows.div_ceil(STRIP_ROWS);
+    assert!(w.strips.n_bytes() >= n_strip * strip_bytes(w.ty, w.n_cols), "whole strips");
+    assert_eq!(w.n_cols, inputs.n_cols, "a matrix and its input");
+    assert!(n <= inputs.n_max, "{n} columns were staged");
+    assert!(bias.is_none_or(|b| b.n_bytes() >= 4 * w.n_rows), "a bias for each row");
+    n_strip
+}
+
+/// The kernels for tensor cores, if the device has them.
+fn load_mma(device: &Device, types: &mut [Products]) -> Result<(), CudaError> {
+    let of = |ty: TensorType| match ty {
+        TensorType::N4 | TensorType::Q4_K => Some("gemm_n4_mma"),
+        TensorType::Q4_0 => Some("gemm_q4_0_mma"),
+        _ => None,
+    };
+    if device.info().capability < MMA_CAPABILITY || types.iter().all(|p| of(p.ty).is_none()) {
+        return Ok(());
+    }
+    let ptx =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/sm_80/gemm_mma_f16.ptx"));
+    let module = device.load("gemm_mma_f16", ptx)?;
+    for products in types {
+        products.mma = of(products.ty).map(|name| module.kernel(name, GEMM_THREADS)).transpose()?;
+    }
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! What is done to rows: `kernels/norm_f32.cu`, `rows_f32.cu` and `argmax_f32.cu`.
+//! What is done to rows: `kernels/norm_f32.cu`, `rows_f32.cu`, `argmax_f32.cu` and
+//! `top_k_f32.cu`.
 
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
@@ -8,6 +9,9 @@ use crate::inference::backend::{Activation, NormKind, RopeStyle};
 const NORM_THREADS: u32 = 128;
 const ROWS_THREADS: u32 = 256;
 const ARGMAX_THREADS: u32 = 256;
+const TOP_K_THREADS: u32 = 256;
+/// How many of a row's largest values can be had.
+pub const TOP_K_MAX: usize = 64;
 
 macro_rules! ptx {
     ($file:literal) => {
@@ -57,6 +61,7 @@ pub struct RowKernels {
     select: Kernel,
     rope: Kernel,
     argmax: Kernel,
+    top_k: Kernel,
 }
 
 impl RowKernels {
@@ -68,6 +73,7 @@ impl RowKernels {
         let norm = device.load("norm_f32", ptx!("norm_f32"))?;
         let rows = device.load("rows_f32", ptx!("rows_f32"))?;
         let argmax = device.load("argmax_f32", ptx!("argmax_f32"))?;
+        let top_k = device.load("top_k_f32", ptx!("top_k_f32"))?;
         Ok(RowKernels {
             rms_norm: norm.kernel("rms_norm_f32", NORM_THREADS)?,
             layer_norm: norm.kernel("layer_norm_f32", NORM_THREADS)?,
@@ -77,6 +83,7 @@ impl RowKernels {
             select: rows.kernel("select_f32", ROWS_THREADS)?,
             rope: rows.kernel("rope_f32", ROWS_THREADS)?,
             argmax: argmax.kernel("argmax_f32", ARGMAX_THREADS)?,
+            top_k: top_k.kernel("top_k_f32", TOP_K_THREADS)?,
         })
     }
 
@@ -246,6 +253,30 @@ impl RowKernels {
         let args = Args::new().buffer(x).buffer(out).size(shape.width).size(shape.stride);
         // SAFETY: a block for each row, and buffers as asserted.
         unsafe { self.argmax.launch([shape.n_rows, 1, 1], args) }
+    }
+
+    /// `out[r]` = `k` times (value's bits, its index) of each row, from the largest; of equals the
+    /// first index first. NaN is never among them; where a row has fewer numbers, the rest are
+    /// minus infinity at `u32::MAX`.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If shapes do not fit, or `k` is not in 1 to [`TOP_K_MAX`].
+    pub fn top_k(
+        &self,
+        shape: RowShape,
+        x: &Buffer,
+        k: usize,
+        out: &Buffer,
+    ) -> Result<(), CudaError> {
+        shape.assert_in(x);
+        assert!((1..=TOP_K_MAX).contains(&k), "some of the largest");
+        assert!(out.n_bytes() >= 8 * shape.n_rows * k, "k pairs for each row");
+        let args = Args::new().buffer(x).buffer(out).size(shape.width).size(shape.stride).size(k);
+        // SAFETY: a block for each row, and buffers as asserted.
+        unsafe { self.top_k.launch([shape.n_rows, 1, 1], args) }
     }
 }
 

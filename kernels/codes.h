@@ -1,4 +1,4 @@
-// y[c] = W . x[c] + bias for the types without a kernel of their own.
+// The form of the types without a kernel of their own: codes of 2 to 6 bits, or of steps.
 //
 //   group    heads, where scales are integers; scales; planes of low bits; planes of high bits
 //   pair m   weights 2m and 2m + 1 of a part, in the low and the high half of a word:
@@ -18,6 +18,7 @@
 // words hold weights in their order: nibble i of word j is weight 8j + i.
 //
 // These types have 4.3 bits or more, so a weight may cost the time of 4 instructions at least.
+#pragma once
 #include "gemv.h"
 
 enum Scales { FLOAT, FLOAT_MIN, ONE_MIN, TWO, TWO_MIN };
@@ -50,36 +51,27 @@ template <class Steps> DEVICE u32 look_up(u32 nibbles) {
   return (lower & ~is_upper) | (upper & is_upper);
 }
 
-template <int LOW, int HIGH, Scales SCALES, int ZERO, class Steps> struct FormCodes {
-  static const bool HAS_HEADS = SCALES == ONE_MIN || SCALES == TWO || SCALES == TWO_MIN;
-  static const u32 SCALE_WORDS = SCALES == FLOAT_MIN ? 4 : 2;
-  static const u32 SCALES_AT = HAS_HEADS ? HEAD_BYTES : 0;
-  static const u32 CODES_AT = SCALES_AT + GROUP_PARTS * 4 * SCALE_WORDS;
-  static const u32 LOW_WORDS = LOW, HIGH_WORDS = HIGH;
-  static const u32 GROUP_BYTES = CODES_AT + (LOW + HIGH) * PLANE_BYTES;
+template <int LOW, int HIGH, Scales SCALES, int ZERO, class Steps>
+struct FormCodes
+    : LanePart<SCALES == ONE_MIN || SCALES == TWO || SCALES == TWO_MIN,
+               SCALES == FLOAT_MIN ? 4 : 2, LOW + HIGH> {
+  typedef LanePart<SCALES == ONE_MIN || SCALES == TWO || SCALES == TWO_MIN,
+                   SCALES == FLOAT_MIN ? 4 : 2, LOW + HIGH>
+      Base;
 
-  u32 head[4], scale[4], low[4 * LOW], high[4 * HIGH + 1];
+  struct Row {
+    u32 pair[16];
+    float d, m;         // m: what is taken off, for each of the sums
+    float first, last;  // scales and minima of the halves, where there are two
+    float first_min, last_min;
+  };
 
-  METHOD FormCodes(const u8* group, u32 part_idx) {
-    if (HAS_HEADS) unpack128(load128(group), head);
-    if (SCALE_WORDS == 4) {
-      unpack128(load128(group + SCALES_AT + part_idx * 16), scale);
-    } else {
-      const uint2 scales = load64(group + SCALES_AT + part_idx * 8);
-      scale[0] = scales.x;
-      scale[1] = scales.y;
-    }
-    const u8* codes = group + CODES_AT + part_idx * 16;
-#pragma unroll
-    for (int i = 0; i < LOW; i++) unpack128(load128(codes + i * PLANE_BYTES), low + 4 * i);
-#pragma unroll
-    for (int i = 0; i < HIGH; i++) {
-      unpack128(load128(codes + (LOW + i) * PLANE_BYTES), high + 4 * i);
-    }
-  }
+  METHOD FormCodes(const u8* group, u32 part_idx) : Base(group, part_idx) {}
 
   // Codes of pair m of a row, as subnormals.
   METHOD u32 pair(int r, int m) const {
+    const u32* low = Base::code;
+    const u32* high = Base::code + 4 * LOW;
     if (Steps::ANY) {
       const u32 word = low[4 * r + m / 4];
       const u32 bytes = look_up<Steps>(m % 4 < 2 ? word : word >> 16);
@@ -93,54 +85,50 @@ template <int LOW, int HIGH, Scales SCALES, int ZERO, class Steps> struct FormCo
     return code;
   }
 
-  METHOD float dot(int r, const Input& in, float sum) const {
-    u32 halves[2] = {};
+  METHOD Row row(int r) const {
+    Row row = {};
 #pragma unroll
-    for (int m = 0; m < 16; m++) {
-      halves[m / 8] = h2fma(pair(r, m), in.x[m], halves[m / 8]);
-    }
-    const float first = fma32(-(float)ZERO, in.sums.x, sum_halves(halves[0]));
-    const float last = fma32(-(float)ZERO, in.sums.y, sum_halves(halves[1]));
-    const float d = half_low(head[r]) * Steps::factor(), dmin = half_high(head[r]);
-    const u32 fields = scale[r / 2] >> (16 * (r % 2));
-    if (SCALES == FLOAT) return fma32(h2f((u16)fields), first + last, sum);
+    for (int m = 0; m < 16; m++) row.pair[m] = pair(r, m);
+    const u32* scale = Base::scale;
+    if (SCALES == FLOAT) row.d = Base::half_scale(r);
     if (SCALES == FLOAT_MIN) {
-      sum = fma32(-half_high(scale[r]), in.sums.x + in.sums.y, sum);
-      return fma32(half_low(scale[r]), first + last, sum);
+      row.d = half_low(scale[r]);
+      row.m = half_high(scale[r]);
     }
     if (SCALES == ONE_MIN) {
-      sum = fma32(-dmin * scale_byte(scale, r, 1), in.sums.x + in.sums.y, sum);
-      return fma32(d * scale_byte(scale, r, 0), first + last, sum);
+      row.d = Base::d(r) * scale_byte(scale, r, 0);
+      row.m = Base::dmin(r) * scale_byte(scale, r, 1);
     }
     if (SCALES == TWO) {
-      const float product = signed_scale_byte(scale, r, 1) * last;
-      return fma32(d, fma32(signed_scale_byte(scale, r, 0), first, product), sum);
+      row.d = Base::d(r) * Steps::factor();
+      row.first = signed_scale_byte(scale, r, 0);
+      row.last = signed_scale_byte(scale, r, 1);
     }
-    const u32 mins = fields >> 4;
-    const float min = fma32((float)(mins & 15), in.sums.x, (float)(mins >> 8 & 15) * in.sums.y);
-    const float product = fma32((float)(fields & 15), first, (float)(fields >> 8 & 15) * last);
-    return fma32(d, product, fma32(-dmin, min, sum));
+    if (SCALES == TWO_MIN) {
+      const u32 fields = scale[r / 2] >> (16 * (r % 2)), mins = fields >> 4;
+      row.d = Base::d(r);
+      row.m = Base::dmin(r);
+      row.first = (float)(fields & 15);
+      row.last = (float)(fields >> 8 & 15);
+      row.first_min = (float)(mins & 15);
+      row.last_min = (float)(mins >> 8 & 15);
+    }
+    return row;
+  }
+
+  METHOD static float dot(const Row& row, const Input& in, float sum) {
+    u32 halves[2] = {};
+#pragma unroll
+    for (int m = 0; m < 16; m++) halves[m / 8] = h2fma(row.pair[m], in.x[m], halves[m / 8]);
+    const float first = fma32(-(float)ZERO, in.sums.x, sum_halves(halves[0]));
+    const float last = fma32(-(float)ZERO, in.sums.y, sum_halves(halves[1]));
+    if (SCALES == FLOAT) return fma32(row.d, first + last, sum);
+    if (SCALES == FLOAT_MIN || SCALES == ONE_MIN) {
+      return fma32(row.d, first + last, fma32(-row.m, in.sums.x + in.sums.y, sum));
+    }
+    const float product = fma32(row.first, first, row.last * last);
+    if (SCALES == TWO) return fma32(row.d, product, sum);
+    const float min = fma32(row.first_min, in.sums.x, row.last_min * in.sums.y);
+    return fma32(row.d, product, fma32(-row.m, min, sum));
   }
 };
-
-typedef FormCodes<4, 0, FLOAT_MIN, 0, NoSteps> FormQ4_1;
-typedef FormCodes<4, 1, FLOAT, 16, NoSteps> FormQ5_0;
-typedef FormCodes<4, 1, FLOAT_MIN, 0, NoSteps> FormQ5_1;
-typedef FormCodes<2, 0, TWO_MIN, 0, NoSteps> FormQ2K;
-typedef FormCodes<4, 1, ONE_MIN, 0, NoSteps> FormQ5K;
-typedef FormCodes<4, 2, TWO, 32, NoSteps> FormQ6K;
-typedef FormCodes<4, 0, FLOAT, 0, StepsIq4> FormIq4Nl;
-typedef FormCodes<4, 0, TWO, 0, StepsIq4> FormIq4Xs;
-typedef FormCodes<4, 0, TWO, 0, StepsIq3Xxs> FormIq3Xxs;
-typedef FormCodes<4, 0, TWO, 0, StepsIq3S> FormIq3S;
-
-GEMV_KERNELS_FEW(gemv_q4_1_f16, FormQ4_1)
-GEMV_KERNELS_FEW(gemv_q5_0_f16, FormQ5_0)
-GEMV_KERNELS_FEW(gemv_q5_1_f16, FormQ5_1)
-GEMV_KERNELS_FEW(gemv_q2_k_f16, FormQ2K)
-GEMV_KERNELS_FEW(gemv_q5_k_f16, FormQ5K)
-GEMV_KERNELS_FEW(gemv_q6_k_f16, FormQ6K)
-GEMV_KERNELS_FEW(gemv_iq4_nl_f16, FormIq4Nl)
-GEMV_KERNELS_FEW(gemv_iq4_xs_f16, FormIq4Xs)
-GEMV_KERNELS_FEW(gemv_iq3_xxs_f16, FormIq3Xxs)
-GEMV_KERNELS_FEW(gemv_iq3_s_f16, FormIq3S)
