@@ -9,7 +9,7 @@
 //! `-` stands for what is left as it is. The helper believes nothing: a clock must be a step that
 //! this board names, cores and fan within its numbers, all of it within the supply that the owner
 //! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most
-//! that a service in somebody else's hands can do is to choose among what the board's profiles have.
+//! that a service in somebody else's hands can do is to choose among the clocks that a board has.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
