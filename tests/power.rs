@@ -2,7 +2,9 @@
 //!
 //! The forms of the files are those that `src/power/tests/trees.rs` cites.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -10,6 +12,7 @@ use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::http::{get, post, send, until};
 use crate::support::recipe::Recipe;
+use crate::support::run::Run;
 
 const FILES: [(&str, &str); 14] = [
     ("proc/device-tree/model", "NVIDIA Jetson Nano Developer Kit\0"),
@@ -177,6 +180,38 @@ fn a_screen_is_plain_text_also_without_a_service() {
     assert_eq!(code, 0, "{err}");
     assert!(out.starts_with("board        Jetson Nano 4 GB, B01, profile auto\nservice "), "{out}");
     assert!(out.contains("heat         CPU-therm 41.5 C") && !out.contains('\x1b'), "{out}");
+}
+
+#[test]
+fn the_appliance_tunes_memory_and_leaves_clocks_to_the_service() {
+    let board = Board::new();
+    let args = ["tune", "--memory", "--dry-run", "--set", "power.supply=5w"];
+    let (code, out, err) = board.run(&args);
+    assert_eq!((code, err.contains("nvpmodel")), (0, false), "{err}");
+    assert_eq!(out, "would write 10 to /proc/sys/vm/swappiness (was 60)\n");
+}
+
+#[test]
+fn the_helper_answers_lines_and_takes_all_back_at_their_end() {
+    let board = Board::new();
+    let max = "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq";
+    let helper = |lines: &str| {
+        let mut command = jetforge(board.home.path());
+        command.args(["power-helper", "--set", "power.set_clocks=true", "--root"]);
+        command.arg(board.root.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let run = Run::from(child.wait_with_output().unwrap());
+        (run.code, run.out, run.err)
+    };
+    let (code, out, err) = helper("set 918000 - - -\nset 5 - - -\nprofile max\n");
+    assert_eq!(code, 0, "{err}");
+    let answers: Vec<&str> = out.lines().collect();
+    assert_eq!((answers.len(), answers[0]), (3, "done"), "{answers:?}");
+    assert!(answers[1].starts_with("no 5 kHz"), "{answers:?}");
+    assert!(answers[2].starts_with("no use: set"), "{answers:?}");
+    assert!(err.contains("1 files are as they were before"), "{err}");
+    assert_eq!(board.text(max), "1428000");
 }
 
 const MAX: &str = "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq";

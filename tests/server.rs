@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(60);
 /// A service on a free port, stopped when it is dropped.
 pub struct House {
     pub address: SocketAddr,
+    /// A further port that answers the same.
+    also: SocketAddr,
     pub host: Host,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -62,14 +64,16 @@ impl Plan {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 let any = "127.0.0.1:0".parse().unwrap();
-                let listener = Listener::bind(any, self.listen).unwrap();
-                tell.send(listener.address()).unwrap();
+                let mut listener = Listener::bind(any, self.listen).unwrap();
+                let also = listener.also(0).unwrap();
+                tell.send((listener.address(), also)).unwrap();
                 let stop = async { drop(stopped.await) };
                 listener.serve(router(gate), stop, GRACE).await;
             });
         });
-        let address = told.recv().unwrap();
-        House { address, host, stop: Some(stop), thread: Some(thread) }
+        let (address, also) = told.recv().unwrap();
+        let also = SocketAddr::new(address.ip(), also);
+        House { address, also, host, stop: Some(stop), thread: Some(thread) }
     }
 }
 
@@ -200,6 +204,19 @@ fn broken_requests_cost_nobody_else_anything() {
     assert_eq!(post(house.address, "/completion", &completion(4)).status, 200);
     until("what was broken off is closed", || house.metric("jetforge_http_requests_open") == 1.0);
     house.rest();
+}
+
+#[test]
+fn a_further_port_answers_as_the_first() {
+    let house = plan().start();
+    assert_ne!(house.also, house.address);
+    let body = json!({"prompt": "a", "max_tokens": 2, "temperature": 0});
+    let texts = [house.address, house.also].map(|address| {
+        let answer = post(address, "/v1/completions", &body);
+        assert_eq!(answer.status, 200);
+        answer.json()["choices"][0]["text"].clone()
+    });
+    assert_eq!(texts[0], texts[1]);
 }
 
 #[test]

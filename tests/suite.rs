@@ -45,3 +45,4 @@ mod terminal;
 mod tidy;
 mod tls;
 mod tokenizer;
+mod units;

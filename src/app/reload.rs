@@ -33,11 +33,12 @@ const PUT_FILE: &str = "config.put.toml";
 const LIVE: [&str; 2] = ["power.", "server.log_level"];
 /// What may be put, by the beginning of a key, and what of that may not.
 const PUT: [&str; 6] = ["model.", "sampling.", "power.", "jobs.", "server.", "prefix_cache."];
-const NOT_PUT: [&str; 13] = [
+const NOT_PUT: [&str; 14] = [
     "jobs.callbacks",
     "prefix_cache.dir",
     "server.host",
     "server.port",
+    "server.also_ports",
     "server.alias",
     "server.model_draft",
     "server.slot_save_dir",

@@ -426,6 +426,12 @@ pub const POWER_LOG_RECORDS_MAX: usize = 65_536;
 pub const POWER_WRITES_MAX: usize = 1_024;
 /// Models whose clocks are remembered.
 pub const POWER_CALIBRATIONS_MAX: usize = 32;
+/// Bytes of a line between the service and the helper that sets the board.
+pub const POWER_LINE_BYTES_MAX: u64 = 256;
+/// How long the service waits for the helper's answer; the first one starts the helper.
+pub const POWER_ANSWER_MS: u64 = 5_000;
+/// Ports beside the first that one service listens on.
+pub const LISTEN_PORTS_MAX: usize = 8;
 /// Bytes of the journal of what was set before.
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// Levels of lists and maps in a configuration in YAML.

@@ -110,6 +110,9 @@ pub enum Verb {
     Import(verbs::export::ImportArgs),
     /// Show heat, watts and clocks of this machine, or choose a power profile
     Power(verbs::power::PowerArgs),
+    /// Set the board for the service, on lines of stdin
+    #[command(hide = true)]
+    PowerHelper(verbs::power_helper::PowerHelperArgs),
     /// Show the service and the board on one screen, anew every second
     Monitor(verbs::monitor::MonitorArgs),
     /// Set the system up for the appliance, or show how that would be done
@@ -128,6 +131,9 @@ pub enum Verb {
     Reset(verbs::reset::ResetArgs),
     /// Print a shell's completions
     Completions(verbs::completions::CompletionsArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man(verbs::man::ManArgs),
 }
 
 /// The model and the room that it gets.

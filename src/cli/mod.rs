@@ -94,6 +94,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Export(args) => verbs::export::export(context, &args),
         Verb::Import(args) => verbs::export::import(context, &args),
         Verb::Power(args) => verbs::power::run(context, &args),
+        Verb::PowerHelper(args) => verbs::power_helper::run(context, &args),
         Verb::Monitor(args) => verbs::monitor::run(context, &args),
         Verb::Tune(args) => verbs::tune::run(context, &args),
         Verb::Config(args) => verbs::config::run(context, &args),
@@ -103,6 +104,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Support(args) => verbs::support::run(context, &args),
         Verb::Reset(args) => verbs::reset::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),
+        Verb::Man(args) => verbs::man::run(&args),
     }
 }
 

@@ -77,6 +77,12 @@ pub enum ApplyError {
         /// Who has set it.
         owner: Owner,
     },
+    /// The helper with rights did not do it.
+    #[error("the helper that sets the board: {reason}")]
+    Helper {
+        /// What it said, or why it said nothing.
+        reason: String,
+    },
     /// The journal is none.
     #[error("{} is no journal of jetforge; look at it and remove it", path.display())]
     NoJournal {

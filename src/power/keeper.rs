@@ -6,6 +6,8 @@
 //! stop   takes back what was set, keeps what was calibrated
 //! ```
 //!
+//! Where there is a helper with rights (`ask.rs`), it is the one that sets and takes back.
+//!
 //! A person changes the profile while the service runs through a file of one word in the directory
 //! of states, which the next look reads: no port and no signal is needed, and the choice survives a
 //! restart. Files that cannot be written or read never stop the looks: the pace is still told, and
@@ -16,6 +18,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::apply::{Actuator, ApplyError, Owner};
+use super::ask::Asker;
 use super::board::Board;
 use super::calibrate::Calibration;
 use super::config::PowerConfig;
@@ -37,6 +40,8 @@ pub struct Keeper {
     sensors: Sensors,
     readings: Readings,
     actuator: Actuator,
+    /// Who sets the board in our place, where there is one.
+    asker: Option<Asker>,
     state_dir: PathBuf,
     set: Option<Settings>,
     /// When what could not be set is tried again, and how long after that.
@@ -60,9 +65,11 @@ impl Keeper {
         config: PowerConfig,
     ) -> Result<Keeper, (&'static str, String)> {
         let actuator = Actuator::new(root, state_dir, Owner::Service);
-        let trouble = match actuator.revert() {
-            Ok(reverted) => reverted.left.into_iter().next(),
-            Err(error) => Some(error.to_string()),
+        let asker = Asker::find(root);
+        let trouble = match asker.is_none().then(|| actuator.revert()) {
+            None => None,
+            Some(Ok(reverted)) => reverted.left.into_iter().next(),
+            Some(Err(error)) => Some(error.to_string()),
         };
         let mut sensors = Sensors::open(root);
         let readings = sensors.read();
@@ -79,6 +86,7 @@ impl Keeper {
             sensors,
             readings,
             actuator,
+            asker,
             state_dir,
             set: None,
             retry: None,
@@ -162,10 +170,17 @@ impl Keeper {
     pub fn stop(&mut self) -> Result<(), ApplyError> {
         self.keep_calibrations();
         self.set = None;
-        self.actuator.revert().map(drop)
+        match &mut self.asker {
+            Some(asker) => asker.let_go(),
+            None => return self.actuator.revert().map(drop),
+        }
+        Ok(())
     }
 
-    fn apply(&self, settings: &Settings) -> Result<(), ApplyError> {
+    fn apply(&mut self, settings: &Settings) -> Result<(), ApplyError> {
+        if let Some(asker) = &mut self.asker {
+            return asker.set(settings);
+        }
         let changes = self.actuator.changes(&plan(settings, &self.readings))?;
         self.actuator.apply(&changes)
     }

@@ -7,13 +7,15 @@
 //! PowerConfig, Board, Readings -> policy
 //! policy, state, Readings, EngineView -> governor -> EnginePace, and settings of the board
 //! settings -> Actuator -> files of the kernel, and a journal of what stood there
-//! Keeper: all of this once a second        Watch: the thread that does it while the service runs
+//! Keeper: all of this once a second, setting the board itself or through a Helper with rights
+//! Watch: the thread that does it while the service runs
 //! ```
 //!
 //! Only this room reads the kernel's sensors, and only `apply.rs` of it writes to the board. It
 //! knows nothing of tokens but how many there were.
 
 mod apply;
+mod ask;
 mod board;
 mod brake;
 mod calibrate;
@@ -34,6 +36,7 @@ mod watch;
 mod writes;
 
 pub use apply::{Actuator, ApplyError, Change, Owner, Reverted};
+pub use ask::Helper;
 pub use board::Board;
 pub use config::PowerConfig;
 pub use energy::{EnergyMeter, NoEnergy};

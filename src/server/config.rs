@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{CacheOptions, GateOptions, ListenOptions, LogFormat, ServeOptions};
 use crate::base::limits::{
     HTTP_BODIES_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_BODY_READ_MS, HTTP_CONNECTIONS_MAX,
-    HTTP_HEADER_READ_MS, HTTP_WRITE_STALL_MS, KEEP_ALIVE_S_MAX, PARALLEL_MAX, RESULT_CACHE_ENTRIES,
-    RESULT_CACHE_S,
+    HTTP_HEADER_READ_MS, HTTP_WRITE_STALL_MS, KEEP_ALIVE_S_MAX, LISTEN_PORTS_MAX, PARALLEL_MAX,
+    RESULT_CACHE_ENTRIES, RESULT_CACHE_S,
 };
 use crate::hosting::FOREVER;
 use crate::inference::{Pooling, SpeculationOptions};
@@ -22,6 +22,8 @@ pub struct ServerConfig {
     pub host: String,
     /// Port; 0 takes a free one.
     pub port: u16,
+    /// Further ports of the same address, which answer the same.
+    pub also_ports: Vec<u16>,
     /// Sequences that run at once; they share `model.n_ctx`.
     pub n_parallel: usize,
     /// Names of the model, the first of which is shown.
@@ -102,6 +104,7 @@ impl Default for ServerConfig {
         ServerConfig {
             host: "127.0.0.1".to_owned(),
             port: 8080,
+            also_ports: Vec::new(),
             n_parallel: 4,
             alias: Vec::new(),
             n_predict: None,
@@ -151,6 +154,9 @@ impl ServerConfig {
         let wrong = |key, words: &str| Err((key, words.to_owned()));
         if !(1..=PARALLEL_MAX).contains(&self.n_parallel) {
             return Err(("server.n_parallel", format!("must be 1 to {PARALLEL_MAX}")));
+        }
+        if self.also_ports.len() > LISTEN_PORTS_MAX {
+            return wrong("server.also_ports", "must be at most 8 ports");
         }
         if self.n_connection_max == 0 {
             return wrong("server.n_connection_max", "must be at least 1");

@@ -15,6 +15,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -65,7 +66,7 @@ impl Default for ListenOptions {
 
 /// A bound address, before anything is served.
 pub struct Listener {
-    tcp: TcpListener,
+    tcps: Vec<TcpListener>,
     address: SocketAddr,
     options: ListenOptions,
     identity: Option<Identity>,
@@ -80,13 +81,23 @@ impl Listener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn bind(address: SocketAddr, options: ListenOptions) -> std::io::Result<Listener> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        // Inherited by every connection.
-        socket.set_send_buffer_size(HTTP_SEND_BUFFER_BYTES)?;
-        socket.bind(address)?;
-        let tcp = socket.listen(BACKLOG)?;
-        Ok(Listener { address: tcp.local_addr()?, tcp, options, identity: None })
+        let tcp = bound(address)?;
+        Ok(Listener { address: tcp.local_addr()?, tcps: vec![tcp], options, identity: None })
+    }
+
+    /// Binds a further port of the same address, and returns it; 0 takes a free one. Its
+    /// connections are served as those of the first, within the same limits.
+    ///
+    /// # Errors
+    /// If the system does not give it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn also(&mut self, port: u16) -> std::io::Result<u16> {
+        let tcp = bound(SocketAddr::new(self.address.ip(), port))?;
+        let port = tcp.local_addr()?.port();
+        self.tcps.push(tcp);
+        Ok(port)
     }
 
     /// Speaks TLS as `identity`, if there is one.
@@ -100,14 +111,14 @@ impl Listener {
         format!("{scheme}://{}", self.address)
     }
 
-    /// The address with its real port.
+    /// The first address with its real port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Serves until `stop` is done, then lets what is in flight finish for at most `grace`.
     pub async fn serve(self, app: Router, stop: impl Future<Output = ()>, grace: Duration) {
-        let Listener { tcp, options, identity, .. } = self;
+        let Listener { tcps, options, identity, .. } = self;
         let places = Arc::new(Semaphore::new(options.n_connection_max));
         let refusals = Arc::new(Semaphore::new(HTTP_REFUSALS_MAX));
         let (stopping, stopped) = watch::channel(false);
@@ -116,8 +127,8 @@ impl Listener {
         loop {
             let stream = tokio::select! {
                 () = &mut stop => break,
-                accepted = tcp.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                accepted = accept(&tcps) => match accepted {
+                    Ok(stream) => stream,
                     Err(_) => {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
@@ -141,13 +152,35 @@ impl Listener {
                 });
             }
         }
-        drop(tcp);
+        drop(tcps);
         stopping.send_replace(true);
         let finish = async { while connections.join_next().await.is_some() {} };
         let farewell = Duration::from_millis(HTTP_FAREWELL_MS);
         let _ = tokio::time::timeout(grace + farewell, finish).await;
         connections.shutdown().await;
     }
+}
+
+fn bound(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Inherited by every connection.
+    socket.set_send_buffer_size(HTTP_SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// The next connection to any of the ports.
+async fn accept(tcps: &[TcpListener]) -> std::io::Result<TcpStream> {
+    std::future::poll_fn(|cx| {
+        for tcp in tcps {
+            if let Poll::Ready(accepted) = tcp.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| stream));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// What a connection is served with.

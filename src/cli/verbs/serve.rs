@@ -353,7 +353,11 @@ pub(super) fn launch(
         .context("cannot start the service's threads")?;
     let result = runtime.block_on(async {
         let bound = Listener::bind(address, listen);
-        let listener = bound.map_err(|source| ServerError::Bind { address, source })?;
+        let mut listener = bound.map_err(|source| ServerError::Bind { address, source })?;
+        for port in &config.also_ports {
+            let address = SocketAddr::new(address.ip(), *port);
+            listener.also(*port).map_err(|source| ServerError::Bind { address, source })?;
+        }
         let listener = listener.secured(service.identity.clone());
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let [interrupt, terminate, hangup] = signals.map(signal);

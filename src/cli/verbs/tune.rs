@@ -21,6 +21,9 @@ pub struct TuneArgs {
     /// Write back what stood there before
     #[arg(long)]
     revert: bool,
+    /// Only what concerns memory; clocks, cores and the fan are left to the service
+    #[arg(long, conflicts_with = "revert")]
+    memory: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -43,7 +46,11 @@ pub fn run(context: &Context, args: &TuneArgs) -> anyhow::Result<u8> {
             Err(error) => refused(error, "--revert", &backwards(pending)),
         };
     }
-    let tuning = tune(&args.root, &app.config().power);
+    let mut tuning = tune(&args.root, &app.config().power);
+    if args.memory {
+        tuning.wanted.retain(|(path, _)| is_of_memory(path));
+        tuning.notes.clear();
+    }
     let changes = actuator.changes(&tuning.wanted)?;
     if args.apply {
         return match actuator.apply(&changes) {
@@ -57,6 +64,11 @@ pub fn run(context: &Context, args: &TuneArgs) -> anyhow::Result<u8> {
         note("do it with: sudo jetforge tune --apply; take it back with: --revert");
     }
     Ok(exit::OK)
+}
+
+/// Swappiness and the bound of zram.
+fn is_of_memory(path: &str) -> bool {
+    path.starts_with("proc/sys/vm/") || path.starts_with("sys/block/")
 }
 
 /// What would be written back, last first.

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The package under a systemd that runs, in seconds: this system is booted in a container over a copy
+# that is thrown away, with loopback alone, and jetpack/prove/guest.sh asks its questions there.
+#
+#   jetpack/boot_check.sh PACKAGE.deb
+#
+# Needs root and systemd-container. The kernel is this machine's, and limits of memory and tasks are
+# not enforced in there; jetpack/prove.sh boots a whole emulated board instead.
+set -euo pipefail
+
+if [ $# = 1 ] && [ -f "$1" ]; then
+    deb=$(readlink -f "$1")
+else
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+if [ "${BOOT_CHECK_INSIDE:-}" != yes ]; then
+    command -v systemd-nspawn >/dev/null || { echo "systemd-nspawn is not installed" && exit 2; }
+    BOOT_CHECK_INSIDE=yes exec unshare --mount "$0" "$deb"
+fi
+cd "$(dirname "$0")/.."
+
+dir=$(mktemp -d)
+mount --make-rprivate /
+# Its end is the full disk's.
+mount -t tmpfs -o size=1500M none "$dir"
+mkdir "$dir"/{upper,lower,root,newer}
+mount -t overlay none -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/lower" "$dir/root"
+root=$dir/root
+install -m 755 jetpack/prove/guest.sh "$root/root/guest.sh"
+cp "$deb" "$root/root/jetforge.deb"
+dpkg-deb -R "$deb" "$dir/newer"
+sed -i 's/^Version: .*/&.newer/' "$dir/newer/DEBIAN/control"
+dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/newer" "$root/root/newer.deb" >/dev/null
+rm -rf "$dir/newer"
+: >"$root/etc/machine-id"
+echo jetson >"$root/etc/hostname"
+# In there nobody forbids services to start.
+rm -f "$root/usr/sbin/policy-rc.d"
+# Nothing of this system but what the service needs of one.
+cat >"$root/etc/systemd/system/prove.service" <<'END'
+[Unit]
+DefaultDependencies=no
+Requires=basic.target dbus.service
+After=basic.target dbus.service
+[Service]
+Type=oneshot
+Environment=PROVE_STAGE=container PROVE_OUT=/root/said
+ExecStart=/root/guest.sh
+END
+# systemd-nspawn wants these where systemd does not run.
+mount -t tmpfs none /run
+mkdir -p /run/systemd/nspawn /run/lock
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0 timeout 600 systemd-nspawn -q -D "$root" --boot \
+    --register=no --keep-unit --private-network --console=pipe \
+    systemd.unit=prove.service </dev/null || true
+
+[ -f "$root/root/said" ] || { echo "it did not boot" && exit 1; }
+grep -v '^T ack ' "$root/root/said"
+grep -q '^T end' "$root/root/said" || { echo "it did not come to its end" && exit 1; }
+! grep -q '^T FAIL' "$root/root/said"

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Installs a package of this machine's architecture over a copy of this system that is thrown away,
+# upgrades, removes and purges it there, and fails where something is missing, or left at the end.
+#
+#   jetpack/deb_check.sh PACKAGE.deb
+#
+# Needs root (an overlay in a mount namespace of its own), and systemd's tools, which need not run.
+# Services do not start here: jetpack/prove.sh does that on an emulated board.
+set -euo pipefail
+
+if [ $# = 1 ] && [ -f "$1" ]; then
+    deb=$(readlink -f "$1")
+else
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+if [ "${DEB_CHECK_INSIDE:-}" != yes ]; then
+    DEB_CHECK_INSIDE=yes exec unshare --mount "$0" "$deb"
+fi
+
+failed=0
+held() {
+    if (eval "$2") >"$dir/out" 2>&1; then
+        echo "ok   $1"
+    else
+        echo "FAIL $1"
+        sed 's/^/     /' "$dir/out" | tail -n 20
+        failed=1
+    fi
+}
+
+dir=$(mktemp -d)
+mount -t tmpfs none "$dir"
+mkdir "$dir"/{upper,lower,root}
+mkdir "$dir/newer"
+mount -t overlay none -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/lower" "$dir/root"
+mount -t proc none "$dir/root/proc"
+cp "$deb" "$dir/root/root/jetforge.deb"
+dpkg-deb -R "$deb" "$dir/newer"
+sed -i 's/^Version: .*/&.newer/' "$dir/newer/DEBIAN/control"
+dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/newer" "$dir/root/root/newer.deb" >/dev/null
+
+inside() { chroot "$dir/root" "$@"; }
+# Files of the package that are on the disk in the copy and not on this machine.
+leftovers() {
+    (cd "$dir/upper" && find . -iname '*jetforge*' ! -type c ! -path './root/*.deb')
+}
+# Not `grep -q`: its early end would be the failure of what writes to it.
+says() { grep -- "$1" >/dev/null; }
+
+if [ -n "$(find /var/lib/dpkg/info -name 'jetforge.*')" ]; then
+    echo "jetforge is installed here: check it elsewhere" >&2
+    exit 1
+fi
+held "it installs" "inside dpkg -i /root/jetforge.deb"
+held "the program starts" "inside jetforge --version"
+held "its user cannot log in" "inside getent passwd jetforge | says '/usr/sbin/nologin\$'"
+held "its user is in the group video" "inside id -nG jetforge | says video"
+for place in /var/lib/jetforge /var/cache/jetforge /var/log/jetforge; do
+    held "$place is the service's alone" \
+        "[ \"\$(inside stat -c %U:%G:%a $place)\" = jetforge:jetforge:750 ]"
+done
+for unit in jetforge.service jetforge-first-boot.service jetforge-power.socket; do
+    held "$unit is switched on" "inside systemctl is-enabled $unit"
+done
+held "the configuration is read" \
+    "inside env JETFORGE_ROLE=service jetforge config show --changed | says /etc/jetforge/config.toml"
+held "the units verify" "inside systemd-analyze verify --man=no jetforge.service \
+    jetforge-first-boot.service jetforge-tune.service jetforge-power.socket"
+held "there is a manual page of every verb" "[ \$(ls $dir/upper/usr/share/man/man1 | wc -l) -ge 25 ]"
+held "the manual page reads" "man -l $dir/upper/usr/share/man/man1/jetforge-serve.1.gz | says SYNOPSIS"
+held "bash completes it" "bash -n $dir/upper/usr/share/bash-completion/completions/jetforge"
+held "what is installed is what was packed" "inside dpkg --verify jetforge"
+
+echo '# mine' >>"$dir/root/etc/jetforge/config.toml"
+echo kept >"$dir/root/var/lib/jetforge/kept"
+inside systemctl disable jetforge-power.socket >/dev/null 2>&1
+held "an upgrade goes in" "inside dpkg --force-confdef -i /root/newer.deb"
+held "it kept the configuration" "says '# mine' <$dir/root/etc/jetforge/config.toml"
+held "what was switched off is off" "! inside systemctl is-enabled jetforge-power.socket"
+held "and back" "inside dpkg --force-confdef -i /root/jetforge.deb"
+held "it goes" "inside dpkg -r jetforge"
+held "with state and configuration left" \
+    "[ -e $dir/root/var/lib/jetforge/kept ] && [ -e $dir/root/etc/jetforge/config.toml ]"
+held "a purge goes" "inside dpkg -P jetforge"
+held "and leaves nothing" "left=\$(leftovers); echo \"\$left\"; [ -z \"\$left\" ]"
+held "no user, no group" "! inside getent passwd jetforge && ! inside getent group jetforge"
+exit $failed

@@ -1,0 +1,3 @@
+#!/bin/sh
+# In an image that is being made nothing starts.
+exit 101
