@@ -73,14 +73,15 @@ fn a_hub_knows_a_paired_appliance_by_its_certificate_alone() {
         run(home, &[&own, more].concat())
     };
     for (home, url, more) in
-        [(home, &address, &[][..]), (home, &url, &[]), (stranger, &url, &["--pin", &pin])]
+        [(home, &address, &[][..]), (home, &url, &[]), (stranger, &url, &["--certificate", &pin])]
     {
         let (code, _, said) = ask(home, url, more);
         assert_eq!(code, 0, "{url}: {said}");
     }
     let (code, _, said) = ask(stranger, &url, &[]);
     assert!(code != 0 && said.contains("certificate"), "{said}");
-    let (code, _, said) = ask(stranger, &url, &["--pin", &pin.replace(['0', '1', '2', '3'], "4")]);
+    let (code, _, said) =
+        ask(stranger, &url, &["--certificate", &pin.replace(['0', '1', '2', '3'], "4")]);
     assert!(code != 0 && said.contains("another certificate"), "{said}");
     // Where the certificate was made anew, nobody who was paired goes on as if nothing had been.
     let port = nano.address.port().to_string();
@@ -119,7 +120,10 @@ fn in_between(to: SocketAddr, has_tls: bool) -> SocketAddr {
             std::thread::spawn(move || match has_tls {
                 true => {
                     let connection = ServerConnection::new(authority().1.clone()).unwrap();
-                    pass(StreamOwned::new(connection, stream), to)
+                    let mut client = StreamOwned::new(connection, stream);
+                    let passed = pass(&mut client, to);
+                    client.conn.send_close_notify();
+                    passed.and(client.flush())
                 }
                 false => pass(stream, to),
             });

@@ -1,7 +1,7 @@
 //! The service that a verb speaks with: where it is, the key to show, and whom to trust.
 //!
 //! ```text
-//! --pin                       that certificate
+//! --certificate               that certificate
 //! a paired machine's address  the certificate of its pairing
 //! this machine, and TLS       the certificate of its state directory
 //! any other https             the system's authorities
@@ -26,7 +26,7 @@ pub struct Remote {
     #[arg(long, global = true, value_name = "KEY")]
     pub key: Option<String>,
     /// SHA-256 of its certificate; those of this machine and of paired ones are known
-    #[arg(long, global = true, value_name = "SHA256")]
+    #[arg(long = "certificate", id = "certificate", global = true, value_name = "SHA256")]
     pub pin: Option<Fingerprint>,
 }
 
