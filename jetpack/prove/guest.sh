@@ -145,9 +145,10 @@ frozen() {
     t 'HTTP answers while the engine stands still' 'wget -q -T 10 -t 1 -O - $url/health'
     t 'the watchdog sees it' \
         'until_s 240 "journalctl -u jetforge --no-pager -o cat | grep -q \"atchdog timeout\""'
+    # What is killed stays until its debugger has let go of it.
+    kill $debugger 2>/dev/null
     t 'and starts it again' \
         'until_s 120 "[ \$(show jetforge NRestarts) -gt $before ] && answers"'
-    kill $debugger 2>/dev/null
 }
 
 start() {
