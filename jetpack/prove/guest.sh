@@ -86,7 +86,7 @@ freeze_engine() {
 
 # Every file of our name on this system.
 ours() {
-    find / -xdev '(' -path /work -o -path /tmp -o -path /root -o -path /home ')' -prune \
+    find / -xdev '(' -path /tmp -o -path /root -o -path /home ')' -prune \
         -o -name '*jetforge*' -print | sort
 }
 
