@@ -18,13 +18,12 @@ if [ ! -x "$folder/py/bin/cmake" ]; then
     for python in python3 /usr/bin/python3; do # the first may lack pip
         "$python" -m venv --clear "$folder/py" && [ -x "$folder/py/bin/pip" ] && break
     done
-    "$folder/py/bin/pip" install --quiet cmake ninja
+    "$folder/py/bin/pip" install --quiet cmake ninja scikit-build-core
 fi
 if [ ! -d "$source" ]; then
-    "$folder/py/bin/pip" download --quiet --no-deps --no-build-isolation --no-binary :all: \
-        --dest "$folder" "llama-cpp-python==$version" ||
-        "$folder/py/bin/pip" download --quiet --no-deps --no-binary :all: \
-            --dest "$folder" "llama-cpp-python==$version"
+    # Without isolation: pip would build cmake from its sources to read the version.
+    "$folder/py/bin/pip" download --quiet --no-deps --no-build-isolation \
+        --no-binary llama-cpp-python --dest "$folder" "llama-cpp-python==$version"
     tar -C "$folder" -xzf "$folder/llama_cpp_python-$version.tar.gz"
 fi
 PATH="$folder/py/bin:$PATH" cmake -S "$source" -B "$folder/build" -G Ninja \

@@ -69,7 +69,7 @@ pub fn other_bits((bits, saves_memory): (Bits, bool)) -> impl Iterator<Item = (B
 pub fn packed_for(board: &Board) -> Target {
     match (board.n_core, Isa::best()) {
         (Some(_), _) => Target::Neon,
-        (None, Isa::Avx512) => Target::Avx512,
+        (None, Isa::Avx512 | Isa::Amx) => Target::Avx512,
         (None, _) => Target::Avx2,
     }
 }

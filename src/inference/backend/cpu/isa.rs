@@ -9,8 +9,10 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, VL and VNNI.
+    /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// AVX-512, and AMX's tiles of bytes for many columns.
+    Amx,
     /// NEON as of ARMv8.0.
     Neon,
 }
@@ -22,6 +24,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
         }
     }
@@ -40,9 +43,13 @@ impl Isa {
             let has_vnni = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni");
             if has_avx2 && has_vnni {
                 isas.push(Isa::Avx512);
+                if super::amx::is_there() {
+                    isas.push(Isa::Amx);
+                }
             }
         }
         // Every processor of this architecture has it.
@@ -83,7 +90,7 @@ macro_rules! with_isa {
         {
             use $crate::inference::backend::cpu::simd::{Avx2, Avx512};
             match $isa {
-                Isa::Avx512 => {
+                Isa::Avx512 | Isa::Amx => {
                     #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512bw,avx512vnni")]
                     unsafe fn run($($arg: $ty),*) {
                         // SAFETY: this function enables what `Avx512` needs; the rest is the

@@ -11,6 +11,8 @@
 //! prefill are the same code with other tiles, and every dot product is summed in the same order in
 //! both.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
 use super::expand::{self, EXPAND_COLS, WIDE_BYTES};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
@@ -28,6 +30,9 @@ use crate::inference::quant::{Codes, TensorType};
 
 /// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
 const TASK_BYTES: usize = 384 << 10;
+/// Columns from which on tiles of AMX are worth it.
+#[cfg(target_arch = "x86_64")]
+const AMX_COLS: usize = 16;
 /// Columns of a tile of expanded panels.
 const WIDE_COLS: usize = 8;
 /// Tasks for each thread, at least: enough to even out the threads.
@@ -86,7 +91,7 @@ pub fn matmul(
     assert!(w.data.len() == n_unit * unit_bytes);
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
     let held_bytes = match needs_acts(w.ty) && x.n >= EXPAND_COLS {
-        true => unit_bytes.max(w.n_cols / 32 * WIDE_BYTES),
+        true => unit_bytes.max(wide_bytes(isa, w)),
         false => unit_bytes.max(1),
     };
     let task_units =
@@ -98,6 +103,22 @@ pub fn matmul(
         // the lengths asserted above.
         unsafe { task_fn(&job, start, (start + task_units).min(n_unit)) };
     });
+}
+
+/// Bytes of an expanded panel.
+fn wide_bytes(isa: Isa, w: Matrix<'_>) -> usize {
+    let n_block = w.n_cols / 32;
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        macro_rules! of {
+            ($format:ident) => {
+                const { amx::Form::of::<$format>() }.panel_bytes(n_block)
+            };
+        }
+        return with_format!(w.ty, of);
+    }
+    let _ = isa;
+    n_block * WIDE_BYTES
 }
 
 /// Whether weights of this type meet activations rounded to 8 bits.
@@ -239,6 +260,53 @@ impl Job<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Job<'_> {
+    /// Panels `start + pair[0]` and `start + pair[1]`, expanded in `wide`, times the columns from
+    /// `col` on; the two may be one.
+    ///
+    /// # Safety
+    /// As [`amx::multiply`]; no other thread writes these places.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // where two tiles of columns meet two panels
+    unsafe fn tiles(
+        &self,
+        form: amx::Form,
+        wide: *const u8,
+        pair: [usize; amx::TILES],
+        start: usize,
+        col: usize,
+        n: [usize; amx::TILES],
+        scratch: &mut amx::Scratch,
+    ) {
+        let n_block = self.w.n_cols / 32;
+        // Where there is no second tile of columns, the first stands there again.
+        let cols = [col, if n[1] == 0 { col } else { col + amx::TILE_COLS }];
+        // SAFETY: passed on.
+        unsafe {
+            let block = amx::Block {
+                panels: pair.map(|i| wide.add(i * form.panel_bytes(n_block))),
+                n_block,
+                acts: cols.map(|col| self.acts.as_ptr().add(col)),
+                stride: self.x.n,
+                n,
+            };
+            amx::multiply(form, &block, scratch);
+            for (tile, sums) in scratch.sums.iter().enumerate() {
+                let (of_cols, of_pair) = (tile / amx::TILES, tile % amx::TILES);
+                if of_pair == 1 && pair[0] == pair[1] {
+                    continue;
+                }
+                let row = (start + pair[of_pair]) * PANEL_ROWS;
+                for (c, sum) in sums.iter().enumerate().take(n[of_cols]) {
+                    let sum = Avx512Lanes::load(sum.as_ptr());
+                    self.store::<Avx512Lanes>(row, cols[of_cols] + c, sum);
+                }
+            }
+        }
+    }
+}
+
 /// Rows `start..end` of a float matrix, in sums of `V` registers and tiles of up to `R` rows.
 #[inline(always)]
 unsafe fn floats<L: Lanes, W: Float, const R: usize, const V: usize>(
@@ -313,6 +381,8 @@ fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => panels_avx512::<$format>,
                 #[cfg(target_arch = "x86_64")]
+                Isa::Amx => panels_amx::<$format>,
+                #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => panels_avx2::<$format>,
                 #[cfg(target_arch = "aarch64")]
                 Isa::Neon => panels::<NeonLanes, $format>,
@@ -328,7 +398,7 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
     fn of<W: Float>(isa: Isa) -> TaskFn {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => floats_avx512::<W>,
+            Isa::Avx512 | Isa::Amx => floats_avx512::<W>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => floats_avx2::<W>,
             #[cfg(target_arch = "aarch64")]
@@ -344,10 +414,46 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe { panels::<Avx512Lanes, F>(job, start, end) }
+}
+
+/// All columns on tiles, or all as with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
+unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    let (n, n_block, form) = (job.x.n, job.w.n_cols / 32, const { amx::Form::of::<F>() });
+    if n < AMX_COLS {
+        // SAFETY: passed on.
+        return unsafe { panels::<Avx512Lanes, F>(job, start, end) };
+    }
+    let (panel_bytes, wide_bytes) = (F::LAYOUT.panel_bytes(n_block), form.panel_bytes(n_block));
+    let mut buffer = expand::take_buffer((end - start) * wide_bytes);
+    let wide = buffer.as_mut_ptr().cast::<u8>();
+    let mut scratch = amx::Scratch::ZERO;
+    // SAFETY: `matmul` asserted that panels and chunks are there; the buffer has room for all, and
+    // the tiles are shaped for the columns of their block.
+    unsafe {
+        for i in 0..end - start {
+            let panel = job.w.data.as_ptr().add((start + i) * panel_bytes);
+            amx::expand::<F>(panel, n_block, wide.add(i * wide_bytes));
+        }
+        let mut tiles = None;
+        for col in (0..n).step_by(amx::TILES * amx::TILE_COLS) {
+            let n_left = [n - col, (n - col).saturating_sub(amx::TILE_COLS)];
+            let n = n_left.map(|n| n.min(amx::TILE_COLS));
+            if tiles.as_ref().is_none_or(|(_, of)| *of != n) {
+                drop(tiles.take());
+                tiles = Some((amx::Tiles::shape(form, n), n));
+            }
+            for i in (0..end - start).step_by(amx::TILES) {
+                job.tiles(form, wide, [i, (i + 1).min(end - start - 1)], start, col, n, &mut scratch);
+            }
+        }
+    }
+    expand::give_back(buffer);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,8 @@
 //! largest batch. Results do not depend on the batch, the number of threads or the instruction set.
 
 mod acts;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod expand;
 mod float_rows;

@@ -106,8 +106,11 @@ impl Group {
 }
 
 /// The factor of the scales, times that of the steps.
+///
+/// # Safety
+/// As [`Lanes`]; `p` is that of the first row.
 #[inline(always)]
-unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
+pub unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
     // SAFETY: the caller vouches for the bytes and keeps the rule of `Lanes`.
     unsafe {
         match layout.steps {
@@ -168,6 +171,7 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     let fold = if WIDE { Fold::of(F::TYPE) } else { None };
     // SAFETY: as above.
     unsafe {
+        let of_rows = group.scales.add(group.row);
         let mut ints = [L::int(0); C];
         if let Some(Fold { product_zero, .. }) = fold {
             unroll!(C, |c| {
@@ -186,8 +190,8 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
                 continue;
             }
             let scales = [
-                L::scales(scale::<L>(layout, group, b, 0)),
-                L::scales(scale::<L>(layout, group, b, n_scale - 1)),
+                L::scales(scale::<L>(layout, of_rows, b, 0)),
+                L::scales(scale::<L>(layout, of_rows, b, n_scale - 1)),
             ];
             if n_scale == 1 {
                 L::add_scaled_tile(&mut ints, &w, codes, ACT_BYTES, scales[0], bits);
@@ -198,7 +202,7 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
         }
         let is_done = fold.is_some() && layout.dot.zero_log2.is_some();
         let n_rest = if is_done { 0 } else { n_rest::<L>(layout) };
-        let rests = rests::<L>(layout, group);
+        let rests = rests::<L>(layout, of_rows);
         let d = load_d::<L>(layout, group.scales.add(2 * group.row));
         let dmin = match layout.dot.zero_log2 {
             None => L::load_f16(group.scales.add(2 * (PANEL_ROWS + group.row))),
@@ -233,27 +237,34 @@ const fn stored(layout: Layout, is_wide: bool) -> Layout {
     if is_wide { Layout { low: 8, high: 0, steps: None, ..layout } } else { layout }
 }
 
-/// The integer scale of half `i` of block `b`.
+/// The integer scale of half `i` of block `b` of a group, whose scales of the first row begin at
+/// `scales`.
+///
+/// # Safety
+/// As [`Lanes`]; the group's scales are there.
 #[inline(always)]
-unsafe fn scale<L: Lanes>(layout: Layout, group: Group, b: usize, i: usize) -> L::N {
-    let at = layout.head_bytes() + b * layout.scale_bytes() + i * PANEL_ROWS + group.row;
+pub unsafe fn scale<L: Lanes>(layout: Layout, scales: *const u8, b: usize, i: usize) -> L::N {
+    let at = layout.head_bytes() + b * layout.scale_bytes() + i * PANEL_ROWS;
     // SAFETY: the caller vouches for the block and keeps the rule of `Lanes`.
     unsafe {
         match layout.scales {
-            Scales::TwoMin => L::load_u4(group.scales.add(at), false),
-            _ => L::load_i8(group.scales.add(at)),
+            Scales::TwoMin => L::load_u4(scales.add(at), false),
+            _ => L::load_i8(scales.add(at)),
         }
     }
 }
 
 /// What the sums of the activations are multiplied by, in pairs: minima, or scales where codes have
 /// a zero. Blocks past the last of a short group meet sums of zero, whatever stands there.
+///
+/// # Safety
+/// As [`scale`].
 #[inline(always)]
-unsafe fn rests<L: Lanes>(layout: Layout, group: Group) -> [L::P; GROUP_BLOCKS] {
+pub unsafe fn rests<L: Lanes>(layout: Layout, scales: *const u8) -> [L::P; GROUP_BLOCKS] {
     // SAFETY: as above; the scales of eight blocks are no more bytes than a block with its codes.
     unsafe {
         let mut pairs = [L::pairs(L::int(0), L::int(0)); GROUP_BLOCKS];
-        let at = group.scales.add(layout.head_bytes() + group.row);
+        let at = scales.add(layout.head_bytes());
         for (i, pairs) in pairs.iter_mut().enumerate().take(n_rest::<L>(layout)) {
             let (one, two) =
                 (at.add(i * layout.scale_bytes()), at.add(2 * i * layout.scale_bytes()));
@@ -275,7 +286,7 @@ unsafe fn rests<L: Lanes>(layout: Layout, group: Group) -> [L::P; GROUP_BLOCKS] 
 
 /// Pairs of [`rests`] that count.
 #[inline(always)]
-const fn n_rest<L: Lanes>(layout: Layout) -> usize {
+pub const fn n_rest<L: Lanes>(layout: Layout) -> usize {
     if layout.dot.zero_log2.is_some() && layout.dot.bits == 8 && L::CENTERS_BYTES {
         0
     } else if layout.has_halves() {

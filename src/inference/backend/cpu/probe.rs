@@ -142,6 +142,7 @@ pub fn integer_peak(
         Isa::Scalar => return Ok(None),
         Isa::Avx2 => 6 * 32,
         Isa::Avx512 => 16 * 64,
+        Isa::Amx => 4 * 16 * 16 * 64,
         Isa::Neon => 16 * 8,
     };
     let mut pass = || {
@@ -205,6 +206,7 @@ unsafe fn peak(isa: Isa) {
     unsafe {
         match isa {
             Isa::Avx512 => peak_avx512(),
+            Isa::Amx => super::amx::peak(PEAK_STEPS),
             Isa::Avx2 => peak_avx2(),
             _ => {}
         }
