@@ -314,8 +314,7 @@ unsafe fn put_products(
             let scales = by_code(scale::<L>(layout, group, b, i));
             for j in 4 * half..4 * half + 4 {
                 let codes = unpack_chunk::<L>(layout, codes, j);
-                let codes =
-                    [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
+                let codes = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
                 for (i, codes) in codes.into_iter().enumerate() {
                     let codes = _mm512_sub_epi16(_mm512_cvtepu8_epi16(codes), zero);
                     let product = _mm512_mullo_epi16(codes, scales[i]);
