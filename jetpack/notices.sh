@@ -42,11 +42,7 @@ while IFS='|' read -r crate license home; do
         texts+=" $(cat "$dir/$sum")"
     done < <(find "$source" -maxdepth 1 -type f -iregex '.*/\(licen[sc]e\|copying\|notice\|copyright\).*' |
         LC_ALL=C sort)
-    # Some packages bring no text; then their names stand for it.
-    if [ -z "$texts" ]; then
-        texts=" no text of its own; authors $(sed -n '/^authors = \[/,/\]/p' "$source/Cargo.toml" |
-            tr -d '\n' | sed 's/^authors = //; s/  */ /g')"
-    fi
+    [ -n "$texts" ] || { echo "the package of $crate has no text of its license" >&2 && exit 1; }
     printf '%s %s\n    %s; %s\n    texts:%s\n' "$name" "${version%% *}" "$license" "$home" "$texts"
 done <"$dir/crates"
 cat "$dir/texts"
