@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The package under a systemd that runs, in seconds: this system is booted in a container over a copy
+# The package under a systemd that runs, in minutes: this system is booted in a container over a copy
 # that is thrown away, with loopback alone, and jetpack/prove/guest.sh asks its questions there.
 #
 #   jetpack/boot_check.sh PACKAGE.deb
 #
-# Needs root and systemd-container. The kernel is this machine's, and limits of memory and tasks are
-# not enforced in there; jetpack/prove.sh boots a whole emulated board instead.
+# Needs root, systemd-container, dbus, wget and perl. The kernel is this machine's, and limits of memory
+# and tasks are not enforced in there; jetpack/prove.sh boots a whole emulated board instead.
 set -euo pipefail
 
 if [ $# = 1 ] && [ -f "$1" ]; then
@@ -20,9 +20,9 @@ if [ "${BOOT_CHECK_INSIDE:-}" != yes ]; then
 fi
 cd "$(dirname "$0")/.."
 
-dir=$(mktemp -d)
 mount --make-rprivate /
-# Its end is the full disk's.
+# In this namespace alone; its end is the full disk's.
+dir=/mnt
 mount -t tmpfs -o size=1500M none "$dir"
 mkdir "$dir"/{upper,lower,root,newer}
 mount -t overlay none -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/lower" "$dir/root"

@@ -9,8 +9,9 @@
 #
 # The package of arm64 is that of the appliance: it also brings the settings of the system that a
 # board profits from (volatile journal, hardware watchdog, bounds on unwritten data, zram). That of
-# amd64 is the service alone. Needs dpkg-dev, binutils, gzip; for arm64 qemu-user-static, to have the
-# program print its manual pages and completions. Compressed with xz: the dpkg of 18.04 has no zstd.
+# amd64 is the service alone. Needs dpkg-dev, binutils, gzip, cargo for the notices of what is linked;
+# for arm64 qemu-user-static, to have the program print its manual pages and completions. Compressed
+# with xz: the dpkg of 18.04 has no zstd.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,8 +21,8 @@ fail() {
 }
 
 case ${1:-} in
-arm64) binary=${2:-.cross/jetforge} machine=AArch64 ;;
-amd64) binary=${2:-${CARGO_TARGET_DIR:-target}/release/jetforge} machine=X86-64 ;;
+arm64) binary=${2:-.cross/jetforge} machine=AArch64 cpu=aarch64 ;;
+amd64) binary=${2:-${CARGO_TARGET_DIR:-target}/release/jetforge} machine=X86-64 cpu=x86_64 ;;
 *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
     exit 2
@@ -88,15 +89,20 @@ pages() {
     program completions zsh >"$root/$zsh/_jetforge"
     program completions fish >"$root/$fish/jetforge.fish"
     local doc=usr/share/doc/jetforge
-    for page in appliance cli configuration power serving; do
-        put "docs/$page.md" "$doc/$page.md"
+    for page in docs/*.md docs/decisions/*.md; do
+        put "$page" "$doc/${page#docs/}"
     done
+    jetpack/notices.sh "$cpu-unknown-linux-gnu" | gzip -9n >"$root/$doc/third-party.txt.gz"
     {
         printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\n'
-        printf 'Files: *\nCopyright: the authors of JetForge\nLicense: MIT or Apache-2.0\n\n'
+        printf 'Files: *\nCopyright: the authors of JetForge\nLicense: MIT or Apache-2.0\n'
+        printf 'Comment: what is linked has its own terms, see third-party.txt.gz\n\n'
+        printf 'Files: models/default.gguf\nCopyright: the authors of JetForge\n'
+        printf 'License: Apache-2.0\nComment: inside the program\n\n'
         printf 'License: MIT or Apache-2.0\n'
         sed 's/^$/./; s/^/ /' LICENSE-MIT
-        printf ' .\n On Debian the Apache license, version 2.0, is /usr/share/common-licenses/Apache-2.0\n'
+        printf ' .\n or Apache-2.0\n\nLicense: Apache-2.0\n'
+        printf ' On Debian the Apache license, version 2.0, is /usr/share/common-licenses/Apache-2.0\n'
     } >"$root/$doc/copyright"
     printf 'jetforge (%s) stable; urgency=medium\n\n  * %s\n\n -- JetForge <root@localhost>  %s\n' \
         "$version" "Built from commit $(git rev-parse HEAD)." \
@@ -156,6 +162,8 @@ units
 pages
 control
 mkdir -p "$out"
+# Whoever takes "the package in this folder" is to find one.
+rm -f "$out"/jetforge_*_"$arch".deb
 file=$out/jetforge_${version}_$arch.deb
 dpkg-deb --root-owner-group -Zxz -b "$root" "$file" >/dev/null
 ln -sf "${file##*/}" "$out/jetforge_$arch.deb"

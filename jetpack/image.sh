@@ -178,13 +178,14 @@ remove_desktop() {
     [ "$keep_desktop" = no ] || return 0
     step "remove the desktop"
     run cp "$home/jetpack/image/desktop" "$home/jetpack/image/stays" "$tegra/rootfs/root/"
-    inside sh -c 'dpkg-query -W -f "\${Package}\n" | grep -xEf /root/stays |
-        xargs -r apt-mark manual >/dev/null'
+    inside sh -c 'dpkg-query -W -f "\${Status} \${Package}\n" | sed -n "s/.* ok installed //p" |
+        grep -xEf /root/stays >/root/stayed; xargs -r apt-mark manual </root/stayed >/dev/null'
     inside sh -c 'dpkg-query -W -f "\${Package}\n" | grep -xEf /root/desktop |
         xargs -r apt-get -y -q purge --auto-remove && apt-get clean'
-    inside sh -c 'for package in $(dpkg-query -W -f "\${Package}\n" | grep -xEf /root/stays); do
+    # By the list from before: dpkg no longer knows what was purged.
+    inside sh -c 'for package in $(cat /root/stayed); do
         dpkg -s $package | grep -q "^Status: .* installed" || exit 1; done'
-    run rm "$tegra/rootfs/root/desktop" "$tegra/rootfs/root/stays"
+    run rm "$tegra/rootfs/root/desktop" "$tegra/rootfs/root/stays" "$tegra/rootfs/root/stayed"
     inside systemctl set-default multi-user.target
 }
 

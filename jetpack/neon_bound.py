@@ -3,9 +3,9 @@
 
     jetpack/neon_bound.py [--all] PROGRAM
 
-PROGRAM is what `jetpack/cross.sh` builds, with its symbols (it calls this script with `--bound`). For each 4-bit type the loop that
-multiplies eight columns is cut out of the disassembly, and llvm-mca's model of the core says how
-many cycles it takes. Below 6 multiply-adds a cycle the script fails; the multiplier could do 8.
+PROGRAM is what `jetpack/cross.sh` builds, with its symbols (it calls this script with `--bound`). For
+each 4-bit type the loop that multiplies eight columns is cut out of the disassembly, and llvm-mca's
+model of the core says how many cycles it takes. Below 6 multiply-adds a cycle the script fails; the multiplier could do 8.
 
     group of 256 weights = 8 x the loop over a block of 32  +  what stands around it, once
 

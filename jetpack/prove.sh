@@ -67,7 +67,9 @@ register_emulator() {
 make_root() {
     [ -s "$work/$suite.tar" ] && return
     local mirror
-    mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | head -n 1)
+    # One of the two files is there.
+    mirror=$(sed -n -e 's/^URIs: *//p' -e 's/^deb \(\[.*\] \)\?\(http[^ ]*\) .*/\2/p' \
+        /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1) || true
     register_emulator
     as_root mmdebstrap --quiet --mode=root --arch=arm64 --variant=minbase \
         --include=systemd-sysv,udev,dbus,kmod,iproute2,wget \

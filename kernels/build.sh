@@ -4,8 +4,8 @@
 #   kernels/build.sh              writes kernels/ptx/{sm_53,sm_80}/*.ptx and manifest.toml
 #   kernels/build.sh --check      builds again beside them and compares the bytes
 #
-# Files with `_mma_` in their names are for capability 8.0 and above, all others for 5.3. Both commands assemble
-# every kernel: one that spills, or whose registers times threads are more than the 32,768 of a
+# Files with `_mma_` in their names are for capability 8.0 and above, all others for 5.3. Both commands
+# assemble every kernel: one that spills, or whose registers times threads are more than the 32,768 of a
 # Jetson Nano's thread block, is refused, and so is PTX for 5.3 that a driver of CUDA 10.2 could not
 # load. Needs clang++-19 (CLANG) and the tools of kernels/get_ptxas.sh (CUDA_TOOLS, by default
 # target/cuda-tools). Seconds of work, and no CUDA toolkit.

@@ -224,6 +224,24 @@ fn what_a_caller_sends_is_in_no_log_metric_or_timeline() {
 }
 
 #[test]
+fn a_machine_answers_to_its_own_name() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["--allowed-host", "nano.lan"]);
+    let status = |host: &str| {
+        send(service.address, "GET", "/v1/models", &[("host", &format!("{host}:8080"))], "").status
+    };
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let name = name.trim();
+    let host = name.split('.').next().unwrap();
+    for own in [name, &format!("{host}.local"), &format!("{host}.LOCAL."), "nano.lan"] {
+        assert_eq!(status(own), 200, "{own}");
+    }
+    for other in [format!("{host}.example"), format!("x{host}.local"), format!("{name}x")] {
+        assert_eq!(status(&other), 403, "{other}");
+    }
+}
+
+#[test]
 fn a_signal_lets_a_stream_finish() {
     let home = tempfile::tempdir().unwrap();
     let service = Process::start(home.path(), &["-c", "4096", "-np", "2"]);

@@ -1,8 +1,9 @@
 //! Tidy: the code keeps to the tables of ARCHITECTURE.md and to the house's sizes.
 //!
 //! Checked here: imports against floors, faces, sole owners, `unsafe`, sizes, words that do not
-//! belong on main, links between documents, and a reason for each dependency. Every check returns
-//! what it found, so that the canaries at the end can show that it finds something.
+//! belong on main, links between documents and how wide they are, and a reason for each dependency.
+//! Every check returns what it found, so that the canaries at the end can show that it finds
+//! something.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use crate::support::source::Source;
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 100;
+const PROSE_COLUMNS_MAX: usize = 112;
 /// Budgets to feel; only printed.
 const FILE_LINES_AIM: usize = 300;
 const FUNCTION_LINES_AIM: usize = 40;
@@ -29,9 +31,10 @@ fn shipped() -> Vec<Source> {
     Source::all("src").into_iter().filter(|s| !s.is_test()).collect()
 }
 
-/// All of `src/` and `tests/`.
+/// All Rust that stands here.
 fn everything() -> Vec<Source> {
-    Source::all("src").into_iter().chain(Source::all("tests")).collect()
+    let folders = ["src", "tests", "benches", "fuzz/src", "fuzz/fuzz_targets"];
+    folders.iter().flat_map(|folder| Source::all(folder)).collect()
 }
 
 fn assert_none(findings: Vec<String>) {
@@ -236,7 +239,22 @@ fn documents() -> Vec<PathBuf> {
         let paths = entries.map(|e| e.expect("the folder can be read").path());
         paths.filter(|p| p.extension().is_some_and(|e| e == "md")).collect::<Vec<_>>()
     };
-    ["", "docs", "models/default"].iter().flat_map(|folder| in_folder(folder)).collect()
+    let folders = ["", "docs", "docs/decisions", "models/default"];
+    folders.iter().flat_map(|folder| in_folder(folder)).collect()
+}
+
+/// Lines of a document that are too wide, but for tables and what is shown as it is.
+fn wide_prose(name: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut is_shown = false;
+    for (idx, line) in text.lines().enumerate() {
+        is_shown ^= line.starts_with("```");
+        let n = line.chars().count();
+        if n > PROSE_COLUMNS_MAX && !is_shown && !line.starts_with('|') {
+            found.push(format!("{name}:{}: {n} columns of prose", idx + 1));
+        }
+    }
+    found
 }
 
 /// Names under the dependency headings of a manifest.
@@ -298,6 +316,15 @@ fn files_open_with_their_idea_and_are_finished() {
 #[test]
 fn links_between_documents_lead_somewhere() {
     assert_none(documents().iter().flat_map(|path| dead_links(path)).collect());
+}
+
+#[test]
+fn documents_are_narrow_enough_to_read() {
+    let wide = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).expect("documents are UTF-8");
+        wide_prose(&path.display().to_string(), &text)
+    };
+    assert_none(documents().iter().flat_map(wide).collect());
 }
 
 #[test]
@@ -380,6 +407,14 @@ fn canary_sizes_and_words() {
     let words = format!("// {}: later\nfn f() {{ {}!(x) }}", concat!("TO", "DO"), "dbg");
     assert_eq!(unfinished(&Source::new("src/a.rs", &words)).len(), 2);
     assert_eq!(without_opening(&one("src/a.rs", "fn f() {}")).len(), 1);
+}
+
+#[test]
+fn canary_documents() {
+    let wide = "a".repeat(PROSE_COLUMNS_MAX + 1);
+    let text = format!("{wide}\n| {wide} |\n```text\n{wide}\n```\n- {wide}\n");
+    assert_eq!(wide_prose("a.md", &text).len(), 2);
+    assert_none(wide_prose("a.md", &wide[1..]));
 }
 
 #[test]

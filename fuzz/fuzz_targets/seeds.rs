@@ -85,13 +85,16 @@ fn template() -> Vec<Vec<u8>> {
         "@llama2\x1esystem\x1eS\x1euser\x1eU\x1eassistant\x1eA",
         "@gemma\x1euser\x1eU\x1euser\x1eU",
         "{% for m in messages %}{{ m.role }}: {{ m['content'] | trim }}\n{% endfor %}",
-        "{% set ns = namespace(n=1) %}{% for i in range(9) %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n }}",
-        "{{ tools | tojson(indent=2) }}\x1euser\x1eU\x1e[{\"name\": \"run\", \"n\": [1, 2.5, null]}]",
+        "{% set ns = namespace(n=1) %}{% for i in range(9) %}{% set ns.n = ns.n * 2 %}{% endfor %}\
+         {{ ns.n }}",
+        "{{ tools | tojson(indent=2) }}\x1euser\x1eU\x1e\
+         [{\"name\": \"run\", \"n\": [1, 2.5, null]}]",
         "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ bos_token }}",
         "{% macro f(x) %}{{ x.strip().upper() }}{% endmacro %}{{ f(messages[-1].content) }}",
         "{% generation %}{{ strftime_now('%d %b %Y') }}{%- endgeneration -%}",
         "{{ messages | map(attribute='content') | join(', ') | replace('a', 'b') | indent(2) }}",
-        "{{ '%5.2f' | format(2.5) }}{{ 'x' * 3 }}{{ [1, 2][::-1] }}{{ 'a b'.split() | list | batch(2, 'f') | list }}",
+        "{{ '%5.2f' | format(2.5) }}{{ 'x' * 3 }}{{ [1, 2][::-1] }}\
+         {{ 'a b'.split() | list | batch(2, 'f') | list }}",
         "{% set x %}a{% endset %}{{ x ~ x }}{{ {'a': 1}.items() | list }}{{ 7 // 2 % 3 ** 2 }}",
     ];
     sources.iter().map(|source| source.as_bytes().to_vec()).collect()
@@ -148,7 +151,10 @@ fn json_body() -> Vec<Vec<u8>> {
         ("/v1/completions", r#"{"segments":{"prefix":"a","suffix":"b","declarations":[]}}"#),
         (
             "/v1/messages",
-            r#"{"max_tokens":2,"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}]}"#,
+            concat!(
+                r#"{"max_tokens":2,"messages":"#,
+                r#"[{"role":"user","content":[{"type":"text","text":"a"}]}]}"#
+            ),
         ),
         ("/api/chat", r#"{"messages":[{"role":"user","content":"a"}],"options":{"top_k":1}}"#),
         ("/api/generate", r#"{"prompt":"a","format":"json","context":[1],"stream":false}"#),

@@ -81,7 +81,8 @@ impl App {
         let reloader = self.reloader(watch.clone());
         let jobs = self.open_jobs(&mut kept, &mut notes, BoardPace(watch.clone()));
         let state_dir = self.dirs.state.clone();
-        let gate_options = server.gate_options(api_keys, self.dirs.state.clone());
+        let mut gate_options = server.gate_options(api_keys, self.dirs.state.clone());
+        gate_options.allowed_hosts.extend(machine_names());
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
             Catalog::default()
@@ -120,10 +121,9 @@ impl App {
         if let (Some(certificate), Some(key)) = (&server.tls_cert, &server.tls_key) {
             return Ok(Some(Identity::from_files(certificate, key)?));
         }
-        let machine = machine_name();
-        let names = [machine.clone(), format!("{machine}.local"), "127.0.0.1".into(), "::1".into()];
-        let mut names: Vec<String> = names.into_iter().filter(|name| name.is_ascii()).collect();
-        names.push("localhost".to_owned());
+        let addresses = ["127.0.0.1", "::1", "localhost"].map(str::to_owned);
+        let named = machine_names().into_iter().filter(|name| name.is_ascii());
+        let names: Vec<String> = named.chain(addresses).collect();
         Ok(Some(Identity::kept(&self.own_certificate(), &names)?))
     }
 
@@ -256,6 +256,14 @@ impl App {
 pub fn machine_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { "jetforge".to_owned() } else { name }
+}
+
+/// What the LAN calls this machine: its name, and that name in multicast DNS.
+fn machine_names() -> [String; 2] {
+    let machine = machine_name();
+    let host = machine.split('.').next().unwrap_or_default();
+    let local = format!("{host}.local");
+    [machine, local]
 }
 
 /// Options that fit the memory: a context that nobody asked for is reduced, with a note.

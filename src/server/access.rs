@@ -1,10 +1,10 @@
 //! Who may ask: the names under which the service is called, the pages that call it, the keys.
 //!
 //! ```text
-//! Host      an address, localhost, or a name that was configured     else 403
-//! Origin    the service's own pages, or a configured one             else 403
-//! key       Authorization: Bearer KEY, or x-api-key: KEY             else 401
-//! scope     what the path needs, the key has                         else 403
+//! Host      an address, localhost, the machine's name, or a configured one   else 403
+//! Origin    the service's own pages, or a configured one                     else 403
+//! key       Authorization: Bearer KEY, or x-api-key: KEY                     else 401
+//! scope     what the path needs, the key has                                 else 403
 //! ```
 //!
 //! The first two keep web pages out. A page of `evil.example` whose name was made to point at this
@@ -51,7 +51,7 @@ const ADMIN: [(&str, Option<Method>); 19] = [
 /// What is allowed.
 pub(super) struct Access {
     pub ring: KeyRing,
-    /// Names under which the service may be called, in small letters.
+    /// Names under which the service may be called, the machine's own among them, in small letters.
     pub hosts: Vec<String>,
     /// Pages that may call it; `*` for all.
     pub origins: Vec<String>,
