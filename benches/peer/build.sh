@@ -26,8 +26,12 @@ if [ ! -d "$source" ]; then
         --no-binary llama-cpp-python --dest "$folder" "llama-cpp-python==$version"
     tar -C "$folder" -xzf "$folder/llama_cpp_python-$version.tar.gz"
 fi
+# Its code for AMX ends in a segmentation fault where this compiler is Debian 12's.
+flags=""
+[ "$(uname -m)" = x86_64 ] && flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PATH="$folder/py/bin:$PATH" cmake -S "$source" -B "$folder/build" -G Ninja \
-    -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
+    -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" \
+    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
     -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 "$folder/py/bin/cmake" --build "$folder/build" --target llama-bench llama-server
 ln -sfn build/bin "$folder/bin"

@@ -88,7 +88,8 @@ def machine():
         (l.split(":", 1)[1].strip() for l in cpu.splitlines() if l.startswith(name)), "?"
     )
     flags = set(field("flags").split())
-    wanted = ["avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"]
+    wanted = ["avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni",
+              "amx_int8"]
     sets = " ".join(f for f in wanted if f in flags)
     return (f"{field('model name')} (family {field('cpu family')}, model {field('model')}), "
             f"{cpu.count('processor')} threads, {sets}; {platform.system()} {platform.release()}")
