@@ -265,6 +265,25 @@ fn a_job_waits_for_the_end_of_an_outage_however_long_it_is() {
 }
 
 #[test]
+fn a_job_spends_its_attempt_on_who_took_it_though_the_words_of_its_failure_break_off() {
+    let home = tempfile::tempdir().unwrap();
+    let head = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 90\r\n\
+                content-type: application/json\r\n\r\n{";
+    let bad = Fake::external("m", move |_| Act::Bytes(head));
+    let hub = hub_before(home.path(), &[&bad], &["--set", "jobs.pause_ms=20"]);
+    let body = json!({"model": "m", "prompt": "x", "max_tokens": 4});
+    let job = json!({"endpoint": "/v1/completions", "body": body, "attempts": 1});
+    let job = post(hub.address, "/v1/jobs", &job);
+    assert_eq!(job.status, 202, "{}", job.text());
+    let path = format!("/v1/jobs/{}", job.json()["id"].as_str().unwrap());
+    until("it is over", || {
+        let job = get(hub.address, &path).json();
+        assert!(!job["reason"].as_str().unwrap_or_default().contains("no backend took it"));
+        !matches!(job["state"].as_str(), Some("queued" | "running"))
+    });
+}
+
+#[test]
 fn an_appliance_that_dies_is_replaced_and_comes_back() {
     let homes = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let one = appliance(homes[0].path(), &[]);

@@ -99,6 +99,13 @@ fn an_appliance_that_announces_itself_is_found() {
     });
     let answer = post(hub.address, "/completion", &json!({"prompt": "x", "n_predict": 2}));
     assert_eq!(answer.status, 200, "{}", answer.text());
+    // What is forgotten is asked no more, from that moment on.
+    let peers = send(hub.address, "GET", "/v1/sync", &[], "").json();
+    let node = peers["peers"][0]["node"].as_str().unwrap().to_owned();
+    let path = format!("/v1/sync/forget?peer={node}");
+    assert_eq!(post(hub.address, &path, &json!({})).status, 200);
+    let status = send(hub.address, "GET", "/v1/status", &[], "").json();
+    assert_eq!(status["upstream"]["backends"], json!([]), "{status}");
 }
 
 #[test]

@@ -71,7 +71,10 @@ fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(),
         for backend in backends.iter_mut().filter(|own| own.kind == Kind::Appliance) {
             if backend.is_at(&peer.address)? {
                 is_typed = true;
-                backend.key = backend.key.take().or_else(|| Some(peer.key.clone()));
+                if backend.key.is_none() {
+                    backend.key = Some(peer.key.clone());
+                    backend.node = Some(peer.node.clone());
+                }
                 // As it was paired: a typed address does not say whether TLS is spoken there.
                 if let Some(certificate) = peer.certificate {
                     backend.address = peer.address.clone();
@@ -80,10 +83,7 @@ fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(),
             }
         }
         if !is_typed {
-            let (kind, name) = (Kind::Appliance, Some(peer.name));
-            let (address, key) = (peer.address, Some(peer.key));
-            let certificate = peer.certificate.map(Fingerprint);
-            backends.push(BackendOptions { kind, address, name, key, certificate });
+            backends.push(BackendOptions::paired(peer));
         }
     }
     Ok(())
@@ -94,8 +94,8 @@ fn backends(config: &HubConfig, keys: &BackendKeys) -> Result<Vec<BackendOptions
     let of = |kind, addresses: &[String], key: &Option<String>| {
         let options = |address: &String| {
             let address = address.clone();
-            let options =
-                BackendOptions { kind, address, name: None, key: None, certificate: None };
+            let (name, certificate, node) = (None, None, None);
+            let options = BackendOptions { kind, address, name, key: None, certificate, node };
             let own = kept.iter().find(|(whose, _)| options.is_at(whose).unwrap_or(false));
             let key = own.map(|(_, key)| key.clone()).or_else(|| key.clone());
             BackendOptions { key, ..options }

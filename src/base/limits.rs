@@ -309,15 +309,15 @@ pub const SYNC_AHEAD_MS_MAX: i64 = 10 * 365 * 24 * 3600 * 1000;
 pub const SYNC_ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a message between two machines.
 pub const SYNC_MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Bytes of a blob: a file or a text beside the entries.
-pub const SYNC_BLOB_BYTES_MAX: u64 = 32 << 30;
-/// Bytes of all blobs of a machine.
+/// Bytes of all blobs of a machine, sealed.
 pub const SYNC_BLOBS_BYTES_MAX: u64 = 16 << 30;
+/// Bytes of a blob, a file or a text beside the entries: with its seals it is one of those.
+pub const SYNC_BLOB_BYTES_MAX: u64 = SYNC_BLOBS_BYTES_MAX - (2 << 20);
 /// What blobs leave free of a disk.
 pub const SYNC_DISK_FREE_MIN: u64 = 1 << 30;
 /// Blobs that a message asks for.
 pub const SYNC_WANTS_MAX: usize = 16;
-/// Blobs that are wanted at a time.
+/// Blobs that are wanted at a time; others wait until one of these has come.
 pub const SYNC_WANT_FILES_MAX: usize = 1024;
 /// Calls about blobs behind each other: more than a file of the largest size has pieces.
 pub const SYNC_HAULS_MAX: usize = 65_536;
@@ -365,7 +365,9 @@ pub const SYNC_HELD_MAX: u64 = 1_000;
 pub const SYNC_HELD_BYTES_MAX: i64 = 16 << 20;
 /// Copies of one thing that did not count.
 pub const SYNC_COPIES_MAX: u64 = 8;
-/// What records ask of other rooms, done at a time.
+/// Bytes that all copies take; the oldest go first.
+pub const SYNC_COPIES_BYTES_MAX: i64 = 64 << 20;
+/// What records ask of other rooms, looked at together.
 pub const SYNC_ACTS_MAX: usize = 64;
 /// Things that are known by sync; what changed the longest ago goes first.
 pub const SYNC_RECORDS_MAX: i64 = 200_000;
@@ -468,8 +470,8 @@ pub const HUB_EJECT_FAILURES: u32 = 3;
 pub const HUB_PAUSE_MS: u64 = 1000;
 /// Longest pause of an ejected backend, and the longest that one can say to be full.
 pub const HUB_PAUSE_MS_MAX: u64 = 60_000;
-/// Backends of a hub.
-pub const HUB_BACKENDS_MAX: usize = 64;
+/// Backends of a hub: all machines that it is paired with, and as many beside them.
+pub const HUB_BACKENDS_MAX: usize = 2 * PEERS_MAX;
 /// Hubs that pass a request on, one to the next; the last one answers it itself.
 pub const HUB_HOPS_MAX: u32 = 2;
 /// Backends that one request tries, where the options name no number.

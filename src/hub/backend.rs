@@ -25,6 +25,8 @@ pub(super) struct Backend {
     pub key: Option<String>,
     /// Whom TLS trusts there, where it was paired with one certificate.
     pub trust: Option<Trust>,
+    /// What it calls itself, where its key is that of a pairing.
+    pub node: Option<String>,
     id: u64,
     state: Mutex<State>,
     n_ours: AtomicUsize,
@@ -63,6 +65,7 @@ impl Backend {
         target: Option<Target>,
         key: Option<String>,
         certificate: Option<Fingerprint>,
+        node: Option<String>,
     ) -> Arc<Backend> {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
@@ -73,6 +76,7 @@ impl Backend {
             target,
             key,
             trust: certificate.map(Trust::pinned),
+            node,
             state: Mutex::default(),
             n_ours: AtomicUsize::new(0),
             n_answered: AtomicU64::new(0),

@@ -12,22 +12,19 @@ use serde_json::{Value, json};
 
 use super::ask::Asked;
 use super::relay::{HOST, relay};
-use super::{BackendOptions, Hub, Kind, LOCAL, probe};
+use super::{BackendOptions, Hub, LOCAL, probe};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
 use crate::server::{Admitted, Answering, Caller, Forward, Here};
 use crate::store::Peer;
-use crate::tls::Fingerprint;
 
 impl Forward for Hub {
-    fn join(self: Arc<Self>, peer: Peer) {
-        let (kind, name) = (Kind::Appliance, Some(peer.name));
-        let (address, key) = (peer.address, Some(peer.key));
-        let certificate = peer.certificate.map(Fingerprint);
-        let options = BackendOptions { kind, address, name, key, certificate };
+    fn join(self: Arc<Self>, peer: Peer) -> bool {
         // An address that was spoken with a moment ago is one.
-        if let Ok(backend) = options.backend() {
-            probe::join(&self, backend);
-        }
+        BackendOptions::paired(peer).backend().is_ok_and(|backend| probe::join(&self, backend))
+    }
+
+    fn leave(&self, node: &str) {
+        self.remove(node);
     }
 
     fn answer(self: Arc<Self>, request: Admitted, here: Here) -> Answering {

@@ -14,7 +14,6 @@ mod ask;
 mod backend;
 mod config;
 mod dial;
-mod frames;
 mod front;
 mod health;
 mod policy;
@@ -44,6 +43,7 @@ use target::Target;
 use tokio::task::JoinHandle;
 
 use crate::base::limits::HUB_BACKENDS_MAX;
+use crate::store::Peer;
 use crate::tls::Fingerprint;
 
 /// The port of an appliance whose address names none.
@@ -88,9 +88,23 @@ pub struct BackendOptions {
     pub key: Option<String>,
     /// Its certificate, where it was paired over TLS.
     pub certificate: Option<Fingerprint>,
+    /// What it calls itself, where its key is that of a pairing: it goes with that.
+    pub node: Option<String>,
 }
 
 impl BackendOptions {
+    /// A machine that this one is paired with.
+    pub fn paired(peer: Peer) -> BackendOptions {
+        BackendOptions {
+            kind: Kind::Appliance,
+            address: peer.address,
+            name: Some(peer.name),
+            key: Some(peer.key),
+            certificate: peer.certificate.map(Fingerprint),
+            node: Some(peer.node),
+        }
+    }
+
     /// Whether it is the one at this address, however that is spelled, with TLS or without.
     ///
     /// # Errors
@@ -103,7 +117,7 @@ impl BackendOptions {
     fn backend(self) -> Result<Arc<Backend>, HubError> {
         let target = self.target()?;
         let name = self.name.unwrap_or_else(|| target.authority());
-        Ok(Backend::new(self.kind, name, Some(target), self.key, self.certificate))
+        Ok(Backend::new(self.kind, name, Some(target), self.key, self.certificate, self.node))
     }
 
     fn target(&self) -> Result<Target, HubError> {
@@ -157,7 +171,7 @@ impl Hub {
             own.push(options.backend()?);
         }
         let look = local.map(|local| {
-            let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None, None);
+            let backend = Backend::new(Kind::Local, LOCAL.to_owned(), None, None, None, None);
             let mut state = backend.state();
             // A request can name a model of the store, which is loaded then.
             (state.is_spare, state.may_have_more) = (local.is_spare, !local.is_spare);
@@ -195,17 +209,25 @@ impl Hub {
         self.backends.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a backend in, in the place of one at the same address.
-    fn add(&self, backend: Arc<Backend>) {
+    /// Takes a backend in, in the place of one at the same address; whether there is a place.
+    fn add(&self, backend: Arc<Backend>) -> bool {
         let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
         let is_it = |old: &Arc<Backend>| match (&old.target, &backend.target) {
             (Some(old), Some(new)) => old.is_place_of(new),
             _ => false,
         };
         own.retain(|old| !is_it(old));
-        if own.len() < HUB_BACKENDS_MAX {
+        let has_place = own.len() < HUB_BACKENDS_MAX;
+        if has_place {
             own.insert(0, backend);
         }
+        has_place
+    }
+
+    /// Lets the backend go that was paired as `node`. What it is at work on goes on, its probes end.
+    fn remove(&self, node: &str) {
+        let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|backend| backend.node.as_deref() != Some(node));
     }
 
     fn dialer(&self) -> &Dialer {

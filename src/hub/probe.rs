@@ -48,15 +48,18 @@ impl Probes {
     }
 }
 
-/// Takes a backend in that is probed as the others are.
-pub(super) fn join(hub: &Arc<Hub>, backend: Arc<Backend>) {
-    hub.add(Arc::clone(&backend));
+/// Takes a backend in that is probed as the others are; whether there is a place for it.
+pub(super) fn join(hub: &Arc<Hub>, backend: Arc<Backend>) -> bool {
+    if !hub.add(Arc::clone(&backend)) {
+        return false;
+    }
     let mut tasks = hub.probes.lock().unwrap_or_else(PoisonError::into_inner);
     // Before the first probes it comes with all others.
     if let Some(tasks) = &mut *tasks {
         tasks.retain(|task| !task.is_finished());
         tasks.extend(spawn(hub, &backend));
     }
+    true
 }
 
 fn spawn(hub: &Arc<Hub>, backend: &Arc<Backend>) -> Option<JoinHandle<()>> {

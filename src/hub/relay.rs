@@ -26,12 +26,12 @@ use super::Hub;
 use super::ask::Asked;
 use super::backend::{Backend, Busy};
 use super::dial::{Call, DialError, describe};
-use super::frames::Form;
 use super::health::Failure;
 use super::policy::{Speech, Standing, rank};
 use super::retry::{self, Next, Outcome, Stakes};
 use super::stream::{self, Incoming};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
+use crate::server::frames::Form;
 use crate::server::{ApiError, Here, Untaken};
 
 /// The header that names who wrote an answer.
@@ -350,8 +350,10 @@ impl Trip {
             *response.headers_mut() = passed(&parts.headers);
             response
         });
-        // Without an answer that can be shown, it is as if there had been none.
-        let outcome = if response.is_none() { Outcome::NotSent } else { outcome };
+        let outcome = match &response {
+            Some(_) => outcome,
+            None => retry::wordless(status.as_u16()),
+        };
         Missed { outcome, why, response }
     }
 

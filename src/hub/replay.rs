@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde_json::Value;
 
 use crate::base::limits::HUB_TRANSCRIPT_BYTES_MAX;
+use crate::server::frames::has_error;
 
 /// Which text of an answer: the choice's index and the field's name.
 type Channel = (u64, &'static str);
@@ -227,10 +228,6 @@ impl Replay {
     pub fn is_behind(&self) -> bool {
         !self.left.is_empty()
     }
-}
-
-fn has_error(value: &Value) -> bool {
-    value.get("error").is_some_and(|error| !error.is_null())
 }
 
 /// Whether it is the frame that only tells what the whole answer took.

@@ -56,6 +56,17 @@ pub fn is_about_backend(status: u16) -> bool {
     matches!(status, 401 | 403 | 404 | 405 | 408 | 429) || status >= 500
 }
 
+/// How a try ended whose answer has a status and no words that a client can be shown.
+pub fn wordless(status: u16) -> Outcome {
+    match status {
+        // Nothing was done with it: our key is wrong there, and that is no news for a client.
+        401 | 403 => Outcome::NotSent,
+        429 | 503 => Outcome::Status(status),
+        // Somebody took it, and may have broken on it.
+        _ => Outcome::Lost,
+    }
+}
+
 /// See the module.
 pub fn next(outcome: Outcome, stakes: Stakes) -> Next {
     let has_left = stakes.n_left > 0;
@@ -72,6 +83,22 @@ pub fn next(outcome: Outcome, stakes: Stakes) -> Next {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_whose_words_do_not_come_was_an_answer_all_the_same() {
+        let kept = Stakes { is_kept: true, can_replay: false, n_left: 2 };
+        for (status, outcome, then) in [
+            (401, Outcome::NotSent, Next::Another),
+            (403, Outcome::NotSent, Next::Another),
+            (429, Outcome::Status(429), Next::Another),
+            (503, Outcome::Status(503), Next::Another),
+            // It may be what broke it: a job that nobody else gets.
+            (500, Outcome::Lost, Next::Fail),
+            (400, Outcome::Lost, Next::Fail),
+        ] {
+            assert_eq!((wordless(status), next(outcome, kept)), (outcome, then), "{status}");
+        }
+    }
 
     #[test]
     fn a_job_that_may_have_been_taken_is_not_given_to_another() {

@@ -30,7 +30,6 @@ use tokio::time::Instant;
 
 use super::backend::{Backend, Busy};
 use super::dial::describe;
-use super::frames::{self, Form, Said, Splitter};
 use super::health::Failure;
 use super::policy::Speech;
 use super::relay::{Opened, Trip};
@@ -38,6 +37,7 @@ use super::replay::{Replay, Transcript};
 use super::retry::{self, Next, Outcome};
 use crate::base::limits::{HUB_FRAMES_MAX, HUB_HOLD_MS, KEEP_ALIVE_MS};
 use crate::server::ApiError;
+use crate::server::frames::{self, Form, Said, Splitter};
 
 /// Silence after which a client hears that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_millis(KEEP_ALIVE_MS);
@@ -69,7 +69,7 @@ impl Incoming {
             while let Some(frame) = self.next(idle).await? {
                 match frames::read(self.form, &frame) {
                     Said::Nothing => {}
-                    Said::Value(value) if has_error(&value) => {
+                    Said::Value(value) if frames::has_error(&value) => {
                         return Err((Failure::Wrong, format!("it says {}", value["error"])));
                     }
                     Said::Other => return Err((Failure::Wrong, "no stream of ours".to_owned())),
@@ -259,7 +259,7 @@ impl Flow {
                 Said::Other => {
                     return Part::Cut((Failure::Wrong, "a frame that is no JSON".to_owned()));
                 }
-                Said::Value(value) if has_error(&value) => {
+                Said::Value(value) if frames::has_error(&value) => {
                     return Part::Cut((Failure::Wrong, format!("it says {}", value["error"])));
                 }
                 Said::Value(value) => match self.take(value, frame, &incoming.backend.name) {
@@ -355,10 +355,6 @@ impl Flow {
             self.out.say(Err(io::Error::other(why.to_owned()))).await;
         }
     }
-}
-
-fn has_error(value: &Value) -> bool {
-    value.get("error").is_some_and(|error| !error.is_null())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const PUBLIC: [&str; 7] =
 /// Paths that ask for a peer's key themselves.
 const PEERS: [&str; 2] = ["/v1/sync/exchange", "/v1/sync/blobs"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 19] = [
+const ADMIN: [(&str, Option<Method>); 21] = [
     ("/v1/config", None),
     ("/v1/power", Some(Method::PUT)),
     ("/v1/pair/ask", None),
@@ -40,6 +40,8 @@ const ADMIN: [(&str, Option<Method>); 19] = [
     ("/api/delete", None),
     ("/debug", None),
     ("/debug/{id}", None),
+    ("/v1/sync", None),
+    ("/v1/sync/appliances", None),
     ("/v1/sync/records", None),
     ("/v1/sync/now", None),
     ("/v1/sync/retry", None),
@@ -231,6 +233,10 @@ mod tests {
         assert_eq!(check("/completion", &[("authorization", "secret")]), Ok(true));
         assert_eq!(check("/slots/{id}", &[("x-api-key", "secret")]), Ok(true));
         assert_eq!(check("/completion", &[("x-api-key", "secre")]), Err(401));
+        // What peers told, and who they are, is not for who may ask for texts.
+        for route in ["/v1/sync", "/v1/sync/appliances", "/v1/sync/records", "/v1/pair/ask"] {
+            assert_eq!(scope_of(&Method::GET, Some(route)), Scope::Admin, "{route}");
+        }
         assert_eq!(check("/completion", &[]), Err(401));
         assert_eq!(check("/health", &[]), Ok(false));
         assert!(access.check_key(&Method::GET, None, &HeaderMap::new()).is_err(), "unknown paths");

@@ -14,6 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
+use super::frames::{self, Form, Said, Splitter};
 use super::{ApiError, Caller};
 use crate::base::limits::{HUB_FRAME_BYTES_MAX, LIVE_TEXT_BYTES_MAX};
 
@@ -23,8 +24,7 @@ const OWN: [&str; 5] = ["request_id", "offset", "cancel", "n", "n_cmpl"];
 /// A text on its way from elsewhere.
 pub(super) struct Afar {
     body: Body,
-    /// Bytes of a frame that has not ended.
-    bytes: Vec<u8>,
+    frames: Splitter,
     n_text: usize,
     finish: Option<Value>,
     usage: Value,
@@ -57,15 +57,14 @@ impl Afar {
         }
         let body = answer.into_body();
         let (usage, host) = (Value::Null, Value::Null);
-        Ok(Afar { body, bytes: Vec::new(), n_text: 0, finish: None, usage, host })
+        let frames = Splitter::new(Form::Events);
+        Ok(Afar { body, frames, n_text: 0, finish: None, usage, host })
     }
 
     /// What comes next. After the end nothing does.
     pub async fn next(&mut self) -> Result<Heard, ApiError> {
         loop {
-            while let Some(at) = self.bytes.windows(2).position(|two| two == b"\n\n") {
-                let rest = self.bytes.split_off(at + 2);
-                let frame = std::mem::replace(&mut self.bytes, rest);
+            while let Some(frame) = self.frames.next() {
                 if let Some(heard) = self.hear(&frame)? {
                     return Ok(heard);
                 }
@@ -73,29 +72,26 @@ impl Afar {
             let broke =
                 || ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", "the answer broke off");
             match self.body.frame().await {
-                Some(Ok(frame)) => self.bytes.extend(frame.into_data().unwrap_or_default()),
+                Some(Ok(frame)) => {
+                    let bytes = frame.into_data().unwrap_or_default();
+                    self.frames.push(&bytes).map_err(|_| broke())?;
+                }
                 // Not every server says that it is done.
                 None if self.finish.is_some() => return Ok(self.end()),
                 Some(Err(_)) | None => return Err(broke()),
-            }
-            if self.bytes.len() > HUB_FRAME_BYTES_MAX {
-                return Err(broke());
             }
         }
     }
 
     fn hear(&mut self, frame: &[u8]) -> Result<Option<Heard>, ApiError> {
-        let text = String::from_utf8_lossy(frame);
-        let Some(data) = text.lines().find_map(|line| line.strip_prefix("data:")) else {
-            return Ok(None);
+        let value = match frames::read(Form::Events, frame) {
+            Said::Nothing => return Ok(None),
+            Said::Done => return Ok(Some(self.end())),
+            Said::Value(value) => value,
+            Said::Other => return Err(ApiError::internal("a frame that is no JSON")),
         };
-        if data.trim() == "[DONE]" {
-            return Ok(Some(self.end()));
-        }
-        let value: Value = serde_json::from_str(data)
-            .map_err(|error| ApiError::internal(format!("a frame that is no JSON: {error}")))?;
-        if let Some(error) = value.get("error").filter(|error| !error.is_null()) {
-            let message = error["message"].as_str().unwrap_or("the answer failed");
+        if frames::has_error(&value) {
+            let message = value["error"]["message"].as_str().unwrap_or("the answer failed");
             return Err(ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", message));
         }
         let take = |name: &str, own: &mut Value| {
@@ -166,10 +162,10 @@ async fn refused(answer: Response) -> ApiError {
 mod tests {
     use super::*;
 
-    async fn told(frames: &'static str) -> (String, Result<Value, String>) {
+    async fn told(text: &str) -> (String, Result<Value, String>) {
         let (usage, host) = (Value::Null, Value::Null);
-        let body = Body::from(frames);
-        let mut afar = Afar { body, bytes: Vec::new(), n_text: 0, finish: None, usage, host };
+        let (body, frames) = (Body::from(text.to_owned()), Splitter::new(Form::Events));
+        let mut afar = Afar { body, frames, n_text: 0, finish: None, usage, host };
         let mut text = String::new();
         loop {
             match afar.next().await {
@@ -187,7 +183,10 @@ mod tests {
             data: {\"choices\":[],\"usage\":{\"total_tokens\":3}}\n\ndata: [DONE]\n\n";
         let end = json!({"finish_reason": "stop", "usage": {"total_tokens": 3},
             "jetforge_host": "nano"});
-        assert_eq!(told(whole).await, ("def".to_owned(), Ok(end)));
+        assert_eq!(told(whole).await, ("def".to_owned(), Ok(end.clone())));
+        // As servers outside end their lines.
+        let other = whole.replace('\n', "\r\n");
+        assert_eq!(told(&other).await, ("def".to_owned(), Ok(end)));
         let chat = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\
             \"finish_reason\":\"length\"}]}\n\n";
         let (text, end) = told(chat).await;

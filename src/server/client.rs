@@ -110,9 +110,21 @@ impl Client {
         }
     }
 
-    /// `host:port`.
+    /// `host:port`, or what stood for that.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// `host:port`, with the port that is spoken with where the address names none.
+    pub fn place(&self) -> String {
+        match self.host().len() == self.address.len() {
+            true => format!("{}:{}", self.address, self.usual_port()),
+            false => self.address.clone(),
+        }
+    }
+
+    fn usual_port(&self) -> u16 {
+        if self.trust.is_some() { 443 } else { 80 }
     }
 
     fn host(&self) -> &str {
@@ -125,9 +137,8 @@ impl Client {
     }
 
     fn connect(&self) -> Result<TcpStream, ClientError> {
-        let usual = if self.trust.is_some() { 443 } else { 80 };
         let stream = match self.host().len() == self.address.len() {
-            true => TcpStream::connect((self.address.trim_matches(['[', ']']), usual)),
+            true => TcpStream::connect((self.address.trim_matches(['[', ']']), self.usual_port())),
             false => TcpStream::connect(&self.address),
         };
         let stream = stream.map_err(|error| self.broken(error))?;
@@ -362,5 +373,21 @@ impl Read for Answer {
             0 if n_max > 0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
             n => Ok(n),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_means_the_one_that_is_spoken_with() {
+        let place = |address: &str, trust: Option<Trust>| {
+            Client::new(address, None, trust).unwrap().place()
+        };
+        assert_eq!(place("http://nano.lan/", None), "nano.lan:80");
+        assert_eq!(place("nano.lan", Some(Trust::anyone())), "nano.lan:443");
+        assert_eq!(place("https://[::1]", Some(Trust::anyone())), "[::1]:443");
+        assert_eq!(place("https://nano.lan:8443", Some(Trust::anyone())), "nano.lan:8443");
     }
 }

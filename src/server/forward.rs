@@ -90,8 +90,11 @@ pub trait Forward: Send + Sync {
     /// Answers a request, by `here` or by somebody else.
     fn answer(self: Arc<Self>, request: Admitted, here: Here) -> Answering;
 
-    /// Takes a machine in that this one was paired with just now.
-    fn join(self: Arc<Self>, peer: Peer);
+    /// Takes a machine in that this one was paired with just now; whether there is a place for it.
+    fn join(self: Arc<Self>, peer: Peer) -> bool;
+
+    /// Asks the machine that was paired as `node` for nothing any more: it was forgotten.
+    fn leave(&self, node: &str);
 }
 
 /// The layer itself.

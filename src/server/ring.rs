@@ -28,7 +28,12 @@ pub(super) struct Key {
 }
 
 /// How keys of paired machines are named.
-pub(super) const PEER: &str = "peer-";
+const PEER: &str = "peer-";
+
+/// The name of a paired machine's key.
+pub fn peer_key_name(node: &str) -> String {
+    format!("{PEER}{node}")
+}
 
 impl Key {
     /// Whose work a request of this key is, and how urgent. Anybody may ask for less; a paired hub

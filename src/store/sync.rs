@@ -16,13 +16,15 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{AnswerRow, JobRow, Store, StoreError, now_ms, schema};
 use crate::base::limits::{
-    SYNC_COPIES_MAX, SYNC_HELD_BYTES_MAX, SYNC_HELD_MAX, SYNC_RECORDS_BYTES_MAX, SYNC_RECORDS_MAX,
-    SYNC_SEEN_MAX, SYNC_SHOWN_BYTES_MAX,
+    SYNC_COPIES_BYTES_MAX, SYNC_COPIES_MAX, SYNC_HELD_BYTES_MAX, SYNC_HELD_MAX,
+    SYNC_RECORDS_BYTES_MAX, SYNC_RECORDS_MAX, SYNC_SEEN_MAX, SYNC_SHOWN_BYTES_MAX,
 };
 use crate::seal::Sealer;
 
 /// Ids between two looks at how many there are.
 const LOOK_EVERY: i64 = 512;
+/// Copies between two looks at what all of them take.
+const COPIES_LOOK_EVERY: i64 = 16;
 
 /// An entry of an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,7 +330,15 @@ impl SyncTx<'_> {
         let mut rows = rows.query(values)?;
         let (mut found, mut n_bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
-            let record = self.open_record(record_of(row)?)?;
+            let record = match self.open_record(record_of(row)?) {
+                Ok(record) => record,
+                // One that was changed on the disk must not hide the others.
+                Err(StoreError::Sealed { what }) => {
+                    tracing::warn!(what, "this cannot be read and is left out");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             n_bytes += record.text.len();
             if !found.is_empty() && n_bytes > SYNC_SHOWN_BYTES_MAX {
                 break;
@@ -378,6 +388,12 @@ impl SyncTx<'_> {
         let all = "DELETE FROM copies WHERE n <= \
                    (SELECT n FROM copies ORDER BY n DESC LIMIT 1 OFFSET ?1)";
         self.connection.prepare(all)?.execute([SYNC_RECORDS_MAX])?;
+        if self.connection.last_insert_rowid() % COPIES_LOOK_EVERY == 0 {
+            let large = "DELETE FROM copies WHERE n IN (SELECT n FROM (SELECT n, \
+                         sum(length(sealed_entry)) OVER (ORDER BY n DESC) AS n_bytes \
+                         FROM copies) WHERE n_bytes > ?1)";
+            self.connection.prepare(large)?.execute([SYNC_COPIES_BYTES_MAX])?;
+        }
         Ok(())
     }
 
@@ -433,15 +449,15 @@ impl SyncTx<'_> {
         Ok(())
     }
 
-    /// What records ask of other rooms, the oldest first.
-    pub fn acts(&mut self, n_max: usize) -> Result<Vec<ActRow>, StoreError> {
-        let sql = "SELECT n, peer, kind, key FROM acts ORDER BY n LIMIT ?1";
+    /// What records ask of other rooms, the oldest first, from behind a number on.
+    pub fn acts(&mut self, after: i64, n_max: usize) -> Result<Vec<ActRow>, StoreError> {
+        let sql = "SELECT n, peer, kind, key FROM acts WHERE n > ?1 ORDER BY n LIMIT ?2";
         let mut rows = self.connection.prepare(sql)?;
         let row = |row: &Row<'_>| {
             let (n, peer, kind) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(ActRow { n, peer, kind, key: row.get(3)? })
         };
-        Ok(rows.query_map([n_max as i64], row)?.collect::<rusqlite::Result<_>>()?)
+        Ok(rows.query_map([after, n_max as i64], row)?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// It is done.

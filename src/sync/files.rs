@@ -5,18 +5,19 @@
 //! entry of a peer -> note_wants -> haul, call by call -> whole, for whoever asks for it
 //! ```
 
-use std::io::{self, ErrorKind, Read, Seek};
+use std::io::{self, Read, Seek};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use super::SyncError;
-use super::blob::{self, Ask, BlobId, Haul, Hauled, Progress, Want};
+use super::blob::{self, Ask, BlobId, Haul, Hauled, Keep, Progress, Want};
 use super::link::Change;
 use super::node::Node;
 use super::rules::{Record, blobs_of};
 use super::spool::{Spool, Told};
-use crate::base::limits::SYNC_FILES_SHOWN_MAX;
+use crate::base::limits::{SYNC_ACTS_MAX, SYNC_FILES_SHOWN_MAX};
 use crate::store::ActRow;
 
 /// A file that this machine knows of.
@@ -24,9 +25,9 @@ use crate::store::ActRow;
 pub struct FileView {
     /// Who has it.
     pub node: String,
-    /// What it is called there.
+    /// What it is called there; nothing if no record names what lies here.
     pub name: String,
-    /// What it is: `file`, `bundle`, `report`, `model`.
+    /// What it is: `file`, `bundle`, `report`, `model`; `kept` if no record names it.
     pub what: String,
     /// The BLAKE3 of its bytes.
     pub id: BlobId,
@@ -42,7 +43,7 @@ impl Node {
     }
 
     /// Keeps what a reader gives and tells the peers of it; the name of its bytes. Without a peer
-    /// it is kept all the same.
+    /// it is kept all the same. What had this name before may go.
     ///
     /// # Errors
     /// If the reader fails, there is no room, or the disk does not take it.
@@ -62,14 +63,59 @@ impl Node {
     /// # Errors
     /// If the disk does not take it.
     pub fn tell_own(&self, kind: &str, name: &str, body: Value) -> Result<bool, SyncError> {
-        self.change(Change {
-            kind: kind.to_owned(),
-            key: format!("{}/{name}", self.node()),
-            rank: 0,
-            body,
-            to: None,
-            is_elsewhere: false,
-        })
+        let id = body["id"].as_str().and_then(BlobId::read).filter(|_| kind == "file");
+        let key = format!("{}/{name}", self.node());
+        let (kind, of) = (kind.to_owned(), key.clone());
+        let change = Change { kind, key, rank: 0, body, to: None, is_elsewhere: false };
+        let counts = self.change(change)?;
+        if let Some(id) = id {
+            self.vault().keep(&id, Keep::named(&of)).map_err(Self::vault_failed)?;
+            self.let_pass(&[(of, id)])?;
+        }
+        Ok(counts)
+    }
+
+    /// These files are what their names mean from now on: what had one of them before may go,
+    /// unless it is the file of another name.
+    fn let_pass(&self, named: &[(String, BlobId)]) -> Result<(), SyncError> {
+        let is_old =
+            |(name, id): &(String, BlobId)| named.iter().any(|(own, is)| own == name && is != id);
+        let old: Vec<BlobId> =
+            self.vault().named().into_iter().filter(is_old).map(|(_, id)| id).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        let files = self.records("file", SYNC_FILES_SHOWN_MAX)?;
+        let known: Vec<BlobId> =
+            files.iter().flat_map(|record| blobs_of(&record.entry)).map(|(id, _)| id).collect();
+        for id in old.iter().filter(|id| !known.contains(id)) {
+            match self.vault().is_whole(id) {
+                true => self.vault().keep(id, Keep::passing()).map_err(Self::vault_failed)?,
+                // Nobody waits for it any more.
+                false => drop(self.vault().drop_blob(id)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What records ask of other rooms, such as that a job be taken back: the oldest.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn acts(&self) -> Result<Vec<ActRow>, SyncError> {
+        self.acts_behind(0)
+    }
+
+    fn acts_behind(&self, n: i64) -> Result<Vec<ActRow>, SyncError> {
+        Ok(self.store().sync_look(|tx| tx.acts(n, SYNC_ACTS_MAX))?)
+    }
+
+    /// It is done.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn acted(&self, n: i64) -> Result<(), SyncError> {
+        Ok(self.store().sync(move |tx| tx.drop_act(n))?)
     }
 
     /// Tells the peers which models this machine has, if they are others than was told last;
@@ -102,41 +148,72 @@ impl Node {
     }
 
     /// Wants what records of peers say that there is. Those that ask for something else come back:
-    /// jobs that are to be taken back.
+    /// jobs that are to be taken back. Each look takes up what stands behind the look before, so
+    /// that what cannot be done yet keeps nothing else waiting.
     ///
     /// # Errors
     /// If the store cannot be read or written.
     pub fn note_wants(&self) -> Result<Vec<ActRow>, SyncError> {
-        let mut others = Vec::new();
-        for act in self.acts()? {
+        let (others, next) = self.note_wants_behind(self.acts_from().load(Ordering::Relaxed))?;
+        self.acts_from().store(next.unwrap_or(0), Ordering::Relaxed);
+        Ok(others)
+    }
+
+    /// All of that at once.
+    ///
+    /// # Errors
+    /// As [`Node::note_wants`].
+    pub(super) fn note_all_wants(&self) -> Result<(), SyncError> {
+        let mut from = Some(0);
+        while let Some(n) = from {
+            from = self.note_wants_behind(n)?.1;
+        }
+        Ok(())
+    }
+
+    /// One look, and behind which act the next one begins.
+    fn note_wants_behind(&self, n: i64) -> Result<(Vec<ActRow>, Option<i64>), SyncError> {
+        let acts = self.acts_behind(n)?;
+        let next = acts.last().filter(|_| acts.len() == SYNC_ACTS_MAX).map(|act| act.n);
+        let (mut others, mut named, mut is_full) = (Vec::new(), Vec::new(), false);
+        for act in acts {
             let Some(record) = self.record(&act.kind, &act.key)? else {
                 self.acted(act.n)?;
                 continue;
             };
-            let wants = blobs_of(&record.entry).into_iter();
-            let mut wants = wants.map(|(id, n_bytes)| Want { id, n_bytes });
-            let wanted: io::Result<()> =
-                wants.try_for_each(|want| self.vault().want(&act.peer, want));
-            match wanted {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::QuotaExceeded => {
-                    tracing::warn!(%error, key = act.key, "what is told of here does not come");
+            let is_job = record.entry.kind == "job";
+            let is_taken_back = is_job && record.entry.body["state"] == "cancelled";
+            let wants = blobs_of(&record.entry);
+            is_full |= !wants.is_empty() && !is_full && !self.want_all(&act, &wants, is_job);
+            // What has no place yet stays to be asked for later.
+            let is_left = is_full && !wants.is_empty();
+            match (is_taken_back, is_left) {
+                (true, _) => others.push(act),
+                (false, false) => {
+                    named.extend(wants.first().filter(|_| !is_job).map(|(id, _)| (act.key, *id)));
+                    self.acted(act.n)?;
                 }
-                // A disk that is full keeps nobody's job from being taken back.
-                Err(error) => {
-                    tracing::debug!(%error, key = act.key, "it is asked for later");
-                    continue;
-                }
-            }
-            match record.entry.kind == "job" && record.entry.body["state"] == "cancelled" {
-                true => others.push(act),
-                false => self.acted(act.n)?,
+                (false, true) => {}
             }
         }
-        Ok(others)
+        self.let_pass(&named)?;
+        Ok((others, next))
     }
 
-    /// Files that are known, the last told first, and how far they are here.
+    /// Wants blobs of an act's peer; whether all have a place.
+    fn want_all(&self, act: &ActRow, blobs: &[(BlobId, u64)], is_job: bool) -> bool {
+        let keep = || if is_job { Keep::passing() } else { Keep::named(&act.key) };
+        blobs.iter().all(|&(id, n_bytes)| {
+            let wanted = self.vault().want(&act.peer, Want { id, n_bytes }, keep());
+            wanted.unwrap_or_else(|error| {
+                tracing::debug!(%error, key = act.key, "it is asked for later");
+                false
+            })
+        })
+    }
+
+    /// Files that are known, the last told first, and how far they are here; behind them what is
+    /// kept and named by no record.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -153,7 +230,17 @@ impl Node {
                 progress: self.vault().progress(&id),
             })
         };
-        Ok(self.records("file", SYNC_FILES_SHOWN_MAX)?.into_iter().filter_map(view).collect())
+        let records = self.records("file", SYNC_FILES_SHOWN_MAX)?;
+        let mut files: Vec<FileView> = records.into_iter().filter_map(view).collect();
+        // What takes room can be let go, also where no record names it any more.
+        for (id, n_bytes) in self.vault().kept() {
+            if !files.iter().any(|file| file.id == id) && files.len() < SYNC_FILES_SHOWN_MAX {
+                let (node, name) = (self.node().to_owned(), String::new());
+                let (what, progress) = ("kept".to_owned(), Progress::Whole);
+                files.push(FileView { node, name, what, id, n_bytes, progress });
+            }
+        }
+        Ok(files)
     }
 
     /// What is said to a peer about blobs, which asked for `asked` last.
@@ -181,7 +268,7 @@ impl Node {
         if hauled.is_wrong {
             tracing::warn!(
                 peer,
-                "a piece of a file is not what it should be; it is asked for again"
+                "a piece of a file is not what it should be; `sync files` shows it"
             );
         }
         Ok((hauled, haul.wants))

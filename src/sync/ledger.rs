@@ -28,10 +28,16 @@ fn text(entry: &Entry) -> Vec<u8> {
 ///
 /// # Errors
 /// If it makes no sense.
-pub fn record_of(row: RecordRow) -> Result<Record, StoreError> {
+fn record_of(row: RecordRow) -> Result<Record, StoreError> {
     let what = || StoreError::Sealed { what: format!("{} {}", row.kind, row.key) };
     let entry = serde_json::from_slice(&row.text).map_err(|_| what())?;
     Ok(Record { origin: row.origin, entry })
+}
+
+/// A record of a list, where one that makes no sense must not hide the others.
+pub fn readable(row: RecordRow) -> Option<Record> {
+    let record = record_of(row);
+    record.inspect_err(|error| tracing::warn!(%error, "a record is left out")).ok()
 }
 
 fn row_of(record: &Record) -> RecordRow {

@@ -42,7 +42,7 @@ pub use node::{Held, Node, PeerStanding};
 pub use rules::{Record, job_rank};
 pub use spool::{Spool, Told};
 pub use standing::{LastHeard, Standing};
-pub use stick::{StickHead, asks_of, read_frame};
+pub use stick::{Imported, StickHead, asks_of, read_frame};
 pub use wire::{Entry, Mark, Refusal};
 
 /// Why two machines do not come together.

@@ -12,7 +12,7 @@
 //! until its owner tells which it is: see [`Node::adopt`] and [`Node::renew`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 use super::SyncError;
 use super::blob::Vault;
 use super::disk::Disk;
-use super::ledger::{Ledger, record_of};
+use super::ledger::{Ledger, readable};
 use super::link::{self, Bounds, Change, Heard, Talk};
 use super::pace::Pace;
 use super::rules::Record;
@@ -31,9 +31,8 @@ use super::standing::{LastHeard, Standing};
 use super::tell::JobTeller;
 use super::wire::{Entry, Hello, Limits, Message, Refusal, SPEAKS};
 use crate::base::host::machine_marks;
-use crate::base::limits::SYNC_ACTS_MAX;
 use crate::seal;
-use crate::store::{ActRow, Peer, Store, SyncTx, now_ms};
+use crate::store::{Peer, Store, SyncTx, now_ms};
 
 /// See the module. Clones share it.
 #[derive(Clone)]
@@ -49,6 +48,8 @@ struct Shared {
     vault: Vault,
     /// One message about blobs at a time: two calls of one peer may bring the same piece.
     hauling: Mutex<()>,
+    /// Behind which act to look next.
+    acts_from: AtomicI64,
     started: Instant,
     live: Mutex<BTreeMap<String, Live>>,
 }
@@ -108,6 +109,9 @@ impl Node {
     pub(super) fn open_on(store: Store, marks: Vec<String>) -> Result<Node, SyncError> {
         let node = store.node()?;
         let vault = Vault::open(store.dir())?;
+        for folder in ["", "blobs", "told"] {
+            seal::sweep(&store.dir().join(folder));
+        }
         store.tell_by(Box::new(JobTeller::new(&node, vault.clone())));
         let marks: Vec<String> = marks.iter().map(|mark| digest(mark)).collect();
         let is_moved = match store.machine()? {
@@ -126,6 +130,7 @@ impl Node {
             is_moved: AtomicBool::new(is_moved),
             vault,
             hauling: Mutex::default(),
+            acts_from: AtomicI64::new(0),
             started: Instant::now(),
             live: Mutex::default(),
         })))
@@ -191,6 +196,10 @@ impl Node {
 
     pub(super) fn hauling(&self) -> &Mutex<()> {
         &self.0.hauling
+    }
+
+    pub(super) fn acts_from(&self) -> &AtomicI64 {
+        &self.0.acts_from
     }
 
     /// This node.
@@ -521,7 +530,7 @@ impl Node {
     /// If the store cannot be read.
     pub fn records(&self, kind: &str, n_max: usize) -> Result<Vec<Record>, SyncError> {
         let rows = self.0.store.sync_look(|tx| tx.records(kind, n_max))?;
-        Ok(rows.into_iter().map(record_of).collect::<Result<_, _>>()?)
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     /// What is known of a thing.
@@ -538,7 +547,7 @@ impl Node {
     /// If the store cannot be read.
     pub fn copies(&self, kind: &str, key: &str) -> Result<Vec<Record>, SyncError> {
         let rows = self.0.store.sync_look(|tx| tx.copies(kind, key))?;
-        Ok(rows.into_iter().map(record_of).collect::<Result<_, _>>()?)
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     /// How many things are known of each kind.
@@ -547,22 +556,6 @@ impl Node {
     /// If the store cannot be read.
     pub fn record_counts(&self) -> Result<Vec<(String, i64)>, SyncError> {
         Ok(self.0.store.sync_look(|tx| tx.record_counts())?)
-    }
-
-    /// What records ask of other rooms, such as that a job be taken back.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn acts(&self) -> Result<Vec<ActRow>, SyncError> {
-        Ok(self.0.store.sync_look(|tx| tx.acts(SYNC_ACTS_MAX))?)
-    }
-
-    /// It is done.
-    ///
-    /// # Errors
-    /// If the disk does not take it.
-    pub fn acted(&self, n: i64) -> Result<(), SyncError> {
-        Ok(self.0.store.sync(move |tx| tx.drop_act(n))?)
     }
 }
 

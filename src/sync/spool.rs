@@ -8,15 +8,15 @@
 //! between its telling and its end, says the same about the same thing.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::wire::ENTRY_BYTES;
 use crate::base::limits::{SYNC_ENTRY_BYTES_MAX, SYNC_SPOOL_MAX};
-use crate::seal::part_name;
+use crate::seal::{part_name, put_file};
 use crate::store::now_ms;
 
 /// Something that is to be told.
@@ -47,23 +47,18 @@ impl Spool {
     /// If it is too large, there is too much already, or the disk does not take it.
     pub fn put(&self, told: &Told) -> io::Result<()> {
         let text = serde_json::to_vec(told)?;
-        if text.len() > SYNC_ENTRY_BYTES_MAX {
+        // Its entry has a key with the node's name and more around it.
+        if text.len() > SYNC_ENTRY_BYTES_MAX - 4 * ENTRY_BYTES {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large to be told"));
         }
         if self.files().len() >= SYNC_SPOOL_MAX {
             let why = "too much waits to be told; a running service takes it in";
             return Err(io::Error::new(io::ErrorKind::StorageFull, why));
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let part = self.dir.join(part_name()?);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
-        let written = file.write_all(&text).and_then(|()| file.sync_all());
-        written.inspect_err(|_| drop(fs::remove_file(&part)))?;
         // In the order of time, as far as the clock tells.
-        let number = format!("{:016x}", now_ms());
-        let name = part.with_extension("");
-        let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        fs::rename(&part, self.dir.join(format!("{number}-{name}.json")))
+        let (number, name) = (format!("{:016x}", now_ms()), part_name()?);
+        let name = name.trim_end_matches(".part");
+        put_file(&self.dir.join(format!("{number}-{name}.json")), &text)
     }
 
     fn files(&self) -> Vec<PathBuf> {

@@ -13,6 +13,7 @@
 //! that were cut, changed, or written by somebody else do not open; one that is read twice does
 //! nothing the second time, as any message does.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,22 @@ impl StickHead {
             return Err(foreign(format!("a frame of {} bytes is too long", head.n_bytes)));
         }
         Ok(head)
+    }
+}
+
+/// What a file for a stick brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Entries that took effect.
+    pub n_applied: usize,
+    /// Blobs of which pieces stood in it, and whether they are here whole now.
+    pub blobs: BTreeMap<BlobId, bool>,
+}
+
+impl Imported {
+    /// Blobs of it that are not here whole.
+    pub fn n_missing(&self) -> usize {
+        self.blobs.values().filter(|is_whole| !**is_whole).count()
     }
 }
 
@@ -169,7 +186,7 @@ impl Node {
     /// As [`Node::export`].
     pub fn export_files(&self, out: &mut dyn Write) -> Result<usize, SyncError> {
         let files = self.files()?;
-        let own = files.iter().filter(|file| file.node == self.node());
+        let own = files.iter().filter(|file| file.node == self.node() && !file.name.is_empty());
         let mut n_file = 0;
         for file in own.filter(|file| file.progress == Progress::Whole) {
             n_file += 1;
@@ -206,13 +223,12 @@ impl Node {
         Ok(n_entry)
     }
 
-    /// Takes the frames for this node out of a file; how many entries took effect. Those for others
-    /// are passed over.
+    /// Takes the frames for this node out of a file. Those for others are passed over.
     ///
     /// # Errors
     /// At the first frame that does not open; what came before it has taken effect.
-    pub fn import(&self, file: &mut dyn BufRead) -> Result<usize, SyncError> {
-        let mut n_applied = 0;
+    pub fn import(&self, file: &mut dyn BufRead) -> Result<Imported, SyncError> {
+        let mut imported = Imported::default();
         while let Some((head, frame)) = read_frame(file)? {
             if head.to != self.node() {
                 continue;
@@ -224,14 +240,15 @@ impl Node {
             let text = sealer(&peer).unwrap(&name, sealed);
             let text = text.ok_or_else(|| Refusal::Unsealed { name: peer.name.clone() })?;
             if head.what == "blob" {
-                self.haul_hear(&head.from, &text)?;
+                let (hauled, _) = self.haul_hear(&head.from, &text)?;
+                imported.blobs.extend(hauled.of.map(|id| (id, self.vault().is_whole(&id))));
                 continue;
             }
-            n_applied += self.hear(&head.from, &text)?.n_applied;
+            imported.n_applied += self.hear(&head.from, &text)?.n_applied;
             // What is behind it in the file may be what it speaks of.
-            self.note_wants()?;
+            self.note_all_wants()?;
         }
-        Ok(n_applied)
+        Ok(imported)
     }
 }
 

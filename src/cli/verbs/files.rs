@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json, table};
+use crate::seal::Part;
 use crate::server::Client;
 use crate::sync::{BlobId, Node, Progress, Spool, Told, Vault};
 
@@ -89,7 +90,15 @@ pub fn known(client: &Client, own: Option<Node>, state: &Path) -> anyhow::Result
             progress: vault.progress(&id),
         })
     };
-    Ok(told["records"].as_array().into_iter().flatten().filter_map(known).collect())
+    let mut files: Vec<Known> =
+        told["records"].as_array().into_iter().flatten().filter_map(known).collect();
+    for (id, n_bytes) in vault.kept() {
+        if !files.iter().any(|file| file.id == id) {
+            let (node, name, what) = (String::new(), String::new(), "kept".to_owned());
+            files.push(Known { node, name, what, id, n_bytes, progress: Progress::Whole });
+        }
+    }
+    Ok(files)
 }
 
 /// Shows them.
@@ -117,7 +126,7 @@ pub fn show(files: &[Known], as_json: bool) -> std::io::Result<()> {
     rows.extend(files.iter().map(|file| {
         let mib = format!("{:.1}", file.n_bytes as f64 / f64::from(1 << 20));
         let what = file.what.chars().filter(|c| !c.is_control()).collect();
-        let name = file.name.clone();
+        let name = if file.name.is_empty() { "-".to_owned() } else { file.name.clone() };
         vec![name, what, mib, state(file), file.node.clone(), file.id.to_string()]
     }));
     write!(std::io::stdout(), "{}", table(&rows))
@@ -140,20 +149,12 @@ fn find(files: &[Known], name: &str) -> anyhow::Result<BlobId> {
 /// Writes a file that is here to `to`.
 pub fn fetch(files: &[Known], state: &Path, name: &str, to: &Path) -> anyhow::Result<()> {
     let id = find(files, name)?;
-    let part = to.with_extension("part");
-    let file = File::create(&part).with_context(|| part.display().to_string())?;
-    let mut out = BufWriter::new(file);
-    let written = Vault::open(state)?.take_out(&id, &mut out);
-    let n_bytes = match written {
-        Ok(Some(n_bytes)) => n_bytes,
-        other => {
-            let _ = std::fs::remove_file(&part);
-            let absent = || CliError::usage(format!("{name} has not come yet; see `sync files`"));
-            return other?.map(|_| ()).ok_or_else(|| absent().into());
-        }
-    };
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&part, to).with_context(|| to.display().to_string())?;
+    let failed = || to.display().to_string();
+    let mut out = BufWriter::new(Part::beside(to).with_context(failed)?);
+    let absent = || CliError::usage(format!("{name} has not come yet; see `sync files`"));
+    let n_bytes = Vault::open(state)?.take_out(&id, &mut out)?.ok_or_else(absent)?;
+    let part = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    part.put().with_context(failed)?;
     terminal::note(format!("wrote {}, {n_bytes} bytes", to.display()));
     Ok(())
 }

@@ -14,9 +14,10 @@ use crate::base::config::Setting;
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::remote::Remote;
-use crate::cli::terminal::{print_json, table};
+use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::discovery::browse;
+use crate::server::ClientError;
 
 /// Options of `hub`.
 #[derive(Debug, Args)]
@@ -174,8 +175,14 @@ fn status(context: &Context, remote: &Remote, as_json: bool) -> anyhow::Result<u
         let address = client.address();
         return Err(CliError::usage(format!("{address} is a service, and no hub")).into());
     };
-    // A hub that keeps no store has none.
-    let told = client.json("GET", "/v1/sync/appliances").unwrap_or_default();
+    let told = match client.json("GET", "/v1/sync/appliances") {
+        Err(ClientError::Refused { status: 401 | 403, message }) => {
+            terminal::note(format!("what appliances told of themselves is not shown: {message}"));
+            Value::Null
+        }
+        // A hub that keeps no store has none.
+        told => told.unwrap_or_default(),
+    };
     let appliances = told["appliances"].as_array().cloned().unwrap_or_default();
     if as_json {
         let mut shown = status["upstream"].clone();

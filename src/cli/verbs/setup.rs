@@ -83,7 +83,10 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
     } else {
         let name = terminal::plain(paired["name"].as_str().unwrap_or_default());
         writeln!(std::io::stdout(), "paired with {name} at {address}")?;
-        terminal::note("`jetforge hub` asks it from now on");
+        match paired["is_asked"] == false {
+            true => terminal::note("the hub has as many backends as it can have, and not this one"),
+            false => terminal::note("`jetforge hub` asks it from now on"),
+        }
     }
     Ok(exit::OK)
 }

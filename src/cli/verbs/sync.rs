@@ -15,9 +15,10 @@ use crate::cli::exit::CliError;
 use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
-use crate::server::{Client, ClientError, KeyFile};
+use crate::seal::Part;
+use crate::server::{Client, ClientError, KeyFile, peer_key_name};
 use crate::store::{Store, StoreError};
-use crate::sync::{BlobId, Node, StickHead, asks_of, read_frame};
+use crate::sync::{BlobId, Imported, Node, StickHead, asks_of, read_frame};
 
 /// Options of `sync`.
 #[derive(Debug, Args)]
@@ -139,7 +140,7 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             let sync = alone(args, &app.dirs.state)?;
             let keys = KeyFile::new(&app.dirs.state);
             for peer in sync.peers()? {
-                let _ = keys.revoke(&peer_key(&peer.node));
+                let _ = keys.revoke(&peer_key_name(&peer.node));
             }
             let node = sync.renew()?;
             terminal::note(format!("this machine is {node} now; pair it again"));
@@ -149,8 +150,15 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             terminal::note(format!("{n} entries; `jetforge sync import` reads them there"));
         }
         What::Import { file } => {
-            let n = import(&client, own(args, &app.dirs.state)?, file)?;
-            terminal::note(format!("{n} entries took effect"));
+            let told = import(&client, own(args, &app.dirs.state)?, file)?;
+            let (n_file, n_missing) = (told.blobs.len(), told.n_missing());
+            terminal::note(format!("{} entries took effect", told.n_applied));
+            if n_file > 0 {
+                terminal::note(format!("{} files are here", n_file - n_missing));
+            }
+            if n_missing > 0 {
+                terminal::note(format!("{n_missing} files did not come; see `sync files`"));
+            }
         }
     }
     Ok(exit::OK)
@@ -178,11 +186,6 @@ fn alone(args: &SyncArgs, dir: &Path) -> anyhow::Result<Node> {
     })
 }
 
-/// The name under which the key file has a peer's key.
-fn peer_key(node: &str) -> String {
-    format!("peer-{node}")
-}
-
 fn forget(client: &Client, own: Option<Node>, peer: &str, dir: &Path) -> anyhow::Result<String> {
     let Some(sync) = own else {
         let escaped: String = peer.bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -192,7 +195,7 @@ fn forget(client: &Client, own: Option<Node>, peer: &str, dir: &Path) -> anyhow:
     let unknown = || CliError::usage(format!("there is no one peer {peer:?}; see `sync status`"));
     let forgotten = sync.forget(peer)?.ok_or_else(unknown)?;
     // A machine that asked us to pair has none there.
-    let _ = KeyFile::new(dir).revoke(&peer_key(&forgotten.node));
+    let _ = KeyFile::new(dir).revoke(&peer_key_name(&forgotten.node));
     Ok(forgotten.name)
 }
 
@@ -235,13 +238,9 @@ fn export(
     path: &Path,
     with_files: bool,
 ) -> anyhow::Result<usize> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let part = path.with_extension("part");
-    let mut options = File::options();
-    // Prompts and answers are in it.
-    let options = options.write(true).create(true).truncate(true).mode(0o600);
-    let file = options.open(&part).with_context(|| part.display().to_string())?;
-    let mut out = BufWriter::new(file);
+    let failed = || path.display().to_string();
+    // For its owner alone: prompts and answers are in it.
+    let mut out = BufWriter::new(Part::beside(path).with_context(failed)?);
     let n = match own {
         Some(sync) => {
             let n = sync.export(&mut out)?;
@@ -259,8 +258,8 @@ fn export(
         }
     };
     // A stick that is pulled out has the file whole or not at all.
-    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-    std::fs::rename(&part, path).with_context(|| path.display().to_string())?;
+    let part = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    part.put().with_context(failed)?;
     Ok(n)
 }
 
@@ -309,16 +308,21 @@ fn export_files_over(client: &Client, out: &mut dyn Write) -> anyhow::Result<()>
     Ok(())
 }
 
-fn import(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<usize> {
+fn import(client: &Client, own: Option<Node>, path: &Path) -> anyhow::Result<Imported> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
     let mut file = BufReader::new(file);
     if let Some(sync) = own {
         return Ok(sync.import(&mut file)?);
     }
-    let mut n = 0;
+    let mut imported = Imported::default();
     while let Some((_, frame)) = read_frame(&mut file)? {
         let told = client.post("POST", "/v1/sync/import", &frame)?;
-        n += told["n_applied"].as_u64().unwrap_or(0) as usize;
+        imported.n_applied += told["n_applied"].as_u64().unwrap_or(0) as usize;
+        let blobs = told["blobs"].as_object().into_iter().flatten();
+        let blob = |(id, is_whole): (&String, &Value)| {
+            Some((BlobId::read(id)?, is_whole.as_bool().unwrap_or(false)))
+        };
+        imported.blobs.extend(blobs.filter_map(blob));
     }
-    Ok(n)
+    Ok(imported)
 }

@@ -16,13 +16,13 @@ use super::{
     FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
     pair_and_keep, part,
 };
-use crate::pair::{Hello, PairError, Role, Side};
+use crate::pair::{Code, Hello, PairError, Role, Side};
 use crate::seal;
 use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
-use crate::server::ring::PEER;
+use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
-use crate::store::{Peer, Store, now_ms};
+use crate::store::{Peer, Store, StoreError, now_ms};
 use crate::tls::Fingerprint;
 
 /// When to come back if the disk is slow.
@@ -50,6 +50,8 @@ struct Inner {
 struct Session {
     id: String,
     side: Side,
+    /// By which it began; it lives as long as that is shown.
+    code: Code,
 }
 
 impl PairDesk {
@@ -78,6 +80,10 @@ impl PairDesk {
         }
         let session = place.as_mut().filter(|own| Some(own.id.as_str()) == text("session"));
         let session = session.ok_or_else(|| ApiError::not_found("there is no such pairing"))?;
+        if !self.0.offer.shows(&session.code).map_err(internal)? {
+            *place = None;
+            return Err(ApiError::not_found("the code of this pairing is not good any more"));
+        }
         let told = match step {
             "commit" => part().and_then(|part| {
                 session.side.bind(part).and_then(|()| session.side.commitment()).map_err(refused)
@@ -117,9 +123,9 @@ impl PairDesk {
         let code = code.ok_or_else(|| ApiError::not_found(closed))?;
         let hello = Hello::new().map_err(internal)?;
         let public = hello.public;
-        let side = Side::new(Role::Answerer, hello, theirs, code).map_err(refused)?;
+        let side = Side::new(Role::Answerer, hello, theirs, code.clone()).map_err(refused)?;
         let id = hex(&seal::random().map_err(internal)?[..8]);
-        *place = Some(Session { id: id.clone(), side });
+        *place = Some(Session { id: id.clone(), side, code });
         Ok(json!({ "version": VERSION, "public": hex(&public), "session": id }))
     }
 
@@ -129,7 +135,7 @@ impl PairDesk {
         let theirs = Introduction::open(&sealer, FROM_STARTER, sealed)
             .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
         let node = self.0.store.node().map_err(internal)?;
-        let key_name = format!("{PEER}{}", theirs.node);
+        let key_name = peer_key_name(&theirs.node);
         // Of a machine that pairs again, the new key alone counts.
         let _ = self.0.keys.revoke(&key_name);
         let grant = Grant {
@@ -168,17 +174,28 @@ async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, Ap
     let name = if text("name").is_empty() { desk.0.name.as_str() } else { text("name") }.to_owned();
     let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
     let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
-    let peer = peer.map_err(|error| match error {
-        PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
-            ApiError::field("code", error.to_string())
-        }
-        error => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", error.to_string()),
-    })?;
-    let told = json!({ "node": peer.node, "name": peer.name });
+    let peer = peer.map_err(not_paired)?;
+    let mut told = json!({ "node": peer.node, "name": peer.name });
     if let Some(forward) = gate.forward() {
-        Arc::clone(forward).join(peer);
+        told["is_asked"] = Arc::clone(forward).join(peer).into();
     }
     Ok(Json(told))
+}
+
+/// Why this machine did not pair: what it did not keep itself is no matter of the other one.
+fn not_paired(error: PairingError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
+            ApiError::field("code", message)
+        }
+        PairingError::Store(StoreError::Busy | StoreError::Closed) => {
+            ApiError::unavailable(message, RETRY)
+        }
+        PairingError::Store(StoreError::PeersFull { .. }) => ApiError::conflict(message),
+        PairingError::Store(_) | PairingError::Offer(_) => ApiError::internal(message),
+        _ => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", message),
+    }
 }
 
 async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, ApiError> {
@@ -208,6 +225,44 @@ mod tests {
     use super::*;
     use crate::base::limits::PAIR_TRIES_MAX;
     use crate::server::pairing::PairOffer;
+
+    #[test]
+    fn what_is_not_kept_here_is_no_fault_of_the_other_machine() {
+        let status = |error: PairingError| not_paired(error).status.as_u16();
+        assert_eq!(status(StoreError::Busy.into()), 503);
+        assert_eq!(status(StoreError::PeersFull { n: 64 }.into()), 409);
+        assert_eq!(status(std::io::Error::other("the disk is full").into()), 500);
+        assert_eq!(status(PairingError::Spent), 400);
+        assert_eq!(status(PairingError::Foreign("no part")), 502);
+    }
+
+    #[test]
+    fn an_exchange_ends_with_its_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let offer = PairOffer::new(dir.path());
+        let store = Store::open(dir.path()).unwrap().store;
+        let keys = KeyFile::new(dir.path());
+        let desk = PairDesk::new(offer.clone(), keys, store, "nano".to_owned(), None);
+        let public = hex(&Hello::new().unwrap().public);
+        let say = |said: Value| desk.step(&Fields(said.as_object().unwrap().clone()));
+        let begin = || {
+            offer.make().unwrap();
+            say(json!({"step": "hello", "version": VERSION, "public": public})).unwrap()
+        };
+        let commit = |begun: &Value| {
+            let part = hex(&[7; 32]);
+            let said = say(json!({"step": "commit", "session": begun["session"], "part": part}));
+            said.map(|_| ()).map_err(|error| error.status.as_u16())
+        };
+        assert_eq!(commit(&begin()), Ok(()));
+        let begun = begin();
+        offer.close().unwrap();
+        assert_eq!(commit(&begun), Err(404), "the code was taken back");
+        let begun = begin();
+        offer.make().unwrap();
+        assert_eq!(commit(&begun), Err(404), "another one is shown");
+        assert!(offer.spend().unwrap().is_some(), "which is still good");
+    }
 
     #[test]
     fn who_begins_many_exchanges_at_once_has_no_more_tries_than_others() {

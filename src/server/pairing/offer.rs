@@ -2,8 +2,7 @@
 //! for one machine.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +18,13 @@ struct Record {
     code: String,
     expires_unix: u64,
     n_left: u32,
+}
+
+impl Record {
+    /// A clock that was set back gives no code more time than it ever had.
+    fn is_in_time(&self) -> bool {
+        (now_s()..=now_s() + PAIR_S).contains(&self.expires_unix)
+    }
 }
 
 /// See the module.
@@ -50,15 +56,22 @@ impl PairOffer {
     /// If the file cannot be read or written.
     pub fn spend(&self) -> Result<Option<Code>, PairingError> {
         let Some(mut record) = self.read()? else { return Ok(None) };
-        // A clock that was set back gives no code more time than it ever had.
-        let is_good = (now_s()..=now_s() + PAIR_S).contains(&record.expires_unix);
-        if !is_good || record.n_left == 0 {
+        if !record.is_in_time() || record.n_left == 0 {
             self.close()?;
             return Ok(None);
         }
         record.n_left -= 1;
         self.write(&record)?;
         Ok(Some(Code::read(&record.code)?))
+    }
+
+    /// Whether this is still the code that is shown.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn shows(&self, code: &Code) -> std::io::Result<bool> {
+        let record = self.read()?;
+        Ok(record.is_some_and(|record| record.is_in_time() && record.code == code.show()))
     }
 
     /// Takes the code back.
@@ -85,21 +98,7 @@ impl PairOffer {
     }
 
     fn write(&self, record: &Record) -> std::io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir)?;
-        let next = dir.join(seal::part_name()?);
-        let write = || {
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&next)?;
-            serde_json::to_writer(&mut file, record)?;
-            file.flush()?;
-            file.sync_all()?;
-            std::fs::rename(&next, &self.path)
-        };
-        let written = write();
-        if written.is_err() {
-            let _ = std::fs::remove_file(&next);
-        }
-        written
+        seal::put_file(&self.path, &serde_json::to_vec(record)?)
     }
 }
 
@@ -125,11 +124,13 @@ mod tests {
         for _ in 0..PAIR_TRIES_MAX {
             assert_eq!(offer.spend().unwrap().as_ref(), Some(&code));
         }
+        assert!(offer.shows(&code).unwrap() && !offer.shows(&Code::random().unwrap()).unwrap());
         assert!(offer.spend().unwrap().is_none());
         assert!(offer.spend().unwrap().is_none());
         for expires_unix in [0, now_s() - 1, now_s() + 2 * PAIR_S] {
             let record = Record { code: code.show(), expires_unix, n_left: 5 };
             offer.write(&record).unwrap();
+            assert!(!offer.shows(&code).unwrap());
             assert!(offer.spend().unwrap().is_none(), "{expires_unix}");
         }
         std::fs::write(&offer.path, "{\"code\":").unwrap();

@@ -5,8 +5,7 @@
 //! and again. So a code is spent before its first letter is told, and its digest kept.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -53,18 +52,7 @@ impl Spent {
     }
 
     fn write(&self, known: &[String]) -> io::Result<()> {
-        let next = self.0.with_file_name(seal::part_name()?);
-        let write = || {
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&next)?;
-            file.write_all((known.join("\n") + "\n").as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&next, &self.0)
-        };
-        let written = write();
-        if written.is_err() {
-            let _ = std::fs::remove_file(&next);
-        }
-        written
+        seal::put_file(&self.0, (known.join("\n") + "\n").as_bytes())
     }
 }
 

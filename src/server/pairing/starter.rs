@@ -36,7 +36,8 @@ pub fn pair_and_keep(
     let peer = Peer {
         node: theirs.node,
         name: theirs.name,
-        address: format!("{scheme}://{}", client.address()),
+        // Everybody who calls it means the same port.
+        address: format!("{scheme}://{}", client.place()),
         key_digest: ours.key_digest(),
         key: theirs.key,
         certificate: told.map(|own| own.0),
@@ -47,8 +48,7 @@ pub fn pair_and_keep(
 }
 
 /// Pairs with the service that `client` speaks with, by the code that it shows, which is `spent`
-/// then. `ours` is what it
-/// gets to know; what it tells comes back.
+/// then. `ours` is what it gets to know; what it tells comes back.
 ///
 /// # Errors
 /// If it is not there, shows another code or none, or somebody stands in between.

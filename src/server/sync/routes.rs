@@ -14,6 +14,7 @@ use crate::base::limits::{SYNC_ENTRY_BYTES_MAX, SYNC_KEY_BYTES_MAX};
 use crate::server::access::presented;
 use crate::server::fields::Fields;
 use crate::server::keys::hash;
+use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, StoreError};
 use crate::sync::{
@@ -235,10 +236,13 @@ async fn forget(
     let forgotten = ask(&sync(&gate)?, move |sync| sync.forget(&named)).await?;
     let unknown = || ApiError::not_found(format!("there is no one peer {peer:?}"));
     let forgotten = forgotten.ok_or_else(unknown)?;
-    let key_name = format!("peer-{}", forgotten.node);
+    let key_name = peer_key_name(&forgotten.node);
     let keys = gate.clone();
     let revoked = tokio::task::spawn_blocking(move || keys.revoke_key(&key_name)).await;
     revoked.map_err(|_| ApiError::internal("the key could not be taken back"))?;
+    if let Some(forward) = gate.forward() {
+        forward.leave(&forgotten.node);
+    }
     Ok(Json(json!({ "node": forgotten.node, "name": forgotten.name })))
 }
 
@@ -275,7 +279,9 @@ async fn export(
 }
 
 async fn import(State(gate): State<Gate>, body: Bytes) -> Result<Json<Value>, ApiError> {
-    let n = ask(&sync(&gate)?, move |sync| sync.import(&mut &body[..])).await?;
+    let told = ask(&sync(&gate)?, move |sync| sync.import(&mut &body[..])).await?;
     gate.wake_sync();
-    Ok(Json(json!({ "n_applied": n })))
+    let blobs: serde_json::Map<String, Value> =
+        told.blobs.iter().map(|(id, is_whole)| (id.to_string(), (*is_whole).into())).collect();
+    Ok(Json(json!({ "n_applied": told.n_applied, "blobs": blobs })))
 }

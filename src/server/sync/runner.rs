@@ -1,6 +1,6 @@
 //! Calls peers when they are due, and does what their entries ask of other rooms.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::ask;
 use super::call::{CallError, exchange};
 use super::known::tell_inventory;
-use crate::base::limits::SYNC_HAULS_MAX;
+use crate::base::limits::{SYNC_ACTS_MAX, SYNC_HAULS_MAX};
 use crate::server::jobs::Door;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
@@ -34,7 +34,8 @@ impl SyncRunner {
     pub fn start(gate: &Gate) -> SyncRunner {
         let task = gate.sync().cloned().map(|sync| {
             let (door, wake) = (gate.jobs().cloned(), gate.sync_bell());
-            let runner = Runner { sync, door, wake, gate: gate.clone() };
+            let (gate, troubles) = (gate.clone(), Troubles::default());
+            let runner = Runner { sync, door, wake, gate, troubles };
             tokio::spawn(runner.run())
         });
         SyncRunner { task }
@@ -53,10 +54,43 @@ struct Runner {
     door: Option<Door>,
     wake: Arc<Notify>,
     gate: Gate,
+    troubles: Troubles,
+}
+
+/// What did not work at the last look, so that the log hears of it once and not with every look.
+#[derive(Default)]
+struct Troubles(BTreeMap<String, String>);
+
+impl Troubles {
+    /// What is tried at each look.
+    const STORE: &str = "sync cannot look at its store";
+    const SPOOL: &str = "what other processes have to tell waits";
+    const WANTS: &str = "files of peers are not asked for yet";
+
+    /// Whether this is news: that something does not work, or does not for another reason.
+    fn is_news(&mut self, of: &str, why: &str) -> bool {
+        // Jobs that were taken back have names without end.
+        if self.0.len() >= SYNC_ACTS_MAX {
+            self.0.clear();
+        }
+        self.0.insert(of.to_owned(), why.to_owned()).is_none_or(|before| before != why)
+    }
+
+    /// Tells the log how something went.
+    fn tell(&mut self, of: &str, error: Option<&dyn std::fmt::Display>) {
+        let Some(why) = error.map(ToString::to_string) else {
+            self.0.remove(of);
+            return;
+        };
+        match self.is_news(of, &why) {
+            true => tracing::warn!(error = why, "{of}"),
+            false => tracing::debug!(error = why, "{of}"),
+        }
+    }
 }
 
 impl Runner {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut calls: JoinSet<String> = JoinSet::new();
         let mut called: BTreeSet<String> = BTreeSet::new();
         let mut hauls: JoinSet<String> = JoinSet::new();
@@ -70,9 +104,8 @@ impl Runner {
                 }
                 counted = Some(Instant::now());
             }
-            if let Err(error) = self.look(&mut calls, &mut called).await {
-                tracing::error!(error = error.message, "sync cannot look at its store");
-            }
+            let looked = self.look(&mut calls, &mut called).await.err().map(|error| error.message);
+            self.troubles.tell(Troubles::STORE, looked.as_ref().map(|why| why as _));
             // A file may take an hour; what is said of it goes on beside it.
             while let Some(done) = hauls.try_join_next() {
                 match done {
@@ -103,7 +136,7 @@ impl Runner {
 
     /// Does what is asked, and calls who is due.
     async fn look(
-        &self,
+        &mut self,
         calls: &mut JoinSet<String>,
         called: &mut BTreeSet<String>,
     ) -> Result<(), ApiError> {
@@ -125,24 +158,21 @@ impl Runner {
     }
 
     /// Takes back jobs that a peer took back.
-    async fn act(&self) -> Result<(), ApiError> {
+    async fn act(&mut self) -> Result<(), ApiError> {
         let told = ask(&self.sync, |sync| Ok((sync.take_in_spool(), sync.note_wants())));
         let (spooled, wanted) = told.await?;
         // A disk that is full is no reason to call nobody.
-        if let Err(error) = spooled {
-            tracing::warn!(%error, "what other processes have to tell waits");
-        }
-        let wanted = wanted.inspect_err(|error| {
-            tracing::warn!(%error, "files of peers are not asked for yet");
-        });
+        self.troubles.tell(Troubles::SPOOL, spooled.as_ref().err().map(|error| error as _));
+        self.troubles.tell(Troubles::WANTS, wanted.as_ref().err().map(|error| error as _));
         let Some(door) = &self.door else { return Ok(()) };
         for act in wanted.unwrap_or_default() {
-            if let Err(error) = door.take_back(act.key).await {
-                tracing::warn!(error = error.message, "what a peer took back is not taken back");
-                // One that fails is no reason to call nobody.
-                if error.status.is_server_error() {
-                    continue;
-                }
+            let of = format!("the job {} that a peer took back goes on", act.key);
+            let taken = door.take_back(act.key).await;
+            let why = taken.as_ref().err().map(|error| &error.message);
+            self.troubles.tell(&of, why.map(|why| why as _));
+            // One that fails is no reason to call nobody, nor to forget it.
+            if taken.is_err_and(|error| error.status.is_server_error()) {
+                continue;
             }
             ask(&self.sync, move |sync| sync.acted(act.n)).await?;
         }
@@ -206,4 +236,24 @@ async fn carry(sync: &Node, peer: &Peer) -> Result<(), CallError> {
         asked = wants;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_work_is_news_once_for_each_reason() {
+        let mut troubles = Troubles::default();
+        let full: &dyn std::fmt::Display = &"the disk is full";
+        assert!(troubles.is_news(Troubles::SPOOL, "the disk is full"));
+        assert!(!troubles.is_news(Troubles::SPOOL, "the disk is full"));
+        assert!(troubles.is_news(Troubles::WANTS, "the disk is full"), "something else");
+        assert!(troubles.is_news(Troubles::SPOOL, "no such folder"), "another reason");
+        troubles.tell(Troubles::SPOOL, None);
+        troubles.tell(Troubles::SPOOL, Some(full));
+        assert!(!troubles.is_news(Troubles::SPOOL, "the disk is full"), "it was told again");
+        (0..1000).for_each(|n| troubles.tell(&format!("job {n}"), Some(full)));
+        assert!(troubles.0.len() <= SYNC_ACTS_MAX);
+    }
 }

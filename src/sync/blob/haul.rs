@@ -9,7 +9,8 @@
 //! A message carries the wants of its sender and one piece for the other side, so both directions
 //! move with each call, whoever calls. Nothing is remembered between two messages but what is on
 //! the disk: a cut, a doubled or an old message gives a piece that is not the next one, and that
-//! does nothing. Whole is what hashes to its name when all of it is read again from the disk.
+//! does nothing. Whole is what hashes to its name when all of it is read again from the disk. What
+//! does not come though it is asked for is put off, so that it keeps nothing else from coming.
 
 use serde::{Deserialize, Serialize};
 
@@ -93,14 +94,22 @@ impl Haul {
     }
 }
 
+/// Why a blob does not come that its sender let go.
+pub const LACKING: &str = "the other machine does not have it any more";
+/// Why a blob does not come whose pieces are not what its name says.
+const WRONG: &str = "what the other machine gives is not this file; have it sent again";
+
 /// The blobs of a machine, as they are kept.
 pub trait Hold {
     /// Why it does not work.
     type Error;
 
-    /// What is to come from a peer and has room, the oldest want first.
+    /// What is to come from a peer and has room, [`SYNC_WANTS_MAX`] at most: the oldest want first,
+    /// and behind all others what was put off, the least often put off first.
     fn wants(&mut self, peer: &str) -> Result<Vec<Want>, Self::Error>;
-    /// The outline of a blob that is here or coming.
+    /// One blob that is to come from a peer and has room, wherever it stands among its wants.
+    fn want_of(&mut self, peer: &str, id: &BlobId) -> Result<Option<Want>, Self::Error>;
+    /// The outline of a blob that is coming.
     fn outline(&mut self, id: &BlobId) -> Result<Option<Vec<u8>>, Self::Error>;
     /// Keeps the outline of a blob that is coming.
     fn put_outline(&mut self, id: &BlobId, outline: &[u8]) -> Result<(), Self::Error>;
@@ -111,15 +120,17 @@ pub trait Hold {
     /// Reads all of a blob that has come: makes it visible if it is what it should be, and cuts it
     /// back to what is right of it if not. Whether it is.
     fn finish(&mut self, id: &BlobId, outline: &Outline) -> Result<bool, Self::Error>;
-    /// A piece of a blob that is here whole.
-    fn piece(&mut self, id: &BlobId, i: u64) -> Result<Option<Vec<u8>>, Self::Error>;
-    /// A peer does not have what is wanted of it.
-    fn is_lacking(&mut self, peer: &str, id: &BlobId) -> Result<(), Self::Error>;
+    /// What is asked for of a blob that is here whole, if it is still what it should be.
+    fn give(&mut self, ask: &Ask) -> Result<Option<Vec<u8>>, Self::Error>;
+    /// What was asked of a peer did not come: others are asked for before it.
+    fn put_off(&mut self, peer: &str, id: &BlobId, why: &str) -> Result<(), Self::Error>;
 }
 
 /// What a message did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hauled {
+    /// Of which blob something was given.
+    pub of: Option<BlobId>,
     /// A piece or an outline was kept.
     pub is_kept: bool,
     /// A blob is here whole by it.
@@ -134,15 +145,11 @@ pub struct Hauled {
 /// If the disk does not give it.
 pub fn speak<H: Hold>(hold: &mut H, peer: &str, asked: &[Ask]) -> Result<Haul, H::Error> {
     let mut haul = Haul::default();
-    for want in hold.wants(peer)?.into_iter().take(SYNC_WANTS_MAX) {
+    for want in hold.wants(peer)? {
         haul.wants.extend(next_ask(hold, &want)?);
     }
     for ask in asked.iter().take(SYNC_WANTS_MAX) {
-        let found = match ask.piece {
-            None => hold.outline(&ask.id)?,
-            Some(i) => hold.piece(&ask.id, i)?,
-        };
-        match found {
+        match hold.give(ask)? {
             Some(bytes) => {
                 haul.gives = Some((*ask, bytes));
                 break;
@@ -186,26 +193,30 @@ fn known<H: Hold>(hold: &mut H, want: &Want) -> Result<Option<Outline>, H::Error
 /// # Errors
 /// If the disk does not take it; then it comes again.
 pub fn hear<H: Hold>(hold: &mut H, peer: &str, haul: &Haul) -> Result<Hauled, H::Error> {
-    let wants = hold.wants(peer)?;
-    for id in haul.lacks.iter().filter(|id| wants.iter().any(|want| want.id == **id)) {
-        hold.is_lacking(peer, id)?;
+    for id in &haul.lacks {
+        hold.put_off(peer, id, LACKING)?;
     }
     let mut hauled = Hauled::default();
     let Some((ask, bytes)) = &haul.gives else { return Ok(hauled) };
+    hauled.of = Some(ask.id);
     // Nobody puts anything here that was not wanted.
-    let Some(want) = wants.iter().find(|want| want.id == ask.id) else { return Ok(hauled) };
-    let outline = known(hold, want)?;
+    let Some(want) = hold.want_of(peer, &ask.id)? else { return Ok(hauled) };
+    let outline = known(hold, &want)?;
     match (ask.piece, outline) {
         (None, None) => match Outline::read(&want.id, want.n_bytes, bytes) {
             Some(outline) => {
                 hold.put_outline(&want.id, &outline.write())?;
                 hauled.is_kept = true;
             }
-            None => hauled.is_wrong = true,
+            None => {
+                hauled.is_wrong = true;
+                hold.put_off(peer, &want.id, WRONG)?;
+            }
         },
         (Some(i), Some(outline)) if i == hold.n_here(&want.id, &outline)? => {
             if !outline.holds(i, bytes) {
                 hauled.is_wrong = true;
+                hold.put_off(peer, &want.id, WRONG)?;
                 return Ok(hauled);
             }
             hold.append(&want.id, i, bytes)?;

@@ -11,4 +11,4 @@ mod vault;
 
 pub use haul::{Ask, HAUL_BYTES_MAX, Haul, Hauled, Want, hear, speak};
 pub use tree::{BlobId, n_piece};
-pub use vault::{Progress, Vault};
+pub use vault::{Keep, Progress, Vault};

@@ -6,24 +6,12 @@ use std::path::Path;
 
 use super::haul::{Ask, Haul, Hold, Want, hear, speak};
 use super::tree::{BlobId, Outline, PIECE_BYTES};
-use super::vault::{Progress, Vault};
+use super::vault::{Keep, Progress, Vault};
 use crate::base::limits::SYNC_WANTS_MAX;
+use crate::sync::tests::random::Random;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
+/// Wants of a vault.
+const N_WANT: usize = 64;
 
 fn bytes_of(seed: u64, n: usize) -> Vec<u8> {
     let mut random = Random(seed);
@@ -33,11 +21,14 @@ fn bytes_of(seed: u64, n: usize) -> Vec<u8> {
 #[derive(Debug, PartialEq, Eq)]
 struct Full;
 
-/// Blobs in memory, on a disk that fills and forgets the end of what it was given.
+/// Blobs in memory, on a disk that fills and forgets the end of what it was given. It asks for one
+/// at a time, so that one that does not come stands before all others if anything lets it.
 #[derive(Clone, Default)]
 struct Memory {
     whole: BTreeMap<BlobId, (Vec<u8>, Vec<u8>)>,
     wants: Vec<Want>,
+    /// How often each was put off.
+    n_off: BTreeMap<BlobId, u32>,
     outlines: BTreeMap<BlobId, Vec<u8>>,
     parts: BTreeMap<BlobId, Vec<u8>>,
     room: Option<usize>,
@@ -61,12 +52,16 @@ impl Hold for Memory {
     type Error = Full;
 
     fn wants(&mut self, _: &str) -> Result<Vec<Want>, Full> {
-        Ok(self.wants.clone())
+        let n_off = |want: &&Want| self.n_off.get(&want.id).copied();
+        Ok(self.wants.iter().min_by_key(n_off).copied().into_iter().collect())
+    }
+
+    fn want_of(&mut self, _: &str, id: &BlobId) -> Result<Option<Want>, Full> {
+        Ok(self.wants.iter().find(|want| want.id == *id).copied())
     }
 
     fn outline(&mut self, id: &BlobId) -> Result<Option<Vec<u8>>, Full> {
-        let whole = self.whole.get(id).map(|(outline, _)| outline);
-        Ok(whole.or(self.outlines.get(id)).cloned())
+        Ok(self.outlines.get(id).cloned())
     }
 
     fn put_outline(&mut self, id: &BlobId, outline: &[u8]) -> Result<(), Full> {
@@ -106,17 +101,16 @@ impl Hold for Memory {
         Ok(true)
     }
 
-    fn piece(&mut self, id: &BlobId, i: u64) -> Result<Option<Vec<u8>>, Full> {
-        let whole = self.whole.get(id).map(|(_, bytes)| bytes);
+    fn give(&mut self, ask: &Ask) -> Result<Option<Vec<u8>>, Full> {
+        let Some((outline, bytes)) = self.whole.get(&ask.id) else { return Ok(None) };
+        let Some(i) = ask.piece else { return Ok(Some(outline.clone())) };
         let from = i as usize * PIECE_BYTES;
-        let piece = |bytes: &Vec<u8>| {
-            let to = bytes.len().min(from + PIECE_BYTES);
-            bytes.get(from..to).map(<[u8]>::to_vec)
-        };
-        Ok(whole.and_then(piece))
+        let to = bytes.len().min(from + PIECE_BYTES);
+        Ok(bytes.get(from..to).map(<[u8]>::to_vec))
     }
 
-    fn is_lacking(&mut self, _: &str, _: &BlobId) -> Result<(), Full> {
+    fn put_off(&mut self, _: &str, id: &BlobId, _: &str) -> Result<(), Full> {
+        *self.n_off.entry(*id).or_default() += 1;
         Ok(())
     }
 }
@@ -128,9 +122,14 @@ fn put(memory: &mut Memory, bytes: Vec<u8>) -> Want {
     Want { id, n_bytes }
 }
 
-/// A run of one seed: both want something of the other; the calls of `a` carry it.
-fn run(seed: u64) -> (usize, usize) {
-    let mut random = Random(seed);
+/// What nobody has.
+fn lost() -> Want {
+    Want { id: BlobId::of(b"gone"), n_bytes: 4 }
+}
+
+/// Two who want something of each other, one of them perhaps also what the other let go; and what
+/// each is to get.
+fn both(seed: u64, random: &mut Random) -> ([Memory; 2], Vec<(usize, Want)>) {
     let mut sides = [Memory::default(), Memory::default()];
     let mut all = Vec::new();
     for i in [0, 1] {
@@ -142,6 +141,16 @@ fn run(seed: u64) -> (usize, usize) {
             all.push((1 - i, want));
         }
     }
+    if random.percent(50) {
+        sides[random.below(2) as usize].wants.insert(0, lost());
+    }
+    (sides, all)
+}
+
+/// A run of one seed: the calls of `a` carry what both want.
+fn run(seed: u64) -> (usize, usize) {
+    let mut random = Random(seed);
+    let (mut sides, all) = both(seed, &mut random);
     let (mut n_call, mut n_fault) = (0, 0);
     let mut asked: [Vec<Ask>; 2] = Default::default();
     let mut kept: Vec<Vec<u8>> = Vec::new();
@@ -195,7 +204,7 @@ fn run(seed: u64) -> (usize, usize) {
             }
         }
     }
-    assert!(sides.iter().all(|side| side.wants.is_empty()));
+    assert!(sides.iter().flat_map(|side| &side.wants).all(|want| *want == lost()));
     (n_call, n_fault as usize)
 }
 
@@ -235,7 +244,7 @@ fn a_machine_that_does_not_look_at_what_comes_would_be_found_out() {
 }
 
 fn vault(dir: &Path) -> Vault {
-    Vault::open(dir).unwrap().bounded(64 << 20)
+    Vault::open(dir).unwrap().bounded(64 << 20, N_WANT)
 }
 
 /// One call of `a`, as it is after a restart; whether something came. `cut` is the message that is
@@ -270,7 +279,7 @@ fn a_file_goes_on_where_it_was_cut_at_every_message() {
             let paths = homes.each_ref().map(|home| home.path());
             let (id, n_bytes) =
                 vault(paths[1]).put(&mut Cursor::new(bytes.clone()), false).unwrap();
-            vault(paths[0]).want("b", Want { id, n_bytes }).unwrap();
+            vault(paths[0]).want("b", Want { id, n_bytes }, Keep::default()).unwrap();
             let mut asked = Vec::new();
             let mut n_kept = 0;
             for n in 0..=n_piece + 1 {
@@ -294,7 +303,7 @@ fn a_torn_or_changed_part_is_cut_back_and_comes_again() {
     let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let paths = homes.each_ref().map(|home| home.path());
     let (id, n_bytes) = vault(paths[1]).put(&mut Cursor::new(bytes), false).unwrap();
-    vault(paths[0]).want("b", Want { id, n_bytes }).unwrap();
+    vault(paths[0]).want("b", Want { id, n_bytes }, Keep::default()).unwrap();
     let part = paths[0].join(format!("blobs/{id}.part"));
     let mut asked = Vec::new();
     for _ in 0..3 {
@@ -318,14 +327,14 @@ fn a_torn_or_changed_part_is_cut_back_and_comes_again() {
     changed[7] ^= 1;
     std::fs::write(&whole, changed).unwrap();
     assert!(vault(paths[0]).take_out(&id, &mut Vec::new()).is_err());
-    assert_eq!(vault(paths[0]).piece(&id, 0).unwrap(), None);
+    assert_eq!(vault(paths[0]).give(&Ask { id, piece: Some(0) }).unwrap(), None);
 }
 
 #[test]
 fn what_has_no_room_waits_and_says_why_and_what_passes_makes_room() {
     let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let paths = homes.each_ref().map(|home| home.path());
-    let small = |path: &Path| Vault::open(path).unwrap().bounded(3 << 20);
+    let small = |path: &Path| Vault::open(path).unwrap().bounded(3 << 20, N_WANT);
     let mut giver = vault(paths[1]);
     let ids: Vec<Want> = (0..3)
         .map(|seed| {
@@ -337,7 +346,7 @@ fn what_has_no_room_waits_and_says_why_and_what_passes_makes_room() {
     let mut taker = small(paths[0]);
     let text = bytes_of(50, PIECE_BYTES + 5);
     let (text, _) = taker.put(&mut Cursor::new(text), true).unwrap();
-    ids.iter().for_each(|want| taker.want("b", *want).unwrap());
+    assert!(ids.iter().all(|want| taker.want("b", *want, Keep::default()).unwrap()));
     let mut call = |taker: &mut Vault| {
         let said = speak(taker, "b", &[]).unwrap();
         hear(taker, "b", &speak(&mut giver, "a", &said.wants).unwrap()).unwrap();
@@ -370,19 +379,19 @@ fn what_the_other_side_let_go_is_told_and_nothing_unwanted_is_taken() {
     let [mut taker, mut giver] = homes.each_ref().map(|home| vault(home.path()));
     let (id, n_bytes) = giver.put(&mut Cursor::new(bytes_of(1, 10)), false).unwrap();
     let gone = Want { id: BlobId::of(b"gone"), n_bytes: 4 };
-    taker.want("b", gone).unwrap();
+    taker.want("b", gone, Keep::default()).unwrap();
     let asked = speak(&mut taker, "b", &[]).unwrap();
     let told = speak(&mut giver, "a", &asked.wants).unwrap();
     assert_eq!(told.lacks, [gone.id]);
     hear(&mut taker, "b", &told).unwrap();
     let Progress::Coming { why: Some(why), .. } = taker.progress(&gone.id) else { panic!() };
     assert!(why.contains("does not have it"), "{why}");
-    let given = giver.piece(&id, 0).unwrap().unwrap();
+    let given = giver.give(&Ask { id, piece: Some(0) }).unwrap().unwrap();
     let unwanted = Haul { gives: Some((Ask { id, piece: Some(0) }, given)), ..Haul::default() };
     assert!(!hear(&mut taker, "b", &unwanted).unwrap().is_kept);
     assert_eq!(taker.progress(&id), Progress::Absent);
     // Nor is it taken from somebody else than it is wanted of.
-    taker.want("c", Want { id, n_bytes }).unwrap();
+    taker.want("c", Want { id, n_bytes }, Keep::default()).unwrap();
     assert!(!hear(&mut taker, "b", &unwanted).unwrap().is_kept);
     assert!(hear(&mut taker, "c", &unwanted).unwrap().is_whole);
     let many = vec![Ask { id, piece: None }; SYNC_WANTS_MAX + 1];
@@ -390,4 +399,141 @@ fn what_the_other_side_let_go_is_told_and_nothing_unwanted_is_taken() {
     for text in ["", "\n", "{}", "{\"wants\": 3}\n"] {
         assert!(Haul::read(text.as_bytes()).is_err(), "{text:?}");
     }
+}
+
+/// A vault with a file for each text of `texts`, and a vault that wants each of `wants` of it.
+fn pair_of_vaults(
+    homes: &[tempfile::TempDir; 2],
+    texts: &[&[u8]],
+    wants: &[Want],
+) -> (Vault, Vault, Vec<Want>) {
+    let [taker, giver] = homes.each_ref().map(|home| vault(home.path()));
+    wants.iter().for_each(|want| assert!(taker.want("b", *want, Keep::default()).unwrap()));
+    let put = |text: &&[u8]| {
+        let (id, n_bytes) = giver.put(&mut Cursor::new(text.to_vec()), false).unwrap();
+        let want = Want { id, n_bytes };
+        assert!(taker.want("b", want, Keep::default()).unwrap());
+        want
+    };
+    let given = texts.iter().map(put).collect();
+    (taker, giver, given)
+}
+
+/// Calls of the taker, one after the other.
+fn calls(taker: &mut Vault, giver: &mut Vault, n: usize) {
+    for _ in 0..n {
+        let said = speak(taker, "b", &[]).unwrap();
+        hear(taker, "b", &speak(giver, "a", &said.wants).unwrap()).unwrap();
+    }
+}
+
+fn gone(n: usize) -> Vec<Want> {
+    (0..n).map(|n| Want { id: BlobId::of(&n.to_le_bytes()), n_bytes: 8 }).collect()
+}
+
+#[test]
+fn what_was_let_go_keeps_no_other_file_from_coming() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let wants = gone(2 * SYNC_WANTS_MAX);
+    let (mut taker, mut giver, given) = pair_of_vaults(&homes, &[b"behind them"], &wants);
+    calls(&mut taker, &mut giver, 3);
+    assert!(taker.is_whole(&given[0].id));
+    // Nor does it keep its room, or its place.
+    let (mut small, mut giver) = (vault(homes[0].path()).bounded(1 << 20, N_WANT), giver);
+    let large = Want { id: BlobId::of(b"large"), n_bytes: 900 << 10 };
+    assert!(small.want("b", large, Keep::default()).unwrap());
+    calls(&mut small, &mut giver, 1);
+    let (id, n_bytes) = giver.put(&mut Cursor::new(bytes_of(5, 800 << 10)), false).unwrap();
+    assert!(small.want("b", Want { id, n_bytes }, Keep::default()).unwrap());
+    calls(&mut small, &mut giver, 1);
+    assert!(small.is_whole(&id));
+    let more = gone(N_WANT + 1);
+    assert!(more.iter().all(|want| small.want("b", *want, Keep::default()).unwrap()));
+    assert_eq!(small.wanted().len(), N_WANT);
+    // And it comes if it is there again.
+    let (id, _) = giver.put(&mut Cursor::new(N_WANT.to_le_bytes()), false).unwrap();
+    calls(&mut small, &mut giver, 2 * N_WANT / SYNC_WANTS_MAX);
+    assert!(small.is_whole(&id));
+}
+
+#[test]
+fn wants_beyond_the_bound_are_told_and_not_dropped() {
+    let home = tempfile::tempdir().unwrap();
+    let taker = vault(home.path());
+    let wants = gone(N_WANT + 1);
+    let mut has_place = wants.iter().map(|want| taker.want("b", *want, Keep::default()).unwrap());
+    assert!(has_place.by_ref().take(N_WANT).all(|has_place| has_place));
+    assert_eq!(has_place.next(), Some(false), "all the others may still come");
+}
+
+#[test]
+fn a_file_that_is_damaged_at_its_sender_keeps_no_other_from_coming() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let texts = [bytes_of(1, PIECE_BYTES + 9), bytes_of(2, 99)];
+    let texts = texts.each_ref().map(Vec::as_slice);
+    let (mut taker, mut giver, given) = pair_of_vaults(&homes, &texts, &[]);
+    let outline = homes[1].path().join(format!("blobs/{}.outline", given[0].id));
+    let whole = std::fs::read(&outline).unwrap();
+    let mut damaged = whole.clone();
+    damaged[3] ^= 1;
+    std::fs::write(&outline, damaged).unwrap();
+    calls(&mut taker, &mut giver, 2);
+    assert!(taker.is_whole(&given[1].id));
+    let Progress::Coming { why: Some(_), .. } = taker.progress(&given[0].id) else { panic!() };
+    std::fs::write(&outline, whole).unwrap();
+    calls(&mut taker, &mut giver, 3);
+    assert!(taker.is_whole(&given[0].id), "it comes once it can");
+    // One whose entry says another length never can be right, and says so.
+    let (id, n_bytes) = giver.put(&mut Cursor::new(bytes_of(3, 2 * PIECE_BYTES)), false).unwrap();
+    let wrong = Want { id, n_bytes: n_bytes + PIECE_BYTES as u64 };
+    taker.want("b", wrong, Keep::default()).unwrap();
+    let (id, n_bytes) = giver.put(&mut Cursor::new(bytes_of(4, 99)), false).unwrap();
+    taker.want("b", Want { id, n_bytes }, Keep::default()).unwrap();
+    calls(&mut taker, &mut giver, 2);
+    assert!(taker.is_whole(&id));
+    let Progress::Coming { why: Some(why), .. } = taker.progress(&wrong.id) else { panic!() };
+    assert!(why.contains("not this file"), "{why}");
+}
+
+#[test]
+fn what_can_never_fit_throws_nothing_away() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (mut taker, _, _) = pair_of_vaults(&homes, &[], &[]);
+    let passing: Vec<BlobId> = (0..3)
+        .map(|seed| taker.put(&mut Cursor::new(bytes_of(seed, 99)), true).unwrap().0)
+        .collect();
+    for n_bytes in [65 << 20, 20 << 30, u64::MAX] {
+        taker.want("b", Want { id: BlobId::of(b"large"), n_bytes }, Keep::default()).unwrap();
+        assert_eq!(taker.wants("b").unwrap(), []);
+        let Progress::Coming { why: Some(why), .. } = taker.progress(&BlobId::of(b"large")) else {
+            panic!()
+        };
+        assert!(why.contains("64 MiB"), "{why}");
+        assert!(passing.iter().all(|id| taker.is_whole(id)), "{n_bytes}");
+        taker.drop_blob(&BlobId::of(b"large"));
+    }
+    let small = vault(homes[0].path()).bounded(1 << 20, N_WANT);
+    let too_large = small.put(&mut Cursor::new(bytes_of(9, 2 << 20)), false).unwrap_err();
+    assert_eq!(too_large.kind(), std::io::ErrorKind::FileTooLarge);
+    // What stays leaves no room for this, though what passes has some.
+    let kept = small.put(&mut Cursor::new(bytes_of(8, 600 << 10)), false).unwrap().0;
+    let too_much = small.put(&mut Cursor::new(bytes_of(9, 500 << 10)), false).unwrap_err();
+    assert_eq!(too_much.kind(), std::io::ErrorKind::StorageFull);
+    assert!(passing.iter().all(|id| small.is_whole(id)) && small.is_whole(&kept));
+}
+
+#[test]
+fn what_is_a_file_as_well_does_not_pass_and_what_is_none_any_more_does() {
+    let home = tempfile::tempdir().unwrap();
+    let own = vault(home.path()).bounded(1 << 20, N_WANT);
+    let text = bytes_of(1, 400 << 10);
+    let (id, n_bytes) = own.put(&mut Cursor::new(text.clone()), true).unwrap();
+    assert_eq!(own.kept(), []);
+    own.put(&mut Cursor::new(text), false).unwrap();
+    own.keep(&id, Keep::named("nano/x")).unwrap();
+    assert_eq!((own.kept(), own.named()), (vec![(id, n_bytes)], vec![("nano/x".into(), id)]));
+    assert!(own.put(&mut Cursor::new(bytes_of(2, 800 << 10)), false).is_err());
+    own.keep(&id, Keep::passing()).unwrap();
+    own.put(&mut Cursor::new(bytes_of(2, 800 << 10)), false).unwrap();
+    assert!(!own.is_whole(&id));
 }

@@ -5,7 +5,7 @@
 //! NAME.outline    what each piece hashes to
 //! NAME.part       what has come so far, from the first piece on
 //! NAME.want       from whom it is to come, how many bytes, and why it does not come
-//! NAME.note       since when it is kept, and whether it may go by itself
+//! NAME.note       since when it is kept, for what, and whether it may go by itself
 //! ```
 //!
 //! There is nothing else to agree with: what a file is called and how long it is says how far it
@@ -20,13 +20,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::haul::{Ask, Hold, Want};
+use super::haul::{Ask, Hold, LACKING, Want};
 use super::tree::{BlobId, Outline, PIECE_BYTES, n_piece};
 use crate::base::host::disk_free_bytes;
 use crate::base::limits::{
-    SYNC_BLOBS_BYTES_MAX, SYNC_DISK_FREE_MIN, SYNC_WANT_FILES_MAX, SYNC_WANTS_MAX,
+    SYNC_BLOB_BYTES_MAX, SYNC_BLOBS_BYTES_MAX, SYNC_DISK_FREE_MIN, SYNC_WANT_FILES_MAX,
+    SYNC_WANTS_MAX,
 };
-use crate::seal::{KEY_LEN, SealError, Sealer, TAG_LEN, device_key, part_name};
+use crate::seal::{KEY_LEN, Part, SealError, Sealer, TAG_LEN, device_key, put_file};
 use crate::store::now_ms;
 
 /// What sealing adds to a piece.
@@ -43,6 +44,30 @@ pub struct Vault {
     sealer: Sealer,
     bytes_max: u64,
     free_min: u64,
+    n_want_max: usize,
+}
+
+/// For what a blob is kept, and for how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// It goes when something else needs its room.
+    #[serde(default)]
+    pub passes: bool,
+    /// The name of the file that it is: another blob can take its place there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Keep {
+    /// Until something else needs the room.
+    pub fn passing() -> Keep {
+        Keep { passes: true, name: None }
+    }
+
+    /// As the file of this name.
+    pub fn named(name: &str) -> Keep {
+        Keep { passes: false, name: Some(name.to_owned()) }
+    }
 }
 
 /// A blob that is to come.
@@ -57,13 +82,25 @@ pub struct Wanted {
     /// Why it does not come, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// How often it was put off since a piece of it came.
+    #[serde(default)]
+    pub n_off: u32,
+    /// For what it will be kept.
+    #[serde(flatten)]
+    pub keep: Keep,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Note {
     since_ms: i64,
-    /// It goes when something else needs its room.
-    passes: bool,
+    #[serde(flatten)]
+    keep: Keep,
+}
+
+/// Room that is left, in bytes: of what blobs may take, and of the disk.
+struct Room {
+    own: i64,
+    disk: i64,
 }
 
 /// How far a blob is.
@@ -94,13 +131,14 @@ impl Vault {
             sealer: Sealer::new(&key, "jetforge blobs"),
             bytes_max: SYNC_BLOBS_BYTES_MAX,
             free_min: SYNC_DISK_FREE_MIN,
+            n_want_max: SYNC_WANT_FILES_MAX,
         })
     }
 
     /// The same with other bounds.
     #[cfg(test)]
-    pub fn bounded(self, bytes_max: u64) -> Vault {
-        Vault { bytes_max, free_min: 0, ..self }
+    pub fn bounded(self, bytes_max: u64, n_want_max: usize) -> Vault {
+        Vault { bytes_max, free_min: 0, n_want_max, ..self }
     }
 
     fn path(&self, id: &BlobId, what: &str) -> PathBuf {
@@ -111,61 +149,112 @@ impl Vault {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
     }
 
-    /// Puts a file in whole or not at all.
-    fn put_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.make_dir()?;
-        let part = self.dir.join(part_name()?);
-        let write = || {
-            let mut file = create(&part)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&part, path)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&part)))
+    fn put_json(&self, id: &BlobId, what: &str, value: &impl Serialize) -> io::Result<()> {
+        put_file(&self.path(id, what), &serde_json::to_vec(value)?)
     }
 
-    /// Bytes of all that is here.
-    fn n_bytes(&self) -> u64 {
+    /// Room that is left beside all that is here.
+    fn room(&self) -> Room {
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
+        let n_bytes: u64 =
+            files.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum();
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let free = disk_free_bytes(&self.dir).map_or(i64::MAX, signed);
+        Room {
+            own: signed(self.bytes_max).saturating_sub(signed(n_bytes)),
+            disk: free.saturating_sub(signed(self.free_min)),
+        }
     }
 
-    /// Takes room for so many bytes more beside those that are `used`; why there is none. What
-    /// passes goes first, the oldest before others.
-    fn take_room(&self, used: &mut u64, n_bytes: u64) -> Result<(), String> {
-        let is_over = |used: u64| used.saturating_add(n_bytes) > self.bytes_max;
-        if is_over(*used) {
-            for id in self.passing() {
-                if !is_over(*used) {
+    /// Takes so many bytes of the room; why there are not as many. Where `may_drop`, what passes
+    /// makes room, the oldest before others, if that is enough.
+    fn take_room(&self, room: &mut Room, n_bytes: u64, may_drop: bool) -> Result<(), String> {
+        let mib = self.bytes_max >> 20;
+        if n_bytes > self.bytes_max {
+            return Err(format!("it has more than the {mib} MiB that there are for files"));
+        }
+        // Both are far below the greatest number.
+        let n = n_bytes as i64;
+        let lacks = |room: &Room| n > room.own || n > room.disk;
+        if lacks(room) && may_drop {
+            let passing = self.passing();
+            let spare: i64 = passing.iter().map(|(_, n)| *n as i64).sum();
+            let after = Room { own: room.own + spare, disk: room.disk.saturating_add(spare) };
+            for (id, n) in passing.into_iter().filter(|_| !lacks(&after)) {
+                if !lacks(room) {
                     break;
                 }
-                let n = fs::metadata(self.path(&id, "")).map_or(0, |file| file.len());
                 self.drop_blob(&id);
-                *used = used.saturating_sub(n);
+                let (own, disk) = (room.own + n as i64, room.disk.saturating_add(n as i64));
+                *room = Room { own, disk };
             }
         }
-        if is_over(*used) {
-            let mib = self.bytes_max >> 20;
+        if n > room.own {
             return Err(format!(
                 "the {mib} MiB for files are full; `jetforge sync drop` makes room"
             ));
         }
-        let free = disk_free_bytes(&self.dir).unwrap_or(u64::MAX);
-        if free < n_bytes.saturating_add(self.free_min) {
+        if n > room.disk {
             return Err("the disk is full".to_owned());
         }
-        *used += n_bytes;
+        *room = Room { own: room.own - n, disk: room.disk - n };
         Ok(())
     }
 
-    /// Blobs that may go by themselves, the oldest first.
-    fn passing(&self) -> Vec<BlobId> {
-        let notes = self.files(".note").filter_map(|id| Some((self.note(&id)?, id)));
-        let passing = notes.filter(|(note, id)| note.passes && self.is_whole(id));
-        let mut passing: Vec<(i64, BlobId)> =
-            passing.map(|(note, id)| (note.since_ms, id)).collect();
+    /// Blobs that may go by themselves and what they take, the oldest first.
+    fn passing(&self) -> Vec<(BlobId, u64)> {
+        let mut passing: Vec<(i64, BlobId, u64)> = self
+            .notes()
+            .filter(|(_, note)| note.keep.passes)
+            .filter_map(|(id, note)| {
+                let whole = fs::metadata(self.path(&id, "")).ok()?;
+                Some((note.since_ms, id, whole.len()))
+            })
+            .collect();
         passing.sort_unstable();
-        passing.into_iter().map(|(_, id)| id).collect()
+        passing.into_iter().map(|(_, id, n)| (id, n)).collect()
+    }
+
+    fn notes(&self) -> impl Iterator<Item = (BlobId, Note)> {
+        self.files(".note").filter_map(|id| Some((id, read_json(&self.path(&id, ".note"))?)))
+    }
+
+    /// Blobs that are here whole and do not go by themselves, with their bytes.
+    pub fn kept(&self) -> Vec<(BlobId, u64)> {
+        let kept = self.notes().filter(|(_, note)| !note.keep.passes);
+        let kept = kept.filter_map(|(id, _)| {
+            let n_sealed = fs::metadata(self.path(&id, "")).ok()?.len();
+            Some((id, opened_bytes(n_sealed)))
+        });
+        kept.collect()
+    }
+
+    /// Blobs that are here or coming as the files of names.
+    pub fn named(&self) -> Vec<(String, BlobId)> {
+        let notes = self.notes().map(|(id, note)| (id, note.keep));
+        let wants = self.wanted().into_iter().map(|(id, wanted)| (id, wanted.keep));
+        notes.chain(wants).filter_map(|(id, keep)| Some((keep.name?, id))).collect()
+    }
+
+    /// Keeps a blob that is here or coming for this from now on.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn keep(&self, id: &BlobId, keep: Keep) -> io::Result<()> {
+        if self.is_whole(id) {
+            let note = read_json::<Note>(&self.path(id, ".note"));
+            return match note {
+                Some(note) if note.keep == keep => Ok(()),
+                note => {
+                    let since_ms = note.map_or_else(now_ms, |note| note.since_ms);
+                    self.put_json(id, ".note", &Note { since_ms, keep })
+                }
+            };
+        }
+        match self.wanted_one(id).filter(|wanted| wanted.keep != keep) {
+            Some(wanted) => self.put_json(id, ".want", &Wanted { keep, ..wanted }),
+            None => Ok(()),
+        }
     }
 
     /// Whether nothing is here, nor wanted.
@@ -182,8 +271,8 @@ impl Vault {
         })
     }
 
-    fn note(&self, id: &BlobId) -> Option<Note> {
-        read_json(&self.path(id, ".note"))
+    fn wanted_one(&self, id: &BlobId) -> Option<Wanted> {
+        read_json(&self.path(id, ".want"))
     }
 
     /// Puts in what a reader gives; its name, how many bytes it had. What passes may go by itself
@@ -192,34 +281,39 @@ impl Vault {
     /// # Errors
     /// If the reader fails, or there is no room.
     pub fn put(&self, reader: &mut (impl Read + Seek), passes: bool) -> io::Result<(BlobId, u64)> {
+        let n_bytes_max = SYNC_BLOB_BYTES_MAX.min(self.bytes_max);
+        if reader.seek(SeekFrom::End(0))? > n_bytes_max {
+            let why = format!("it has more than the {} MiB of a file", n_bytes_max >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+        }
+        reader.seek(SeekFrom::Start(0))?;
         let (id, outline) = Outline::of_reader(reader)?;
         let n_bytes = outline.n_bytes();
+        let keep = Keep { passes, name: None };
         if self.is_whole(&id) {
+            let note = read_json::<Note>(&self.path(&id, ".note"));
+            // What may go by itself does not once it is a file as well.
+            if !passes && note.is_none_or(|note| note.keep.passes) {
+                self.keep(&id, keep)?;
+            }
             return Ok((id, n_bytes));
         }
-        let room = self.take_room(&mut self.n_bytes(), sealed_bytes(n_bytes));
-        room.map_err(|why| io::Error::new(io::ErrorKind::StorageFull, why))?;
         self.make_dir()?;
+        let room = self.take_room(&mut self.room(), sealed_bytes(n_bytes), true);
+        room.map_err(|why| io::Error::new(io::ErrorKind::StorageFull, why))?;
         reader.seek(SeekFrom::Start(0))?;
-        let part = self.dir.join(part_name()?);
-        let mut write = || {
-            let mut file = create(&part)?;
-            for i in 0..outline.n_piece() {
-                let mut piece = vec![0; outline.piece_bytes(i)];
-                reader.read_exact(&mut piece)?;
-                if !outline.holds(i, &piece) {
-                    return Err(io::Error::other("it changed while it was read"));
-                }
-                file.write_all(&self.sealer.wrap(&piece_name(&id, i), &piece)?)?;
+        let mut part = Part::beside(&self.path(&id, ""))?;
+        for i in 0..outline.n_piece() {
+            let mut piece = vec![0; outline.piece_bytes(i)];
+            reader.read_exact(&mut piece)?;
+            if !outline.holds(i, &piece) {
+                return Err(io::Error::other("it changed while it was read"));
             }
-            file.sync_all()?;
-            self.put_file(&self.path(&id, ".outline"), &outline.write())?;
-            let note = Note { since_ms: now_ms(), passes };
-            self.put_file(&self.path(&id, ".note"), &serde_json::to_vec(&note)?)?;
-            fs::rename(&part, self.path(&id, ""))?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&part)))?;
+            part.write_all(&self.sealer.wrap(&piece_name(&id, i), &piece)?)?;
+        }
+        put_file(&self.path(&id, ".outline"), &outline.write())?;
+        self.put_json(&id, ".note", &Note { since_ms: now_ms(), keep })?;
+        part.put()?;
         Ok((id, n_bytes))
     }
 
@@ -228,30 +322,67 @@ impl Vault {
         self.path(id, "").is_file()
     }
 
-    /// Wants a blob of a peer from now on, if it is not here.
+    /// Wants a blob of a peer from now on, to be kept for this, if it is not here; whether there is
+    /// a place for one more want. A want that was put off makes place for a new one.
     ///
     /// # Errors
-    /// If the disk does not take it, or too many are wanted.
-    pub fn want(&self, peer: &str, want: Want) -> io::Result<()> {
-        let path = self.path(&want.id, ".want");
-        if self.is_whole(&want.id) || path.exists() {
-            return Ok(());
+    /// If the disk does not take it.
+    pub fn want(&self, peer: &str, want: Want, keep: Keep) -> io::Result<bool> {
+        let (id, n_bytes) = (want.id, want.n_bytes);
+        if self.is_whole(&id) || self.wanted_one(&id).is_some() {
+            if !keep.passes {
+                self.keep(&id, keep)?;
+            }
+            return Ok(true);
         }
-        if self.files(".want").count() >= SYNC_WANT_FILES_MAX {
-            let why = "too many files are wanted already";
-            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, why));
+        if self.files(".want").count() >= self.n_want_max {
+            let last = self.wanted().pop().filter(|(_, own)| own.n_off > 0);
+            let Some((idle, _)) = last else { return Ok(false) };
+            self.drop_blob(&idle);
         }
-        let (peer, n_bytes) = (peer.to_owned(), want.n_bytes);
-        let wanted = Wanted { peer, n_bytes, since_ms: now_ms(), why: None };
-        self.put_file(&path, &serde_json::to_vec(&wanted)?)
+        let (peer, since_ms) = (peer.to_owned(), now_ms());
+        let wanted = Wanted { peer, n_bytes, since_ms, why: None, n_off: 0, keep };
+        self.put_json(&id, ".want", &wanted)?;
+        Ok(true)
     }
 
-    /// What is to come, the oldest want first.
+    /// What is to come, the oldest want first; behind the others what was put off, the least often
+    /// first.
     pub fn wanted(&self) -> Vec<(BlobId, Wanted)> {
-        let read = |id: BlobId| read_json::<Wanted>(&self.path(&id, ".want")).map(|own| (id, own));
+        let read = |id: BlobId| self.wanted_one(&id).map(|own| (id, own));
         let mut wanted: Vec<(BlobId, Wanted)> = self.files(".want").filter_map(read).collect();
-        wanted.sort_unstable_by_key(|(id, own)| (own.since_ms, *id));
+        wanted.sort_unstable_by_key(|(id, own)| (own.n_off, own.since_ms, *id));
         wanted
+    }
+
+    /// What is to come and has room. In one order for all peers, and each with all its room: two
+    /// halves that fill the disk would wait for each other. What was put off drops nothing for
+    /// its room, and its reason stays.
+    fn plan(&self) -> io::Result<Vec<(BlobId, Wanted)>> {
+        let mut room = self.room();
+        let mut plan = Vec::new();
+        for (id, wanted) in self.wanted() {
+            let here = fs::metadata(self.path(&id, ".part")).map_or(0, |part| part.len());
+            let to_come = sealed_bytes(wanted.n_bytes).saturating_sub(here);
+            let is_off = wanted.n_off > 0;
+            let lacks = self.take_room(&mut room, to_come, !is_off).err();
+            let has_room = lacks.is_none();
+            if !is_off && wanted.why != lacks {
+                self.put_json(&id, ".want", &Wanted { why: lacks, ..wanted.clone() })?;
+            }
+            if has_room {
+                plan.push((id, wanted));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Something of a blob came.
+    fn comes(&self, id: &BlobId) -> io::Result<()> {
+        match self.wanted_one(id).filter(|wanted| wanted.n_off > 0) {
+            Some(wanted) => self.put_json(id, ".want", &Wanted { why: None, n_off: 0, ..wanted }),
+            None => Ok(()),
+        }
     }
 
     /// How far a blob is.
@@ -259,7 +390,7 @@ impl Vault {
         if self.is_whole(id) {
             return Progress::Whole;
         }
-        match read_json::<Wanted>(&self.path(id, ".want")) {
+        match self.wanted_one(id) {
             Some(wanted) => {
                 let n = fs::metadata(self.path(id, ".part")).map_or(0, |part| part.len());
                 let n_here = n / STRIDE * PIECE_BYTES as u64;
@@ -283,7 +414,7 @@ impl Vault {
         Ok(Some(outline.n_bytes()))
     }
 
-    /// A piece of a blob that is here whole, or its outline.
+    /// A piece of a blob that is here whole, or its outline; `None` if it was changed on the disk.
     ///
     /// # Errors
     /// If the disk does not give it.
@@ -315,8 +446,8 @@ impl Vault {
     /// The outline of a blob that is here whole.
     fn whole_outline(&self, id: &BlobId) -> io::Result<Option<Outline>> {
         let Ok(metadata) = fs::metadata(self.path(id, "")) else { return Ok(None) };
-        let n = metadata.len().div_ceil(STRIDE).max(1);
-        let n_bytes = metadata.len().saturating_sub(n * SEAL_BYTES as u64);
+        let n_bytes = opened_bytes(metadata.len());
+        let n = n_piece(n_bytes);
         if n == 1 {
             return Ok(Outline::of_one(id, n_bytes));
         }
@@ -339,38 +470,23 @@ impl Vault {
         let piece = self.sealer.unwrap(&piece_name(id, i), &sealed);
         Ok(piece.filter(|piece| outline.holds(i, piece)))
     }
-
-    fn set_why(&self, id: &BlobId, wanted: &Wanted, why: Option<String>) -> io::Result<()> {
-        if wanted.why == why {
-            return Ok(());
-        }
-        let wanted = Wanted { why, ..wanted.clone() };
-        self.put_file(&self.path(id, ".want"), &serde_json::to_vec(&wanted)?)
-    }
 }
 
 impl Hold for Vault {
     type Error = io::Error;
 
     fn wants(&mut self, peer: &str) -> io::Result<Vec<Want>> {
-        let mut wants = Vec::new();
-        // In one order for all peers, and each with all its room: two halves that fill the disk
-        // would wait for each other.
-        let mut used = self.n_bytes();
-        for (id, wanted) in self.wanted() {
-            let here = fs::metadata(self.path(&id, ".part")).map_or(0, |part| part.len());
-            let to_come = sealed_bytes(wanted.n_bytes).saturating_sub(here);
-            let lacks = self.take_room(&mut used, to_come).err();
-            let is_full = lacks.is_some();
-            // What the peer lacks it may have again: it is asked all the same.
-            if is_full || wanted.why.as_deref() != Some(LACKING) {
-                self.set_why(&id, &wanted, lacks)?;
-            }
-            if !is_full && wanted.peer == peer && wants.len() < SYNC_WANTS_MAX {
-                wants.push(Want { id, n_bytes: wanted.n_bytes });
-            }
+        let own = self.plan()?.into_iter().filter(|(_, wanted)| wanted.peer == peer);
+        let wants = own.map(|(id, wanted)| Want { id, n_bytes: wanted.n_bytes });
+        Ok(wants.take(SYNC_WANTS_MAX).collect())
+    }
+
+    fn want_of(&mut self, peer: &str, id: &BlobId) -> io::Result<Option<Want>> {
+        if self.wanted_one(id).is_none_or(|wanted| wanted.peer != peer) {
+            return Ok(None);
         }
-        Ok(wants)
+        let found = self.plan()?.into_iter().find(|(own, _)| own == id);
+        Ok(found.map(|(id, wanted)| Want { id, n_bytes: wanted.n_bytes }))
     }
 
     fn outline(&mut self, id: &BlobId) -> io::Result<Option<Vec<u8>>> {
@@ -378,7 +494,8 @@ impl Hold for Vault {
     }
 
     fn put_outline(&mut self, id: &BlobId, outline: &[u8]) -> io::Result<()> {
-        self.put_file(&self.path(id, ".outline"), outline)
+        put_file(&self.path(id, ".outline"), outline)?;
+        self.comes(id)
     }
 
     fn n_here(&mut self, id: &BlobId, outline: &Outline) -> io::Result<u64> {
@@ -400,7 +517,8 @@ impl Hold for Vault {
         file.seek(SeekFrom::Start(i * STRIDE))?;
         let written = file.write_all(&sealed);
         // A full disk leaves no half of a piece behind.
-        written.inspect_err(|_| drop(file.set_len(i * STRIDE)))
+        written.inspect_err(|_| drop(file.set_len(i * STRIDE)))?;
+        self.comes(id)
     }
 
     fn finish(&mut self, id: &BlobId, outline: &Outline) -> io::Result<bool> {
@@ -413,8 +531,8 @@ impl Hold for Vault {
         }
         let file = File::open(&part)?;
         file.sync_all()?;
-        let note = Note { since_ms: now_ms(), passes: false };
-        self.put_file(&self.path(id, ".note"), &serde_json::to_vec(&note)?)?;
+        let keep = self.wanted_one(id).map(|wanted| wanted.keep).unwrap_or_default();
+        self.put_json(id, ".note", &Note { since_ms: now_ms(), keep })?;
         fs::rename(&part, self.path(id, ""))?;
         File::open(&self.dir)?.sync_all()?;
         // After that: a want without its blob would begin anew.
@@ -422,22 +540,23 @@ impl Hold for Vault {
         Ok(true)
     }
 
-    fn piece(&mut self, id: &BlobId, i: u64) -> io::Result<Option<Vec<u8>>> {
-        self.give(&Ask { id: *id, piece: Some(i) })
+    fn give(&mut self, ask: &Ask) -> io::Result<Option<Vec<u8>>> {
+        Vault::give(self, ask)
     }
 
-    fn is_lacking(&mut self, peer: &str, id: &BlobId) -> io::Result<()> {
-        match read_json::<Wanted>(&self.path(id, ".want")) {
-            Some(wanted) if wanted.peer == peer => {
-                self.set_why(id, &wanted, Some(LACKING.to_owned()))
-            }
-            _ => Ok(()),
+    fn put_off(&mut self, peer: &str, id: &BlobId, why: &str) -> io::Result<()> {
+        let Some(wanted) = self.wanted_one(id).filter(|wanted| wanted.peer == peer) else {
+            return Ok(());
+        };
+        let is_said = wanted.why.as_deref() == Some(why);
+        // Where one message asks for all of them, their order is nothing to write down.
+        if is_said && why == LACKING && self.files(".want").count() <= SYNC_WANTS_MAX {
+            return Ok(());
         }
+        let (why, n_off) = (Some(why.to_owned()), wanted.n_off.saturating_add(1));
+        self.put_json(id, ".want", &Wanted { why, n_off, ..wanted })
     }
 }
-
-/// Why a blob does not come whose writer let it go.
-const LACKING: &str = "the other machine does not have it any more";
 
 fn piece_name(id: &BlobId, i: u64) -> String {
     format!("piece {i} of {id}")
@@ -448,8 +567,9 @@ fn sealed_bytes(n_bytes: u64) -> u64 {
     n_bytes.saturating_add(n_piece(n_bytes).saturating_mul(SEAL_BYTES as u64))
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(path)
+/// Bytes of a blob whose file has so many.
+fn opened_bytes(n_sealed: u64) -> u64 {
+    n_sealed.saturating_sub(n_sealed.div_ceil(STRIDE).max(1) * SEAL_BYTES as u64)
 }
 
 fn read_some(path: &Path, n_max: u64) -> io::Result<Option<Vec<u8>>> {

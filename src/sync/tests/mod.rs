@@ -1,5 +1,7 @@
 //! The machine under everything that can happen to it.
 
+mod files;
 mod memory;
+pub mod random;
 mod simulation;
 mod store;

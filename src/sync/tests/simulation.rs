@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::memory::{Crash, Memory};
+use super::random::Random;
 use crate::base::limits::{SYNC_FORK_EVERY_MS, SYNC_FORKS_MAX};
 use crate::sync::clock::Stamp;
 use crate::sync::link::{Bounds, Change, Talk, change, hear};
@@ -32,26 +33,6 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 const TIMEOUT_MS: u64 = 4000;
 /// Events of a run while things go wrong.
 const N_EVENT: usize = 220;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn percent(&mut self, n: u64) -> bool {
-        self.below(100) < n
-    }
-}
 
 struct Node {
     disk: Memory,

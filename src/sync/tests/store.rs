@@ -1,28 +1,29 @@
-//! The machine over real stores: conflicts, what was set aside, stores that go back in time, files.
+//! The machine over real stores: conflicts, what was set aside, stores that go back in time.
 
-use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::base::limits::SYNC_COPIES_BYTES_MAX;
 use crate::store::{
-    AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, Store, Update,
+    AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, RecordRow, Store,
+    Update,
 };
-use crate::sync::{BlobId, Change, Node, Progress, Spool, Told, job_rank, read_frame};
+use crate::sync::{Change, Node, Record, Spool, Told, job_rank, read_frame};
 
-struct Side {
-    store: Store,
-    sync: Node,
+pub struct Side {
+    pub store: Store,
+    pub sync: Node,
 }
 
-fn open(dir: &Path) -> Side {
+pub fn open(dir: &Path) -> Side {
     let store = Store::open(dir).unwrap().store;
     Side { sync: Node::open(store.clone()).unwrap(), store }
 }
 
 /// Pairs two: `b` has paired by a code of `a`, so it is a hub there.
-fn pair(a: &Side, b: &Side) {
+pub fn pair(a: &Side, b: &Side) {
     let key = |side: &Side| format!("the key that {} sends", side.sync.node());
     for (own, other, address) in [(a, b, ""), (b, a, "http://127.0.0.1:9")] {
         let peer = Peer {
@@ -38,7 +39,7 @@ fn pair(a: &Side, b: &Side) {
 }
 
 /// Exchanges, called by `a`, until there is nothing more to say.
-fn exchange(a: &Side, b: &Side) {
+pub fn exchange(a: &Side, b: &Side) {
     for _ in 0..50 {
         let asked = a.sync.ask(b.sync.node()).unwrap();
         let (answer, _) = b.sync.answer(a.sync.node(), &asked).unwrap();
@@ -53,12 +54,12 @@ fn state(side: &Side) -> String {
     side.sync.standing().unwrap()[0].standing.to_string()
 }
 
-fn change(kind: &str, key: &str, body: Value) -> Change {
+pub fn change(kind: &str, key: &str, body: Value) -> Change {
     let rank = body["state"].as_str().and_then(job_rank).unwrap_or(0);
     Change { kind: kind.into(), key: key.into(), rank, body, to: None, is_elsewhere: false }
 }
 
-fn body(side: &Side, kind: &str, key: &str) -> Value {
+pub fn body(side: &Side, kind: &str, key: &str) -> Value {
     let found = side.sync.records(kind, 100).unwrap();
     let found = found.into_iter().find(|record| record.entry.key == key);
     found.map_or(Value::Null, |record| record.entry.body)
@@ -69,7 +70,7 @@ fn copies(side: &Side, kind: &str, key: &str) -> Vec<Value> {
     copies.into_iter().map(|record| record.entry.body).collect()
 }
 
-fn ledger(state: &str) -> LedgerRow {
+pub fn ledger(state: &str) -> LedgerRow {
     LedgerRow {
         state: state.to_owned(),
         due_ms: 1,
@@ -84,7 +85,7 @@ fn ledger(state: &str) -> LedgerRow {
     }
 }
 
-fn submit(side: &Side, id: &str) -> JobRow {
+pub fn submit(side: &Side, id: &str) -> JobRow {
     let new = NewJobRow {
         id: id.to_owned(),
         tenant: 0,
@@ -295,8 +296,8 @@ fn entries_travel_by_a_file() {
         std::iter::from_fn(|| read_frame(&mut file).unwrap()).count()
     };
     assert!(n_frame(&file) > 2, "in several messages");
-    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 600);
-    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap().n_applied, 600);
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap().n_applied, 0, "twice is once");
     assert!(state(&a).starts_with("600 waiting (oldest "), "nobody has told it");
     let mut back = Vec::new();
     b.sync.export(&mut back).unwrap();
@@ -319,7 +320,8 @@ fn who_finds_a_stick_reads_nothing_and_writes_nothing() {
     for at in head + 1..file.len() - 1 {
         let mut other = file.clone();
         other[at] ^= 1;
-        assert!(b.sync.import(&mut &other[..]).unwrap_or(0) == 0, "changed at {at}");
+        let told = b.sync.import(&mut &other[..]).unwrap_or_default();
+        assert!(told.n_applied == 0, "changed at {at}");
     }
     // Another machine that is paired with the same one cannot speak for it.
     let name = |side: &Side| side.sync.node().to_owned();
@@ -332,7 +334,7 @@ fn who_finds_a_stick_reads_nothing_and_writes_nothing() {
     forged.splice(..head, line.into_bytes());
     let error = b.sync.import(&mut &forged[..]).unwrap_err().to_string();
     assert!(error.contains("does not open"), "{error}");
-    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 1, "the true one does");
+    assert_eq!(b.sync.import(&mut &file[..]).unwrap().n_applied, 1, "the true one does");
 }
 
 #[test]
@@ -536,93 +538,45 @@ fn what_was_set_aside_is_bounded_by_its_bytes() {
     assert!((10..17).contains(&n_held), "{n_held} of 1 MiB each");
 }
 
-/// Calls of `a` about blobs until none moves; how many pieces came to it.
-fn haul(a: &Side, b: &Side) -> usize {
-    a.sync.note_wants().unwrap();
-    b.sync.note_wants().unwrap();
-    let (mut asked, mut n_kept) = (Vec::new(), 0);
-    for _ in 0..50 {
-        let said = a.sync.haul_ask(b.sync.node(), &asked).unwrap();
-        let answer = b.sync.haul_answer(a.sync.node(), &said).unwrap();
-        let (hauled, wants) = a.sync.haul_hear(b.sync.node(), &answer).unwrap();
-        n_kept += usize::from(hauled.is_kept);
-        if !hauled.is_kept && wants == asked {
-            return n_kept;
-        }
-        asked = wants;
-    }
-    panic!("they go on and on");
-}
-
-fn random_text(n: usize) -> Vec<u8> {
-    (0..n as u64).map(|i| b'a' + (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as u8).collect()
+#[test]
+fn what_did_not_count_is_bounded_by_its_bytes() {
+    let home = tempfile::tempdir().unwrap();
+    let a = open(home.path());
+    let key = |n: u64| format!("job-{n}");
+    let n_byte = a
+        .store
+        .sync(move |tx| {
+            for n in 0..100 {
+                let text = vec![b'x'; 1 << 20];
+                let (kind, origin) = ("job".to_owned(), "pc".to_owned());
+                tx.put_copy(&RecordRow { kind, key: key(n), origin, text })?;
+            }
+            let of = |n: u64| tx.copies("job", &key(n)).map(|rows| rows.len() as i64);
+            (0..100).map(of).sum::<Result<i64, _>>().map(|n| n << 20)
+        })
+        .unwrap();
+    let bound = SYNC_COPIES_BYTES_MAX;
+    assert!((bound / 2..bound + bound / 4).contains(&n_byte), "{n_byte} of {bound}");
 }
 
 #[test]
-fn files_travel_both_ways_by_calls_of_one_side_and_by_a_stick() {
-    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (a, b) = (open(home.path()), open(pc_home.path()));
-    pair(&a, &b);
-    let (bundle, report) = (random_text(5 << 19), random_text(77));
-    let of_b = b.sync.send_file(&mut Cursor::new(&bundle), "repo.bundle", "bundle").unwrap();
-    let of_a = a.sync.send_file(&mut Cursor::new(&report), "r.json", "report").unwrap();
-    exchange(&a, &b);
-    let names = |side: &Side| -> Vec<(String, Progress)> {
-        let mut files: Vec<_> =
-            side.sync.files().unwrap().into_iter().map(|f| (f.name, f.progress)).collect();
-        files.sort_by(|x, y| x.0.cmp(&y.0));
-        files
+fn a_record_that_makes_no_sense_hides_no_other() {
+    let home = tempfile::tempdir().unwrap();
+    let a = open(home.path());
+    let put = |key: &str, text: &str| {
+        let (kind, key, origin) = ("snippet".to_owned(), key.to_owned(), "pc".to_owned());
+        let row = RecordRow { kind, key, origin, text: text.as_bytes().to_vec() };
+        a.store.sync(move |tx| tx.put_record(&row).and_then(|()| tx.put_copy(&row))).unwrap();
     };
-    assert_eq!(names(&a)[1], ("repo.bundle".into(), Progress::Absent), "it is known of");
-    assert_eq!(haul(&a, &b), 4, "the outline and three pieces");
-    let read = |side: &Side, id| {
-        let mut bytes = Vec::new();
-        side.sync.vault().take_out(&id, &mut bytes).unwrap().map(|_| bytes)
+    let entry = json!({"seq": 1, "id": 1, "at": 1, "kind": "snippet", "key": "x", "rank": 0,
+        "body": {}});
+    put("x", &entry.to_string());
+    put("y", "no entry");
+    let keys = |records: Vec<Record>| -> Vec<String> {
+        records.into_iter().map(|record| record.entry.key).collect()
     };
-    assert!(read(&a, of_b) == Some(bundle) && read(&b, of_a) == Some(report));
-    assert!(names(&a).iter().chain(&names(&b)).all(|file| file.1 == Progress::Whole));
-    // By a stick, where the two do not reach each other.
-    let model = random_text(3 << 20);
-    let id = a.sync.send_file(&mut Cursor::new(&model), "m.gguf", "model").unwrap();
-    let mut file = Vec::new();
-    assert_eq!(a.sync.export(&mut file).unwrap(), 1);
-    assert_eq!(a.sync.export_files(&mut file).unwrap(), 2);
-    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 1);
-    assert_eq!(read(&b, id), Some(model));
-    assert_eq!(b.sync.import(&mut &file[..]).unwrap(), 0, "twice is once");
-}
-
-#[test]
-fn a_text_beyond_an_entry_travels_beside_it() {
-    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (a, b) = (open(home.path()), open(pc_home.path()));
-    pair(&a, &b);
-    let job = submit(&a, "job-1");
-    let text = String::from_utf8(random_text(3 << 19)).unwrap();
-    let answer = json!({ "content": text }).to_string().into_bytes();
-    let update = Update {
-        n: job.n,
-        id: job.id.clone(),
-        revision: job.revision,
-        ledger: ledger("done"),
-        answer: Some(AnswerRow {
-            status: 200,
-            media_type: "application/json".into(),
-            body: answer.clone(),
-        }),
-        pieces: None,
-        calls_back: true,
-        limits: None,
-    };
-    assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
-    exchange(&b, &a);
-    let known = body(&b, "job", "job-1");
-    assert_eq!(known["answer_bytes"], json!(answer.len()));
-    assert_eq!(haul(&b, &a), 3);
-    let id = BlobId::read(known["answer_blob"]["id"].as_str().unwrap()).unwrap();
-    let mut read = Vec::new();
-    b.sync.vault().take_out(&id, &mut read).unwrap();
-    assert!(read == answer);
+    assert_eq!(keys(a.sync.records("snippet", 9).unwrap()), ["x"]);
+    assert_eq!(keys(a.sync.copies("snippet", "y").unwrap()), [""; 0]);
 }
 
 #[test]

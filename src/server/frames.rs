@@ -118,6 +118,11 @@ pub fn read(form: Form, frame: &[u8]) -> Said {
     }
 }
 
+/// Whether a value says that the answer failed.
+pub fn has_error(value: &Value) -> bool {
+    value.get("error").is_some_and(|error| !error.is_null())
+}
+
 /// The same frame with another value.
 pub fn write(form: Form, value: &Value) -> Bytes {
     match form {
