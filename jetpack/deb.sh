@@ -61,13 +61,15 @@ program() {
 
 units() {
     local unit
-    for unit in systemd/*.service systemd/*.socket; do
+    for unit in systemd/*.service systemd/*.socket systemd/*.path; do
         put "$unit" "lib/systemd/system/${unit##*/}"
     done
     put systemd/jetforge.sysusers usr/lib/sysusers.d/jetforge.conf
     put systemd/jetforge.tmpfiles usr/lib/tmpfiles.d/jetforge.conf
     put systemd/config.toml etc/jetforge/config.toml
-    install -d -m 755 "$root/etc/jetforge/config.d"
+    install -d -m 755 "$root/etc/jetforge/config.d" "$root/usr/lib/jetforge"
+    # What an update compares itself with.
+    echo "$version" >"$root/usr/lib/jetforge/version"
     [ "$arch" = arm64 ] || return 0
     put systemd/jetforge.sysctl usr/lib/sysctl.d/60-jetforge.conf
     put systemd/journald-jetforge.conf usr/lib/systemd/journald.conf.d/jetforge.conf
@@ -88,7 +90,7 @@ pages() {
     program completions zsh >"$root/$zsh/_jetforge"
     program completions fish >"$root/$fish/jetforge.fish"
     local doc=usr/share/doc/jetforge
-    for page in appliance cli configuration power serving; do
+    for page in appliance cli configuration power serving update; do
         put "docs/$page.md" "$doc/$page.md"
     done
     {
