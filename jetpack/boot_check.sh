@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The package under a systemd that runs, in seconds: this system is booted in a container over a copy
+# The package under a systemd that runs, in minutes: this system is booted in a container over a copy
 # that is thrown away, with loopback alone, and jetpack/prove/guest.sh asks its questions there.
 #
 #   jetpack/boot_check.sh PACKAGE.deb
@@ -42,7 +42,7 @@ END
 # systemd-nspawn wants these where systemd does not run.
 mount -t tmpfs none /run
 mkdir -p /run/systemd/nspawn /run/lock
-SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0 timeout 600 systemd-nspawn -q -D "$root" --boot \
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0 timeout 1500 systemd-nspawn -q -D "$root" --boot \
     --register=no --keep-unit --private-network --console=pipe \
     systemd.unit=prove.service </dev/null || true
 

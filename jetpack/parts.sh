@@ -45,3 +45,16 @@ newer_package() {
     dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/x" "$2" >/dev/null
     rm -rf "$dir"
 }
+
+# The version of what is built of this commit, or VERSION.
+version_of_commit() {
+    local crate date
+    crate=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+    date=$(date -u -d "@$(git log -1 --format=%ct)" +%Y%m%d%H%M)
+    echo "${VERSION:-$crate+$date.$(git rev-parse --short=8 HEAD)}"
+}
+
+# The newest version of glibc that the program $1 asks for.
+newest_glibc() {
+    readelf -V --wide "$1" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1 | cut -d _ -f 2
+}

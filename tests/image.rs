@@ -132,7 +132,8 @@ fn an_image_is_made_and_has_what_the_board_needs() {
     }
     let dir = tempfile::tempdir().unwrap();
     write(&dir.path().join("id.pub"), "ssh-ed25519 AAAA me\n");
-    let options = ["--board", "nano-b01", "--supply", "5w", "--accept-license", "--ssh-key", "id.pub"];
+    let options =
+        ["--board", "nano-b01", "--supply", "5w", "--accept-license", "--ssh-key", "id.pub"];
     let (run, calls) = make(dir.path(), &options);
     let steps = [
         "apply_binaries.sh",

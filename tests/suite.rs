@@ -7,6 +7,7 @@ mod batch_invariance;
 mod bench;
 mod browser;
 mod cli;
+mod containers;
 mod cuda;
 mod cuda_attention;
 mod cuda_driver;

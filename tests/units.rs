@@ -113,7 +113,8 @@ fn too_new(text: &str) -> Vec<String> {
             wrong.extend(sets.filter(is_new).map(|set| format!("{set} is no set of 237")));
         }
         // `+` came with 231; `:` and `|` before a command came later than 237.
-        if key.starts_with("Exec") && value.trim_start_matches(['-', '+', '@']).starts_with([':', '|'])
+        if key.starts_with("Exec")
+            && value.trim_start_matches(['-', '+', '@']).starts_with([':', '|'])
         {
             wrong.push(format!("{key}={value} came with 244 or later"));
         }

@@ -87,7 +87,10 @@ fn an_update_from_a_stick_is_checked_tried_and_taken_back() {
     system.release("1.2", &[]).ok();
     system.release("1.1", &[]).ok();
     let checked = system.update(&["check", &system.stick(), "--json"]).json();
-    assert_eq!((&checked["manifest"]["version"], &checked["signer"]), (&"1.2".into(), &"us".into()));
+    assert_eq!(
+        (&checked["manifest"]["version"], &checked["signer"]),
+        (&"1.2".into(), &"us".into())
+    );
     assert!(!system.path("var/lib/jetforge-update").exists(), "a look changes nothing");
     let applied = system.update(&["apply", &system.stick()]).ok();
     assert!(applied.err.contains("1.2 lies in slot a"), "{}", applied.err);

@@ -84,7 +84,9 @@ pub(super) fn verify(path: &Path, newest: i64) -> rusqlite::Result<Option<String
 pub fn restore(dir: &Path, why: &str) -> Result<String, StoreError> {
     let path = connection::file(dir);
     let whole = (1..=STORE_BACKUPS_MAX).map(|idx| file(dir, idx));
-    let whole = whole.into_iter().find(|path| path.exists() && matches!(verify(path, schema::NEWEST), Ok(None)));
+    let whole = whole
+        .into_iter()
+        .find(|path| path.exists() && matches!(verify(path, schema::NEWEST), Ok(None)));
     let Some(backup) = whole else {
         return Err(StoreError::Broken { path, why: why.to_owned() });
     };

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::UpdateError;
 use super::keys::{SecretKey, TrustedKeys, hex};
 use super::manifest::{Fit, Manifest};
-use super::UpdateError;
 use crate::base::limits::{UPDATE_MANIFEST_BYTES_MAX, UPDATE_OFFERS_MAX, UPDATE_PROGRAM_BYTES_MAX};
 use crate::base::tar::{TarWriter, read_tar};
 
@@ -113,7 +113,8 @@ impl Bundle {
             });
             read.map_err(&failed)?;
         }
-        let wrong = |why: &str| UpdateError::Program { path: self.path.clone(), why: why.to_owned() };
+        let wrong =
+            |why: &str| UpdateError::Program { path: self.path.clone(), why: why.to_owned() };
         match copied {
             None => Err(wrong("there is none")),
             Some((n, _)) if n != self.manifest.n_bytes => {
@@ -138,8 +139,7 @@ pub fn write_bundle(
 ) -> Result<Manifest, UpdateError> {
     let failed = UpdateError::file(program);
     let mut file = File::open(program).map_err(&failed)?;
-    let wrong =
-        |why: String| Err(UpdateError::NoBundle { path: program.to_owned(), why });
+    let wrong = |why: String| Err(UpdateError::NoBundle { path: program.to_owned(), why });
     let mut head = Vec::new();
     (&mut file).take(20).read_to_end(&mut head).map_err(&failed)?;
     match machine_of(&head) {

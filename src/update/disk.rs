@@ -50,6 +50,8 @@ impl Disk {
         let make = || {
             self.call()?;
             fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+            // Whatever the mask of whoever calls: the service has to reach its program.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
             self.sync_parent(path)
         };
         if path.is_dir() { Ok(()) } else { make().map_err(UpdateError::file(path)) }

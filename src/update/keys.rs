@@ -90,8 +90,7 @@ impl TrustedKeys {
                 strangers.push(key.chars().take(16).collect::<String>());
                 continue;
             };
-            let signature: [u8; SIGNATURE_LEN] =
-                unhex(signature).ok_or("its signature is none")?;
+            let signature: [u8; SIGNATURE_LEN] = unhex(signature).ok_or("its signature is none")?;
             let key = UnparsedPublicKey::new(&ED25519, key);
             return match key.verify(&message, &signature) {
                 Ok(()) => Ok(name),

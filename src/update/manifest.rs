@@ -174,7 +174,9 @@ impl Manifest {
         }
         if fit.runs.order(&self.upgrades_from).is_lt() {
             let (runs, from) = (&fit.runs, &self.upgrades_from);
-            return unfit(format!("follows {from} or newer, and {runs} runs; install {from} first"));
+            return unfit(format!(
+                "follows {from} or newer, and {runs} runs; install {from} first"
+            ));
         }
         match self.version.order(&fit.runs) {
             Ordering::Less if !fit.takes_older => {

@@ -280,8 +280,7 @@ impl Slots {
             }
             let version = self.package.version.to_string();
             let why = "the package was installed".to_owned();
-            record.last =
-                Some(Outcome { runs: version.clone(), version, is_kept: true, why });
+            record.last = Some(Outcome { runs: version.clone(), version, is_kept: true, why });
             record.runs = Slot::Package;
             record.trial = None;
             self.point(Slot::Package)
@@ -351,8 +350,7 @@ impl Slots {
         let runs = self.version(to).map_or("?".to_owned(), |version| version.to_string());
         let why = format!("slot {} is damaged", lost.name());
         let said = format!("{why}; {runs} runs");
-        record.last =
-            Some(Outcome { version: lost.name().to_owned(), is_kept: false, runs, why });
+        record.last = Some(Outcome { version: lost.name().to_owned(), is_kept: false, runs, why });
         said
     }
 

@@ -56,8 +56,7 @@ impl World {
     }
 
     fn slots(&self) -> Slots {
-        let package =
-            Package { dir: self.path("bin"), version: version("1"), state_schema: 4 };
+        let package = Package { dir: self.path("bin"), version: version("1"), state_schema: 4 };
         Slots::new(&self.path("update"), package)
     }
 

@@ -131,8 +131,7 @@ impl Slots {
         let why = format!("it held for {UPDATE_SETTLE_S} s");
         let said = format!("{} is kept: {why}", trial.version);
         let runs = trial.version.clone();
-        record.last =
-            Some(Outcome { version: trial.version, is_kept: true, runs, why });
+        record.last = Some(Outcome { version: trial.version, is_kept: true, runs, why });
         (record.before, record.runs) = (Some(record.runs), trial.slot);
         said
     }

@@ -312,13 +312,13 @@ fn to_json(host: &Host, findings: &[Finding]) -> Json {
     let rows = findings
         .iter()
         .map(|f| json!({ "what": f.key, "verdict": word(f.verdict), "text": f.text }));
-    let mut table = machine(host);
+    let mut table = machine_facts(host);
     table["findings"] = rows.collect();
     table
 }
 
 /// The machine, as `doctor` and `support` tell it.
-pub fn machine(host: &Host) -> Json {
+pub fn machine_facts(host: &Host) -> Json {
     json!({
         "arch": host.arch,
         "cpu": host.cpu_name,

@@ -79,7 +79,7 @@ enum What {
     /// Make the key that signs releases; prints the line for /etc/jetforge/update.keys
     Keygen(release::KeygenArgs),
     /// Sign a program and write it as an update
-    Sign(release::SignArgs),
+    Sign(Box<release::SignArgs>),
     #[command(flatten)]
     Step(steps::Step),
 }
@@ -130,7 +130,8 @@ fn target() -> String {
 fn find(root: &Path, slots: &Slots, from: &From) -> anyhow::Result<Bundle> {
     let keys = TrustedKeys::read(&root.join(KEYS))?;
     let libc = Host::read().libc;
-    let runs = slots.version(slots.record().runs).context("the program that runs has no version")?;
+    let runs =
+        slots.version(slots.record().runs).context("the program that runs has no version")?;
     let fit = Fit {
         target: target(),
         glibc: libc.strip_prefix("glibc ").and_then(|text| Version::read(text).ok()),

@@ -59,7 +59,7 @@ pub fn keygen(args: &KeygenArgs) -> anyhow::Result<u8> {
     let key = SecretKey::make(&args.file)?;
     writeln!(std::io::stdout(), "{}", key.public_line(&args.name))?;
     let secret = args.file.display();
-    terminal::note(format!("that line goes into /etc/jetforge/update.keys of each machine"));
+    terminal::note("that line goes into /etc/jetforge/update.keys of each machine");
     terminal::note(format!("{secret} signs what they take: keep it safe, and off them"));
     Ok(exit::OK)
 }

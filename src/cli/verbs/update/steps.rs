@@ -76,8 +76,7 @@ pub fn run(context: &Context, root: &Path, step: &Step) -> anyhow::Result<u8> {
                 let word = context.env.get(name).unwrap_or_default();
                 word.to_string_lossy().chars().filter(|c| !c.is_control()).take(32).collect()
             };
-            let [result, code, status] =
-                ["SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"].map(word);
+            let [result, code, status] = ["SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"].map(word);
             slots.ended(&Ended { result, code, status })?.iter().for_each(note);
         }
         Step::Watch => return watch(root),
