@@ -8,31 +8,22 @@
 # and tasks are not enforced in there; jetpack/prove.sh boots a whole emulated board instead.
 set -euo pipefail
 
-if [ $# = 1 ] && [ -f "$1" ]; then
-    deb=$(readlink -f "$1")
-else
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 2
-fi
-if [ "${BOOT_CHECK_INSIDE:-}" != yes ]; then
-    command -v systemd-nspawn >/dev/null || { echo "systemd-nspawn is not installed" && exit 2; }
-    BOOT_CHECK_INSIDE=yes exec unshare --mount "$0" "$deb"
-fi
+. "$(dirname "$0")/parts.sh"
+
+if [ $# != 1 ] || [ ! -f "$1" ]; then usage; fi
+deb=$(readlink -f "$1")
+command -v systemd-nspawn >/dev/null || { echo "systemd-nspawn is not installed" && exit 2; }
+in_own_mounts "$deb"
 cd "$(dirname "$0")/.."
 
 mount --make-rprivate /
 # In this namespace alone; its end is the full disk's.
 dir=/mnt
-mount -t tmpfs -o size=1500M none "$dir"
-mkdir "$dir"/{upper,lower,root,newer}
-mount -t overlay none -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/lower" "$dir/root"
+copy_of_system "$dir" 1500M
 root=$dir/root
 install -m 755 jetpack/prove/guest.sh "$root/root/guest.sh"
 cp "$deb" "$root/root/jetforge.deb"
-dpkg-deb -R "$deb" "$dir/newer"
-sed -i 's/^Version: .*/&.newer/' "$dir/newer/DEBIAN/control"
-dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/newer" "$root/root/newer.deb" >/dev/null
-rm -rf "$dir/newer"
+newer_package "$deb" "$root/root/newer.deb"
 : >"$root/etc/machine-id"
 echo jetson >"$root/etc/hostname"
 # In there nobody forbids services to start.
@@ -51,7 +42,7 @@ END
 # systemd-nspawn wants these where systemd does not run.
 mount -t tmpfs none /run
 mkdir -p /run/systemd/nspawn /run/lock
-SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0 timeout 600 systemd-nspawn -q -D "$root" --boot \
+SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=0 timeout 1500 systemd-nspawn -q -D "$root" --boot \
     --register=no --keep-unit --private-network --console=pipe \
     systemd.unit=prove.service </dev/null || true
 

@@ -17,6 +17,7 @@
 # symbols of glibc 2.27 for Rust and C alike, and Debian's own cross linker those of 2.36. Everything
 # but Debian's packages and a rustup toolchain by the name of `debian-web` stays in .cross/.
 set -euo pipefail
+. "$(dirname "$0")/parts.sh"
 cd "$(dirname "$0")/.."
 
 target=aarch64-unknown-linux-gnu
@@ -32,34 +33,13 @@ for option in "$@"; do
     --run) is_run=yes ;;
     --bound) is_bound=yes ;;
     --tools) is_tools=yes ;;
-    *)
-        sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-        exit 2
-        ;;
+    *) usage ;;
     esac
 done
 
 fail() {
     echo "jetpack/cross.sh: $1" >&2
     exit 1
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-# Debian's compiler, the linker's tools, the model of the core, and the emulator.
-install_packages() {
-    local package missing=()
-    for package in rustc-web cargo-web libc6-dev-arm64-cross binutils-aarch64-linux-gnu llvm \
-        qemu-user-static python3-venv; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-            missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        "${missing[@]}"
 }
 
 # The standard library for arm64, of the very version of the compiler.
@@ -127,7 +107,9 @@ check_text() {
 }
 
 mkdir -p "$cross"
-install_packages
+# Debian's compiler, the linker's tools, the model of the core, and the emulator.
+install_missing rustc-web cargo-web libc6-dev-arm64-cross binutils-aarch64-linux-gnu llvm \
+    qemu-user-static python3-venv
 unpack_std
 install_zig
 [ "$is_tools" = no ] || exit 0

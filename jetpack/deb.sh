@@ -13,6 +13,7 @@
 # for arm64 qemu-user-static, to have the program print its manual pages and completions. Compressed
 # with xz: the dpkg of 18.04 has no zstd.
 set -euo pipefail
+. "$(dirname "$0")/parts.sh"
 cd "$(dirname "$0")/.."
 
 fail() {
@@ -23,21 +24,16 @@ fail() {
 case ${1:-} in
 arm64) binary=${2:-.cross/jetforge} machine=AArch64 cpu=aarch64 ;;
 amd64) binary=${2:-${CARGO_TARGET_DIR:-target}/release/jetforge} machine=X86-64 cpu=x86_64 ;;
-*)
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 2
-    ;;
+*) usage ;;
 esac
 arch=$1
 out=${OUT:-target/deb}
 [ -x "$binary" ] || fail "$binary is not there; build it first"
 readelf -h "$binary" | grep -q "Machine:.*$machine" || fail "$binary is not built for $arch"
 
-crate_version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
-date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M)
-version=${VERSION:-$crate_version+$date.$(git rev-parse --short=8 HEAD)}
+version=$(version_of_commit)
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
@@ -62,13 +58,15 @@ program() {
 
 units() {
     local unit
-    for unit in systemd/*.service systemd/*.socket; do
+    for unit in systemd/*.service systemd/*.socket systemd/*.path; do
         put "$unit" "lib/systemd/system/${unit##*/}"
     done
     put systemd/jetforge.sysusers usr/lib/sysusers.d/jetforge.conf
     put systemd/jetforge.tmpfiles usr/lib/tmpfiles.d/jetforge.conf
     put systemd/config.toml etc/jetforge/config.toml
-    install -d -m 755 "$root/etc/jetforge/config.d"
+    install -d -m 755 "$root/etc/jetforge/config.d" "$root/usr/lib/jetforge"
+    # What an update compares itself with.
+    echo "$version" >"$root/usr/lib/jetforge/version"
     [ "$arch" = arm64 ] || return 0
     put systemd/jetforge.sysctl usr/lib/sysctl.d/60-jetforge.conf
     put systemd/journald-jetforge.conf usr/lib/systemd/journald.conf.d/jetforge.conf
@@ -111,9 +109,8 @@ pages() {
 
 # What the program asks of the C library, as dependencies.
 depends() {
-    local newest needs
-    newest=$(readelf -V --wide "$binary" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
-    needs="libc6 (>= ${newest#GLIBC_})"
+    local needs
+    needs="libc6 (>= $(newest_glibc "$binary"))"
     # No `grep -q`, whose early end would break the pipe.
     [ -z "$(readelf -d "$binary" | grep libgcc_s)" ] || needs+=", libgcc-s1 | libgcc1"
     echo "$needs, systemd (>= 237), passwd"

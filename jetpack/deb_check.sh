@@ -9,15 +9,11 @@
 # for an emulated board.
 set -euo pipefail
 
-if [ $# = 1 ] && [ -f "$1" ]; then
-    deb=$(readlink -f "$1")
-else
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 2
-fi
-if [ "${DEB_CHECK_INSIDE:-}" != yes ]; then
-    DEB_CHECK_INSIDE=yes exec unshare --mount "$0" "$deb"
-fi
+. "$(dirname "$0")/parts.sh"
+
+if [ $# != 1 ] || [ ! -f "$1" ]; then usage; fi
+deb=$(readlink -f "$1")
+in_own_mounts "$deb"
 
 failed=0
 held() {
@@ -32,15 +28,10 @@ held() {
 
 # In this namespace alone.
 dir=/mnt
-mount -t tmpfs none "$dir"
-mkdir "$dir"/{upper,lower,root}
-mkdir "$dir/newer"
-mount -t overlay none -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/lower" "$dir/root"
+copy_of_system "$dir" 50%
 mount -t proc none "$dir/root/proc"
 cp "$deb" "$dir/root/root/jetforge.deb"
-dpkg-deb -R "$deb" "$dir/newer"
-sed -i 's/^Version: .*/&.newer/' "$dir/newer/DEBIAN/control"
-dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/newer" "$dir/root/root/newer.deb" >/dev/null
+newer_package "$deb" "$dir/root/root/newer.deb"
 
 inside() { chroot "$dir/root" "$@"; }
 # Files of the package that are on the disk in the copy and not on this machine.
@@ -63,13 +54,18 @@ for place in /var/lib/jetforge /var/cache/jetforge /var/log/jetforge; do
     held "$place is the service's alone" \
         "[ \"\$(inside stat -c %U:%G:%a $place)\" = jetforge:jetforge:750 ]"
 done
-for unit in jetforge.service jetforge-first-boot.service jetforge-power.socket; do
+for unit in jetforge.service jetforge-first-boot.service jetforge-power.socket \
+    jetforge-update.path; do
     held "$unit is switched on" "inside systemctl is-enabled $unit"
 done
 held "the configuration is read" \
     "inside env JETFORGE_ROLE=service jetforge config show --changed | says /etc/jetforge/config.toml"
 held "the units verify" "inside systemd-analyze verify --man=no jetforge.service \
-    jetforge-first-boot.service jetforge-tune.service jetforge-power.socket"
+    jetforge-first-boot.service jetforge-tune.service jetforge-power.socket jetforge-update.path \
+    jetforge-update.service"
+held "the unit starts the package's program" \
+    "[ \"\$(inside readlink /var/lib/jetforge-update/current)\" = /usr/bin ]"
+held "the package's version is known" "inside jetforge update status | says package"
 held "there is a manual page of every verb" "[ \$(ls $dir/upper/usr/share/man/man1 | wc -l) -ge 25 ]"
 held "a manual page has its parts" \
     "zcat $dir/upper/usr/share/man/man1/jetforge-serve.1.gz | says '^.SH SYNOPSIS'"

@@ -20,13 +20,11 @@
 # The kill takes what the guest had not handed to its disk yet. What it had handed over stays, so this
 # says nothing of a card that loses what it acknowledged; `cargo test store` imitates such a one.
 set -euo pipefail
+. "$(dirname "$0")/parts.sh"
 cd "$(dirname "$0")/.."
 
 deb=${1:-} n_cut=${2:-20} seed=${SEED:-1} suite=${SUITE:-bookworm}
-if [ ! -f "$deb" ]; then
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 2
-fi
+[ -f "$deb" ] || usage
 work=$(mkdir -p "${WORK:-.cross/prove}" && cd "${WORK:-.cross/prove}" && pwd)
 kernel=$work/kernel
 cmdline="rw console=ttyAMA0 loglevel=4 systemd.show_status=0 panic=5"
@@ -37,22 +35,6 @@ boot_s_max=900
 fail() {
     echo "jetpack/prove.sh: $1" >&2
     exit 1
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-install_tools() {
-    local package missing=()
-    for package in mmdebstrap arch-test qemu-user-static qemu-system-arm e2fsprogs cpio; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-            missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        "${missing[@]}"
 }
 
 # Programs for arm64 start by themselves.
@@ -136,7 +118,7 @@ make_disk() {
     mkdir -p "$root/dev"
     install -m 755 jetpack/prove/guest.sh "$root/root/guest.sh"
     cp "$deb" "$root/root/jetforge.deb"
-    newer_package "$root/root/newer.deb"
+    newer_package "$deb" "$root/root/newer.deb"
     cat >"$root/etc/systemd/system/prove.service" <<'END'
 [Unit]
 Description=what jetpack/prove.sh asks
@@ -161,16 +143,6 @@ END
     truncate -s 1792M "$work/disk.img"
     as_root mke2fs -q -t ext4 -d "$root" "$work/disk.img"
     as_root rm -rf "$root"
-}
-
-# The same package under a higher version, for the upgrade.
-newer_package() {
-    local dir
-    dir=$(mktemp -d)
-    dpkg-deb -R "$deb" "$dir/x"
-    sed -i 's/^Version: .*/&.newer/' "$dir/x/DEBIAN/control"
-    dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/x" "$1" >/dev/null
-    rm -rf "$dir"
 }
 
 # Starts the machine at a stage; its pid is in $machine, what it says in $work/STAGE.log.
@@ -233,7 +205,7 @@ cut() {
     fi
 }
 
-install_tools
+install_missing mmdebstrap arch-test qemu-user-static qemu-system-arm e2fsprogs cpio
 make_root
 make_kernel
 make_initrd

@@ -25,6 +25,7 @@ const KNOWN: &[(&str, &str, u32)] = &[
     ("Install", "WantedBy", 183),
     ("Service", "Type NotifyAccess WatchdogSec TimeoutStartSec TimeoutStopSec", 183),
     ("Service", "ExecStart ExecReload ExecStop Restart RestartSec RemainAfterExit", 183),
+    ("Service", "ExecStartPre ExecStartPost ExecStopPost", 183),
     ("Service", "RestartPreventExitStatus SystemCallErrorNumber", 209),
     ("Service", "User Group SupplementaryGroups UMask Environment LimitNOFILE LimitCORE", 183),
     ("Service", "StandardInput StandardOutput StandardError OOMScoreAdjust", 183),
@@ -50,6 +51,7 @@ const KNOWN: &[(&str, &str, u32)] = &[
     ("Service", "ProtectProc ProcSubset", 247),
     ("Socket", "ListenStream SocketMode DirectoryMode Accept MaxConnections", 183),
     ("Socket", "SocketUser SocketGroup RemoveOnStop", 214),
+    ("Path", "PathExists", 183),
     ("Journal", "Storage RuntimeMaxUse RuntimeMaxFileSize", 183),
     ("Manager", "RuntimeWatchdogSec ShutdownWatchdogSec", 183),
     ("Manager", "DumpCore", 183),
@@ -72,7 +74,8 @@ fn read(name: &str) -> String {
 fn units() -> BTreeMap<String, String> {
     let names = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.into_string().unwrap());
-    let is_unit = |name: &String| name.ends_with(".service") || name.ends_with(".socket");
+    let ends = [".service", ".socket", ".path"];
+    let is_unit = |name: &String| ends.iter().any(|end| name.ends_with(end));
     names.filter(is_unit).map(|name| (name.clone(), read(&name))).collect()
 }
 
@@ -109,6 +112,12 @@ fn too_new(text: &str) -> Vec<String> {
             let is_new = |set: &&str| !CALL_SETS.split_whitespace().any(|known| known == *set);
             wrong.extend(sets.filter(is_new).map(|set| format!("{set} is no set of 237")));
         }
+        // `+` came with 231; `:` and `|` before a command came later than 237.
+        if key.starts_with("Exec")
+            && value.trim_start_matches(['-', '+', '@']).starts_with([':', '|'])
+        {
+            wrong.push(format!("{key}={value} came with 244 or later"));
+        }
         if value.contains("append:") {
             wrong.push(format!("{key}={value} came with 240"));
         }
@@ -137,34 +146,67 @@ fn no_unit_says_what_systemd_237_does_not_know() {
 #[test]
 fn what_is_newer_would_be_noticed() {
     let text = "[Service]\nProtectHostname=yes\nSystemCallFilter=@system-service\nNice=1\n\
-        StandardOutput=append:/x\n#ProtectClock=yes\n";
+        StandardOutput=append:/x\n#ProtectClock=yes\nExecStartPre=-+/x\nExecStartPre=-:/x\n";
     let expected = [
         "[Service] ProtectHostname= came with 242",
         "@system-service is no set of 237",
         "[Service] Nice= is not in the table",
         "StandardOutput=append:/x came with 240",
+        "ExecStartPre=-:/x came with 244 or later",
     ];
     assert_eq!(too_new(text), expected);
 }
 
+/// Where the service's program is: the package's, or an update.
+const STARTED: &str = "/var/lib/jetforge-update/current/jetforge";
+/// The one command of a shell.
+const SHELL: &str = "/bin/sh -c 'while /usr/bin/jetforge update watch; do \
+    systemctl --no-block restart jetforge.service; done'";
+
 #[test]
 fn every_command_is_a_verb_of_the_program_with_its_options() {
     let home = tempfile::tempdir().unwrap();
+    let mut n = 0;
     for (unit, text) in units() {
         for (_, key, value) in directives(&text) {
-            let words: Vec<&str> = value.split(' ').collect();
-            let ["/usr/bin/jetforge", verb, options @ ..] = words.as_slice() else {
-                let is_kill = value == "/bin/kill -HUP $MAINPID";
-                assert!(!key.starts_with("Exec") || is_kill, "{unit}: {value}");
+            if !key.starts_with("Exec") || value == "/bin/kill -HUP $MAINPID" || value == SHELL {
                 continue;
-            };
-            let help = Run::from(jetforge(home.path()).args([verb, "--help"]).output().unwrap());
-            assert_eq!(help.code, 0, "{unit}: {verb} {}", help.err);
-            for option in options {
-                assert!(help.out.contains(option), "{unit}: {verb} has no {option}");
             }
+            let mut words: Vec<&str> = value.trim_start_matches(['-', '+']).split(' ').collect();
+            let program = words.remove(0);
+            assert!([STARTED, "/usr/bin/jetforge"].contains(&program), "{unit}: {value}");
+            let options: Vec<&str> = words.iter().copied().filter(|w| w.starts_with('-')).collect();
+            words.retain(|word| !word.starts_with('-'));
+            let help = jetforge(home.path()).args(&words).arg("--help").output().unwrap();
+            let help = Run::from(help);
+            assert_eq!(help.code, 0, "{unit}: {value}: {}", help.err);
+            assert!(help.out.contains(&words.join(" ")), "{unit}: {value}: {}", help.out);
+            for option in options {
+                assert!(help.out.contains(option), "{unit}: {value} has no {option}");
+            }
+            n += 1;
         }
     }
+    assert!(n >= 9, "{n} commands");
+}
+
+/// The program that the unit starts is where the package and `jetforge update` put it.
+#[test]
+fn an_update_is_where_the_unit_starts_it() {
+    assert_eq!(values("jetforge.service", "ExecStart"), [format!("{STARTED} serve")]);
+    let lines = read("jetforge.tmpfiles");
+    assert!(lines.contains("\nL /var/lib/jetforge-update/current - - - - /usr/bin\n"), "{lines}");
+    let pending = ["/var/lib/jetforge-update/pending"];
+    assert_eq!(values("jetforge-update.path", "PathExists"), pending);
+    assert_eq!(values("jetforge-update.service", "ExecStart"), [SHELL]);
+    // Only the package's own program runs with rights, and the service can still start without.
+    let pre = values("jetforge.service", "ExecStartPre");
+    assert_eq!(pre, ["-+/usr/bin/jetforge update begin", "/usr/bin/jetforge update state"]);
+    // A program that is ready and hangs is seen by the watchdog before it counts as good.
+    let watchdog: u64 = values("jetforge.service", "WatchdogSec")[0].parse().unwrap();
+    assert!(jetforge::base::limits::UPDATE_SETTLE_S > watchdog);
+    // What is given up at once is what the unit would not start again.
+    assert_eq!(values("jetforge.service", "RestartPreventExitStatus"), ["2"]);
 }
 
 #[test]
@@ -172,7 +214,7 @@ fn what_a_unit_names_is_there() {
     let units = units();
     for (unit, text) in &units {
         for (_, key, value) in directives(text) {
-            if ["After", "Before", "Wants"].contains(&key.as_str()) {
+            if ["After", "Before", "Wants", "Unit"].contains(&key.as_str()) {
                 for name in value.split(' ').filter(|name| name.starts_with("jetforge")) {
                     assert!(units.contains_key(name), "{unit}: {key}={name}");
                 }
@@ -249,7 +291,7 @@ fn staged() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let program = assert_cmd::cargo::cargo_bin!("jetforge").display().to_string();
     for (name, text) in units() {
-        let text = text.replace("/usr/bin/jetforge", &program);
+        let text = text.replace("/usr/bin/jetforge", &program).replace(STARTED, &program);
         std::fs::write(dir.path().join(name), text).unwrap();
     }
     dir
@@ -277,7 +319,8 @@ fn the_installed_systemd_finds_nothing_wrong_and_little_exposed() {
     if number.unwrap_or(0) < 250 {
         return skip(test, "`security --offline` needs systemd 250");
     }
-    for (unit, tenths_max) in [("jetforge.service", 25), ("jetforge-power@.service", 25)] {
+    for unit in ["jetforge.service", "jetforge-power@.service", "jetforge-update.service"] {
+        let tenths_max = 25;
         let mut security = Command::new(test);
         let threshold = format!("--threshold={tenths_max}");
         security.args(["security", "--offline=true", "--no-pager", &threshold]);

@@ -123,7 +123,8 @@ MemoryCurrent: $(show jetforge MemoryCurrent)"
     sed 's/^/T      /' /tmp/doctor
     t 'no unit has failed' '[ -z "$(systemctl --failed --no-legend --plain)" ]'
     t 'the units verify here' 'systemd-analyze verify --man=no jetforge.service \
-        jetforge-first-boot.service jetforge-tune.service jetforge-power.socket'
+        jetforge-first-boot.service jetforge-tune.service jetforge-power.socket \
+        jetforge-update.path jetforge-update.service'
     systemd-analyze security --no-pager jetforge.service 2>/dev/null | tail -n 1 | sed 's/^/T      /'
     journalctl -u jetforge --no-pager -o cat | tail -n 12 | sed 's/^/T      /'
     ask "/v1/jobs/$job" >/dev/null && echo "T ack $job"
@@ -197,7 +198,8 @@ end() {
 rest() {
     full_disk
     t 'an upgrade goes in' 'dpkg -i /root/newer.deb && dpkg-query -W jetforge | grep -q newer'
-    t 'and answers, with the key and the jobs of before' 'until_s 60 answers && acknowledged'
+    t 'and answers, with the key and the jobs of before' \
+        'until_s 60 answers && acknowledged && runs_from /usr/bin'
     t 'a way back' 'dpkg -i /root/jetforge.deb && ! dpkg-query -W jetforge | grep -q newer'
     t 'which answers with the same' 'until_s 60 answers && acknowledged'
     t 'a removal keeps state and configuration' 'dpkg -r jetforge &&
@@ -234,9 +236,43 @@ full_disk() {
         'for id in $(cat /dev/shm/full 2>/dev/null); do has_job $id || exit 1; done'
 }
 
+# Signs the program $2 as version $1.
+release() {
+    jetforge update sign "$2" --key /root/release.key --version "$1" --glibc 2.17 \
+        --output "/root/$1.update"
+}
+
+runs_from() { [ "$(readlink "/proc/$(pid)/exe")" = "$1/jetforge" ]; }
+
+# Another program beside the one that runs: the same once more, one that ends at once, and one that
+# ends as a service does whose configuration is wrong.
+updates() {
+    slots=/var/lib/jetforge-update
+    t 'releases are signed' 'jetforge update keygen /root/release.key >/root/release.pub &&
+        release 9.1 /usr/bin/jetforge && release 9.2 /bin/false && release 9.3 /bin/ls'
+    t 'without its key none is taken' '! jetforge update apply /root/9.1.update'
+    cp /root/release.pub /etc/jetforge/update.keys
+    t 'an update is tried and kept' 'jetforge update apply /root/9.1.update'
+    t 'and answers, with the key and the jobs of before' \
+        'runs_from $slots/a && until_s 60 answers && acknowledged'
+    t 'one that crashes is given up' '! jetforge update apply /root/9.2.update'
+    t 'what ran answers again' 'until_s 60 answers && runs_from $slots/a'
+    t 'and it says why' 'jetforge update status 2>&1 | grep "9.2 was given up: .*3 starts"'
+    t 'one that takes no configuration is given up' '! jetforge update apply /root/9.3.update'
+    t 'what ran answers again' 'until_s 60 answers && runs_from $slots/a'
+    t 'there is a way back by hand' \
+        'jetforge update rollback && until_s 60 "runs_from /usr/bin && answers"'
+    t 'and forth' 'jetforge update rollback && until_s 60 "runs_from $slots/a && answers"'
+    t 'nobody watches any more' '! [ -e $slots/pending ] &&
+        until_s 10 "! systemctl --quiet is-active jetforge-update.service"'
+    journalctl -u jetforge -u jetforge-update --no-pager -o cat | grep -E "tried|given up|kept" |
+        sed 's/^/T      /'
+}
+
 # In a container, without boots in between.
 container() {
     install
+    updates
     rest
 }
 

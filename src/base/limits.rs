@@ -442,6 +442,26 @@ pub const CONFIG_DEPTH_MAX: usize = 16;
 pub const TAR_FILES_MAX: usize = 10_000;
 /// See above.
 pub const TAR_FILE_BYTES_MAX: u64 = 8 << 30;
+/// Bytes of an update's manifest, and of the signatures of it.
+pub const UPDATE_MANIFEST_BYTES_MAX: u64 = 16 << 10;
+/// Bytes of a program that an update brings.
+pub const UPDATE_PROGRAM_BYTES_MAX: u64 = 512 << 20;
+/// Updates of one folder that are looked at.
+pub const UPDATE_OFFERS_MAX: usize = 64;
+/// Keys whose updates a machine takes.
+pub const UPDATE_KEYS_MAX: usize = 16;
+/// Bytes of the file of these keys.
+pub const UPDATE_KEYS_BYTES_MAX: u64 = 16 << 10;
+/// Bytes of the record of slots.
+pub const UPDATE_RECORD_BYTES_MAX: u64 = 64 << 10;
+/// What the disk keeps free beside a program that is written to a slot.
+pub const UPDATE_FREE_BYTES_MIN: u64 = 16 << 20;
+/// Starts of a new program, of which one has to hold.
+pub const UPDATE_STARTS_MAX: u32 = 3;
+/// Seconds that a new program has to come to a start that holds.
+pub const UPDATE_TRIAL_S: u64 = 600;
+/// Seconds after which a start holds: longer than `WatchdogSec=` of the unit.
+pub const UPDATE_SETTLE_S: u64 = 90;
 /// Lines that wait for the journal.
 pub const JOURNAL_QUEUE_MAX: usize = 1024;
 /// Bytes of the line that the service manager shows.

@@ -125,6 +125,8 @@ pub enum Verb {
     Backup(verbs::backup::BackupArgs),
     /// Bring a backup back
     Restore(verbs::backup::RestoreArgs),
+    /// Bring a newer program from a file or a stick, try it, keep it or go back
+    Update(verbs::update::UpdateArgs),
     /// Write a file without secrets that helps others to help
     Support(verbs::support::SupportArgs),
     /// Forget everything that this machine was told and made, as if it were new

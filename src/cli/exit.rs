@@ -15,6 +15,7 @@ use crate::library::LibraryError;
 use crate::pair::PairError;
 use crate::quantize::{FolderError, QuantizeError};
 use crate::server::{PairingError, ServerError};
+use crate::update::UpdateError;
 
 /// Done.
 pub const OK: u8 = 0;
@@ -107,6 +108,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<LibraryError>() {
         return Some(of_library(error));
     }
+    if let Some(error) = cause.downcast_ref::<UpdateError>() {
+        return Some(of_update(error));
+    }
     cause.downcast_ref::<InferenceError>().map(of_inference)
 }
 
@@ -117,6 +121,21 @@ fn of_pairing(error: &PairingError) -> Option<u8> {
         PairingError::Client(_) | PairingError::Foreign(_) => Some(NETWORK),
         PairingError::InBetween { .. } | PairingError::Spent => Some(INTEGRITY),
         PairingError::Pair(_) | PairingError::Offer(_) | PairingError::Store(_) => None,
+    }
+}
+
+fn of_update(error: &UpdateError) -> u8 {
+    match error {
+        UpdateError::NoKeys { .. }
+        | UpdateError::Keys { .. }
+        | UpdateError::Unfit { .. }
+        | UpdateError::NothingBefore
+        | UpdateError::NewerState { .. } => USAGE,
+        UpdateError::NoBundle { .. }
+        | UpdateError::Signature { .. }
+        | UpdateError::Program { .. } => INTEGRITY,
+        UpdateError::NoRoom { .. } => NO_ROOM,
+        UpdateError::File { .. } | UpdateError::Busy { .. } => FAILURE,
     }
 }
 

@@ -101,6 +101,7 @@ fn run(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::FirstBoot(args) => verbs::first_boot::run(context, &args),
         Verb::Backup(args) => verbs::backup::backup(context, &args),
         Verb::Restore(args) => verbs::backup::restore(context, &args),
+        Verb::Update(args) => verbs::update::run(context, &args),
         Verb::Support(args) => verbs::support::run(context, &args),
         Verb::Reset(args) => verbs::reset::run(context, &args),
         Verb::Completions(args) => verbs::completions::run(&args),

@@ -148,7 +148,7 @@ impl Watch {
         self.lock().standing.models[usize::from(!is_interactive)].clone()
     }
 
-    /// Chooses a profile, for now and for later starts; `None` goes back to the configured one.
+    /// Chooses a profile, which outlives the service; `None` goes back to the configured one.
     ///
     /// # Errors
     /// If the choice cannot be kept.

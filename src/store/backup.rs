@@ -60,17 +60,17 @@ pub fn copy(connection: &Connection, to: &Path) -> Result<(), StoreError> {
     target.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
     schema::set_meta(&target, "backup_ms", now_ms())?;
     target.close().map_err(|(_, error)| error)?;
-    match verify(to)? {
+    match verify(to, schema::version(connection)?)? {
         None => File::open(to).and_then(|file| file.sync_all()).map_err(failed),
         Some(why) => Err(StoreError::Broken { path: to.to_owned(), why }),
     }
 }
 
-/// What is wrong with a copy; `None` if nothing.
-fn verify(path: &Path) -> rusqlite::Result<Option<String>> {
+/// What is wrong with a copy of at most this version; `None` if nothing.
+pub(super) fn verify(path: &Path, newest: i64) -> rusqlite::Result<Option<String>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let copy = Connection::open_with_flags(path, flags)?;
-    if !(1..=schema::NEWEST).contains(&schema::version(&copy)?) {
+    if !(1..=newest).contains(&schema::version(&copy)?) {
         return Ok(Some("it has no version".to_owned()));
     }
     connection::check(&copy)
@@ -84,7 +84,9 @@ fn verify(path: &Path) -> rusqlite::Result<Option<String>> {
 pub fn restore(dir: &Path, why: &str) -> Result<String, StoreError> {
     let path = connection::file(dir);
     let whole = (1..=STORE_BACKUPS_MAX).map(|idx| file(dir, idx));
-    let whole = whole.into_iter().find(|path| path.exists() && matches!(verify(path), Ok(None)));
+    let whole = whole
+        .into_iter()
+        .find(|path| path.exists() && matches!(verify(path, schema::NEWEST), Ok(None)));
     let Some(backup) = whole else {
         return Err(StoreError::Broken { path, why: why.to_owned() });
     };
@@ -102,7 +104,7 @@ pub fn restore(dir: &Path, why: &str) -> Result<String, StoreError> {
     }
     fs::rename(&part, &path).map_err(failed)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-    let age_s = saved_ms(&path).map_or(0, |saved| (now_ms() - saved).max(0) / 1000);
+    let age_s = age_s(&path);
     Ok(format!(
         "{} was broken ({why}) and is kept as {}; the backup of {age_s} s ago took its place: {}",
         path.display(),
@@ -117,12 +119,18 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-fn saved_ms(path: &Path) -> Option<i64> {
+/// When a copy was made, by this machine's clock.
+pub(super) fn saved_ms(path: &Path) -> Option<i64> {
     schema::meta(&Connection::open(path).ok()?, "backup_ms").ok()?
 }
 
-/// The jobs that the broken file still names and the backup does not have.
-fn lost(broken: &Path, restored: &Path) -> String {
+/// Seconds since a copy was made.
+pub(super) fn age_s(path: &Path) -> i64 {
+    saved_ms(path).map_or(0, |saved| (now_ms() - saved).max(0) / 1000)
+}
+
+/// The jobs that a file still names and the backup in its place does not have.
+pub(super) fn lost(broken: &Path, restored: &Path) -> String {
     let unknown = "what came after it is lost, and the broken file does not say what that was";
     let names = |path: &Path| -> Option<Vec<(String, String)>> {
         let store = Connection::open(path).ok()?;

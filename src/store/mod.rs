@@ -4,7 +4,9 @@
 //! state.db          WAL, synchronous=FULL; prompts and answers sealed with the device key
 //! state.lock        held by the one process that may write
 //! state.1.backup …  copies that were opened and checked, the newest first
-//! state.broken      what could not be used, kept for whoever wants to look
+//! state.N.before    what a migration began with; state.update.before, before a newer program
+//! state.broken      what could not be used, kept for whoever wants to look; state.newer, of a
+//!                   newer program
 //! ```
 //!
 //! One thread writes. What waits for it goes into one transaction, and nobody hears of a write
@@ -17,6 +19,7 @@ mod backup;
 mod connection;
 mod export;
 mod jobs;
+mod older;
 mod open;
 mod peers;
 mod rows;
@@ -35,6 +38,7 @@ use rusqlite::Connection;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
+pub use older::{go_back, keep_before};
 pub use peers::{Peer, pinned};
 pub use rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
@@ -43,6 +47,9 @@ pub use rows::{
 use sync::Teller;
 pub use sync::{ActRow, HeldRow, JobTold, OutRow, RecordRow, SyncTx, Tells};
 use writer::Writer;
+
+/// The version of the store that this program makes and reads.
+pub const STATE_SCHEMA: i64 = schema::NEWEST;
 
 /// Why the store cannot do what it is asked for.
 #[derive(Debug, thiserror::Error)]

@@ -556,3 +556,50 @@ fn a_busy_day_stays_within_the_budget_of_writes() {
     println!("{per_commit} bytes a commit, {per_day_mb} MB a day");
     assert!(per_day_mb <= 600, "{per_day_mb} MB a day");
 }
+
+/// A newer program migrated the store and was given up.
+#[test]
+fn a_store_of_a_newer_program_goes_back_to_its_copy_and_what_that_loses_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let newer = STATE_SCHEMA + 1;
+    let none = |found: Result<Option<String>, StoreError>| assert_eq!(found.unwrap(), None);
+    none(go_back(dir.path(), STATE_SCHEMA));
+    assert_eq!(keep_before(dir.path(), newer).unwrap(), None, "there is no store");
+    let store = Store::open(dir.path()).unwrap().store;
+    insert(&store, 1);
+    let locked = keep_before(dir.path(), newer).unwrap_err();
+    assert!(matches!(locked, StoreError::Locked { .. }), "{locked}");
+    drop(store);
+    assert_eq!(keep_before(dir.path(), STATE_SCHEMA).unwrap(), None, "nothing is migrated");
+    let kept = keep_before(dir.path(), newer).unwrap().unwrap();
+    let store = Store::open(dir.path()).unwrap().store;
+    insert(&store, 2);
+    drop(store);
+    none(go_back(dir.path(), STATE_SCHEMA));
+    let migrate = || {
+        let steps = [&schema::STEPS[..], &["CREATE TABLE newer (n INTEGER) STRICT"]].concat();
+        let mut writer = connection::writer(&connection::file(dir.path())).unwrap();
+        open::update_by(&mut writer, dir.path(), &steps).unwrap();
+    };
+    let jobs = || {
+        let store = Store::open(dir.path()).unwrap().store;
+        [1, 2].map(|i| store.job(&format!("job-{i}")).unwrap().is_some())
+    };
+    migrate();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::TooNew { .. })));
+    let said = go_back(dir.path(), STATE_SCHEMA).unwrap().unwrap();
+    assert!(said.contains("0 jobs are lost"), "the migration's own copy is newer: {said}");
+    assert_eq!(jobs(), [true, true]);
+    migrate();
+    fs::remove_file(dir.path().join(format!("state.{newer}.before"))).unwrap();
+    let said = go_back(dir.path(), STATE_SCHEMA).unwrap().unwrap();
+    assert!(said.contains("1 jobs are lost [job-2]"), "{said}");
+    assert_eq!(jobs(), [true, false]);
+    assert!(dir.path().join("state.newer").exists(), "for whoever wants to look");
+    migrate();
+    for copy in [kept, dir.path().join(format!("state.{newer}.before"))] {
+        fs::write(copy, "no store").unwrap();
+    }
+    let error = go_back(dir.path(), STATE_SCHEMA).unwrap_err();
+    assert!(matches!(error, StoreError::TooNew { .. }), "{error}");
+}

@@ -312,6 +312,13 @@ fn to_json(host: &Host, findings: &[Finding]) -> Json {
     let rows = findings
         .iter()
         .map(|f| json!({ "what": f.key, "verdict": word(f.verdict), "text": f.text }));
+    let mut table = machine_facts(host);
+    table["findings"] = rows.collect();
+    table
+}
+
+/// The machine, as `doctor` and `support` tell it.
+pub fn machine_facts(host: &Host) -> Json {
     json!({
         "arch": host.arch,
         "cpu": host.cpu_name,
@@ -322,7 +329,6 @@ fn to_json(host: &Host, findings: &[Finding]) -> Json {
         "memory_limit_bytes": host.memory_limit_bytes,
         "kernel": host.kernel,
         "libc": host.libc,
-        "findings": rows.collect::<Json>(),
     })
 }
 

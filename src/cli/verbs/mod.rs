@@ -34,4 +34,5 @@ pub mod support;
 pub mod sync;
 pub mod tokenize;
 pub mod tune;
+pub mod update;
 pub mod warm;
