@@ -436,6 +436,8 @@ pub const LISTEN_PORTS_MAX: usize = 8;
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// Levels of lists and maps in a configuration in YAML.
 pub const CONFIG_DEPTH_MAX: usize = 16;
+/// Groups of a user.
+pub const GROUPS_MAX: usize = 64;
 /// Files of a backup, and bytes of one.
 pub const TAR_FILES_MAX: usize = 10_000;
 /// See above.

@@ -299,9 +299,10 @@ impl ServeArgs {
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
     // What a cut of the power left of a restore is done before anything is opened.
-    if backup::finish(&app)? {
+    if backup::go_on(&app)? {
         app = context.app(args.settings()?)?;
     }
+    context.own(&app)?;
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();

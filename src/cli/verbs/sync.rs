@@ -94,7 +94,7 @@ enum What {
 
 /// Speaks with the service, or with the store.
 pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     let client = args.remote.service(&app)?;
     match &args.what {
         What::Status => status(&client.json("GET", "/v1/sync")?, args.json)?,
