@@ -41,6 +41,7 @@ sed -i 's/^Version: .*/&.newer/' "$dir/newer/DEBIAN/control"
 dpkg-deb --root-owner-group -Zgzip -z1 -b "$dir/newer" "$dir/root/root/newer.deb" >/dev/null
 
 inside() { chroot "$dir/root" "$@"; }
+as_service() { inside runuser -u jetforge -- env JETFORGE_ROLE=service jetforge "$@"; }
 # Files of the package that are on the disk in the copy and not on this machine.
 leftovers() {
     (cd "$dir/upper" && find . -iname '*jetforge*' ! -type c ! -path './root/*.deb')
@@ -60,13 +61,28 @@ for place in /var/lib/jetforge /var/cache/jetforge /var/log/jetforge; do
     held "$place is the service's alone" \
         "[ \"\$(inside stat -c %U:%G:%a $place)\" = jetforge:jetforge:750 ]"
 done
+held "what root goes by is root's alone" \
+    "[ \"\$(inside stat -c %U:%G:%a /var/lib/jetforge-root)\" = root:root:755 ]"
 for unit in jetforge.service jetforge-first-boot.service jetforge-power.socket; do
     held "$unit is switched on" "inside systemctl is-enabled $unit"
 done
 held "the configuration is read" \
-    "inside env JETFORGE_ROLE=service jetforge config show --changed | says /etc/jetforge/config.toml"
+    "as_service config show --changed | says /etc/jetforge/config.toml"
+held "root's verbs are about the service" \
+    "inside jetforge config show --changed | says /etc/jetforge/config.toml"
+held "a key that root makes is one that the service reads" \
+    "inside jetforge key create check && as_service key list | says check"
+held "root keeps what there is and brings it back" "echo '# kept' >>$dir/root/etc/jetforge/config.toml &&
+    inside jetforge backup /root/all && sed -i '/# kept/d' $dir/root/etc/jetforge/config.toml &&
+    inside rm -r /var/lib/jetforge/keys.json && inside jetforge restore /root/all"
+held "and the service reads it" \
+    "as_service config show --changed && as_service key list | says check && as_service export"
+held "nothing in the state is root's" \
+    "left=\$(inside find /var/lib/jetforge ! -user jetforge); echo \"\$left\"; [ -z \"\$left\" ]"
+inside rm -f /root/all
+sed -i '/# kept/d' "$dir/root/etc/jetforge/config.toml"
 held "the units verify" "inside systemd-analyze verify --man=no jetforge.service \
-    jetforge-first-boot.service jetforge-tune.service jetforge-power.socket"
+    jetforge-restore.service jetforge-first-boot.service jetforge-tune.service jetforge-power.socket"
 held "there is a manual page of every verb" "[ \$(ls $dir/upper/usr/share/man/man1 | wc -l) -ge 25 ]"
 held "the manual page reads" "man -l $dir/upper/usr/share/man/man1/jetforge-serve.1.gz | says SYNOPSIS"
 held "bash completes it" "bash -n $dir/upper/usr/share/bash-completion/completions/jetforge"

@@ -34,18 +34,13 @@ const PUT_FILE: &str = "config.put.toml";
 const LIVE: [&str; 2] = ["power.", "server.log_level"];
 /// What may be put, by the beginning of a key, and what of that may not.
 const PUT: [&str; 6] = ["model.", "sampling.", "power.", "jobs.", "server.", "prefix_cache."];
-const NOT_PUT: [&str; 14] = [
+const NOT_PUT: [&str; 9] = [
     "jobs.callbacks",
-    "prefix_cache.dir",
     "server.host",
     "server.port",
     "server.also_ports",
     "server.alias",
     "server.model_draft",
-    "server.slot_save_dir",
-    "server.chat_template_file",
-    "server.lora",
-    "server.api_key_file",
     "server.allowed_hosts",
     "server.cors_origins",
     "server.props",
@@ -242,7 +237,9 @@ fn put_error(error: ConfigError) -> PutError {
 
 fn check_key(key: &str, value: &Value) -> Result<(), PutError> {
     let is_path = key == "model.name" && value.as_str().is_some_and(|name| name.contains('/'));
-    let may = PUT.iter().any(|start| key.starts_with(start)) && !NOT_PUT.contains(&key);
+    let may = PUT.iter().any(|start| key.starts_with(start))
+        && !NOT_PUT.contains(&key)
+        && !config::names_files::<Config>(key);
     if may && !is_path {
         return Ok(());
     }
@@ -300,4 +297,36 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
         (file.clone(), stamp)
     };
     files.iter().map(stamp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::Shape;
+
+    #[test]
+    fn no_key_that_names_a_file_is_put() {
+        fn names<T: Shape>(known: &Resolved<T>) -> Vec<&str> {
+            known.iter().map(|(key, ..)| key).filter(|key| config::names_files::<T>(key)).collect()
+        }
+        let known = Origin::default().resolve(Vec::new()).unwrap();
+        let expected = [
+            "hub.key_file",
+            "library.catalog",
+            "library.dir",
+            "prefix_cache.dir",
+            "pull.ca_file",
+            "server.api_key_file",
+            "server.chat_template_file",
+            "server.lora",
+            "server.slot_save_dir",
+            "server.tls_cert",
+            "server.tls_key",
+        ];
+        assert_eq!(names(&known), expected);
+        for key in expected {
+            assert!(check_key(key, &json!("/x")).is_err(), "{key}");
+        }
+        assert!(check_key("server.tls", &json!(true)).is_ok());
+    }
 }

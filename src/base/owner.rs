@@ -51,7 +51,8 @@ pub fn become_owner_of(dir: &Path) -> io::Result<()> {
 
 /// Who it is that root would have to become.
 fn other_owner(dir: &Path) -> Option<(Uid, Gid)> {
-    let found = dir.ancestors().find_map(|dir| std::fs::metadata(dir).ok()).filter(|_| is_root())?;
+    let found =
+        dir.ancestors().find_map(|dir| std::fs::metadata(dir).ok()).filter(|_| is_root())?;
     let owner = (Uid::from_raw(found.uid()), Gid::from_raw(found.gid()));
     (!owner.0.is_root()).then_some(owner)
 }

@@ -101,8 +101,8 @@ pub fn restore(context: &Context, args: &RestoreArgs) -> anyhow::Result<u8> {
         }
         return Ok(exit::OK);
     };
+    go_on(&app)?;
     let _held = hold(&app)?;
-    finish(&app)?;
     let next = app.dirs.root_state.join(NEXT);
     let unpacked = unpack(file, &next);
     if unpacked.is_err() {
@@ -291,7 +291,11 @@ pub fn go_on(app: &App) -> anyhow::Result<bool> {
     if *root != app.dirs.state && !is_root() {
         return Err(anyhow::anyhow!("a restore was cut; sudo jetforge restore --finish goes on"));
     }
-    let _held = hold(app)?;
+    let state = &app.dirs.state;
+    let _held = as_owner_of(state, || -> anyhow::Result<File> {
+        std::fs::create_dir_all(state)?;
+        Ok(Store::hold(state)?)
+    })??;
     finish(app)
 }
 

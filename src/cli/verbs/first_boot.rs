@@ -61,7 +61,7 @@ pub struct FirstBootArgs {
     /// Do it again: the owner's key before opens nothing any more
     #[arg(long)]
     again: bool,
-    /// Show the card there, a terminal that nobody records, and not on stdout
+    /// Show the card on this terminal, such as /dev/console, and not on stdout
     #[arg(long, value_name = "DEVICE")]
     console: Option<PathBuf>,
     /// Where the system's files are

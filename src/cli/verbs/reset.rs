@@ -60,7 +60,9 @@ pub fn run(context: &Context, args: &ResetArgs) -> anyhow::Result<u8> {
     file::replace(&mark, text.as_bytes(), 0o600).with_context(|| mark.display().to_string())?;
     finish(&app)?;
     let state = app.dirs.state.display();
-    terminal::note(format!("nothing is known in {state} any more; `jetforge first-boot` sets it up"));
+    terminal::note(format!(
+        "nothing is known in {state} any more; `jetforge first-boot` sets it up"
+    ));
     Ok(exit::OK)
 }
 
