@@ -34,6 +34,7 @@ cp "$deb" "$dir/root/root/jetforge.deb"
 newer_package "$deb" "$dir/root/root/newer.deb"
 
 inside() { chroot "$dir/root" "$@"; }
+as_service() { inside runuser -u jetforge -- env JETFORGE_ROLE=service jetforge "$@"; }
 # Files of the package that are on the disk in the copy and not on this machine.
 leftovers() {
     (cd "$dir/upper" && find . -iname '*jetforge*' ! -type c ! -path './root/*.deb')
@@ -54,15 +55,30 @@ for place in /var/lib/jetforge /var/cache/jetforge /var/log/jetforge; do
     held "$place is the service's alone" \
         "[ \"\$(inside stat -c %U:%G:%a $place)\" = jetforge:jetforge:750 ]"
 done
+held "what root goes by is root's alone" \
+    "[ \"\$(inside stat -c %U:%G:%a /var/lib/jetforge-root)\" = root:root:755 ]"
 for unit in jetforge.service jetforge-first-boot.service jetforge-power.socket \
     jetforge-update.path; do
     held "$unit is switched on" "inside systemctl is-enabled $unit"
 done
 held "the configuration is read" \
-    "inside env JETFORGE_ROLE=service jetforge config show --changed | says /etc/jetforge/config.toml"
+    "as_service config show --changed | says /etc/jetforge/config.toml"
+held "root's verbs are about the service" \
+    "inside jetforge config show --changed | says /etc/jetforge/config.toml"
+held "a key that root makes is one that the service reads" \
+    "inside jetforge key create check && as_service key list | says check"
+held "root keeps what there is and brings it back" "echo '# kept' >>$dir/root/etc/jetforge/config.toml &&
+    inside jetforge backup /root/all && sed -i '/# kept/d' $dir/root/etc/jetforge/config.toml &&
+    inside rm -r /var/lib/jetforge/keys.json && inside jetforge restore /root/all"
+held "and the service reads it" \
+    "as_service config show --changed && as_service key list | says check && as_service export"
+held "nothing in the state is root's" \
+    "left=\$(inside find /var/lib/jetforge ! -user jetforge); echo \"\$left\"; [ -z \"\$left\" ]"
+inside rm -f /root/all
+sed -i '/# kept/d' "$dir/root/etc/jetforge/config.toml"
 held "the units verify" "inside systemd-analyze verify --man=no jetforge.service \
-    jetforge-first-boot.service jetforge-tune.service jetforge-power.socket jetforge-update.path \
-    jetforge-update.service"
+    jetforge-restore.service jetforge-first-boot.service jetforge-tune.service jetforge-power.socket \
+    jetforge-update.path jetforge-update.service"
 held "the unit starts the package's program" \
     "[ \"\$(inside readlink /var/lib/jetforge-update/current)\" = /usr/bin ]"
 held "the package's version is known" "inside jetforge update status | says package"

@@ -208,6 +208,9 @@ make_user() {
         run install -m 600 "$key" "$tegra/rootfs/home/$user/.ssh/authorized_keys"
         inside chown -R "$user:$user" "/home/$user/.ssh"
         inside usermod -L "$user"
+        # Who has no password is asked for none.
+        run sh -c "umask 227 && echo '$user ALL=(ALL) NOPASSWD: ALL' \
+            >'$tegra/rootfs/etc/sudoers.d/jetforge-owner'"
     fi
     inside usermod -a -G jetforge "$user"
 }
@@ -221,7 +224,7 @@ check_result() {
     run rm -f "$tegra/rootfs/usr/sbin/policy-rc.d"
     run sh -c "rm -f '$tegra'/rootfs/etc/ssh/ssh_host_*_key*"
     run sh -c "[ ! -e '$tegra/rootfs/etc/machine-id' ] || : >'$tegra/rootfs/etc/machine-id'"
-    run rm -f "$tegra/rootfs/var/lib/jetforge/first-boot.done"
+    run rm -f "$tegra/rootfs/var/lib/jetforge-root/first-boot.done"
 }
 
 make_image() {

@@ -94,95 +94,6 @@ pub fn part_name() -> std::io::Result<String> {
     Ok(format!("{number:016x}.part"))
 }
 
-/// Whether a file's name is one of [`part_name`].
-fn is_part_name(name: &str) -> bool {
-    let number = name.strip_suffix(".part");
-    number.is_some_and(|n| n.len() == 16 && n.bytes().all(|byte| byte.is_ascii_hexdigit()))
-}
-
-/// Age of a part that nobody is writing any more.
-const PART_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-
-/// Removes parts of a folder that a loss of power left behind.
-pub fn sweep(dir: &Path) {
-    for file in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let since = file.metadata().and_then(|metadata| metadata.modified()).ok();
-        let age = since.and_then(|since| SystemTime::now().duration_since(since).ok());
-        let is_part = file.file_name().to_str().is_some_and(is_part_name);
-        if is_part && age.is_some_and(|age| age > PART_AGE_MAX) {
-            let _ = fs::remove_file(file.path());
-        }
-    }
-}
-
-/// A file that comes to be whole or not at all: it is written under a name of its own beside its
-/// place, for its owner alone. One that is not put in its place goes with this.
-#[derive(Debug)]
-pub struct Part {
-    file: File,
-    own: PathBuf,
-    place: PathBuf,
-}
-
-impl Part {
-    /// A new one in the folder of `place`, which has to be there.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn beside(place: &Path) -> io::Result<Part> {
-        let own = folder_of(place).join(part_name()?);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&own)?;
-        Ok(Part { file, own, place: place.to_owned() })
-    }
-
-    /// Puts it in its place, for whatever stood there; after that a loss of power changes nothing.
-    ///
-    /// # Errors
-    /// If the disk does not take it.
-    pub fn put(self) -> io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.own, &self.place)?;
-        match File::open(folder_of(&self.place))?.sync_all() {
-            // Some file systems of sticks know no such thing.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            synced => synced,
-        }
-    }
-}
-
-impl Write for Part {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        // Once it is in its place, nothing has this name.
-        let _ = fs::remove_file(&self.own);
-    }
-}
-
-/// Writes a small file in the place of what stood there, whole or not at all, for its owner alone;
-/// its folder is made.
-///
-/// # Errors
-/// If the disk does not take it.
-pub fn put_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder_of(path))?;
-    let mut part = Part::beside(path)?;
-    part.write_all(bytes)?;
-    part.put()
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Seals what belongs to one purpose.
 #[derive(Clone)]
 pub struct Sealer(hmac::Key);
@@ -296,37 +207,6 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, b"short").unwrap();
         assert!(matches!(device_key(&path), Err(SealError::Broken { .. })));
-    }
-
-    #[test]
-    fn a_file_is_put_whole_beside_its_neighbours_and_what_was_left_behind_goes() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = dir.path().join("model.gguf");
-        fs::write(dir.path().join("model.part"), b"somebody's download").unwrap();
-        put_file(&place, b"one").unwrap();
-        put_file(&place, b"two").unwrap();
-        assert_eq!(fs::read(&place).unwrap(), b"two");
-        assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o600);
-        Part::beside(&place).unwrap().write_all(b"half").unwrap();
-        let names = || {
-            let files = fs::read_dir(dir.path()).unwrap();
-            let mut names: Vec<String> =
-                files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        };
-        assert_eq!(names(), ["model.gguf", "model.part"], "what was not put is gone");
-        // A loss of power leaves one that nobody removes.
-        let old = Part::beside(&place).unwrap();
-        let long_ago = SystemTime::now() - 2 * PART_AGE_MAX;
-        old.file.set_modified(long_ago).unwrap();
-        let neighbour = File::options().write(true).open(dir.path().join("model.part")).unwrap();
-        neighbour.set_modified(long_ago).unwrap();
-        let fresh = Part::beside(&place).unwrap();
-        sweep(dir.path());
-        assert!(!old.own.exists() && fresh.own.exists());
-        drop((old, fresh));
-        assert_eq!(names(), ["model.gguf", "model.part"], "others' files stay");
     }
 
     #[test]

@@ -23,7 +23,8 @@ impl Machine {
         let etc = machine.root.path().join("etc");
         std::fs::create_dir_all(&etc).unwrap();
         std::fs::write(etc.join("hostname"), format!("{name}\n")).unwrap();
-        std::fs::write(etc.join("hosts"), "127.0.0.1\tlocalhost\n127.0.1.1\told\n").unwrap();
+        let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name} a.lan\n127.0.1.10\tb.lan\n");
+        std::fs::write(etc.join("hosts"), hosts).unwrap();
         std::fs::write(etc.join("machine-id"), "0123456789abcdef0123456789abcdef\n").unwrap();
         machine
     }
@@ -67,7 +68,8 @@ fn a_fresh_machine_gets_a_name_a_key_and_a_code_that_only_its_owner_can_read() {
     let card = machine.first_boot(&[]).ok().out;
     let name = machine.etc("hostname").trim().to_owned();
     assert!(name.starts_with("jetforge-") && name.len() == 13, "{name}");
-    assert!(machine.etc("hosts").ends_with(&format!("localhost\n127.0.1.1\t{name}\n")));
+    let others = "127.0.0.1\tlocalhost\n127.0.1.1\ta.lan\n127.0.1.10\tb.lan\n";
+    assert_eq!(machine.etc("hosts"), format!("{others}127.0.1.1\t{name}\n"));
     assert_eq!(of_card(&card, "address"), format!("http://{name}.local:8080"));
     let kept = machine.config().join("first-boot.txt");
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), card);
@@ -86,11 +88,37 @@ fn a_fresh_machine_gets_a_name_a_key_and_a_code_that_only_its_owner_can_read() {
 }
 
 #[test]
+fn a_name_that_may_be_its_owners_choice_stays_unless_the_board_is_a_nano() {
+    let machine = Machine::new("debian");
+    machine.first_boot(&[]).ok();
+    assert_eq!(machine.etc("hostname"), "debian\n");
+    let tree = machine.root.path().join("proc/device-tree");
+    std::fs::create_dir_all(&tree).unwrap();
+    std::fs::write(tree.join("compatible"), "nvidia,jetson-nano\0nvidia,tegra210\0").unwrap();
+    machine.first_boot(&["--again"]).ok();
+    assert!(machine.etc("hostname").starts_with("jetforge-"));
+}
+
+#[test]
+fn on_a_console_the_card_is_shown_and_nothing_that_is_recorded_has_it() {
+    let machine = Machine::new("nano");
+    let console = machine.home.path().join("console");
+    std::fs::write(&console, "").unwrap();
+    let run = machine.first_boot(&["--console", &console.display().to_string()]).ok();
+    let card = std::fs::read_to_string(&console).unwrap();
+    let key = of_card(&card, "API key").to_owned();
+    assert!(run.out.is_empty() && !run.err.contains(&key), "{}{}", run.out, run.err);
+    assert!(run.err.contains("first-boot.txt"), "{}", run.err);
+    // A machine without a console has the file.
+    machine.first_boot(&["--again", "--console", "/no/such/console"]).ok();
+}
+
+#[test]
 fn a_first_start_that_was_cut_is_done_again() {
     let machine = Machine::new("kitchen");
     let first = machine.first_boot(&[]).ok().out;
     assert_eq!(of_card(&first, "address"), "http://kitchen.local:8080", "a name of the owner's");
-    assert_eq!(machine.etc("hosts"), "127.0.0.1\tlocalhost\n127.0.1.1\told\n");
+    assert!(machine.etc("hosts").contains("127.0.1.1\tkitchen a.lan\n"));
     // As if the power went before the stamp, with a half-written file about.
     std::fs::remove_file(machine.state().join("first-boot.done")).unwrap();
     std::fs::write(machine.config().join("first-boot.txt.next"), "half").unwrap();
@@ -131,6 +159,12 @@ fn a_reset_leaves_what_the_owner_wrote_and_nothing_else() {
     let machine = Machine::new("nano");
     machine.first_boot(&[]).ok();
     std::fs::write(machine.config().join("config.toml"), "[model]\nn_ctx = 512\n").unwrap();
+    let elsewhere = Machine::new("nano").run(&["reset", "--yes"]);
+    assert!(
+        elsewhere.code == 2 && elsewhere.err.contains("nothing to forget"),
+        "{}",
+        elsewhere.err
+    );
     let refused = machine.run(&["reset"]);
     assert!(refused.code == 2 && refused.err.contains("--yes"), "{}", refused.err);
     let service = Process::start(machine.home.path(), &[]);
@@ -192,8 +226,16 @@ fn a_backup_brings_keys_and_configuration_to_another_card() {
         );
         assert!(!new.config().join("config.toml").exists());
     }
+    // What the new card was told meanwhile does not stand above what was there before.
+    let told =
+        [new.config().join("config.d/10-first-boot.toml"), new.state().join("config.put.toml")];
+    for file in &told {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "[model]\nn_ctx = 64\n").unwrap();
+    }
     new.run(&["restore", &name]).ok();
     assert!(!new.state().join("restore.next").exists());
+    assert!(told.iter().all(|file| !file.exists()));
     let shown = new.run(&["config", "show", "--json"]).json();
     assert_eq!(shown["model.n_ctx"]["value"], 512);
     let service = Process::start(new.home.path(), &[]);
@@ -205,13 +247,38 @@ fn a_restore_that_was_cut_is_finished_by_the_service() {
     let machine = Machine::new("nano");
     let card = machine.first_boot(&[]).ok().out;
     let state = machine.state();
-    // Unpacked and marked; one file was moved, this one was not.
+    // Unpacked and marked; one file was moved, this one was not, and what is to go is there.
     std::fs::create_dir_all(state.join("restore.next/state")).unwrap();
     std::fs::rename(state.join("keys.json"), state.join("restore.next/state/keys.json")).unwrap();
-    std::fs::write(state.join("restore.pending"), "").unwrap();
+    std::fs::write(state.join("config.put.toml"), "[model]\nn_ctx = 64\n").unwrap();
+    let names = ["state/keys.json", "state/pair.json", "config/first-boot.txt"];
+    let sums: String = names.iter().map(|name| format!("{}  {name}\n", "0".repeat(64))).collect();
+    std::fs::write(state.join("restore.pending"), sums).unwrap();
     let service = Process::start(machine.home.path(), &[]);
     assert_eq!(machine.status_with(&service, of_card(&card, "API key")), 200);
     assert!(!state.join("restore.pending").exists() && !state.join("restore.next").exists());
+    assert!(!state.join("config.put.toml").exists() && state.join("pair.json").exists());
+}
+
+#[test]
+fn a_backup_that_could_not_have_everything_is_none() {
+    let machine = Machine::new("nano");
+    let file = machine.home.path().join("all.backup");
+    let backup = || machine.run(&["backup", &file.display().to_string()]);
+    let none = backup();
+    assert!(none.code == 2 && none.err.contains("nothing to keep"), "{}", none.err);
+    machine.first_boot(&[]).ok();
+    let deep = machine.state().join("a/b/c/d/e");
+    std::fs::create_dir_all(&deep).unwrap();
+    std::fs::write(deep.join("f"), "").unwrap();
+    let run = backup();
+    assert!(run.code != 0 && run.err.contains("state/a/b/c/d/e"), "{}", run.err);
+    assert!(!file.exists());
+    std::fs::remove_dir_all(machine.state().join("a")).unwrap();
+    // A store that cannot be opened goes in as it is, and that is said.
+    std::fs::write(machine.state().join("device.key"), [7; 32]).unwrap();
+    let run = backup().ok();
+    assert!(run.err.contains("kept as it lies"), "{}", run.err);
 }
 
 #[test]
@@ -231,6 +298,22 @@ fn a_support_file_holds_no_secret() {
     for secret in secrets {
         assert!(!text.contains(secret), "{secret} is in it");
     }
+    // Nor does any other text that somebody set, except words of ours.
+    let keys = machine.run(&["config", "show", "--json"]).json();
+    let mut n_text = 0;
+    for key in keys.as_object().unwrap().keys() {
+        for value in ["canary/7f3a", "[\"http://canary/7f3a\"]"] {
+            let (set, file) = (format!("{key}={value}"), file.display().to_string());
+            if machine.run(&["support", "--set", &set, &file]).code == 0 {
+                n_text += 1;
+                let text = String::from_utf8(std::fs::read(&file).unwrap()).unwrap();
+                assert!(!text.contains("canary/7f3a"), "{set} is in it");
+                assert!(text.contains("(set)"), "{set}");
+            }
+        }
+    }
+    assert!(n_text > 15, "{n_text} keys take a text");
+    assert!(!text.contains(&machine.home.path().display().to_string()), "paths name people");
     let hashes = std::fs::read_to_string(machine.state().join("keys.json")).unwrap();
     let hashes: serde_json::Value = serde_json::from_str(&hashes).unwrap();
     assert!(!text.contains(hashes["keys"][0]["sha256"].as_str().unwrap()));

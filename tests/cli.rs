@@ -15,7 +15,8 @@ use crate::support::skip::skip;
 /// The binary with `home` as its home directory and an environment of its own.
 pub fn jetforge(home: &Path) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("jetforge"));
-    command.env_clear().env("HOME", home).stdin(Stdio::null());
+    // Root's run on a machine with the package would be about its service.
+    command.env_clear().env("HOME", home).env("JETFORGE_ROLE", "person").stdin(Stdio::null());
     command
 }
 

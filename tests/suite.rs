@@ -35,6 +35,7 @@ mod pull;
 mod quality;
 mod quantize;
 mod reload;
+mod root;
 mod safetensors;
 mod sampler;
 mod serve;

@@ -236,6 +236,37 @@ fn what_a_unit_names_is_there() {
     }
 }
 
+/// Whoever holds the service writes into its directories: what root goes by must not lie there.
+#[test]
+fn root_goes_by_nothing_that_the_service_can_write() {
+    let own = "/var/lib/jetforge-root";
+    assert!(read("jetforge.tmpfiles").contains(&format!("\nd {own} 0755 root root -\n")));
+    for unit in ["jetforge-first-boot.service", "jetforge-restore.service"] {
+        let condition = values(unit, "ConditionPathExists").remove(0);
+        assert!(condition.trim_start_matches('!').starts_with(&format!("{own}/")), "{condition}");
+    }
+    for unit in ["jetforge-power@.service", "jetforge-tune.service"] {
+        let places = values(unit, "ReadWritePaths").remove(0);
+        let places: Vec<&str> = places.split(' ').filter(|path| path.starts_with("/var")).collect();
+        assert_eq!(places, [own], "{unit}: where its journal lies");
+    }
+    for (unit, text) in units().iter().filter(|(_, text)| text.contains("\n[Service]\n")) {
+        let is_over_all = ["CAP_DAC_OVERRIDE", "CAP_FOWNER"].iter().any(|cap| text.contains(cap));
+        assert!(!is_over_all, "{unit}: what is another's is written as that one");
+    }
+    let wants = values("jetforge.service", "Wants").remove(0);
+    assert!(wants.contains("jetforge-restore.service"), "{wants}");
+    assert_eq!(values("jetforge-restore.service", "Before"), ["jetforge.service"]);
+}
+
+#[test]
+fn the_key_of_the_first_boot_goes_to_no_journal() {
+    let unit = "jetforge-first-boot.service";
+    assert_eq!(values(unit, "StandardOutput"), ["journal"]);
+    let start = values(unit, "ExecStart").remove(0);
+    assert!(start.ends_with(" --console /dev/console"), "{start}");
+}
+
 #[test]
 fn the_service_promises_what_the_docs_say() {
     let promises = [
@@ -391,6 +422,10 @@ fn the_image_is_planned_from_files_that_are_what_they_should_be() {
         assert!(plan.out.contains(creator), "{board}: {}", plan.out);
         assert!(plan.out.contains("Everything on /dev/sdx will be gone"), "{}", plan.out);
     }
+    // Whose password is locked has to become root without one.
+    let key = bsp.to_str().unwrap();
+    let plan = image(&[&right[..], &["--board", "nano-b01", "--ssh-key", key]].concat()).ok();
+    assert!(plan.out.contains("NOPASSWD: ALL") && plan.out.contains("sudoers.d/"), "{}", plan.out);
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left.len(), 4, "nothing was made: {left:?}");
 }

@@ -59,8 +59,7 @@ has_job() { ask "/v1/jobs/$1" | grep -q "\"id\":\"$1\""; }
 is_done() { ask "/v1/jobs/$1" | grep -q '"state":"done"'; }
 
 make_key() {
-    runuser -u jetforge -- env JETFORGE_ROLE=service jetforge key create "prove$1" --scope admin \
-        --scope inference >/root/key
+    jetforge key create "prove$1" --scope admin --scope inference >/root/key
     test -s /root/key
 }
 
@@ -96,6 +95,8 @@ install() {
     t 'the package installs' 'dpkg -i /root/jetforge.deb'
     t 'first boot made a key file for root alone' \
         '[ "$(stat -c %U:%a /etc/jetforge/first-boot.txt)" = root:600 ]'
+    t 'the journal has no key of it' '! journalctl --no-pager |
+        grep -q "$(sed -n "s/^API key *//p" /etc/jetforge/first-boot.txt)"'
     t 'it has a name of its own' 'grep -qE "^jetforge-[0-9a-f]{4}$" /proc/sys/kernel/hostname'
     t 'the service is ready when dpkg is' '[ "$(systemctl is-active jetforge)" = active ]'
     systemctl show jetforge -p Type,WatchdogUSec,StatusText,MemoryMax,TasksMax,NRestarts |
@@ -117,6 +118,14 @@ MemoryCurrent: $(show jetforge MemoryCurrent)"
     kill -9 "$(pid)"
     t 'after kill -9 it is back' 'until_s 90 "[ \$(show jetforge NRestarts) -ge 1 ] && answers"'
     t 'and the job that it had acknowledged is done' 'until_s 60 "is_done $job"'
+    t 'what root keeps and brings back the service takes up' 'systemctl stop jetforge &&
+        jetforge backup /root/all && rm -r /var/lib/jetforge/keys.json /var/lib/jetforge/state.db &&
+        jetforge restore /root/all && systemctl start jetforge && until_s 60 answers'
+    t 'a restore that was cut is finished before the service starts' 'systemctl stop jetforge &&
+        mkdir -m 700 /var/lib/jetforge-root/restore.next && cd /var/lib/jetforge-root/restore.next &&
+        tar -x --no-same-owner -f /root/all && mv SHA256SUMS ../restore.pending &&
+        rm /var/lib/jetforge/keys.json && systemctl start jetforge && until_s 60 answers'
+    rm -f /root/all
     frozen
     t 'doctor finds nothing bad' \
         'runuser -u jetforge -- env JETFORGE_ROLE=service jetforge doctor >/tmp/doctor'

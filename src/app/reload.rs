@@ -23,6 +23,7 @@ use super::{App, Config, ENV_PREFIX};
 use crate::base::config::{self, ConfigError, Layers, Resolved, Setting, Source};
 use crate::base::dirs::{Dirs, Role};
 use crate::base::env::Env;
+use crate::base::file::Draft;
 use crate::base::limits::CONFIG_BYTES_MAX;
 use crate::power::Watch;
 use crate::server::{PutError, Settings, set_log_level};
@@ -33,18 +34,13 @@ const PUT_FILE: &str = "config.put.toml";
 const LIVE: [&str; 2] = ["power.", "server.log_level"];
 /// What may be put, by the beginning of a key, and what of that may not.
 const PUT: [&str; 6] = ["model.", "sampling.", "power.", "jobs.", "server.", "prefix_cache."];
-const NOT_PUT: [&str; 14] = [
+const NOT_PUT: [&str; 9] = [
     "jobs.callbacks",
-    "prefix_cache.dir",
     "server.host",
     "server.port",
     "server.also_ports",
     "server.alias",
     "server.model_draft",
-    "server.slot_save_dir",
-    "server.chat_template_file",
-    "server.lora",
-    "server.api_key_file",
     "server.allowed_hosts",
     "server.cors_origins",
     "server.props",
@@ -166,7 +162,7 @@ impl Reloader {
 
     /// Writes what is put and everything that was put before beside its file, and looks whether it
     /// can be used; what it overrides in vain.
-    fn prepare(&self, changes: &Map<String, Value>, next: &Path) -> Result<Vec<String>, PutError> {
+    fn prepare(&self, changes: &Map<String, Value>) -> Result<(Draft, Vec<String>), PutError> {
         let mut table = read_table(&self.dirs.state.join(PUT_FILE));
         let mut keys = Vec::new();
         flatten("", changes, &self.started, &mut |key, value| {
@@ -185,16 +181,16 @@ impl Reloader {
         let text = toml::to_string(&table).map_err(|error| PutError::ours(error.to_string()))?;
         let write = || {
             std::fs::create_dir_all(&self.dirs.state)?;
-            let mut file = File::create(next)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
+            let mut draft = Draft::new(&self.dirs.state.join(PUT_FILE), 0o640)?;
+            draft.write_all(text.as_bytes()).map(|()| draft)
         };
-        write().map_err(|error| PutError::ours(format!("cannot keep it: {error}")))?;
-        let files = self.origin.files(&self.dirs, Some(next));
+        let draft = write().map_err(not_kept)?;
+        let files = self.origin.files(&self.dirs, Some(draft.beside()));
         let resolved = self.origin.resolve(files).map_err(put_error)?;
         let is_in_vain =
             |key: &String| matches!(resolved.source(key), Source::Env(_) | Source::Option(_));
-        Ok(keys.into_iter().filter(is_in_vain).collect())
+        let in_vain = keys.into_iter().filter(is_in_vain).collect();
+        Ok((draft, in_vain))
     }
 }
 
@@ -214,22 +210,16 @@ impl Settings for Reloader {
 
     fn put(&self, changes: &Map<String, Value>) -> Result<Value, PutError> {
         let mut now = self.lock();
-        let file = self.dirs.state.join(PUT_FILE);
-        let next = self.dirs.state.join("config.put.next.toml");
-        let prepared = self.prepare(changes, &next);
-        let in_vain = match prepared {
-            Ok(in_vain) => in_vain,
-            Err(error) => {
-                let _ = std::fs::remove_file(&next);
-                return Err(error);
-            }
-        };
-        std::fs::rename(&next, &file)
-            .map_err(|error| PutError::ours(format!("cannot keep it: {error}")))?;
+        let (draft, in_vain) = self.prepare(changes)?;
+        draft.commit().map_err(not_kept)?;
         let Reloaded { changed, needs_restart } = self.read(&mut now).map_err(put_error)?;
         tracing::info!(?changed, ?needs_restart, "configuration put");
         Ok(json!({"changed": changed, "needs_restart": needs_restart, "overridden": in_vain}))
     }
+}
+
+fn not_kept(error: std::io::Error) -> PutError {
+    PutError::ours(format!("cannot keep it: {error}"))
 }
 
 /// An error of the whole as one of what was put.
@@ -247,7 +237,9 @@ fn put_error(error: ConfigError) -> PutError {
 
 fn check_key(key: &str, value: &Value) -> Result<(), PutError> {
     let is_path = key == "model.name" && value.as_str().is_some_and(|name| name.contains('/'));
-    let may = PUT.iter().any(|start| key.starts_with(start)) && !NOT_PUT.contains(&key);
+    let may = PUT.iter().any(|start| key.starts_with(start))
+        && !NOT_PUT.contains(&key)
+        && !config::names_files::<Config>(key);
     if may && !is_path {
         return Ok(());
     }
@@ -305,4 +297,36 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
         (file.clone(), stamp)
     };
     files.iter().map(stamp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::Shape;
+
+    #[test]
+    fn no_key_that_names_a_file_is_put() {
+        fn names<T: Shape>(known: &Resolved<T>) -> Vec<&str> {
+            known.iter().map(|(key, ..)| key).filter(|key| config::names_files::<T>(key)).collect()
+        }
+        let known = Origin::default().resolve(Vec::new()).unwrap();
+        let expected = [
+            "hub.key_file",
+            "library.catalog",
+            "library.dir",
+            "prefix_cache.dir",
+            "pull.ca_file",
+            "server.api_key_file",
+            "server.chat_template_file",
+            "server.lora",
+            "server.slot_save_dir",
+            "server.tls_cert",
+            "server.tls_key",
+        ];
+        assert_eq!(names(&known), expected);
+        for key in expected {
+            assert!(check_key(key, &json!("/x")).is_err(), "{key}");
+        }
+        assert!(check_key("server.tls", &json!(true)).is_ok());
+    }
 }

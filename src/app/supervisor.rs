@@ -1,7 +1,7 @@
 //! What the service manager hears: that the model answers, and that engines go on.
 //!
 //! ```text
-//! loading    EXTEND_TIMEOUT_USEC, again and again
+//! loading    EXTEND_TIMEOUT_USEC, again and again, for a quarter of an hour at most
 //! answering  READY=1, once the first model has made a token
 //! then       WATCHDOG=1, only if every engine's thread moved since the last look; STATUS=
 //! stop       STOPPING=1
@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::AppError;
+use crate::base::limits::START_S_MAX;
 use crate::base::notify::Notifier;
 use crate::hosting::{Host, HostError};
 use crate::inference::{Event, Pooling, Request};
@@ -160,6 +161,8 @@ impl Shared {
 struct Looks {
     pulse: Pulse,
     said: String,
+    /// Looks while nothing answers yet.
+    n_loading: u32,
 }
 
 impl Looks {
@@ -178,7 +181,10 @@ impl Looks {
             Stage::Serving => status(),
         };
         if stage == Stage::Loading {
-            notifier.extend(START_MORE);
+            self.n_loading = self.n_loading.saturating_add(1);
+            if LOOK * self.n_loading <= Duration::from_secs(START_S_MAX) {
+                notifier.extend(START_MORE);
+            }
         } else if moves && notifier.watchdog().is_some() {
             notifier.alive();
         }

@@ -106,6 +106,20 @@ fn it_is_ready_when_the_model_answers_and_not_before() {
 }
 
 #[test]
+fn a_start_that_hangs_is_not_waited_for_without_end() {
+    let (manager, host) = (Manager::new(), host(None));
+    let notifier = &manager.supervisor.0.as_ref().unwrap().notifier;
+    let mut looks = Looks::default();
+    for _ in 0..2 * START_S_MAX / LOOK.as_secs() {
+        looks.look(notifier, Stage::Loading, &host, &String::new);
+    }
+    notifier.ready();
+    let heard = manager.until("READY=1");
+    let n_more = heard.iter().filter(|said| said.starts_with("EXTEND_TIMEOUT_USEC=")).count();
+    assert_eq!(n_more as u64, START_S_MAX / LOOK.as_secs());
+}
+
+#[test]
 fn a_stuck_engine_misses_the_watchdog_until_it_goes_on() {
     let manager = Manager::new();
     let notifier = &manager.supervisor.0.as_ref().unwrap().notifier;

@@ -179,6 +179,15 @@ pub struct Layers<'a> {
     pub options: Vec<Setting>,
 }
 
+/// Whether the value of `key` names a file or a folder, or several, by its type.
+pub fn names_files<T: Shape>(key: &str) -> bool {
+    let number = Value::Integer(0);
+    let one = Stack::<T>::fits(key, &number);
+    let several = Stack::<T>::fits(key, &Value::Array(vec![number]));
+    // What a type expects is said in its own words: those of the paths of the standard library.
+    [one, several].iter().any(|fits| matches!(fits, Err(why) if why.contains("path string")))
+}
+
 /// Puts the layers together and checks the result.
 ///
 /// # Errors

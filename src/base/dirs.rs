@@ -6,15 +6,24 @@
 //! state      $XDG_STATE_HOME/jetforge              /var/lib/jetforge
 //! cache      $XDG_CACHE_HOME/jetforge              /var/cache/jetforge
 //! models     $XDG_DATA_HOME/jetforge/models        /var/lib/jetforge/models
+//! root's     as the state                          /var/lib/jetforge-root
 //! ```
+//!
+//! On a machine with the packaged service root is its administrator, so what root does there is
+//! about the service, unless the environment says otherwise. The service's directories belong to
+//! its user, whom root does not trust: what root has to find again as it was left lies apart.
 //!
 //! The defaults of the XDG variables are `~/.config`, `~/.local/state`, `~/.cache` and
 //! `~/.local/share`. Nothing is created here: the room that writes creates its own directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::base::config::drop_ins;
 use crate::base::env::Env;
+use crate::base::owner;
+
+/// Where the package puts the service's unit.
+const UNIT: &str = "/lib/systemd/system/jetforge.service";
 
 /// Whose directories are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +35,8 @@ pub enum Role {
 }
 
 impl Role {
-    /// The variable that chooses the role, `person` when it is absent.
+    /// The variable that chooses the role; without it, root is the service where the package is
+    /// installed, and everybody else a person.
     pub const ENV: &'static str = "JETFORGE_ROLE";
 
     /// Reads the role from the environment.
@@ -35,10 +45,16 @@ impl Role {
     /// When the variable holds another word.
     pub fn from_env(env: &Env) -> Result<Role, DirsError> {
         match env.get(Role::ENV).map(|v| v.to_string_lossy().into_owned()).as_deref() {
-            None | Some("person") => Ok(Role::Person),
+            None => Ok(Role::usual(owner::is_root(), Path::new(UNIT))),
+            Some("person") => Ok(Role::Person),
             Some("service") => Ok(Role::Service),
             Some(other) => Err(DirsError::UnknownRole { role: other.to_owned() }),
         }
+    }
+
+    /// Who is meant where nobody says it.
+    fn usual(is_root: bool, unit: &Path) -> Role {
+        if is_root && unit.exists() { Role::Service } else { Role::Person }
     }
 
     /// `person` or `service`.
@@ -57,6 +73,9 @@ pub struct Dirs {
     pub config: PathBuf,
     /// What must survive a restart.
     pub state: PathBuf,
+    /// What root has to find again as it was left: marks, what it restores, journals of the board.
+    /// For a person the state directory.
+    pub root_state: PathBuf,
     /// What can be made again.
     pub cache: PathBuf,
     /// Models that were pulled or imported.
@@ -100,6 +119,7 @@ impl Dirs {
         Dirs {
             config: "/etc/jetforge".into(),
             state: "/var/lib/jetforge".into(),
+            root_state: "/var/lib/jetforge-root".into(),
             cache: "/var/cache/jetforge".into(),
             models: "/var/lib/jetforge/models".into(),
             models_shared: None,
@@ -114,9 +134,11 @@ impl Dirs {
                 .map(|base| base.join("jetforge"))
                 .ok_or(DirsError::NoHome { what, variable })
         };
+        let state = find("state", "XDG_STATE_HOME", ".local/state")?;
         Ok(Dirs {
             config: find("configuration", "XDG_CONFIG_HOME", ".config")?,
-            state: find("state", "XDG_STATE_HOME", ".local/state")?,
+            root_state: state.clone(),
+            state,
             cache: find("cache", "XDG_CACHE_HOME", ".cache")?,
             models: find("models", "XDG_DATA_HOME", ".local/share")?.join("models"),
             models_shared: Some("/var/lib/jetforge/models".into()),
@@ -136,8 +158,6 @@ impl Dirs {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -165,7 +185,26 @@ mod tests {
     fn the_role_is_one_of_two_words() {
         let env = |v: &str| [("JETFORGE_ROLE", v)].into_iter().collect::<Env>();
         assert_eq!(Role::from_env(&env("service")), Ok(Role::Service));
-        assert_eq!(Role::from_env(&env("")), Ok(Role::Person));
+        assert_eq!(Role::from_env(&env("person")), Ok(Role::Person));
         assert!(Role::from_env(&env("root")).is_err());
+    }
+
+    #[test]
+    fn root_of_a_machine_with_the_packaged_service_is_its_administrator() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = dir.path().join("jetforge.service");
+        assert_eq!(Role::usual(true, &unit), Role::Person);
+        std::fs::write(&unit, "").unwrap();
+        assert_eq!(Role::usual(true, &unit), Role::Service);
+        assert_eq!(Role::usual(false, &unit), Role::Person);
+    }
+
+    #[test]
+    fn what_root_relies_on_lies_where_the_service_cannot_write() {
+        let dirs = Dirs::new(Role::Service, &Env::default()).unwrap();
+        assert!(!dirs.root_state.starts_with(&dirs.state), "{}", dirs.root_state.display());
+        let env: Env = [("HOME", "/home/ada")].into_iter().collect();
+        let dirs = Dirs::new(Role::Person, &env).unwrap();
+        assert_eq!(dirs.root_state, dirs.state);
     }
 }

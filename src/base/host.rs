@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 /// The machine, as far as it can be read without rights.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -56,6 +58,39 @@ impl Host {
             ),
             libc: libc_version(),
         }
+    }
+}
+
+/// A moment in the life of a machine that was started once. A board without a battery for its clock
+/// learns the date minutes after its start; this goes on evenly, also while the machine sleeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The kernel's name for this start.
+    pub boot: String,
+    /// Seconds since then.
+    pub s: u64,
+}
+
+impl Moment {
+    /// Now.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn now() -> std::io::Result<Moment> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        let uptime = std::fs::read_to_string("/proc/uptime")?;
+        let s = uptime.split('.').next().and_then(|s| s.parse().ok());
+        Ok(Moment { boot, s: s.ok_or(std::io::ErrorKind::InvalidData)? })
+    }
+
+    /// This much later.
+    pub fn after(&self, s: u64) -> Moment {
+        Moment { boot: self.boot.clone(), s: self.s.saturating_add(s) }
+    }
+
+    /// Seconds until another moment of the same start; none if it is over, or of another one.
+    pub fn until(&self, end: &Moment) -> Option<u64> {
+        (self.boot == end.boot).then(|| end.s.checked_sub(self.s)).flatten()
     }
 }
 

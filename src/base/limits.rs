@@ -438,6 +438,11 @@ pub const LISTEN_PORTS_MAX: usize = 8;
 pub const POWER_JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// Levels of lists and maps in a configuration in YAML.
 pub const CONFIG_DEPTH_MAX: usize = 16;
+/// Seconds that a service manager is asked to wait for the first answer of a model. Two gigabytes
+/// from a slow card take two minutes; a start that hangs is to be ended.
+pub const START_S_MAX: u64 = 900;
+/// Groups of a user.
+pub const GROUPS_MAX: usize = 64;
 /// Files of a backup, and bytes of one.
 pub const TAR_FILES_MAX: usize = 10_000;
 /// See above.

@@ -3,8 +3,10 @@
 pub mod config;
 pub mod dirs;
 pub mod env;
+pub mod file;
 pub mod format;
 pub mod host;
 pub mod limits;
 pub mod notify;
+pub mod owner;
 pub mod tar;

@@ -55,6 +55,11 @@ impl CliError {
         CliError { code: INTEGRITY, message: message.into() }
     }
 
+    /// The network does not give what is asked.
+    pub fn network(message: impl Into<String>) -> CliError {
+        CliError { code: NETWORK, message: message.into() }
+    }
+
     /// The model cannot do what is asked.
     pub fn model(message: impl Into<String>) -> CliError {
         CliError { code: MODEL, message: message.into() }
@@ -139,18 +144,30 @@ fn of_update(error: &UpdateError) -> u8 {
     }
 }
 
-fn of_config(_: &ConfigError) -> u8 {
-    USAGE
+fn of_config(error: &ConfigError) -> u8 {
+    match error {
+        ConfigError::Read { source, .. } => of_reading(source),
+        _ => USAGE,
+    }
+}
+
+/// A file that is not there, or is no text, was named or written wrongly. All else may pass, such
+/// as a card that does not answer: a service that is started again may find it well.
+fn of_reading(error: &std::io::Error) -> u8 {
+    match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData => USAGE,
+        _ => FAILURE,
+    }
 }
 
 fn of_server(error: &ServerError) -> u8 {
     match error {
         ServerError::NoKey { .. }
         | ServerError::Tls(_)
-        | ServerError::File { .. }
         | ServerError::KeyName { .. }
         | ServerError::KeyTaken { .. }
         | ServerError::KeyUnknown { .. } => USAGE,
+        ServerError::File { source, .. } => of_reading(source),
         ServerError::Bind { .. } => NETWORK,
         ServerError::KeyFile { .. } | ServerError::KeysFull => FAILURE,
     }
@@ -233,5 +250,23 @@ fn of_inference(error: &InferenceError) -> u8 {
         | InferenceError::TextTooShort { .. } => USAGE,
         InferenceError::Backend(error) if error.is_wrong_option() => USAGE,
         InferenceError::Backend(_) | InferenceError::Thread(_) => FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_no_wrong_configuration() {
+        let read = |kind: std::io::ErrorKind| {
+            let config = ConfigError::Read { path: "x".into(), source: kind.into() };
+            let server = ServerError::File { path: "x".into(), source: kind.into() };
+            (code_of(&AppError::from(config).into()), code_of(&AppError::from(server).into()))
+        };
+        assert_eq!(read(std::io::ErrorKind::NotFound), (USAGE, USAGE));
+        for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::Other] {
+            assert_eq!(read(kind), (FAILURE, FAILURE), "{kind}");
+        }
     }
 }

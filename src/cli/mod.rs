@@ -24,11 +24,13 @@ mod verbs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser;
 
 use crate::app::{App, Start};
 use crate::base::config::Setting;
 use crate::base::env::Env;
+use crate::base::owner::become_owner_of;
 use args::{Cli, Color, GlobalArgs, Verb};
 use exit::CliError;
 
@@ -133,7 +135,21 @@ impl Context {
         self.app_of(None, options)
     }
 
-    /// The same with the files of the configuration replaced by one.
+    /// The same for a verb that keeps something in the state and takes no files by name: if root
+    /// calls it, it goes on as the user to whom the state belongs, who has to read it.
+    fn app_of_state(&self, options: Vec<Setting>) -> anyhow::Result<App> {
+        let app = self.app(options)?;
+        self.own(&app)?;
+        Ok(app)
+    }
+
+    /// Goes on as the user to whom the state belongs.
+    fn own(&self, app: &App) -> anyhow::Result<()> {
+        let state = &app.dirs.state;
+        become_owner_of(state).with_context(|| format!("as the owner of {}", state.display()))
+    }
+
+    /// The program with the files of the configuration replaced by one.
     fn app_of(&self, file: Option<PathBuf>, options: Vec<Setting>) -> anyhow::Result<App> {
         let mut settings = Vec::new();
         for pair in &self.global.set {

@@ -23,9 +23,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::replace;
 use super::sysfs::{Reason, Sysfs};
 use super::writes::check;
+use crate::base::file;
 use crate::base::limits::{POWER_JOURNAL_BYTES_MAX, POWER_WRITES_MAX};
 
 /// Why the board cannot be set.
@@ -186,7 +186,8 @@ enum Boot {
 const BOOT: &str = "proc/sys/kernel/random/boot_id";
 
 impl Actuator {
-    /// Sets the trees under `root`, and keeps the owner's journal in the directory of states.
+    /// Sets the trees under `root`, and keeps the owner's journal in a directory: for root
+    /// one that nobody else writes into.
     pub fn new(root: &Path, state_dir: &Path, owner: Owner) -> Actuator {
         let journal = state_dir.join(format!("{}.journal.json", owner.name()));
         Actuator { sysfs: Sysfs::new(root), journal, owner, last: Mutex::default() }
@@ -408,16 +409,12 @@ impl Actuator {
     fn keep(&self, journal: &Journal) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Journal { path: self.journal.clone(), source };
         let text = serde_json::to_vec(journal).map_err(|error| failed(error.into()))?;
-        replace(&self.journal, &text).map_err(failed)
+        file::replace(&self.journal, &text, 0o644).map_err(failed)
     }
 
     fn forget(&self) -> Result<(), ApplyError> {
-        match std::fs::remove_file(&self.journal) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(ApplyError::Journal { path: self.journal.clone(), source })
-            }
-            _ => Ok(()),
-        }
+        let failed = |source| ApplyError::Journal { path: self.journal.clone(), source };
+        file::remove(&self.journal).map_err(failed)
     }
 }
 

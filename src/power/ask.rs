@@ -9,7 +9,9 @@
 //! `-` stands for what is left as it is. The helper believes nothing: a clock must be a step that
 //! this board names, cores and fan within its numbers, all of it within the supply that the owner
 //! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most
-//! that a service in somebody else's hands can do is to choose among the clocks that a board has.
+//! that a service in somebody else's hands can do is to choose among the clocks that a board has,
+//! and to have its fan turn as the curve says at the heat of that time, or faster. What was put over
+//! HTTP counts here as well, so the supply is no bound for who holds the service.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -19,7 +21,8 @@ use std::time::Duration;
 
 use super::apply::{Actuator, ApplyError, Owner, Reverted};
 use super::config::PowerConfig;
-use super::governor::Settings;
+use super::governor::{Settings, Vitals};
+use super::profile::FanCurve;
 use super::sensors::Sensors;
 use super::writes::plan;
 use crate::base::limits::{POWER_ANSWER_MS, POWER_LINE_BYTES_MAX};
@@ -153,6 +156,11 @@ impl Helper {
         if fan_pwm.is_some_and(|pwm| pwm > 255) {
             return Err("the fan's pulse width is 0 to 255".to_owned());
         }
+        // At its own heat, whatever the service saw or did not want to see.
+        let curve = FanCurve::new(&self.config.fan).ok();
+        let least = curve.zip(Vitals::of(&readings).temp_mc).map(|(curve, mc)| curve.pwm(mc));
+        let fan_pwm = fan_pwm.map(|pwm| pwm.max(least.unwrap_or(0)));
+        let settings = Settings { fan_pwm, ..settings };
         let changes = self.actuator.changes(&plan(&settings, &readings));
         changes.and_then(|changes| self.actuator.apply(&changes)).map_err(|error| error.to_string())
     }
@@ -205,11 +213,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::power::governor::EngineView;
+    use crate::power::governor::{EngineView, Phase};
     use crate::power::keeper::Keeper;
     use crate::power::profile::Supply;
     use crate::power::sysfs::Sysfs;
-    use crate::power::tests::trees::{PC, nano, tree};
+    use crate::power::tests::trees::{PC, nano, put, tree};
 
     const MAX: &str = "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq";
 
@@ -289,6 +297,55 @@ mod tests {
         drop(keeper);
         assert!(!serving.join().unwrap().done.is_empty());
         assert_eq!(max(), 1_428_000);
+    }
+
+    #[test]
+    fn what_is_configured_anew_counts_for_the_helper_too() {
+        let (root, state) = (nano(), tempfile::tempdir().unwrap());
+        let socket = root.path().join(SOCKET);
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (board, journal) = (root.path().to_owned(), state.path().join("root"));
+        let weak = PowerConfig { supply: Some(Supply::Watts5), ..willing() };
+        let configs = [weak.clone(), willing()];
+        // As the socket's unit does it: a helper for each connection, with the configuration of then.
+        let serving = std::thread::spawn(move || {
+            for config in configs {
+                let (stream, _) = listener.accept().unwrap();
+                let mut helper = Helper::open(&board, &journal, config).unwrap();
+                helper.run(&mut BufReader::new(&stream), &mut &stream).unwrap();
+            }
+        });
+        let mut keeper = Keeper::open(root.path(), &state.path().join("service"), weak).unwrap();
+        let max = || Sysfs::new(root.path()).number(MAX).unwrap();
+        let work = EngineView { phase: Phase::Prefill, n_interactive: 1, ..EngineView::default() };
+        keeper.look(&work, 1000);
+        assert_eq!((max(), keeper.trouble()), (918_000, None), "all that five watts give");
+        keeper.configure(willing()).unwrap();
+        (2..5).for_each(|s| drop(keeper.look(&work, s * 1000)));
+        assert_eq!((max(), keeper.trouble()), (1_428_000, None));
+        (5..60).for_each(|s| drop(keeper.look(&EngineView::default(), s * 1000)));
+        assert_eq!(max(), 306_000, "idle");
+        keeper.configure(PowerConfig { set_clocks: false, ..willing() }).unwrap();
+        serving.join().unwrap();
+        assert_eq!((max(), keeper.trouble()), (1_428_000, None), "nothing stays set");
+    }
+
+    #[test]
+    fn the_fan_never_turns_slower_than_its_curve_says() {
+        let root = nano();
+        let pwm = |line: &str| {
+            let state = tempfile::tempdir().unwrap();
+            let mut helper = Helper::open(root.path(), state.path(), willing()).unwrap();
+            helper.answer(&format!("{line}\n")).unwrap();
+            let pwm = Sysfs::new(root.path()).number("sys/devices/pwm-fan/target_pwm").unwrap();
+            helper.run(&mut BufReader::new(&b""[..]), &mut std::io::sink()).unwrap();
+            pwm
+        };
+        put(root.path(), "sys/class/thermal/thermal_zone1/temp", b"60000\n");
+        assert_eq!([pwm("set - - - 0"), pwm("set - - - 200")], [150, 200]);
+        put(root.path(), "sys/class/thermal/thermal_zone1/temp", b"75000\n");
+        assert_eq!(pwm("set - - - 0"), 255);
     }
 
     #[test]

@@ -22,13 +22,13 @@ use super::ask::Asker;
 use super::board::Board;
 use super::calibrate::Calibration;
 use super::config::PowerConfig;
-use super::file::replace;
 use super::governor::{Decision, EngineView, Policy, Settings, State, Vitals, govern};
 use super::profile::Profile;
 use super::sensors::{Readings, Sensors};
 use super::sysfs::Sysfs;
 use super::tune::{Tuning, tuning};
 use super::writes::plan;
+use crate::base::file;
 use crate::base::limits::POWER_JOURNAL_BYTES_MAX;
 
 /// Holds the board within its limits.
@@ -114,10 +114,20 @@ impl Keeper {
         if policy.ladder != self.policy.ladder {
             self.state = std::mem::take(&mut self.state).on_ladder(&policy.ladder);
         }
-        if self.config.set_clocks && !config.set_clocks {
-            self.trouble = self.actuator.revert().err().map(|error| error.to_string());
+        match &mut self.asker {
+            // Another helper comes with the next connection, and reads what is configured then.
+            Some(asker) if config != self.config => {
+                asker.let_go();
+                self.trouble = None;
+            }
+            Some(_) => {}
+            None if self.config.set_clocks && !config.set_clocks => {
+                self.trouble = self.actuator.revert().err().map(|error| error.to_string());
+            }
+            None => {}
         }
-        (self.config, self.policy, self.set) = (config, policy, None);
+        (self.config, self.policy) = (config, policy);
+        (self.set, self.retry) = (None, None);
         Ok(())
     }
 
@@ -188,7 +198,7 @@ impl Keeper {
     /// Losing them costs half a minute of measuring, so nothing is said of a failure.
     fn keep_calibrations(&self) {
         if let Ok(text) = serde_json::to_vec(self.state.calibrations()) {
-            let _ = replace(&calibrations(&self.state_dir), &text);
+            let _ = file::replace(&calibrations(&self.state_dir), &text, 0o644);
         }
     }
 }
@@ -216,13 +226,10 @@ pub fn chosen(state_dir: &Path) -> Option<Profile> {
 /// # Errors
 /// If the directory of states cannot be written.
 pub fn choose(state_dir: &Path, profile: Option<Profile>) -> std::io::Result<()> {
-    let file = choice(state_dir);
+    let choice = choice(state_dir);
     match profile {
-        Some(profile) => replace(&file, profile.name().as_bytes()),
-        None => match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        },
+        Some(profile) => file::replace(&choice, profile.name().as_bytes(), 0o644),
+        None => file::remove(&choice),
     }
 }
 

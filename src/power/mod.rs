@@ -21,7 +21,6 @@ mod brake;
 mod calibrate;
 mod config;
 mod energy;
-mod file;
 mod governor;
 mod heat;
 mod keeper;

@@ -12,7 +12,7 @@
 //! Writers take a lock beside the file; readers see either the old or the new one.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ServerError;
+use crate::base::file::replace;
 use crate::base::limits::{KEY_NAME_BYTES_MAX, KEYS_FILE_BYTES_MAX, KEYS_MAX};
 use crate::inference::Priority;
 
@@ -214,7 +215,9 @@ impl KeyFile {
             if let Some(dir) = self.path.parent() {
                 std::fs::create_dir_all(dir)?;
             }
-            let file = private().open(self.path.with_extension("lock"))?;
+            let mut options = File::options();
+            let options = options.write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(self.path.with_extension("lock"))?;
             rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
             Ok(file)
         };
@@ -222,23 +225,12 @@ impl KeyFile {
     }
 
     fn write(&self, records: &Records) -> Result<(), ServerError> {
-        let next = self.path.with_extension("json.next");
         let write = || {
-            let mut file = private().truncate(true).open(&next)?;
-            serde_json::to_writer_pretty(&mut file, records)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            std::fs::rename(&next, &self.path)
+            let text = serde_json::to_string_pretty(records)? + "\n";
+            replace(&self.path, text.as_bytes(), 0o600)
         };
         write().map_err(|error: std::io::Error| self.failed(error))
     }
-}
-
-/// Opens a file that only its owner may read.
-fn private() -> std::fs::OpenOptions {
-    let mut options = File::options();
-    options.write(true).create(true).mode(0o600);
-    options
 }
 
 /// SHA-256 of a key.

@@ -168,6 +168,14 @@ impl Store {
         open::open(dir)
     }
 
+    /// Keeps everybody else from opening the store of a state directory until the file is dropped.
+    ///
+    /// # Errors
+    /// If another process has it, or the directory takes no file.
+    pub fn hold(dir: &Path) -> Result<std::fs::File, StoreError> {
+        open::lock(dir)
+    }
+
     fn new(dir: &Path, sealer: Sealer, writer: Writer, lock: std::fs::File) -> Store {
         let (dir, readers, teller) =
             (dir.to_owned(), Mutex::default(), Teller::new(sealer.clone()));

@@ -63,7 +63,8 @@ pub fn open(dir: &Path) -> Result<Opened, StoreError> {
     Ok(Opened { store: Store::new(dir, sealer, writer, lock), notes })
 }
 
-pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
+/// See [`Store::hold`].
+pub fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("state.lock");
     let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = file.map_err(|source| StoreError::File { path: path.clone(), source })?;

@@ -30,6 +30,7 @@ use super::say;
 use super::standing::{LastHeard, Standing};
 use super::tell::JobTeller;
 use super::wire::{Entry, Hello, Limits, Message, Refusal, SPEAKS};
+use crate::base::file;
 use crate::base::host::machine_marks;
 use crate::seal;
 use crate::store::{Peer, Store, SyncTx, now_ms};
@@ -110,7 +111,7 @@ impl Node {
         let node = store.node()?;
         let vault = Vault::open(store.dir())?;
         for folder in ["", "blobs", "told"] {
-            seal::sweep(&store.dir().join(folder));
+            file::sweep(&store.dir().join(folder));
         }
         store.tell_by(Box::new(JobTeller::new(&node, vault.clone())));
         let marks: Vec<String> = marks.iter().map(|mark| digest(mark)).collect();

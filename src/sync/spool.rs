@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::wire::ENTRY_BYTES;
+use crate::base::file;
 use crate::base::limits::{SYNC_ENTRY_BYTES_MAX, SYNC_SPOOL_MAX};
-use crate::seal::{part_name, put_file};
+use crate::seal::part_name;
 use crate::store::now_ms;
 
 /// Something that is to be told.
@@ -58,7 +59,7 @@ impl Spool {
         // In the order of time, as far as the clock tells.
         let (number, name) = (format!("{:016x}", now_ms()), part_name()?);
         let name = name.trim_end_matches(".part");
-        put_file(&self.dir.join(format!("{number}-{name}.json")), &text)
+        file::replace(&self.dir.join(format!("{number}-{name}.json")), &text, 0o600)
     }
 
     fn files(&self) -> Vec<PathBuf> {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::base::host::Host;
+use crate::base::owner::as_owner_of;
 use crate::bench::{
     self, Advice, Candidate, Figure, Limits, Machine, Profile, Report, Tests, advise, compare,
 };
@@ -185,7 +186,8 @@ fn remember(app: &App, reports: &[Report]) {
             "notes": report.notes,
         });
         let told = Told { kind: "report".to_owned(), name: format!("bench-{now_ms}-{n}"), body };
-        if let Err(error) = Spool::new(state).put(&told) {
+        let put = as_owner_of(state, || Spool::new(state).put(&told)).flatten();
+        if let Err(error) = put {
             terminal::note(format!("note: the history does not get this: {error}"));
         }
     }

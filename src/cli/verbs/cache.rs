@@ -34,7 +34,7 @@ enum What {
 
 /// Shows or clears.
 pub fn run(context: &Context, args: &CacheArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     let options = app.disk_cache_options();
     let config = &app.config().prefix_cache;
     let mut out = std::io::stdout().lock();

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+use crate::app::App;
 use crate::cli::{Context, exit, terminal};
 use crate::store::{ExportFormat, Store};
 
@@ -37,18 +39,23 @@ enum Format {
 
 /// Writes everything.
 pub fn export(context: &Context, args: &ExportArgs) -> anyhow::Result<u8> {
-    let store = open(context)?;
+    let app = context.app(Vec::new())?;
     let format = match args.format {
         Format::Jsonl => ExportFormat::JsonLines,
         Format::Sql => ExportFormat::Sql,
     };
-    let n_row = match &args.file {
-        Some(path) => {
-            use std::os::unix::fs::OpenOptionsExt;
-            let mut options = File::options();
-            // Prompts and answers are in it.
-            let options = options.write(true).create(true).truncate(true).mode(0o600);
-            let file = options.open(path).with_context(|| path.display().to_string())?;
+    // Whose the file is says who calls; the store is its owner's.
+    let file = args.file.as_ref().map(|path| {
+        // Prompts and answers are in it.
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(path).with_context(|| path.display().to_string())
+    });
+    let file = file.transpose()?;
+    context.own(&app)?;
+    let store = open(&app)?;
+    let n_row = match file {
+        Some(file) => {
             let mut out = BufWriter::new(file);
             let n_row = store.export(format, &mut out)?;
             out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
@@ -67,13 +74,15 @@ pub fn export(context: &Context, args: &ExportArgs) -> anyhow::Result<u8> {
 
 /// Reads what is not there yet.
 pub fn import(context: &Context, args: &ImportArgs) -> anyhow::Result<u8> {
-    let store = open(context)?;
-    let imported = match args.file.to_str() {
-        Some("-") => store.import(std::io::stdin().lock())?,
-        _ => {
-            let file = File::open(&args.file).with_context(|| args.file.display().to_string())?;
-            store.import(BufReader::new(file))?
-        }
+    let app = context.app(Vec::new())?;
+    let file = (args.file.to_str() != Some("-"))
+        .then(|| File::open(&args.file).with_context(|| args.file.display().to_string()))
+        .transpose()?;
+    context.own(&app)?;
+    let store = open(&app)?;
+    let imported = match file {
+        None => store.import(std::io::stdin().lock())?,
+        Some(file) => store.import(BufReader::new(file))?,
     };
     terminal::note(format!(
         "{} rows added, {} were there already",
@@ -82,8 +91,7 @@ pub fn import(context: &Context, args: &ImportArgs) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
-fn open(context: &Context) -> anyhow::Result<Store> {
-    let app = context.app(Vec::new())?;
+fn open(app: &App) -> anyhow::Result<Store> {
     let opened = Store::open(&app.dirs.state)?;
     opened.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
     Ok(opened.store)

@@ -10,9 +10,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use crate::base::file::Draft;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json, table};
-use crate::seal::Part;
 use crate::server::Client;
 use crate::sync::{BlobId, Node, Progress, Spool, Told, Vault};
 
@@ -150,11 +150,11 @@ fn find(files: &[Known], name: &str) -> anyhow::Result<BlobId> {
 pub fn fetch(files: &[Known], state: &Path, name: &str, to: &Path) -> anyhow::Result<()> {
     let id = find(files, name)?;
     let failed = || to.display().to_string();
-    let mut out = BufWriter::new(Part::beside(to).with_context(failed)?);
+    let mut out = BufWriter::new(Draft::new(to, 0o600).with_context(failed)?);
     let absent = || CliError::usage(format!("{name} has not come yet; see `sync files`"));
     let n_bytes = Vault::open(state)?.take_out(&id, &mut out)?.ok_or_else(absent)?;
     let part = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    part.put().with_context(failed)?;
+    part.commit().with_context(failed)?;
     terminal::note(format!("wrote {}, {n_bytes} bytes", to.display()));
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! reach it.
 //!
 //! ```text
-//! name    jetforge-xxxx, if the machine has the name of its image
+//! name    jetforge-xxxx, if the machine has the name of a Jetson's image
 //! model   the largest of the store that fits the board, else the one in the program
 //! key     for the owner, in place of one from a run that was cut
 //! code    by which a PC can be paired
@@ -12,10 +12,13 @@
 //!
 //! The stamp comes last and every step can be repeated, so power may go at any moment: the next
 //! start does all of it again, and what was shown before opens nothing any more.
+//!
+//! Root does it. Stamp and card lie where only root writes, and what the service keeps is written
+//! as its user: whoever holds the service cannot have this one write anywhere else.
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -24,14 +27,17 @@ use sha2::{Digest, Sha256};
 
 use super::{backup, reset};
 use crate::app::App;
+use crate::base::file::replace;
 use crate::base::host::Host;
 use crate::base::limits::PAIR_S;
+use crate::base::owner::as_owner_of;
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
 use crate::inference::{Gguf, LoadOptions, plan_memory};
+use crate::power::Sensors;
 use crate::server::{Class, Grant, KeyFile, PairOffer, Scope, ServerError};
 
-/// In the directory of states: this was done.
+/// Where only root writes: this was done.
 pub const STAMP: &str = "first-boot.done";
 /// In the directory of the configuration: what the owner has to know.
 pub const CARD: &str = "first-boot.txt";
@@ -40,18 +46,12 @@ pub const CHOICES: &str = "config.d/10-first-boot.toml";
 
 /// Whose key it is.
 const OWNER: &str = "owner";
-/// Names that images have; any other is the owner's.
-const OF_IMAGES: [&str; 9] = [
-    "",
-    "localhost",
-    "jetson",
-    "nano",
-    "jetson-nano",
-    "jetson-desktop",
-    "tegra-ubuntu",
-    "ubuntu",
-    "debian",
-];
+/// Names that NVIDIA's images have; any other is the owner's.
+const OF_IMAGES: [&str; 4] = ["jetson", "jetson-nano", "jetson-desktop", "tegra-ubuntu"];
+/// Names that images of a Nano have as well. On a PC they may be its owner's choice.
+const ON_A_NANO: [&str; 5] = ["", "localhost", "nano", "ubuntu", "debian"];
+/// The address of the machine's own name in `hosts`, as Debian has it.
+const OWN_ADDRESS: &str = "127.0.1.1";
 /// Of the machine's memory, what a model may take: the rest is the system's.
 const MEMORY_PART: (u64, u64) = (3, 4);
 
@@ -61,6 +61,9 @@ pub struct FirstBootArgs {
     /// Do it again: the owner's key before opens nothing any more
     #[arg(long)]
     again: bool,
+    /// Show the card on this terminal, such as /dev/console, and not on stdout
+    #[arg(long, value_name = "DEVICE")]
+    console: Option<PathBuf>,
     /// Where the system's files are
     #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -70,19 +73,18 @@ pub struct FirstBootArgs {
 pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     reset::finish(&app)?;
-    backup::finish(&app)?;
-    let stamp = app.dirs.state.join(STAMP);
+    backup::go_on(&app)?;
+    let state = &app.dirs.state;
+    let stamp = app.dirs.root_state.join(STAMP);
     if stamp.exists() && !args.again {
         terminal::note("this machine was set up before; `--again` makes a new key for its owner");
         return Ok(exit::OK);
     }
-    let created = [&app.dirs.state, &app.dirs.config].map(std::fs::create_dir_all);
-    created.into_iter().collect::<Result<Vec<()>, _>>().context("directories")?;
+    as_owner_of(state, || std::fs::create_dir_all(state)).flatten().context("directories")?;
     let name = name_machine(&args.root).context("the machine's name")?;
     let model = keep_choices(&app)?;
-    let key = owners_key(&KeyFile::new(&app.dirs.state))?;
-    let code = PairOffer::new(&app.dirs.state).make()?.show();
-    give_to_owner_of(&app.dirs.state)?;
+    let key = as_owner_of(state, || owners_key(&KeyFile::new(state)))??;
+    let code = as_owner_of(state, || PairOffer::new(state).make())??.show();
     let port = app.config().server.port;
     let card = format!(
         "JetForge on {name}\n\
@@ -92,32 +94,47 @@ pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
          model         {model}\n",
         PAIR_S / 60
     );
-    write_private(&app.dirs.config.join(CARD), &card)?;
-    let mut out = std::io::stdout().lock();
-    out.write_all(card.as_bytes())?;
-    out.flush()?;
-    write_private(&stamp, "")?;
-    give_to_owner_of(&app.dirs.state)?;
+    let kept = app.dirs.config.join(CARD);
+    write(&kept, &card, 0o600)?;
+    match &args.console {
+        // A machine without one has the file.
+        Some(console) => drop(show(console, &card)),
+        None => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(card.as_bytes())?;
+            out.flush()?;
+        }
+    }
+    write(&stamp, "", 0o600)?;
+    terminal::note(format!("key and pairing code are in {}", kept.display()));
     Ok(exit::OK)
+}
+
+/// Writes to a terminal that may have nobody behind it: what it does not take at once is lost.
+fn show(console: &Path, card: &str) -> std::io::Result<()> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    let mut out = File::options().write(true).custom_flags(flags).open(console)?;
+    out.write_all(card.as_bytes())
 }
 
 /// The machine's name, which it gets if it has that of its image.
 fn name_machine(root: &Path) -> std::io::Result<String> {
     let file = root.join("etc/hostname");
     let name = std::fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
-    if !OF_IMAGES.contains(&name.as_str()) {
+    let is_nano = || Sensors::open(root).board().is_nano();
+    let is_own = |names: &[&str]| names.contains(&name.as_str());
+    if !is_own(&OF_IMAGES) && !(is_own(&ON_A_NANO) && is_nano()) {
         return Ok(name);
     }
+    let before = name;
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let digest = Sha256::digest(format!("jetforge name {}", id.trim()));
     let name = format!("jetforge-{:02x}{:02x}", digest[0], digest[1]);
     let hosts = root.join("etc/hosts");
-    let lines = std::fs::read_to_string(&hosts).unwrap_or_default();
-    let others = lines.lines().filter(|line| !line.starts_with("127.0.1.1"));
-    let lines: Vec<String> =
-        others.map(str::to_owned).chain([format!("127.0.1.1\t{name}")]).collect();
-    write(&hosts, &(lines.join("\n") + "\n"), 0o644)?;
-    write(&file, &format!("{name}\n"), 0o644)?;
+    let lines = renamed(&std::fs::read_to_string(&hosts).unwrap_or_default(), &before, &name);
+    replace(&hosts, lines.as_bytes(), 0o644)?;
+    replace(&file, format!("{name}\n").as_bytes(), 0o644)?;
     // Without the right to, it has the name from the next start on.
     if root == Path::new("/") {
         let _ = rustix::system::sethostname(name.as_bytes());
@@ -125,19 +142,37 @@ fn name_machine(root: &Path) -> std::io::Result<String> {
     Ok(name)
 }
 
+/// The lines of `hosts` with another name for the machine; others of the same address stay.
+fn renamed(lines: &str, before: &str, name: &str) -> String {
+    let mut text = String::new();
+    for line in lines.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_own = words.first() == Some(&OWN_ADDRESS);
+        let line = match is_own && words.contains(&before) {
+            true => words.into_iter().filter(|word| *word != before).collect::<Vec<_>>().join("\t"),
+            false => line.to_owned(),
+        };
+        if line != OWN_ADDRESS {
+            text += &(line + "\n");
+        }
+    }
+    text + &format!("{OWN_ADDRESS}\t{name}\n")
+}
+
 /// Chooses a model and keeps the choice; its name.
 fn keep_choices(app: &App) -> anyhow::Result<String> {
     if !app.settings.is_default("model.name") {
         return Ok(app.config().model.name.clone().unwrap_or_default());
     }
-    let Some(name) = largest_that_fits(app) else { return Ok("the one in the program".to_owned()) };
+    let Some(name) = as_owner_of(app.store.dir(), || largest_that_fits(app))? else {
+        return Ok("the one in the program".to_owned());
+    };
     let mut table = toml::Table::new();
     let model = toml::Table::from_iter([("name".to_owned(), name.as_str().into())]);
     table.insert("model".to_owned(), model.into());
     let text = format!("# Chosen at the first start.\n{table}");
     let file = app.dirs.config.join(CHOICES);
-    file.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-    write(&file, &text, 0o644).with_context(|| file.display().to_string())?;
+    write(&file, &text, 0o644)?;
     Ok(name)
 }
 
@@ -168,35 +203,6 @@ fn owners_key(keys: &KeyFile) -> Result<String, ServerError> {
     keys.create(OWNER, grant)
 }
 
-/// Root makes files here that the service has to read: they get the owner of their directory.
-pub fn give_to_owner_of(dir: &Path) -> std::io::Result<()> {
-    let owner = std::fs::metadata(dir)?;
-    for entry in std::fs::read_dir(dir)? {
-        let file = entry?.path();
-        let is_others = std::fs::symlink_metadata(&file).is_ok_and(|data| {
-            data.is_file() && (data.uid(), data.gid()) != (owner.uid(), owner.gid())
-        });
-        if is_others {
-            std::os::unix::fs::chown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        }
-    }
-    Ok(())
-}
-
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    write(path, text, 0o600).with_context(|| path.display().to_string())
-}
-
-/// Replaces a file whole: it is there with all of the text, or as it was.
-fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
-    let mut next = path.as_os_str().to_owned();
-    next.push(".next");
-    let next = PathBuf::from(next);
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(mode).open(&next)?;
-    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&next, path)?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    replace(path, text.as_bytes(), mode).with_context(|| path.display().to_string())
 }

@@ -142,7 +142,7 @@ pub fn orchestrate(context: &Context, args: &OrchestrateArgs) -> anyhow::Result<
 }
 
 fn serve(context: &Context, args: &HubServeArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.settings()?)?;
+    let app = context.app_of_state(args.settings()?)?;
     let port = app.config().hub.port;
     let keys = BackendKeys { nano: args.nano_key.clone(), external: args.external_key.clone() };
     let api_keys = args.api_key.clone();

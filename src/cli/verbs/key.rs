@@ -71,7 +71,7 @@ enum ClassName {
 
 /// Makes, lists or revokes keys.
 pub fn run(context: &Context, args: &KeyArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     let file = KeyFile::new(&app.dirs.state);
     match &args.what {
         What::Create { name, scope, class, per_minute, at_once, json } => {

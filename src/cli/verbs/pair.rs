@@ -23,7 +23,7 @@ pub struct PairArgs {
 
 /// Makes a code and shows it.
 pub fn run(context: &Context, args: &PairArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     let offer = PairOffer::new(&app.dirs.state);
     if args.close {
         offer.close()?;

@@ -56,6 +56,7 @@ pub fn run(context: &Context, args: &PowerArgs) -> anyhow::Result<u8> {
         What::Auto => Some(Profile::Auto),
         What::Configured => None,
     };
+    context.own(&app)?;
     let failed = |error| anyhow::Error::from(error).context(app.dirs.state.display().to_string());
     choose(&app.dirs.state, profile).map_err(failed)?;
     let name = profile.unwrap_or(app.config().power.profile).name();
@@ -71,7 +72,7 @@ fn status(app: &App, args: &PowerArgs) -> anyhow::Result<()> {
     let readings = sensors.read();
     let config = &app.config().power;
     let profile = chosen(&app.dirs.state);
-    let pending = Actuator::new(&args.root, &app.dirs.state, Owner::Service).pending()?;
+    let pending = Actuator::new(&args.root, &app.dirs.root_state, Owner::Service).pending()?;
     let (name, source) = match profile {
         Some(profile) => (profile.name(), "jetforge power".to_owned()),
         None => (config.profile.name(), app.settings.source("power.profile").to_string()),

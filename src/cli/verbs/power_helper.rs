@@ -23,7 +23,7 @@ pub struct PowerHelperArgs {
 /// Answers until the service goes away.
 pub fn run(context: &Context, args: &PowerHelperArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let mut helper = Helper::open(&args.root, &app.dirs.state, app.config().power.clone())?;
+    let mut helper = Helper::open(&args.root, &app.dirs.root_state, app.config().power.clone())?;
     let (mut lines, mut answers) = (std::io::stdin().lock(), std::io::stdout().lock());
     let reverted = helper.run(&mut lines, &mut answers)?;
     reverted.left.iter().for_each(note);

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::base::config::Setting;
 use crate::base::format::bytes;
+use crate::base::owner::become_owner_of;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, bytes_bar, print_json};
 use crate::cli::{Context, exit};
@@ -56,6 +57,7 @@ pub fn run(context: &Context, args: &PullArgs) -> anyhow::Result<u8> {
         Some(Setting { key: key.to_owned(), value: value?, option: option.to_owned() })
     });
     let app = context.app(settings.collect())?;
+    become_owner_of(app.store.dir())?;
     let request = request(&app, args)?;
     let bar = bytes_bar("connecting");
     let result = library::pull(&request, &app.pull_options(), &mut |event| show(&bar, &event));

@@ -7,20 +7,23 @@
 //!
 //! If power goes in between, the first start, whose stamp is gone, finds the mark and goes on.
 //! What the owner wrote by hand into the configuration stays, and so do models, if not asked for.
+//! The mark lies where only root writes, and root removes what is the service's as the service's user.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
 
+use super::backup::{self, hold};
 use super::first_boot::{CARD, CHOICES, STAMP};
 use crate::app::App;
+use crate::base::file::{self, discard};
+use crate::base::owner::as_owner_of;
 use crate::cli::exit::CliError;
 use crate::cli::terminal;
 use crate::cli::{Context, exit};
-use crate::store::{Store, StoreError};
 
-/// In the directory of states: a reset is to be done; with this text, models go as well.
+/// Beside the stamp of the first start: a reset is to be done; with this text, models go as well.
 const MARK: &str = "reset.pending";
 const AND_MODELS: &str = "models";
 
@@ -47,55 +50,56 @@ pub fn run(context: &Context, args: &ResetArgs) -> anyhow::Result<u8> {
         );
         return Err(CliError::usage(message).into());
     }
-    if app.dirs.state.is_dir() {
-        // A service that runs holds the store; one that is broken is what a reset is for.
-        if let Err(error @ StoreError::Locked { .. }) = Store::open(&app.dirs.state).map(drop) {
-            return Err(anyhow::Error::from(error).context("stop the service first"));
-        }
-        let text = if args.models { AND_MODELS } else { "" };
-        std::fs::write(app.dirs.state.join(MARK), text).context("the directory of states")?;
-        finish(&app)?;
+    if !app.dirs.state.is_dir() {
+        let message = format!("there is no {}: nothing to forget", app.dirs.state.display());
+        return Err(CliError::usage(message).into());
     }
-    terminal::note("this machine knows nothing any more; `jetforge first-boot` sets it up");
+    // A service that runs holds the store; one that is broken is what a reset is for.
+    let _held = hold(&app)?;
+    let (mark, text) = (app.dirs.root_state.join(MARK), if args.models { AND_MODELS } else { "" });
+    file::replace(&mark, text.as_bytes(), 0o600).with_context(|| mark.display().to_string())?;
+    finish(&app)?;
+    let state = app.dirs.state.display();
+    terminal::note(format!(
+        "nothing is known in {state} any more; `jetforge first-boot` sets it up"
+    ));
     Ok(exit::OK)
 }
 
 /// Does, or goes on with, a reset that is to be done.
 pub fn finish(app: &App) -> anyhow::Result<()> {
-    let state = &app.dirs.state;
-    let Ok(text) = std::fs::read_to_string(state.join(MARK)) else { return Ok(()) };
+    let (state, root) = (&app.dirs.state, &app.dirs.root_state);
+    let Ok(text) = std::fs::read_to_string(root.join(MARK)) else { return Ok(()) };
     let (models, goes) = (app.store.dir(), text == AND_MODELS);
-    let is_kept = |path: &Path| !goes && models.starts_with(path);
+    let is_kept = |path: &Path| path.ends_with(MARK) || !goes && models.starts_with(path);
     let sweep = || -> std::io::Result<()> {
-        remove(&state.join(STAMP))?;
+        file::remove(&root.join(STAMP))?;
+        backup::forget(app)?;
         if goes {
-            remove(models)?;
+            as_owner_of(models, || empty(models, &|_| false)).flatten()?;
         }
         for name in [CARD, CHOICES] {
-            remove(&app.dirs.config.join(name))?;
+            file::remove(&app.dirs.config.join(name))?;
         }
         for dir in [&app.dirs.cache, state] {
-            let Ok(entries) = std::fs::read_dir(dir) else { continue };
-            for entry in entries {
-                let path = entry?.path();
-                if !path.ends_with(MARK) && !is_kept(&path) {
-                    remove(&path)?;
-                }
-            }
-            std::fs::File::open(dir)?.sync_all()?;
+            as_owner_of(dir, || empty(dir, &is_kept)).flatten()?;
         }
-        remove(&state.join(MARK))
+        discard(&root.join(MARK))
     };
     sweep().context("the reset is not done; it goes on with the next start")
 }
 
-/// Removes a file or a folder, which may be gone already.
-fn remove(path: &Path) -> std::io::Result<()> {
-    let is_folder = std::fs::symlink_metadata(path).is_ok_and(|data| data.is_dir());
-    let removed =
-        if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// Removes what is in a folder, if there is one, but what is kept.
+fn empty(dir: &Path, is_kept: &dyn Fn(&Path) -> bool) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if !is_kept(&path) {
+            discard(&path)?;
+        }
     }
+    std::fs::File::open(dir)?.sync_all()
 }

@@ -299,9 +299,10 @@ impl ServeArgs {
 pub fn run(context: &Context, args: &ServeArgs) -> anyhow::Result<u8> {
     let mut app = context.app(args.settings()?)?;
     // What a cut of the power left of a restore is done before anything is opened.
-    if backup::finish(&app)? {
+    if backup::go_on(&app)? {
         app = context.app(args.settings()?)?;
     }
+    context.own(&app)?;
     app.look_under(&args.board_root);
     let port = app.config().server.port;
     let keys = args.api_key.clone();
@@ -531,8 +532,9 @@ fn address_of(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     let name = host.trim_matches(['[', ']']);
     let mut found = (name, port)
         .to_socket_addrs()
-        .map_err(|error| CliError::usage(format!("--host {host}: {error}")))?;
-    let missing = || CliError::usage(format!("--host {host}: no address has this name"));
+        // Soon after a machine's start, names are not known yet.
+        .map_err(|error| CliError::network(format!("--host {host}: {error}")))?;
+    let missing = || CliError::network(format!("--host {host}: no address has this name"));
     Ok(found.next().ok_or_else(missing)?)
 }
 
@@ -546,6 +548,14 @@ mod tests {
     struct Line {
         #[command(flatten)]
         serve: ServeArgs,
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows_yet_is_tried_again() {
+        let error = address_of(&"a".repeat(300), 1).unwrap_err();
+        assert_eq!(exit::code_of(&error), exit::NETWORK);
+        let error = address_of("x.sock", 1).unwrap_err();
+        assert_eq!(exit::code_of(&error), exit::USAGE);
     }
 
     #[test]

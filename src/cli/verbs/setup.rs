@@ -49,7 +49,7 @@ pub struct SetupArgs {
 
 /// Pairs, and keeps the appliance.
 pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     // First of all, so that no code is spent on a pairing that could not be kept.
     let store = match Store::open(&app.dirs.state) {
         Ok(opened) => Some(opened.store),

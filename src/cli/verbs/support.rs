@@ -1,9 +1,11 @@
 //! `jetforge support`: a file that tells others enough to help, and nothing that is nobody's
 //! business.
 //!
-//! What goes in is listed here, one by one: versions, the machine, the configuration without texts
-//! that may be keys, sensors, names of models, counts. No prompt, answer, key, hash of a key or
-//! file of the state goes in, and every text passes the filter of the log on its way.
+//! What goes in is listed here, one by one: versions, the machine, the keys of the configuration
+//! that somebody set, sensors, names of models, counts. Of the configuration's texts only words out
+//! of a few that are known show; addresses, paths and names are nobody's business. No prompt,
+//! answer, key, hash of a key or file of the state goes in, and every text passes the filter of the
+//! log on its way.
 
 use std::fs::File;
 use std::io::Write;
@@ -24,8 +26,22 @@ use crate::cli::{Context, exit};
 use crate::power::Sensors;
 use crate::server::{KeyFile, redacted};
 
-/// Keys whose value an owner may have written a secret into.
-const TEXTS: [&str; 3] = ["server.chat_template", "hub.nano", "hub.external_llama"];
+/// Keys whose text is a word of ours, or the name of a model.
+const WORDS: [&str; 11] = [
+    "model.device",
+    "model.isa",
+    "model.kv_type",
+    "model.name",
+    "power.compute",
+    "power.profile",
+    "power.supply",
+    "server.log_format",
+    "server.log_level",
+    "server.pooling",
+    "server.reasoning_format",
+];
+/// No word of ours is longer.
+const WORD_LEN_MAX: usize = 64;
 
 /// Options of `support`.
 #[derive(Debug, Args)]
@@ -78,13 +94,36 @@ fn version(app: &App) -> String {
 fn config(app: &App) -> Value {
     let set = app.settings.iter().filter(|(_, _, source)| **source != Source::Default);
     let shown = |(key, value, source): (&str, Option<&toml::Value>, &Source)| {
-        let value = match TEXTS.contains(&key) || key.ends_with("_file") || key.ends_with("_key") {
-            true => json!("(set)"),
-            false => json!(value),
+        let value = match value.is_some_and(|value| is_shown(key, value)) {
+            true => json!(value),
+            false => json!("(set)"),
         };
-        (key.to_owned(), json!({"value": value, "source": source.to_string()}))
+        (key.to_owned(), json!({"value": value, "source": source_of(source)}))
     };
     Value::Object(set.map(shown).collect())
+}
+
+/// Whether a value says nothing of anybody.
+fn is_shown(key: &str, value: &toml::Value) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    match value {
+        toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) => true,
+        toml::Value::String(text) => {
+            WORDS.contains(&key) && text.len() <= WORD_LEN_MAX && text.chars().all(is_plain)
+        }
+        toml::Value::Array(values) => values.iter().all(|value| is_shown("", value)),
+        toml::Value::Datetime(_) | toml::Value::Table(_) => false,
+    }
+}
+
+/// Where a value came from, without the folders of a file: they have a person's name in them.
+fn source_of(source: &Source) -> String {
+    match source {
+        Source::File { path, line } => {
+            format!("{}:{line}", path.file_name().unwrap_or_default().to_string_lossy())
+        }
+        source => source.to_string(),
+    }
 }
 
 fn board() -> Value {

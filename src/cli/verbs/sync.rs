@@ -11,11 +11,11 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::files;
+use crate::base::file::Draft;
 use crate::cli::exit::CliError;
 use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
-use crate::seal::Part;
 use crate::server::{Client, ClientError, KeyFile, peer_key_name};
 use crate::store::{Store, StoreError};
 use crate::sync::{BlobId, Imported, Node, StickHead, asks_of, read_frame};
@@ -95,7 +95,7 @@ enum What {
 
 /// Speaks with the service, or with the store.
 pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
-    let app = context.app(Vec::new())?;
+    let app = context.app_of_state(Vec::new())?;
     let client = args.remote.service(&app)?;
     match &args.what {
         What::Status => status(&client.json("GET", "/v1/sync")?, args.json)?,
@@ -240,7 +240,7 @@ fn export(
 ) -> anyhow::Result<usize> {
     let failed = || path.display().to_string();
     // For its owner alone: prompts and answers are in it.
-    let mut out = BufWriter::new(Part::beside(path).with_context(failed)?);
+    let mut out = BufWriter::new(Draft::new(path, 0o600).with_context(failed)?);
     let n = match own {
         Some(sync) => {
             let n = sync.export(&mut out)?;
@@ -259,7 +259,7 @@ fn export(
     };
     // A stick that is pulled out has the file whole or not at all.
     let part = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    part.put().with_context(failed)?;
+    part.commit().with_context(failed)?;
     Ok(n)
 }
 

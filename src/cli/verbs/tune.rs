@@ -35,7 +35,7 @@ pub struct TuneArgs {
 /// Shows, makes or undoes the settings.
 pub fn run(context: &Context, args: &TuneArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let actuator = Actuator::new(&args.root, &app.dirs.state, Owner::Tune);
+    let actuator = Actuator::new(&args.root, &app.dirs.root_state, Owner::Tune);
     if args.revert {
         let pending = actuator.pending()?;
         return match actuator.revert() {

@@ -47,7 +47,7 @@ pub struct WarmArgs {
 
 /// Computes and keeps.
 pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
-    let app = context.app(args.model.settings()?)?;
+    let app = context.app_of_state(args.model.settings()?)?;
     let Some(disk) = app.open_disk_cache()? else {
         return Err(CliError::usage("the prefix cache is off: prefix_cache.enabled").into());
     };

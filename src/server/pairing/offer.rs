@@ -1,29 +1,32 @@
 //! The code that is shown: a file of the state directory, good for a while, for a few tries, and
 //! for one machine.
+//!
+//! The while is measured from the machine's start: the first code of a board without a battery is
+//! shown before the network sets its clock, which then jumps by months. A restart ends it.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::PairingError;
+use crate::base::file;
+use crate::base::host::Moment;
 use crate::base::limits::{PAIR_S, PAIR_TRIES_MAX, RECORD_BYTES_MAX};
 use crate::pair::Code;
-use crate::seal;
 
 #[derive(Serialize, Deserialize)]
 struct Record {
     code: String,
-    expires_unix: u64,
+    expires: Moment,
     n_left: u32,
 }
 
 impl Record {
-    /// A clock that was set back gives no code more time than it ever had.
-    fn is_in_time(&self) -> bool {
-        (now_s()..=now_s() + PAIR_S).contains(&self.expires_unix)
+    /// A file that somebody wrote gives no code more time than it ever had.
+    fn is_in_time(&self, now: &Moment) -> bool {
+        now.until(&self.expires).is_some_and(|left_s| left_s <= PAIR_S)
     }
 }
 
@@ -44,9 +47,13 @@ impl PairOffer {
     /// # Errors
     /// If it cannot be written.
     pub fn make(&self) -> Result<Code, PairingError> {
+        self.make_at(&Moment::now()?)
+    }
+
+    fn make_at(&self, now: &Moment) -> Result<Code, PairingError> {
         let code = Code::random()?;
-        let expires_unix = now_s() + PAIR_S;
-        self.write(&Record { code: code.show(), expires_unix, n_left: PAIR_TRIES_MAX })?;
+        let expires = now.after(PAIR_S);
+        self.write(&Record { code: code.show(), expires, n_left: PAIR_TRIES_MAX })?;
         Ok(code)
     }
 
@@ -55,8 +62,12 @@ impl PairOffer {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn spend(&self) -> Result<Option<Code>, PairingError> {
+        self.spend_at(&Moment::now()?)
+    }
+
+    fn spend_at(&self, now: &Moment) -> Result<Option<Code>, PairingError> {
         let Some(mut record) = self.read()? else { return Ok(None) };
-        if !record.is_in_time() || record.n_left == 0 {
+        if !record.is_in_time(now) || record.n_left == 0 {
             self.close()?;
             return Ok(None);
         }
@@ -70,8 +81,8 @@ impl PairOffer {
     /// # Errors
     /// If the file cannot be read.
     pub fn shows(&self, code: &Code) -> std::io::Result<bool> {
-        let record = self.read()?;
-        Ok(record.is_some_and(|record| record.is_in_time() && record.code == code.show()))
+        let (record, now) = (self.read()?, Moment::now()?);
+        Ok(record.is_some_and(|record| record.is_in_time(&now) && record.code == code.show()))
     }
 
     /// Takes the code back.
@@ -79,10 +90,7 @@ impl PairOffer {
     /// # Errors
     /// If the file cannot be removed.
     pub fn close(&self) -> std::io::Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        file::remove(&self.path)
     }
 
     fn read(&self) -> std::io::Result<Option<Record>> {
@@ -98,13 +106,8 @@ impl PairOffer {
     }
 
     fn write(&self, record: &Record) -> std::io::Result<()> {
-        seal::put_file(&self.path, &serde_json::to_vec(record)?)
+        file::replace(&self.path, &serde_json::to_vec(record)?, 0o600)
     }
-}
-
-fn now_s() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs()
 }
 
 #[cfg(test)]
@@ -127,14 +130,25 @@ mod tests {
         assert!(offer.shows(&code).unwrap() && !offer.shows(&Code::random().unwrap()).unwrap());
         assert!(offer.spend().unwrap().is_none());
         assert!(offer.spend().unwrap().is_none());
-        for expires_unix in [0, now_s() - 1, now_s() + 2 * PAIR_S] {
-            let record = Record { code: code.show(), expires_unix, n_left: 5 };
-            offer.write(&record).unwrap();
-            assert!(!offer.shows(&code).unwrap());
-            assert!(offer.spend().unwrap().is_none(), "{expires_unix}");
-        }
         std::fs::write(&offer.path, "{\"code\":").unwrap();
         assert!(offer.spend().unwrap().is_none());
         assert_ne!(offer.make().unwrap(), offer.make().unwrap());
+    }
+
+    #[test]
+    fn its_time_is_that_of_the_machine_and_not_of_the_clock_on_the_wall() {
+        let dir = tempfile::tempdir().unwrap();
+        let offer = PairOffer::new(dir.path());
+        let start = Moment { boot: "one".to_owned(), s: 20 };
+        let code = offer.make_at(&start).unwrap();
+        let kept = std::fs::read_to_string(&offer.path).unwrap();
+        assert!(kept.contains("\"boot\":\"one\",\"s\":620"), "no date is in it: {kept}");
+        assert_eq!(offer.spend_at(&start.after(PAIR_S)).unwrap(), Some(code));
+        assert!(offer.spend_at(&start.after(PAIR_S + 1)).unwrap().is_none(), "its while is over");
+        let another = Moment { boot: "two".to_owned(), s: 25 };
+        for now in [&another, &Moment { s: 0, ..start.clone() }] {
+            offer.make_at(&start).unwrap();
+            assert!(offer.spend_at(now).unwrap().is_none(), "{now:?}");
+        }
     }
 }

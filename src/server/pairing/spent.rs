@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::hex;
+use crate::base::file;
 use crate::base::limits::{PAIR_SPENT_MAX, RECORD_BYTES_MAX};
 use crate::pair::Code;
-use crate::seal;
 
 /// See the module.
 pub(super) struct Spent(PathBuf);
@@ -52,7 +52,7 @@ impl Spent {
     }
 
     fn write(&self, known: &[String]) -> io::Result<()> {
-        seal::put_file(&self.0, (known.join("\n") + "\n").as_bytes())
+        file::replace(&self.0, (known.join("\n") + "\n").as_bytes(), 0o600)
     }
 }
 

@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use super::haul::{Ask, Hold, LACKING, Want};
 use super::tree::{BlobId, Outline, PIECE_BYTES, n_piece};
+use crate::base::file::{self, Draft};
 use crate::base::host::disk_free_bytes;
 use crate::base::limits::{
     SYNC_BLOB_BYTES_MAX, SYNC_BLOBS_BYTES_MAX, SYNC_DISK_FREE_MIN, SYNC_WANT_FILES_MAX,
     SYNC_WANTS_MAX,
 };
-use crate::seal::{KEY_LEN, Part, SealError, Sealer, TAG_LEN, device_key, put_file};
+use crate::seal::{KEY_LEN, SealError, Sealer, TAG_LEN, device_key};
 use crate::store::now_ms;
 
 /// What sealing adds to a piece.
@@ -150,7 +151,7 @@ impl Vault {
     }
 
     fn put_json(&self, id: &BlobId, what: &str, value: &impl Serialize) -> io::Result<()> {
-        put_file(&self.path(id, what), &serde_json::to_vec(value)?)
+        file::replace(&self.path(id, what), &serde_json::to_vec(value)?, 0o600)
     }
 
     /// Room that is left beside all that is here.
@@ -302,7 +303,7 @@ impl Vault {
         let room = self.take_room(&mut self.room(), sealed_bytes(n_bytes), true);
         room.map_err(|why| io::Error::new(io::ErrorKind::StorageFull, why))?;
         reader.seek(SeekFrom::Start(0))?;
-        let mut part = Part::beside(&self.path(&id, ""))?;
+        let mut part = Draft::new(&self.path(&id, ""), 0o600)?;
         for i in 0..outline.n_piece() {
             let mut piece = vec![0; outline.piece_bytes(i)];
             reader.read_exact(&mut piece)?;
@@ -311,9 +312,9 @@ impl Vault {
             }
             part.write_all(&self.sealer.wrap(&piece_name(&id, i), &piece)?)?;
         }
-        put_file(&self.path(&id, ".outline"), &outline.write())?;
+        file::replace(&self.path(&id, ".outline"), &outline.write(), 0o600)?;
         self.put_json(&id, ".note", &Note { since_ms: now_ms(), keep })?;
-        part.put()?;
+        part.commit()?;
         Ok((id, n_bytes))
     }
 
@@ -494,7 +495,7 @@ impl Hold for Vault {
     }
 
     fn put_outline(&mut self, id: &BlobId, outline: &[u8]) -> io::Result<()> {
-        put_file(&self.path(id, ".outline"), outline)?;
+        file::replace(&self.path(id, ".outline"), outline, 0o600)?;
         self.comes(id)
     }
 
