@@ -11,6 +11,8 @@ mod cuda;
 mod cuda_attention;
 mod cuda_driver;
 mod cuda_engine;
+mod cuda_logits;
+mod cuda_prompts;
 mod generation;
 mod grammar;
 mod hostile;

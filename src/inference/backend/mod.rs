@@ -7,6 +7,7 @@
 
 mod adapter;
 mod batch;
+mod bound;
 pub mod cases;
 pub mod cpu;
 pub mod cuda;
@@ -14,7 +15,7 @@ mod input_sums;
 mod plan;
 
 pub use adapter::{Adapter, AdapterError, AdapterPart};
-pub use batch::{AdapterIdx, Batch, BatchError, PAGE_LEN, PageIdx, Shift, Span};
+pub use batch::{AdapterIdx, Batch, BatchError, ColumnRun, PAGE_LEN, PageIdx, Shift, Span};
 pub use input_sums::{InputSum, InputSums};
 pub use plan::{
     Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,

@@ -50,6 +50,10 @@ impl Runner for Scripted {
         Ok(self.rows.iter().map(Vec::as_slice).collect())
     }
 
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.rows[row_idx])
+    }
+
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         self.forward(batch)
     }

@@ -8,7 +8,7 @@ use super::launch::{AttentionBatch, Likeness, TokenSpan};
 use super::steps::{Steps, host_buf};
 use super::upload::Upload;
 use super::weights::Weights;
-use crate::inference::backend::{AttentionSpec, Batch, Op, PAGE_LEN, Plan};
+use crate::inference::backend::{AttentionSpec, Batch, ColumnRun, Op, PAGE_LEN, Plan};
 
 /// Which positions the tokens of a layer see: causal, and how many at most.
 type Sight = (bool, Option<usize>);
@@ -44,9 +44,10 @@ impl Prepared {
 
 impl Prepared {
     /// What the launches of this batch have in common with others of so many steps.
-    pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>) -> Likeness {
+    pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>, runs: &[ColumnRun]) -> Likeness {
         Likeness {
             n_steps,
+            runs: runs.to_vec(),
             n_rows: (batch.tokens.len(), batch.outputs.len()),
             n_split: self.attention.iter().map(|(_, of)| of.n_split()).collect(),
             places: (self.rows.address(), self.outputs.address()),

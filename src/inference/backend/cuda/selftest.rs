@@ -4,6 +4,8 @@
 //! still be wrong here: a compiler, a device, a loose wire. The cases are a few dozen launches;
 //! each result is held to float64 on the host, and the first kernel that fails is named.
 
+use std::ops::Range;
+
 use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::launch::{
@@ -38,10 +40,10 @@ pub fn run(
     for &ty in types {
         // More rows than a strip; and so many that rows are shared out otherwise.
         for n in [1, 2, 4, 8, 16] {
-            product(device, gemv, ty, (STRIP_ROWS + 1, n))?;
+            product(device, gemv, ty, (STRIP_ROWS + 1, n), GemvKernels::multiply)?;
         }
         for n in [1, 16] {
-            product(device, gemv, ty, (512 + 1, n))?;
+            product(device, gemv, ty, (512 + 1, n), GemvKernels::multiply)?;
         }
     }
     norms(device, rows)?;
@@ -50,6 +52,34 @@ pub fn run(
     choices(device, rows)?;
     attend(device, attention, shape)
 }
+
+/// Runs the cases of the kernels for tensor cores, where there are any.
+///
+/// # Errors
+/// As [`run`].
+pub fn tensor_cores(
+    device: &Device,
+    gemv: &GemvKernels,
+    types: &[TensorType],
+) -> Result<(), CudaError> {
+    for &ty in types.iter().filter(|ty| gemv.has_tensor_kernel(**ty)) {
+        // Less than a tile, and more than one both ways.
+        for shape in [(STRIP_ROWS + 1, 1), (128 + 1, 64 + 1)] {
+            product(device, gemv, ty, shape, GemvKernels::multiply_prompt)?;
+        }
+    }
+    Ok(())
+}
+
+/// How products are made.
+type Multiply = fn(
+    &GemvKernels,
+    &Matrix,
+    &Inputs,
+    Option<&Buffer>,
+    (&Buffer, usize, bool),
+    Range<usize>,
+) -> Result<(), CudaError>;
 
 fn send(device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -92,6 +122,7 @@ fn product(
     kernels: &GemvKernels,
     ty: TensorType,
     (n_rows, n): (usize, usize),
+    multiply: Multiply,
 ) -> Result<(), CudaError> {
     // More columns than a group.
     let n_cols = 288usize.next_multiple_of(ty.row_unit());
@@ -110,7 +141,7 @@ fn product(
     let inputs = Inputs::new(device, n_cols, n)?;
     kernels.stage(&send(device, &x)?, n_cols, n, &inputs)?;
     let y = send(device, &vec![0.0; n * n_rows])?;
-    kernels.multiply(&matrix, &inputs, None, (&y, n_rows, false), n)?;
+    multiply(kernels, &matrix, &inputs, None, (&y, n_rows, false), 0..n)?;
     let mut got = vec![0f32; n * n_rows];
     y.read_floats(&mut got)?;
     let mut row = vec![0f32; n_cols];
@@ -227,17 +258,6 @@ fn choices(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
     kernels.select(two, (&on_device, N_ROWS), &out, (&index, &[2, 0]))?;
     let chosen = [&x[2 * WIDTH..], &x[..WIDTH]].concat();
     expect("select_f32", &out, &wide(&chosen))?;
-    let best = device.allocate("the self-test", 8 * N_ROWS)?;
-    kernels.argmax(shape(), &on_device, &best)?;
-    let mut pairs = [0f32; 2 * N_ROWS];
-    best.read_floats(&mut pairs)?;
-    for (row, pair) in x.chunks_exact(WIDTH).zip(pairs.chunks_exact(2)) {
-        let first = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
-        let (expected, got) = ((0..WIDTH).fold(0, first), pair[1].to_bits() as usize);
-        if got != expected {
-            return Err(failed("argmax_f32", format!("the largest is {expected} and not {got}")));
-        }
-    }
     largest(device, kernels, &x)
 }
 
