@@ -197,6 +197,36 @@ fn a_column_has_the_same_bits_in_any_company() {
     }
 }
 
+/// Tokens of prompts and of answers in one batch: each kind goes by ranges of the columns.
+#[test]
+fn a_range_of_columns_has_the_bits_of_all_and_leaves_the_others_alone() {
+    let Some((device, _dir)) = device("capability 8 0") else { return };
+    for multiply in [GemvKernels::multiply, GemvKernels::multiply_prompt] as [Multiply; 2] {
+        let (n_rows, n_cols, n) = (13, 512, 70);
+        let product = Product::new(TensorType::Q4_0, (n_rows, n_cols), n);
+        let kernels = GemvKernels::load(&device, &[product.ty]).expect("kernels");
+        let matrix = upload_matrix(&device, product.ty, &product.rows, product.shape);
+        let inputs = Inputs::new(&device, n_cols, n).expect("memory");
+        kernels.stage(&send(&device, &product.x), n_cols, n, &inputs).expect("staged");
+        let run = |ranges: &[Range<usize>]| {
+            let y = send(&device, &vec![0.25; n * n_rows]);
+            for range in ranges {
+                let to = (&y, n_rows, false);
+                multiply(&kernels, &matrix, &inputs, None, to, range.clone()).expect("launched");
+            }
+            download(&y, n * n_rows)
+        };
+        let all = run(&[0..n]);
+        assert_eq!(run(&[69..70, 0..3, 3..3, 40..69, 3..40]), all);
+        let some = run(&[5..30, 69..70]);
+        assert_eq!(some[5 * n_rows..30 * n_rows], all[5 * n_rows..30 * n_rows]);
+        assert_eq!(some[69 * n_rows..], all[69 * n_rows..]);
+        assert!(
+            some[..5 * n_rows].iter().chain(&some[30 * n_rows..69 * n_rows]).all(|y| *y == 0.25)
+        );
+    }
+}
+
 #[test]
 fn products_have_the_same_bits_in_any_order_of_threads() {
     for ty in TensorType::ALL {

@@ -13,6 +13,7 @@ mod cuda_driver;
 mod cuda_engine;
 mod cuda_logits;
 mod cuda_prompts;
+mod cuda_split;
 mod generation;
 mod grammar;
 mod hostile;

@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod cuda;
 mod input_sums;
 mod plan;
+mod split;
 
 pub use adapter::{Adapter, AdapterError, AdapterPart};
 pub use batch::{AdapterIdx, Batch, BatchError, ColumnRun, PAGE_LEN, PageIdx, Shift, Span};

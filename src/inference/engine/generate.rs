@@ -69,12 +69,10 @@ impl Model {
             if request.ignore_eos { &info.tokenizer.special().eog } else { &[] };
         let started = Instant::now();
         let mut logits = vec![0f32; self.hparams.n_vocab];
-        let n_top = |sampler: &Sampler, model: &Model| {
-            let n_max = if request.n_probs > 0 { 0 } else { model.runner.n_top_max() };
-            sampler.n_top(forbidden.len(), n_max)
-        };
-        let wanted = n_top(&sampler, self);
-        let (n_cached, is_canceled) = self.prefill(&request.prompt, wanted, on_text)?;
+        // Whoever reports probabilities needs whole rows.
+        let n_max = if request.n_probs > 0 { 0 } else { self.runner.n_top_max() };
+        let n_top = sampler.n_top(forbidden.len(), n_max);
+        let (n_cached, is_canceled) = self.prefill(&request.prompt, n_top, on_text)?;
         let prefilled = Instant::now();
         let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
@@ -112,7 +110,7 @@ impl Model {
             if self.cached.len() >= self.n_ctx {
                 break Finish::ContextFull;
             }
-            self.run_last(&[token], false, n_top(&sampler, self))?;
+            self.run_last(&[token], false, sampler.n_top(forbidden.len(), n_max))?;
         };
         if self.runner.sets_prompts_apart() {
             // The answer would have other bits as part of a prompt.

@@ -41,7 +41,7 @@ impl Runner for Scripted {
                 let page = span.pages[pos / PAGE_LEN] as usize;
                 self.pages[page][pos % PAGE_LEN] = Some(batch.tokens[start + i]);
                 if outputs.next_if(|&&o| o as usize == start + i).is_some() {
-                    let row = self.row(&span.pages[..=pos / PAGE_LEN], pos + 1);
+                    let row = self.row_after(&span.pages[..=pos / PAGE_LEN], pos + 1);
                     self.rows.push(row);
                 }
             }
@@ -97,7 +97,7 @@ impl Runner for Scripted {
 }
 
 impl Scripted {
-    fn row(&self, pages: &[PageIdx], n: usize) -> Vec<f32> {
+    fn row_after(&self, pages: &[PageIdx], n: usize) -> Vec<f32> {
         let slots = pages.iter().flat_map(|&page| self.pages[page as usize]);
         let history: Vec<TokenId> =
             slots.take(n).map(|token| token.expect("no position is skipped")).collect();

@@ -24,7 +24,6 @@ use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplie
 use crate::inference::backend::{BackendError, Plan, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::Form;
-use crate::inference::quant::TensorType;
 
 /// Bytes of a file that are packed between two times that pages are given back.
 const STEP_BYTES: usize = 8 << 20;
@@ -52,8 +51,8 @@ enum Item {
     Matrix(Stored, Option<usize>),
 }
 
-/// Bytes of a matrix's tensor that nobody needs once its first `n_row` rows are packed. Panels stay:
-/// another slice of them may be multiplied as it is.
+/// Bytes of a matrix's tensor that nobody needs once its first `n_row` rows are packed. Panels
+/// stay: another slice of them may be multiplied as it is.
 fn released(stored: &Stored, n_row: usize) -> Range<usize> {
     match stored.form {
         Form::Panels => 0..0,

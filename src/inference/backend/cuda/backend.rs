@@ -26,7 +26,7 @@ use super::launch::{
 use super::outputs::Outputs;
 use super::prepare::{Prepared, Preparer};
 use super::selftest;
-use super::steps::{Step, Steps, host_buf, writes};
+use super::steps::{Step, Steps, host_buf};
 use super::weights::Weights;
 use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
@@ -228,6 +228,12 @@ impl CudaBackend {
         self.read_all(self.plan.embedding.1, batch)
     }
 
+    /// Takes the rows that the next batch begins with, `[n_tokens, n_embd]`: of a plan with an
+    /// input.
+    pub fn set_input(&mut self, rows: &[&[f32]]) {
+        self.preparer.set_rows(rows);
+    }
+
     /// How many of a row's largest logits [`CudaBackend::forward_top`] can fetch.
     pub fn n_top_max(&self) -> usize {
         Outputs::n_top_max(&self.plan)
@@ -338,7 +344,7 @@ impl CudaBackend {
         let of = match step {
             Step::Stage { x } => x,
             Step::MatMul { out, .. } => out,
-            Step::Op(op) => writes(&op),
+            Step::Op(op) => op.writes(),
         };
         let shape = self.shape(of, batch);
         if shape.n_rows == 0 {

@@ -71,6 +71,12 @@ impl Preparer {
         n_bytes(plan, &sights(plan), (config.n_batch, config.n_outputs, config.n_page))
     }
 
+    /// Takes the rows of the next batch, where others make them.
+    pub fn set_rows(&mut self, rows: &[&[f32]]) {
+        self.rows.clear();
+        rows.iter().for_each(|row| self.rows.extend_from_slice(row));
+    }
+
     /// Makes what a batch needs, and sends it.
     ///
     /// # Errors
@@ -117,6 +123,7 @@ impl Preparer {
     fn look_up(&mut self, plan: &Plan, steps: &Steps, weights: &Weights, batch: &Batch<'_>) {
         let (ops, buf) = &steps.host;
         let width = plan.bufs[buf.0].0;
+        // Rows that were given are there.
         self.rows.resize(batch.tokens.len() * width, 0.0);
         let mut table_row = vec![0f32; width];
         let positions = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens);
