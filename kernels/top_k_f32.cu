@@ -3,11 +3,12 @@
 //   x [n_rows, stride] f32  ->  out [n_rows][k](value bits, index), from the largest; of equals the
 //                               first index first; NaN is never among them, and where there are
 //                               fewer than k numbers the rest are (-infinity, ~0)
-//   grid (n_rows), 256 threads; k at most 64
+//   grid (n_rows), 256 threads; k at most 128
 //
 // The row is read once: 1,024 runs of it leave the best of each in shared memory. Then, k times, the
 // best run gives its best away and is read again for the next one, which is cheap because a run is
-// short. Bound by memory, a row of 152,064 is 608 KB, and by 64 rounds of two barriers.
+// short. Bound by memory, a row of 152,064 is 608 KB, and by k rounds of two barriers. Whoever wants
+// the largest alone asks for two: only the second tells whether there are equals.
 #include "gpu.h"
 
 #define TOP_K_THREADS 256

@@ -94,6 +94,9 @@ pub struct ModelConfig {
     pub memory_max_bytes: Option<u64>,
     /// What computes: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU that can and else the CPU.
     pub device: Option<String>,
+    /// Layers that a GPU has, counted from the end, the output being the last; unset takes all, or
+    /// with `auto` as many as fit.
+    pub n_gpu_layers: Option<u32>,
 }
 
 /// The section `library`.
@@ -327,6 +330,7 @@ impl App {
             isa: model.isa.clone(),
             memory_max_bytes: Some(self.memory_for_models()),
             device: model.device.as_deref().map_or(DeviceChoice::Auto, device_named),
+            n_gpu_layers: model.n_gpu_layers,
             cuda_library: None,
             cuda_images: Some(self.dirs.cache.join("cuda")),
         }

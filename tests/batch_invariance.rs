@@ -40,7 +40,13 @@ impl Runner {
         let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
         let spans: Vec<Span<'_>> = spans
             .iter()
-            .map(|&(pages, pos, tokens)| Span { pages, pos, n_tokens: tokens.len(), adapters: &[] })
+            .map(|&(pages, pos, tokens)| Span {
+                pages,
+                pos,
+                n_tokens: tokens.len(),
+                n_prompt: 0,
+                adapters: &[],
+            })
             .collect();
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
         let rows = self.backend.forward(&batch).expect("the batch keeps the rules");

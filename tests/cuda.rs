@@ -5,6 +5,8 @@
 //! kernels are tested by; in other orders of threads they must give the same bits. What the
 //! stand-in cannot see is the machine code: that is counted and checked by `kernels/build.sh`.
 
+use std::ops::Range;
+
 use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
@@ -68,7 +70,7 @@ type Multiply = fn(
     &Inputs,
     Option<&Buffer>,
     (&Buffer, usize, bool),
-    usize,
+    Range<usize>,
 ) -> Result<(), CudaError>;
 
 /// A product and what it should be.
@@ -105,7 +107,7 @@ impl Product {
         let (bias, stride) = (send(device, &self.bias), n_rows + 3);
         let y = send(device, &vec![0.25; self.n * stride]);
         let to = (&y, stride, add);
-        multiply(&kernels, &matrix, &inputs, Some(&bias), to, self.n).expect("launched");
+        multiply(&kernels, &matrix, &inputs, Some(&bias), to, 0..self.n).expect("launched");
         download(&y, self.n * stride)
     }
 
@@ -192,6 +194,36 @@ fn a_column_has_the_same_bits_in_any_company() {
                 assert_eq!(fewer, all, "{ty} {shape:?}, {n} columns from {first}");
             }
         }
+    }
+}
+
+/// Tokens of prompts and of answers in one batch: each kind goes by ranges of the columns.
+#[test]
+fn a_range_of_columns_has_the_bits_of_all_and_leaves_the_others_alone() {
+    let Some((device, _dir)) = device("capability 8 0") else { return };
+    for multiply in [GemvKernels::multiply, GemvKernels::multiply_prompt] as [Multiply; 2] {
+        let (n_rows, n_cols, n) = (13, 512, 70);
+        let product = Product::new(TensorType::Q4_0, (n_rows, n_cols), n);
+        let kernels = GemvKernels::load(&device, &[product.ty]).expect("kernels");
+        let matrix = upload_matrix(&device, product.ty, &product.rows, product.shape);
+        let inputs = Inputs::new(&device, n_cols, n).expect("memory");
+        kernels.stage(&send(&device, &product.x), n_cols, n, &inputs).expect("staged");
+        let run = |ranges: &[Range<usize>]| {
+            let y = send(&device, &vec![0.25; n * n_rows]);
+            for range in ranges {
+                let to = (&y, n_rows, false);
+                multiply(&kernels, &matrix, &inputs, None, to, range.clone()).expect("launched");
+            }
+            download(&y, n * n_rows)
+        };
+        let all = run(&[0..n]);
+        assert_eq!(run(&[69..70, 0..3, 3..3, 40..69, 3..40]), all);
+        let some = run(&[5..30, 69..70]);
+        assert_eq!(some[5 * n_rows..30 * n_rows], all[5 * n_rows..30 * n_rows]);
+        assert_eq!(some[69 * n_rows..], all[69 * n_rows..]);
+        assert!(
+            some[..5 * n_rows].iter().chain(&some[30 * n_rows..69 * n_rows]).all(|y| *y == 0.25)
+        );
     }
 }
 
@@ -371,26 +403,6 @@ fn turns(device: &Device, kernels: &RowKernels, style: RopeStyle) {
         }
     }
     close(&download(&buffer, x.len()), &expected, 1e-6, &format!("{style:?}"));
-}
-
-#[test]
-fn the_first_of_the_largest_is_found_in_any_order_of_threads() {
-    for order in ORDERS {
-        let Some((device, _dir)) = device(order) else { return };
-        let kernels = RowKernels::load(&device).expect("kernels");
-        let mut x = activations(4, 1000, 1000, 9);
-        x[700] = 99.0;
-        x[333] = 99.0;
-        x[1000 + 999] = 99.0;
-        x[2000..3000].fill(f32::NEG_INFINITY);
-        x[3000] = f32::NAN;
-        x[3500] = 99.0;
-        let out = device.allocate("answers", 32).expect("memory");
-        let shape = RowShape { n_rows: 4, width: 1000, stride: 1000 };
-        kernels.argmax(shape, &send(&device, &x), &out).expect("launched");
-        let idxs: Vec<u32> = download(&out, 8).chunks(2).map(|pair| pair[1].to_bits()).collect();
-        assert_eq!(idxs, [333, 999, 0, 500]);
-    }
 }
 
 #[test]

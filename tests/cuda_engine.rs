@@ -207,7 +207,13 @@ fn forward(backend: &mut CudaBackend, parts: &[Part<'_>]) -> Vec<Vec<u32>> {
     let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
     let spans: Vec<Span<'_>> = parts
         .iter()
-        .map(|&(pages, pos, tokens)| Span { pages, pos, n_tokens: tokens.len(), adapters: &[] })
+        .map(|&(pages, pos, tokens)| Span {
+            pages,
+            pos,
+            n_tokens: tokens.len(),
+            n_prompt: 0,
+            adapters: &[],
+        })
         .collect();
     let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
     let rows = backend.forward(&batch).expect("the batch keeps the rules");
@@ -418,7 +424,6 @@ fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
         "add_f32",
         "rope_f32",
         "select_f32",
-        "argmax_f32",
         "top_k_f32",
         "kv_append_f16",
         "attn_f16_d64",

@@ -64,7 +64,7 @@ fn run(
     pages: &[PageIdx],
     adapters: &[(AdapterIdx, f32)],
 ) -> Vec<Vec<f32>> {
-    let spans = [Span { pages, pos, n_tokens: tokens.len(), adapters }];
+    let spans = [Span { pages, pos, n_tokens: tokens.len(), n_prompt: 0, adapters }];
     let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
     let batch = Batch { tokens, spans: &spans, outputs: &outputs };
     let rows = backend.forward(&batch).expect("a batch within the rules");
@@ -118,6 +118,7 @@ fn sequences_with_different_adapters_share_a_batch_and_keep_their_bits() {
             pages: &pages[i],
             pos: range(i).start,
             n_tokens: range(i).len(),
+            n_prompt: 0,
             adapters: mixtures[i],
         };
         let spans: Vec<Span<'_>> = (0..5).map(span).collect();
@@ -150,7 +151,7 @@ fn an_adapter_that_was_removed_is_refused_and_its_number_not_given_out_again() {
     backend.remove_adapter(idxs[0]);
     assert!(backend.adapter(idxs[0]).is_none());
     let adapters = [(idxs[0], 1.0)];
-    let spans = [Span { pages: &[0], pos: 0, n_tokens: 1, adapters: &adapters }];
+    let spans = [Span { pages: &[0], pos: 0, n_tokens: 1, n_prompt: 0, adapters: &adapters }];
     let error = backend.forward(&Batch { tokens: &[1], spans: &spans, outputs: &[] });
     let adapter = idxs[0];
     let refusal = error.expect_err("refused").to_string();

@@ -41,7 +41,7 @@ fn backend(case: &str, kv_type: KvType, n_layer: Option<usize>) -> CpuBackend {
 /// Runs `tokens` from position `pos` and returns the logits of the last.
 fn run(backend: &mut CpuBackend, pages: &[PageIdx], pos: usize, tokens: &[u32]) -> Vec<f32> {
     let n_tokens = tokens.len();
-    let spans = [Span { pages, pos, n_tokens, adapters: &[] }];
+    let spans = [Span { pages, pos, n_tokens, n_prompt: 0, adapters: &[] }];
     let batch = Batch { tokens, spans: &spans, outputs: &[n_tokens as u32 - 1] };
     backend.forward(&batch).expect("a batch within the rules")[0].to_vec()
 }

@@ -174,6 +174,10 @@ pub struct ModelArgs {
     /// What computes: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// Layers that a GPU has, from the end, the output counted as one; -1 for as many as fit
+    #[arg(long, value_name = "N", value_parser = parse_gpu_layers,
+        allow_negative_numbers = true)]
+    pub n_gpu_layers: Option<i64>,
     /// Memory that the model may take, as in 900M or 3G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
@@ -202,6 +206,8 @@ impl ModelArgs {
         add("pin_threads", "--pin", self.pin.then(|| true.into()));
         add("isa", "--isa", self.isa.clone().map(Into::into));
         add("device", "--device", self.device.clone().map(Into::into));
+        let n_gpu_layers = self.n_gpu_layers.filter(|n| *n >= 0);
+        add("n_gpu_layers", "--n-gpu-layers", n_gpu_layers.map(Into::into));
         add("kv_type", "--kv-type", self.kv_type.clone().map(Into::into));
         add("kv_type", "--cache-type-k", self.cache_type_k.clone().map(Into::into));
         add("memory_max_bytes", "--memory-max", self.memory_max.map(|n| size(n).into()));
@@ -211,6 +217,18 @@ impl ModelArgs {
             return Err(CliError::usage(message));
         }
         Ok(settings)
+    }
+}
+
+/// A number of layers, or llama.cpp's words: `auto` for as many as fit, `all`.
+fn parse_gpu_layers(text: &str) -> Result<i64, String> {
+    match text {
+        "auto" => Ok(-1),
+        "all" => Ok(i64::from(u32::MAX)),
+        _ => match text.parse::<i64>() {
+            Ok(n) if (-1..=i64::from(u32::MAX)).contains(&n) => Ok(n),
+            _ => Err("must be a number of layers, auto or all".to_owned()),
+        },
     }
 }
 

@@ -19,9 +19,11 @@ use std::ffi::OsString;
 use crate::base::format::nearest;
 
 /// Other spellings of ours.
-const RENAMED: [(&str, &str); 30] = [
+const RENAMED: [(&str, &str); 32] = [
     ("-np", "--parallel"),
     ("-dev", "--device"),
+    ("-ngl", "--n-gpu-layers"),
+    ("--gpu-layers", "--n-gpu-layers"),
     ("-ub", "--ubatch-size"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),

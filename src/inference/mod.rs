@@ -20,11 +20,11 @@ pub use backend::cpu::{Isa, probe};
 pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{
-    DeviceChoice, DeviceReport, EMBEDDED_MODEL, Engine, EngineError, EngineOptions, EnginePhase,
-    EngineStats, Event, EventStream, Finish, GenerateRequest, Generated, GrammarRequest,
-    HISTOGRAM_BOUNDS_S, Histogram, InferenceError, LoadOptions, MemoryPlan, Model, ModelInfo,
-    ModelSource, N_DISK_MIN, Perplexity, Priority, Reply, Request, RequestTimeline, Script,
-    SlotFile, SlotView, SpeculationOptions, Tempo, TenantId, Timings, TokenEvent, find_gpu,
+    CpuLayers, DeviceChoice, DeviceReport, EMBEDDED_MODEL, Engine, EngineError, EngineOptions,
+    EnginePhase, EngineStats, Event, EventStream, Finish, GenerateRequest, Generated,
+    GrammarRequest, HISTOGRAM_BOUNDS_S, Histogram, InferenceError, LoadOptions, MemoryPlan, Model,
+    ModelInfo, ModelSource, N_DISK_MIN, Perplexity, Priority, Reply, Request, RequestTimeline,
+    Script, SlotFile, SlotView, SpeculationOptions, Tempo, TenantId, Timings, TokenEvent, find_gpu,
     plan_memory,
 };
 pub use gguf::Gguf;

@@ -17,7 +17,7 @@ pub(super) fn routes() -> Router<Server> {
 /// While the model loads, the gate answers in our place.
 async fn health(State(server): State<Server>) -> Json<Value> {
     let engines = server.0.host.engines();
-    let is_on_gpu = |engine: &Engine| !engine.info().backend_name().starts_with("cpu");
+    let is_on_gpu = |engine: &Engine| engine.info().device().name != "cpu";
     let gpu_available = engines.iter().any(|(_, engine)| is_on_gpu(engine));
     Json(json!({"status": "ok", "gpu_available": gpu_available}))
 }

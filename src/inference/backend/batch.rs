@@ -14,6 +14,9 @@ pub const PAGE_LEN: usize = 32;
 /// A page of the KV cache, counted from its start.
 pub type PageIdx = u32;
 
+/// Consecutive tokens of a batch, all of prompts or none.
+pub type ColumnRun = (std::ops::Range<usize>, bool);
+
 /// A LoRA adapter that a backend has loaded.
 pub type AdapterIdx = u32;
 
@@ -26,6 +29,9 @@ pub struct Span<'a> {
     pub pos: usize,
     /// Tokens of the span.
     pub n_tokens: usize,
+    /// Of these, from the first, those of a prompt: a backend may add their products up in another
+    /// order. So of a sequence it is always the same ones.
+    pub n_prompt: usize,
     /// LoRA adapters in effect and their scales; those of a sequence's earlier tokens are in its
     /// keys and values.
     pub adapters: &'a [(AdapterIdx, f32)],
@@ -134,6 +140,24 @@ pub enum BatchError {
 }
 
 impl Batch<'_> {
+    /// The tokens in runs of prompts' and others, each as long as can be.
+    pub fn prompt_runs(&self) -> Vec<ColumnRun> {
+        let mut runs: Vec<ColumnRun> = Vec::new();
+        let mut start = 0;
+        for span in self.spans {
+            let n_prompt = span.n_prompt.min(span.n_tokens);
+            for (n, is_prompt) in [(n_prompt, true), (span.n_tokens - n_prompt, false)] {
+                match runs.last_mut() {
+                    _ if n == 0 => {}
+                    Some((run, kind)) if *kind == is_prompt => run.end += n,
+                    _ => runs.push((start..start + n, is_prompt)),
+                }
+                start += n;
+            }
+        }
+        runs
+    }
+
     /// Checks the rules above against what a backend was made for.
     ///
     /// # Errors
@@ -180,9 +204,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tokens_of_prompts_are_told_from_the_others() {
+        let runs = |spans: &[(usize, usize)]| {
+            let span = |&(n_tokens, n_prompt)| Span {
+                pages: &[],
+                pos: 0,
+                n_tokens,
+                n_prompt,
+                adapters: &[],
+            };
+            let spans: Vec<Span<'_>> = spans.iter().map(span).collect();
+            Batch { tokens: &[], spans: &spans, outputs: &[] }.prompt_runs()
+        };
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[(1, 0), (1, 0)]), [(0..2, false)]);
+        assert_eq!(
+            runs(&[(4, 4), (3, 2), (1, 0), (5, 9)]),
+            [(0..6, true), (6..8, false), (8..13, true)]
+        );
+    }
+
+    #[test]
     fn a_batch_that_breaks_a_rule_is_refused_by_name() {
         let pages = [0, 1];
-        let span = |pos, n_tokens| Span { pages: &pages, pos, n_tokens, adapters: &[] };
+        let span =
+            |pos, n_tokens| Span { pages: &pages, pos, n_tokens, n_prompt: 0, adapters: &[] };
         let check = |tokens: &[u32], spans: &[Span<'_>], outputs: &[u32]| {
             Batch { tokens, spans, outputs }.check(4, 10, 2)
         };

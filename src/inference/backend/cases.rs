@@ -1,6 +1,7 @@
-//! One table of shapes for each operation, and data to fill them: what parity tests run over and
-//! probes measure.
+//! One table of shapes for each operation, data to fill them, and operations in float64: what
+//! parity tests run over, probes measure, and a self-test is held to.
 
+use super::{Activation, NormKind};
 use crate::inference::quant::TensorType;
 
 /// A multiplication: `[n_rows, n_cols]` weights times `n` columns.
@@ -115,4 +116,27 @@ pub fn activations(n: usize, n_cols: usize, stride: usize, seed: u64) -> Vec<f32
         }
     }
     x
+}
+
+/// An activation in float64.
+pub fn activated(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+/// A norm in float64, in place; without a bias it is zero.
+pub fn normed(run: &mut [f64], kind: NormKind, eps: f64, weight: &[f32], bias: Option<&[f32]>) {
+    let n = run.len() as f64;
+    let mean = if kind == NormKind::Layer { run.iter().sum::<f64>() / n } else { 0.0 };
+    let variance = run.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    for (i, (x, w)) in run.iter_mut().zip(weight).enumerate() {
+        let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
+        *x = (*x - mean) / (variance + eps).sqrt() * f64::from(*w) + b;
+    }
 }

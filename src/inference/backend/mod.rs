@@ -7,14 +7,16 @@
 
 mod adapter;
 mod batch;
+mod bound;
 pub mod cases;
 pub mod cpu;
 pub mod cuda;
 mod input_sums;
 mod plan;
+mod split;
 
 pub use adapter::{Adapter, AdapterError, AdapterPart};
-pub use batch::{AdapterIdx, Batch, BatchError, PAGE_LEN, PageIdx, Shift, Span};
+pub use batch::{AdapterIdx, Batch, BatchError, ColumnRun, PAGE_LEN, PageIdx, Shift, Span};
 pub use input_sums::{InputSum, InputSums};
 pub use plan::{
     Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,

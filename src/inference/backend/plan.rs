@@ -129,6 +129,33 @@ pub enum Op {
     SelectOutputs { x: BufId, out: BufId },
 }
 
+impl Op {
+    /// The buffers whose values it depends on.
+    pub fn reads(&self) -> [Option<BufId>; 3] {
+        match *self {
+            Op::Embed { .. } => [None; 3],
+            Op::AddPosition { x, .. } | Op::AddRow { x, .. } => [Some(x), None, None],
+            Op::Norm { x, .. } | Op::MatMul { x, .. } | Op::Rope { x, .. } => [Some(x), None, None],
+            Op::Act { x, .. } | Op::Scale { x, .. } => [Some(x), None, None],
+            Op::SelectOutputs { x, .. } => [Some(x), None, None],
+            Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
+            Op::Glu { gate, up, .. } => [Some(gate), Some(up), None],
+            Op::Add { x, y } => [Some(x), Some(y), None],
+        }
+    }
+
+    /// The buffer that it writes.
+    pub fn writes(&self) -> BufId {
+        match *self {
+            Op::Embed { out, .. } | Op::Norm { out, .. } | Op::MatMul { out, .. } => out,
+            Op::Attention { out, .. } | Op::SelectOutputs { out, .. } => out,
+            Op::AddPosition { x, .. } | Op::AddRow { x, .. } | Op::Rope { x, .. } => x,
+            Op::Act { x, .. } | Op::Add { x, .. } | Op::Scale { x, .. } => x,
+            Op::Glu { gate, .. } => gate,
+        }
+    }
+}
+
 /// A weight: where it is in the file and the shape that the model needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightSpec {
@@ -157,6 +184,10 @@ pub struct Plan {
     pub weights: Vec<WeightSpec>,
     /// The tables of rotary angles.
     pub ropes: Vec<RopeSpec>,
+    /// The buffer whose rows are given with each batch, where the plan does not begin with them.
+    pub input: Option<BufId>,
+    /// Where each layer begins among the operations, and, behind the last, the output.
+    pub layers: Vec<usize>,
     /// The buffer that holds the result: logits, scores, or the embeddings of an encoder.
     pub output: BufId,
     /// Where the embeddings are ready: after how many operations, and in which buffer.
@@ -202,6 +233,8 @@ impl PlanBuilder {
             bufs: Vec::new(),
             weights: Vec::new(),
             ropes: Vec::new(),
+            input: None,
+            layers: Vec::new(),
             output: BufId(0),
             embedding: (0, BufId(0)),
             n_vocab,
@@ -264,6 +297,11 @@ impl PlanBuilder {
     pub fn rope(&mut self, rope: RopeSpec) -> RopeId {
         self.plan.ropes.push(rope);
         RopeId(self.plan.ropes.len() - 1)
+    }
+
+    /// Begins a layer; behind the last, the output.
+    pub fn layer(&mut self) {
+        self.plan.layers.push(self.plan.ops.len());
     }
 
     /// Appends an operation.

@@ -31,7 +31,7 @@ use super::pages::PagePool;
 use super::prefix_cache::{PrefixCache, Scope};
 use super::runner::Runner;
 use super::scheduler::{SequenceId, StepLimits, Work, schedule};
-use super::sequence::{Group, Sequence};
+use super::sequence::{Group, LogitRow, Sequence};
 use super::stats::StatsCell;
 use super::tempo::Tempo;
 use super::{EngineError, EngineOptions, EnginePhase, Model, ModelInfo, Priority, Request};
@@ -297,11 +297,18 @@ impl Core {
         }
     }
 
-    /// Notes what a sequence has in its pages in the prefix cache.
+    /// Notes what a sequence has in its pages in the prefix cache. Where an answer's tokens have
+    /// other bits than a prompt's it is the prompt alone, so that what is found there is what would
+    /// be computed.
     fn keep(&mut self, i: usize) {
         let sequence = &mut self.sequences[i];
         if sequence.group.request.uses_cache {
-            let (tokens, pages) = (&sequence.tokens[..sequence.n_kv], &mut sequence.pages);
+            let n_max = match self.runner.sets_prompts_apart() {
+                true => sequence.n_prompt,
+                false => usize::MAX,
+            };
+            let tokens = &sequence.tokens[..sequence.n_kv.min(n_max)];
+            let pages = &mut sequence.pages;
             self.cache.insert(&mut self.pool, &sequence.group.scope, tokens, pages);
         }
     }
@@ -348,22 +355,25 @@ impl Core {
                 pages: &self.sequences[i].pages,
                 pos: self.sequences[i].n_kv,
                 n_tokens: work.n_tokens + work.n_draft,
+                n_prompt: self.sequences[i].n_prompt.saturating_sub(self.sequences[i].n_kv),
                 adapters: &self.sequences[i].group.adapters,
             })
             .collect();
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
-        let rows = match self.runner.forward(&batch) {
-            Ok(rows) => rows,
-            Err(error) => return self.fail_all(&error),
-        };
+        let n_top_max = self.runner.n_top_max();
+        let n_top = owners.iter().map(|&i| self.sequences[i].n_top(&self.info, n_top_max));
+        let n_top: Vec<usize> = n_top.collect();
+        if let Err(error) = self.runner.forward_top(&batch, &n_top) {
+            return self.fail_all(&error);
+        }
         let mut picks: Vec<Pick> = Vec::new();
         let mut row_idx = 0;
-        while row_idx < rows.len() {
+        while row_idx < owners.len() {
             let i = owners[row_idx];
             let n_rows = owners[row_idx..].iter().take_while(|&&owner| owner == i).count();
             let sequence = &mut self.sequences[i];
-            let rows = &rows[row_idx..row_idx + n_rows];
-            let result = pick_rows(sequence, &self.info, &self.stats, rows, &mut self.row);
+            let mut row = LogitRow { runner: &mut *self.runner, row_idx, all: &mut self.row };
+            let result = pick_rows(sequence, &self.info, &self.stats, &mut row, n_rows);
             let (end, n_accepted) = match result {
                 Ok((end, n)) => (Ok(end), n),
                 Err(error) => (Err(error), 0),

@@ -3,8 +3,8 @@
 //! ```text
 //! cpu        the CPU
 //! cuda:N     that GPU, or an error
-//! auto       the first GPU; else the CPU, and why: a machine without a driver is as it should be,
-//!            a GPU that is there and cannot be used is a warning
+//! auto       the first GPU, with all layers or as many as fit; else the CPU, and why: a machine
+//!            without a driver is as it should be, a GPU that cannot be used is a warning
 //! ```
 //!
 //! Everything is decided before weights are read: the driver, the device, whether there are kernels
@@ -16,12 +16,13 @@ use std::sync::Arc;
 
 use super::memory::{Prepared, PreparedDraft};
 use super::runner::Runner;
+use super::split::SplitRunner;
 use super::{InferenceError, LoadOptions, MemoryPlan};
-use crate::inference::backend::BackendError;
 use crate::inference::backend::cpu::{CpuBackend, KvType};
 use crate::inference::backend::cuda::{
     CudaBackend, CudaConfig, CudaError, Device, KvFormat, LIBRARY,
 };
+use crate::inference::backend::{BackendError, Plan};
 use crate::inference::gguf::Gguf;
 
 /// The device that was asked for.
@@ -84,13 +85,22 @@ impl DeviceReport {
     }
 }
 
-/// What a GPU has room for.
-#[derive(Clone, Copy, Debug)]
+/// What a GPU has room for, and what is to run there.
+#[derive(Clone, Debug)]
 pub(super) struct GpuRoom {
     /// Bytes that can be had.
     pub free_bytes: u64,
     /// Whether they are the machine's own.
     pub is_shared: bool,
+    /// The plan's halves, unless all of it runs there.
+    pub halves: Option<Box<Halves>>,
+}
+
+/// A plan whose first layers are the CPU's.
+#[derive(Clone, Debug)]
+pub(super) struct Halves {
+    pub head: Plan,
+    pub tail: Plan,
 }
 
 /// A model in its place.
@@ -136,7 +146,7 @@ impl GpuRoom {
         let (free, total) = device.memory()?;
         let is_shared = device.info().is_integrated;
         let free_bytes = if is_shared { available_bytes.min(total as u64) } else { free as u64 };
-        Ok(GpuRoom { free_bytes, is_shared })
+        Ok(GpuRoom { free_bytes, is_shared, halves: None })
     }
 }
 
@@ -148,6 +158,7 @@ impl Prepared {
     pub fn place(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
         let report = match options.device {
             DeviceChoice::Cpu => DeviceReport::cpu(),
+            _ if options.n_gpu_layers == Some(0) => DeviceReport::cpu(),
             choice => match self.on_gpu(gguf, options) {
                 Ok(placed) => return Ok(placed),
                 Err(error) if choice == DeviceChoice::Auto => DeviceReport::instead(&error),
@@ -165,18 +176,35 @@ impl Prepared {
 
     fn on_gpu(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
         let device = open(options)?;
-        let memory = self.fit_gpu(&device, gguf, options)?;
+        let (memory, halves) = self.fit_gpu(&device, gguf, options)?;
         let draft = self.draft.as_ref().map(|draft| draft.on_gpu(&device)).transpose()?;
         let config = self.cuda_config();
-        let backend = CudaBackend::new(&device, self.plan.clone(), Arc::clone(gguf), config)?;
-        let backend_name = backend.describe();
-        let why = match options.device {
-            DeviceChoice::Auto => "there is a GPU, and it can",
-            _ => "as configured",
+        let new =
+            |plan: &Plan| CudaBackend::new(&device, plan.clone(), Arc::clone(gguf), config.clone());
+        let mut why = match options.device {
+            DeviceChoice::Auto => "there is a GPU, and it can".to_owned(),
+            _ => "as configured".to_owned(),
         };
         let name = format!("cuda:{}", ordinal(options));
-        let report = DeviceReport { name, why: why.to_owned(), is_fallback: false };
-        Ok(Placed { runner: Box::new(backend), draft, backend_name, memory, report })
+        let (runner, backend_name): (Box<dyn Runner>, String) = match halves {
+            None => {
+                let backend = new(&self.plan)?;
+                let name = backend.describe();
+                (Box::new(backend), name)
+            }
+            Some(Halves { head, tail }) => {
+                let n_head = head.n_layer;
+                let tail = new(&tail)?;
+                let head = CpuBackend::new(head, Arc::clone(gguf), self.config.clone())?;
+                let name = format!("{} + {}", head.describe(), tail.describe());
+                if options.n_gpu_layers.is_none() {
+                    why = format!("the GPU has no room for the first {n_head} layers");
+                }
+                (Box::new(SplitRunner::new(head, n_head, tail)), name)
+            }
+        };
+        let report = DeviceReport { name, why, is_fallback: false };
+        Ok(Placed { runner, draft, backend_name, memory, report })
     }
 
     /// The memory plan where the options say that the model runs.
@@ -189,7 +217,7 @@ impl Prepared {
         options: &LoadOptions,
         available_bytes: u64,
     ) -> Result<MemoryPlan, InferenceError> {
-        if options.device != DeviceChoice::Cpu {
+        if options.device != DeviceChoice::Cpu && options.n_gpu_layers != Some(0) {
             let options =
                 LoadOptions { memory_max_bytes: Some(available_bytes), ..options.clone() };
             let device = open(&options);
@@ -199,7 +227,7 @@ impl Prepared {
                 Err(error) => Err(error.into()),
             };
             match found {
-                Ok(memory) => return Ok(memory),
+                Ok((memory, _)) => return Ok(memory),
                 Err(error) if options.device != DeviceChoice::Auto => return Err(error),
                 // The CPU would take the same memory.
                 Err(error @ InferenceError::Memory { .. }) if is_shared => return Err(error),
@@ -209,13 +237,15 @@ impl Prepared {
         self.fit(gguf, available_bytes, None)
     }
 
-    /// The memory plan on a GPU.
+    /// The memory plan on a GPU, and the halves where the first layers are the CPU's: as many as
+    /// was asked for, or, if a GPU with memory of its own may be chosen and has too little, as few
+    /// as fit.
     fn fit_gpu(
         &self,
         device: &Device,
         gguf: &Gguf,
         options: &LoadOptions,
-    ) -> Result<MemoryPlan, InferenceError> {
+    ) -> Result<(MemoryPlan, Option<Halves>), InferenceError> {
         self.check_gpu()?;
         if !options.adapters.is_empty() {
             return Err(unsupported("LoRA adapters").into());
@@ -224,7 +254,34 @@ impl Prepared {
             draft.prepared.check_gpu().map_err(|error| draft.broken(error.into()))?;
         }
         let available_bytes = options.memory_max_bytes.unwrap_or(u64::MAX);
-        self.fit(gguf, available_bytes, Some(GpuRoom::of(device, available_bytes)?))
+        let mut room = GpuRoom::of(device, available_bytes)?;
+        let n_layer = self.plan.n_layer;
+        let n_cpu = n_layer.saturating_add(1).saturating_sub(match options.n_gpu_layers {
+            Some(n) => n as usize,
+            None => usize::MAX,
+        });
+        let mut fit = |n_cpu: usize| {
+            room.halves = if n_cpu == 0 { None } else { Some(self.halves(n_cpu)?) };
+            let memory = self.fit(gguf, available_bytes, Some(&room))?;
+            Ok((memory, room.halves.take().map(|halves| *halves)))
+        };
+        let first = fit(n_cpu);
+        let may_split = options.device == DeviceChoice::Auto && options.n_gpu_layers.is_none();
+        match first {
+            // Where memory is shared the CPU's layers would take as much of it.
+            Err(InferenceError::Memory { .. }) if may_split && !device.info().is_integrated => {
+                let found = (1..=n_layer).find_map(|n_cpu| fit(n_cpu).ok());
+                found.map_or(first, Ok)
+            }
+            first => first,
+        }
+    }
+
+    /// The plan with its first layers on the CPU.
+    fn halves(&self, n_cpu: usize) -> Result<Box<Halves>, BackendError> {
+        let split = self.plan.split(n_cpu);
+        let (head, tail) = split.ok_or_else(|| unsupported("a part of this model"))?;
+        Ok(Box::new(Halves { head, tail }))
     }
 
     /// Refuses what no kernel is for.

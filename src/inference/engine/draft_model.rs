@@ -180,18 +180,40 @@ impl DraftModel {
             outputs.extend(turn.guesses.then_some(tokens.len() as u32 - 1));
             let pages = &self.places[asks[turn.ask_idx].slot_idx].pages;
             let (pos, n_tokens) = (turn.pos, turn.tokens.len());
-            spans.push(Span { pages, pos, n_tokens, adapters: &[] });
+            spans.push(Span { pages, pos, n_tokens, n_prompt: 0, adapters: &[] });
         }
         let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
-        let rows = self.runner.forward(&batch)?;
-        let n_vocab = self.n_vocab;
-        let guesses = rows.iter().map(|row| likeliest(&row[..n_vocab.min(row.len())])).collect();
+        let n_top = N_TOP.min(self.runner.n_top_max());
+        self.runner.forward_top(&batch, &vec![n_top; outputs.len()])?;
+        let mut guesses = Vec::with_capacity(outputs.len());
+        for row_idx in 0..outputs.len() {
+            guesses.push(self.guess(row_idx)?);
+        }
         for turn in turns {
             let place = &mut self.places[asks[turn.ask_idx].slot_idx];
             place.tokens.extend_from_slice(&turn.tokens);
         }
         Ok(guesses)
     }
+
+    /// What an output row of the last pass foretells: from its largest logits, if they are at hand
+    /// and both models know all of them.
+    fn guess(&mut self, row_idx: usize) -> Result<(TokenId, f32), BackendError> {
+        let top = self.runner.top(row_idx);
+        let is_known = |&(token, _): &(TokenId, f32)| (token as usize) < self.n_vocab;
+        if top.len() >= N_TOP && top[..N_TOP].iter().all(is_known) {
+            return Ok(first_of(&std::array::from_fn::<f32, N_TOP, _>(|i| top[i].1), top[0].0));
+        }
+        let n_vocab = self.n_vocab;
+        let row = self.runner.row(row_idx)?;
+        Ok(likeliest(&row[..n_vocab.min(row.len())]))
+    }
+}
+
+/// The likeliest token and its probability among the likeliest, which fall from the first.
+fn first_of(top: &[f32], best: TokenId) -> (TokenId, f32) {
+    let sum: f32 = top.iter().map(|logit| (logit - top[0]).exp()).sum();
+    (best, 1.0 / sum)
 }
 
 /// The likeliest token, the first of equals, and its probability among the ten likeliest.
@@ -209,8 +231,7 @@ fn likeliest(logits: &[f32]) -> (TokenId, f32) {
             }
         }
     }
-    let sum: f32 = top.iter().map(|logit| (logit - top[0]).exp()).sum();
-    (best as TokenId, 1.0 / sum)
+    first_of(&top, best as TokenId)
 }
 
 #[cfg(test)]

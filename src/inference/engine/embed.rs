@@ -124,7 +124,8 @@ fn embed_tokens(
     let step = if info.hparams.arch.causal { info.n_batch.min(info.n_outputs) } else { n };
     for pos in (0..n).step_by(step.max(1)) {
         let chunk = &tokens[pos..(pos + step).min(n)];
-        let spans = [Span { pages, pos, n_tokens: chunk.len(), adapters: &[] }];
+        let n_tokens = chunk.len();
+        let spans = [Span { pages, pos, n_tokens, n_prompt: n_tokens, adapters: &[] }];
         let outputs: Vec<u32> = (0..chunk.len() as u32).collect();
         let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
         for (i, row) in runner.embed(&batch)?.into_iter().enumerate() {
@@ -151,7 +152,8 @@ fn score_tokens(
         return Err(InferenceError::NotReranker);
     }
     check(info, tokens)?;
-    let spans = [Span { pages, pos: 0, n_tokens: tokens.len(), adapters: &[] }];
+    let n_tokens = tokens.len();
+    let spans = [Span { pages, pos: 0, n_tokens, n_prompt: n_tokens, adapters: &[] }];
     let rows = runner.forward(&Batch { tokens, spans: &spans, outputs: &[0] })?;
     // Of several labels the first is the one that counts, as in llama.cpp's server.
     let score = rows.first().and_then(|row| row.first());

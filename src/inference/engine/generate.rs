@@ -1,6 +1,7 @@
 //! Generation: prefill what is not cached, then sample, decode and look for the end.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::answer::Answer;
@@ -63,9 +64,15 @@ impl Model {
         let n_prompt = self.check_prompt(&request.prompt)?;
         let mut sampler = self.sampler(&request.sampler)?;
         request.prompt.iter().for_each(|&t| sampler.accept(t));
+        let info = Arc::clone(&self.info);
+        let forbidden: &[TokenId] =
+            if request.ignore_eos { &info.tokenizer.special().eog } else { &[] };
         let started = Instant::now();
         let mut logits = vec![0f32; self.hparams.n_vocab];
-        let (n_cached, is_canceled) = self.prefill(&request.prompt, &mut logits, on_text)?;
+        // Whoever reports probabilities needs whole rows.
+        let n_max = if request.n_probs > 0 { 0 } else { self.runner.n_top_max() };
+        let n_top = sampler.n_top(forbidden.len(), n_max);
+        let (n_cached, is_canceled) = self.prefill(&request.prompt, n_top, on_text)?;
         let prefilled = Instant::now();
         let mut answer = Answer::new(&request.stop, 0);
         let mut out = Generated {
@@ -86,10 +93,7 @@ impl Model {
             if request.n_predict.is_some_and(|n| out.tokens.len() >= n) {
                 break Finish::Length;
             }
-            if request.ignore_eos {
-                self.forbid_ends(&mut logits);
-            }
-            let token = sampler.sample(&logits);
+            let token = self.pick(&mut sampler, &mut logits, forbidden)?;
             sampler.accept(token);
             out.tokens.push(token);
             if request.n_probs > 0 {
@@ -106,8 +110,12 @@ impl Model {
             if self.cached.len() >= self.n_ctx {
                 break Finish::ContextFull;
             }
-            self.advance(&[token], 0, |_, row| logits.copy_from_slice(row))?;
+            self.run_last(&[token], false, sampler.n_top(forbidden.len(), n_max))?;
         };
+        if self.runner.sets_prompts_apart() {
+            // The answer would have other bits as part of a prompt.
+            self.truncate(n_prompt);
+        }
         if !matches!(out.finish, Finish::Stop(_) | Finish::Canceled) {
             let (text, end) = answer.finish();
             let canceled = give(&mut out.text, &text, on_text);
@@ -128,21 +136,32 @@ impl Model {
         }
     }
 
-    /// Takes the model's own ends out of the choice.
-    fn forbid_ends(&self, logits: &mut [f32]) {
-        for &token in &self.tokenizer.special().eog {
+    /// The next token: from the largest logits that were fetched, or else from `logits`, which
+    /// then has all of them.
+    fn pick(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &mut [f32],
+        forbidden: &[TokenId],
+    ) -> Result<TokenId, InferenceError> {
+        if let Some(token) = sampler.sample_top(self.runner.top(0), forbidden, None) {
+            return Ok(token);
+        }
+        logits.copy_from_slice(self.runner.row(0)?);
+        for &token in forbidden {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
+        Ok(sampler.sample(logits))
     }
 
-    /// Brings the prompt into the cache and gives the last token's logits. Returns how much of the
-    /// prompt was there, and whether the reader broke off.
+    /// Brings the prompt into the cache, and fetches `n_top` of the last token's logits. Returns
+    /// how much of the prompt was there, and whether the reader broke off.
     fn prefill(
         &mut self,
         prompt: &[TokenId],
-        logits: &mut [f32],
+        n_top: usize,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<(usize, bool), InferenceError> {
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
@@ -158,7 +177,7 @@ impl Model {
                 return Ok((n_cached, true));
             }
         }
-        self.advance(rest, rest.len() - 1, |_, row| logits.copy_from_slice(row))?;
+        self.run_last(rest, true, n_top)?;
         Ok((n_cached, false))
     }
 

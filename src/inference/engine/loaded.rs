@@ -189,7 +189,7 @@ impl Model {
                 (output_from.saturating_sub(start).min(n)..n).map(|i| i as u32).collect();
             let pos = self.cached.len();
             let adapters = &self.adapters;
-            let spans = [Span { pages: &self.pages, pos, n_tokens: n, adapters }];
+            let spans = [Span { pages: &self.pages, pos, n_tokens: n, n_prompt: n, adapters }];
             let batch = Batch { tokens: chunk, spans: &spans, outputs: &outputs };
             let rows = self.runner.forward(&batch)?;
             for (&i, row) in outputs.iter().zip(rows) {
@@ -198,6 +198,24 @@ impl Model {
             self.cached.extend_from_slice(chunk);
             start += n;
         }
+        Ok(())
+    }
+
+    /// Runs at most a step of tokens, of a prompt or of an answer, with an output row of the last,
+    /// of which `n_top` of the largest logits are fetched.
+    pub(super) fn run_last(
+        &mut self,
+        tokens: &[TokenId],
+        is_prompt: bool,
+        n_top: usize,
+    ) -> Result<(), InferenceError> {
+        let (pos, n_tokens) = (self.cached.len(), tokens.len());
+        let n_prompt = if is_prompt { n_tokens } else { 0 };
+        let (pages, adapters) = (&self.pages, &self.adapters);
+        let spans = [Span { pages, pos, n_tokens, n_prompt, adapters }];
+        let batch = Batch { tokens, spans: &spans, outputs: &[n_tokens as u32 - 1] };
+        self.runner.forward_top(&batch, &[n_top])?;
+        self.cached.extend_from_slice(tokens);
         Ok(())
     }
 

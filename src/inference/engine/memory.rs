@@ -54,6 +54,9 @@ pub struct LoadOptions {
     pub memory_max_bytes: Option<u64>,
     /// What computes; by default the CPU.
     pub device: DeviceChoice,
+    /// Layers that a GPU has, counted from the end, the output being the last; by default all, or
+    /// with [`DeviceChoice::Auto`] as many as fit.
+    pub n_gpu_layers: Option<u32>,
     /// The CUDA driver's library; by default the one that the system finds.
     pub cuda_library: Option<PathBuf>,
     /// Where the GPU's compiled code is kept; by default nowhere.
@@ -81,18 +84,48 @@ pub struct MemoryPlan {
     pub n_ctx: u32,
     /// Whether all of it is memory of a GPU's own, and not the machine's.
     pub is_on_gpu: bool,
+    /// What comes beside that where the first layers are on the CPU.
+    pub cpu_layers: Option<CpuLayers>,
+}
+
+/// What the layers take that are on the CPU while a GPU has the others, in the machine's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuLayers {
+    /// How many there are.
+    pub n_layer: u32,
+    /// Their weights.
+    pub weights_bytes: u64,
+    /// Their part of the KV cache.
+    pub kv_bytes: u64,
+    /// Buffers.
+    pub scratch_bytes: u64,
+}
+
+impl CpuLayers {
+    /// The sum.
+    pub fn needed_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.kv_bytes).saturating_add(self.scratch_bytes)
+    }
 }
 
 impl MemoryPlan {
-    /// The sum of what is needed.
+    /// The sum of what is needed there; where a GPU has memory of its own, of it.
     pub fn needed_bytes(&self) -> u64 {
         let own = [self.weights_bytes, self.kv_bytes, self.scratch_bytes, self.reserve_bytes];
-        own.into_iter().fold(self.draft_bytes, u64::saturating_add)
+        let beside = if self.is_on_gpu { 0 } else { self.beside_bytes() };
+        own.into_iter().fold(self.draft_bytes.saturating_add(beside), u64::saturating_add)
     }
 
-    /// What of that the machine's memory holds.
+    /// What the machine's memory holds.
     pub fn host_bytes(&self) -> u64 {
-        if self.is_on_gpu { self.reserve_bytes } else { self.needed_bytes() }
+        match self.is_on_gpu {
+            true => self.reserve_bytes.saturating_add(self.beside_bytes()),
+            false => self.needed_bytes(),
+        }
+    }
+
+    fn beside_bytes(&self) -> u64 {
+        self.cpu_layers.as_ref().map_or(0, CpuLayers::needed_bytes)
     }
 }
 
@@ -111,8 +144,22 @@ impl std::fmt::Display for MemoryPlan {
         if self.draft_bytes > 0 {
             write!(f, " + draft model {} MiB", mib(self.draft_bytes))?;
         }
+        if let Some(cpu) = self.cpu_layers.as_ref().filter(|_| !self.is_on_gpu) {
+            write!(f, " + {} layers on the CPU {} MiB", cpu.n_layer, mib(cpu.needed_bytes()))?;
+        }
         write!(f, " + reserve {} MiB = {} MiB", mib(self.reserve_bytes), mib(self.needed_bytes()))?;
-        f.write_str(if self.is_on_gpu { " of the GPU" } else { "" })
+        if self.is_on_gpu {
+            f.write_str(" of the GPU")?;
+        }
+        match self.cpu_layers.as_ref().filter(|_| self.is_on_gpu) {
+            Some(cpu) => write!(
+                f,
+                "; {} layers on the CPU, {} MiB of the machine",
+                cpu.n_layer,
+                mib(self.host_bytes())
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -237,12 +284,28 @@ impl Prepared {
         &self,
         gguf: &Gguf,
         available_bytes: u64,
-        gpu: Option<GpuRoom>,
+        gpu: Option<&GpuRoom>,
         n_ctx: usize,
     ) -> MemoryPlan {
         let n_page = n_page(self.n_parallel, n_ctx);
         let n_batch = self.config.n_batch.min(n_ctx.max(self.n_parallel));
-        let sizes = self.sizes(gguf, gpu.is_some(), n_page, n_batch);
+        let halves = gpu.and_then(|gpu| gpu.halves.as_ref());
+        let sizes = match halves {
+            Some(halves) => self.sizes(&halves.tail, gguf, true, (n_page, n_batch)),
+            None => self.sizes(&self.plan, gguf, gpu.is_some(), (n_page, n_batch)),
+        };
+        let cpu_layers = halves.map(|halves| {
+            let head = &halves.head;
+            let Sizes { weights, kv, scratch, .. } =
+                self.sizes(head, gguf, false, (n_page, n_batch));
+            CpuLayers {
+                n_layer: head.n_layer as u32,
+                // The file's other tensors are not touched.
+                weights_bytes: (weights + file_bytes(head, gguf)).saturating_sub(gguf.file_bytes()),
+                kv_bytes: kv,
+                scratch_bytes: scratch,
+            }
+        });
         let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu.is_some(), n_ctx);
         MemoryPlan {
             weights_bytes: sizes.weights,
@@ -254,12 +317,18 @@ impl Prepared {
             available_bytes: gpu.map_or(available_bytes, |gpu| gpu.free_bytes),
             n_ctx: n_ctx as u32,
             is_on_gpu: gpu.is_some_and(|gpu| !gpu.is_shared),
+            cpu_layers,
         }
     }
 
-    /// What the backend takes with so many pages and tokens of a step.
-    fn sizes(&self, gguf: &Gguf, on_gpu: bool, n_page: usize, n_batch: usize) -> Sizes {
-        let plan = &self.plan;
+    /// What the backend takes for a plan with so many pages and tokens of a step.
+    fn sizes(
+        &self,
+        plan: &Plan,
+        gguf: &Gguf,
+        on_gpu: bool,
+        (n_page, n_batch): (usize, usize),
+    ) -> Sizes {
         if on_gpu {
             let config = CudaConfig { n_page, n_batch, ..self.cuda_config() };
             let weights = CudaBackend::weight_bytes(plan, gguf);
@@ -282,12 +351,17 @@ impl Prepared {
         &self,
         gguf: &Gguf,
         available_bytes: u64,
-        gpu: Option<GpuRoom>,
+        gpu: Option<&GpuRoom>,
     ) -> Result<MemoryPlan, InferenceError> {
         let plan = |n_ctx| self.memory(gguf, available_bytes, gpu, n_ctx);
         let memory = plan(self.n_ctx);
-        let available_bytes = memory.available_bytes;
-        let fits = |n_ctx| plan(n_ctx).needed_bytes() <= available_bytes;
+        let lacks = |plan: &MemoryPlan| {
+            let here = plan.needed_bytes().saturating_sub(plan.available_bytes);
+            let is_split = plan.is_on_gpu && plan.cpu_layers.is_some();
+            let host = if is_split { plan.host_bytes() } else { 0 };
+            here.max(host.saturating_sub(available_bytes))
+        };
+        let fits = |n_ctx| lacks(&plan(n_ctx)) == 0;
         if fits(self.n_ctx) {
             return Ok(memory);
         }
@@ -298,7 +372,7 @@ impl Prepared {
         }
         let largest = low / PAGE_LEN * PAGE_LEN;
         Err(InferenceError::Memory {
-            missing_bytes: memory.needed_bytes() - available_bytes,
+            missing_bytes: lacks(&memory),
             n_ctx_fits: (largest >= N_CTX_MIN).then_some(largest as u32),
             plan: Box::new(memory),
         })
@@ -310,9 +384,19 @@ impl PreparedDraft {
     fn needed_bytes(&self, on_gpu: bool, n_ctx: usize) -> u64 {
         let Prepared { config, n_parallel, .. } = &self.prepared;
         let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
-        let sizes = self.prepared.sizes(&self.gguf, on_gpu, n_page, config.n_batch);
+        let Prepared { plan, .. } = &self.prepared;
+        let sizes = self.prepared.sizes(plan, &self.gguf, on_gpu, (n_page, config.n_batch));
         sizes.weights + sizes.kv + sizes.scratch
     }
+}
+
+/// Bytes of the tensors that a plan names.
+fn file_bytes(plan: &Plan, gguf: &Gguf) -> u64 {
+    let mut names: Vec<&str> = plan.weights.iter().map(|spec| spec.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let tensors = names.into_iter().filter_map(|name| gguf.tensor(name));
+    tensors.map(|info| gguf.bytes(info).len() as u64).sum()
 }
 
 /// What a file would take under `options` with this much memory of the machine.

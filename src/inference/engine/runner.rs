@@ -16,6 +16,40 @@ pub trait Runner: Send {
     /// If the batch breaks a rule of [`Batch::check`].
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError>;
 
+    /// How many of a row's largest logits can be had alone; 0 where all of them cost no more.
+    fn n_top_max(&self) -> usize {
+        0
+    }
+
+    /// Runs a batch, and gets ready so many of the largest logits of each output row, or more, for
+    /// [`Runner::top`]: `[outputs]`, each at most [`Runner::n_top_max`].
+    ///
+    /// # Errors
+    /// As [`Runner::forward`].
+    fn forward_top(&mut self, batch: &Batch<'_>, _n_top: &[usize]) -> Result<(), BackendError> {
+        self.forward(batch).map(drop)
+    }
+
+    /// The largest logits of an output row of the last batch, from the largest, with their tokens;
+    /// of equals the first token first. None if they were not asked for.
+    fn top(&self, _row_idx: usize) -> &[(u32, f32)] {
+        &[]
+    }
+
+    /// All logits of an output row of the last batch.
+    ///
+    /// # Errors
+    /// If the device cannot be read.
+    ///
+    /// # Panics
+    /// If the batch had no such row.
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError>;
+
+    /// Whether the tokens that spans call a prompt's get other bits than they would in an answer.
+    fn sets_prompts_apart(&self) -> bool {
+        false
+    }
+
     /// Rows before the output matrix, `[outputs, n_embd]`.
     ///
     /// # Errors
@@ -70,6 +104,10 @@ impl Runner for CpuBackend {
         CpuBackend::forward(self, batch)
     }
 
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        Ok(CpuBackend::row(self, row_idx))
+    }
+
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CpuBackend::embed(self, batch)
     }
@@ -115,6 +153,26 @@ impl Runner for CpuBackend {
 impl Runner for CudaBackend {
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CudaBackend::forward(self, batch)
+    }
+
+    fn n_top_max(&self) -> usize {
+        CudaBackend::n_top_max(self)
+    }
+
+    fn sets_prompts_apart(&self) -> bool {
+        CudaBackend::sets_prompts_apart(self)
+    }
+
+    fn forward_top(&mut self, batch: &Batch<'_>, n_top: &[usize]) -> Result<(), BackendError> {
+        CudaBackend::forward_top(self, batch, n_top)
+    }
+
+    fn top(&self, row_idx: usize) -> &[(u32, f32)] {
+        CudaBackend::top(self, row_idx)
+    }
+
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        CudaBackend::row(self, row_idx)
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
@@ -169,6 +227,10 @@ impl<F: FnMut(&Batch<'_>) -> Result<Vec<Vec<f32>>, BackendError> + Send> Runner 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         self.rows = (self.forward)(batch)?;
         Ok(self.rows.iter().map(Vec::as_slice).collect())
+    }
+
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.rows[row_idx])
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {

@@ -41,13 +41,17 @@ impl Runner for Scripted {
                 let page = span.pages[pos / PAGE_LEN] as usize;
                 self.pages[page][pos % PAGE_LEN] = Some(batch.tokens[start + i]);
                 if outputs.next_if(|&&o| o as usize == start + i).is_some() {
-                    let row = self.row(&span.pages[..=pos / PAGE_LEN], pos + 1);
+                    let row = self.row_after(&span.pages[..=pos / PAGE_LEN], pos + 1);
                     self.rows.push(row);
                 }
             }
             start += span.n_tokens;
         }
         Ok(self.rows.iter().map(Vec::as_slice).collect())
+    }
+
+    fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.rows[row_idx])
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
@@ -93,7 +97,7 @@ impl Runner for Scripted {
 }
 
 impl Scripted {
-    fn row(&self, pages: &[PageIdx], n: usize) -> Vec<f32> {
+    fn row_after(&self, pages: &[PageIdx], n: usize) -> Vec<f32> {
         let slots = pages.iter().flat_map(|&page| self.pages[page as usize]);
         let history: Vec<TokenId> =
             slots.take(n).map(|token| token.expect("no position is skipped")).collect();

@@ -11,7 +11,8 @@ use super::event::{Event, EventSender, Finish, Timings, TokenEvent};
 use super::info::ModelInfo;
 use super::prefix_cache::Scope;
 use super::request::Request;
-use super::sampler::{BreakerVocab, Sampler, log_probs};
+use super::runner::Runner;
+use super::sampler::{BreakerVocab, Sampler, TokenLogProb, log_probs};
 use super::scheduler::{SequenceId, SequenceView};
 use crate::inference::backend::{AdapterIdx, PageIdx};
 use crate::inference::grammar::Matcher;
@@ -184,34 +185,37 @@ impl Sequence {
         }
     }
 
-    /// Picks the next token from a row of logits, which it may change.
-    pub fn pick(&mut self, info: &ModelInfo, logits: &mut [f32]) -> Result<Picked, EngineError> {
-        let request = &self.group.request;
+    /// How many of a row's largest logits its next pick wants, at most `n_max`; 0 for all of them.
+    pub fn n_top(&self, info: &ModelInfo, n_max: usize) -> usize {
+        if self.matcher.is_some() || self.group.request.wants_logprobs {
+            return 0;
+        }
+        self.sampler.n_top(self.forbidden(info).len(), n_max)
+    }
+
+    /// Tokens that it may not pick.
+    fn forbidden<'a>(&self, info: &'a ModelInfo) -> &'a [TokenId] {
+        if self.group.request.ignore_eos { &info.tokenizer.special().eog } else { &[] }
+    }
+
+    /// Picks the next token from a row of logits.
+    pub fn pick(
+        &mut self,
+        info: &ModelInfo,
+        row: &mut LogitRow<'_>,
+    ) -> Result<Picked, EngineError> {
         let now = Instant::now();
         let since = match self.last_token.replace(now) {
             Some(last) => Since::LastToken(now - last),
             None => Since::Arrival(now - self.group.arrived),
         };
         self.first_token.get_or_insert(now);
-        if request.ignore_eos {
-            for &token in &info.tokenizer.special().eog {
-                if let Some(logit) = logits.get_mut(token as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        let is_raw = request.wants_logprobs && !request.post_sampling_probs;
-        let raw = (is_raw && self.matcher.is_some()).then(|| logits.to_vec());
-        if let Some(matcher) = &mut self.matcher {
-            matcher.mask(logits)?;
-        }
-        let token = self.sampler.sample_text(logits, &info.tokenizer);
-        self.sampler.accept(token);
-        let probs = match (request.wants_logprobs, is_raw) {
-            (false, _) => None,
-            (_, true) => Some(log_probs(raw.as_deref().unwrap_or(logits), token, request.n_probs)),
-            (_, false) => Some(self.sampler.last_log_probs(token, request.n_probs)),
+        let (top, forbidden) = (row.runner.top(row.row_idx), self.forbidden(info));
+        let (token, probs) = match self.sampler.sample_top(top, forbidden, Some(&info.tokenizer)) {
+            Some(token) => (token, None),
+            None => self.pick_of_all(info, row.read()?)?,
         };
+        self.sampler.accept(token);
         self.tokens.push(token);
         self.timings.n_generated += 1;
         let is_eog = info.tokenizer.is_eog(token);
@@ -223,6 +227,32 @@ impl Sequence {
             is_complete = matcher.is_finished();
         }
         Ok(Picked { event: TokenEvent { token, probs }, is_eog, is_complete, since })
+    }
+
+    /// The token, and its probability if it was asked for, from a whole row, which it may change.
+    fn pick_of_all(
+        &mut self,
+        info: &ModelInfo,
+        logits: &mut [f32],
+    ) -> Result<(TokenId, Option<TokenLogProb>), EngineError> {
+        for &token in self.forbidden(info) {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let request = &self.group.request;
+        let is_raw = request.wants_logprobs && !request.post_sampling_probs;
+        let raw = (is_raw && self.matcher.is_some()).then(|| logits.to_vec());
+        if let Some(matcher) = &mut self.matcher {
+            matcher.mask(logits)?;
+        }
+        let token = self.sampler.sample_text(logits, &info.tokenizer);
+        let probs = match (request.wants_logprobs, is_raw) {
+            (false, _) => None,
+            (_, true) => Some(log_probs(raw.as_deref().unwrap_or(logits), token, request.n_probs)),
+            (_, false) => Some(self.sampler.last_log_probs(token, request.n_probs)),
+        };
+        Ok((token, probs))
     }
 
     /// Shows a picked token and says whether it was the last.
@@ -303,6 +333,25 @@ impl Sequence {
             self.timings.prefill_ms = ms(first - admitted);
             self.timings.decode_ms = ms(self.last_token.unwrap_or(first) - first);
         }
+    }
+}
+
+/// An output row of the step that just ran, read where it is only as far as it is wanted.
+pub(super) struct LogitRow<'a> {
+    pub runner: &'a mut dyn Runner,
+    pub row_idx: usize,
+    /// Room for all of it, `[n_vocab]`.
+    pub all: &'a mut [f32],
+}
+
+impl LogitRow<'_> {
+    /// All of it.
+    fn read(&mut self) -> Result<&mut [f32], EngineError> {
+        match self.runner.row(self.row_idx) {
+            Ok(row) => self.all.copy_from_slice(row),
+            Err(error) => return Err(EngineError::Step { reason: error.to_string() }),
+        }
+        Ok(self.all)
     }
 }
 

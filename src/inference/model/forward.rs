@@ -102,6 +102,7 @@ impl Forward<'_> {
     }
 
     fn layer(&mut self, layer_idx: usize) {
+        self.b.layer();
         let (x, h, y) = (self.bufs.x, self.bufs.h, self.bufs.y);
         let n_embd = self.p.n_embd;
         let name = |part: &str| format!("blk.{layer_idx}.{part}");
@@ -186,6 +187,7 @@ impl Forward<'_> {
     fn result(mut self) -> Plan {
         let (x, n_embd, n_vocab) = (self.bufs.x, self.p.n_embd, self.p.n_vocab);
         let last = self.b.buf(n_embd, Rows::Outputs);
+        self.b.layer();
         self.b.op(Op::SelectOutputs { x, out: last });
         if self.p.arch.residual == Residual::PostNorm {
             self.b.embedding(last);

@@ -49,7 +49,6 @@ pub use self::panel::repack as repack_panel;
 use self::pool::Pool;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
-pub(super) use self::weights::{Stored, Weight, bind, multiplied};
 use super::{AttentionSpec, BackendError, Batch, BufId, InputSums, Op, Plan, Rows, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;
@@ -197,6 +196,15 @@ impl CpuBackend {
     /// If the batch breaks a rule of [`Batch::check`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         self.run_to(self.plan.ops.len(), self.plan.output, batch)
+    }
+
+    /// An output row of the last [`CpuBackend::forward`].
+    ///
+    /// # Panics
+    /// If it had no such row.
+    pub fn row(&self, row_idx: usize) -> &[f32] {
+        let out = &self.bufs[self.plan.output.0];
+        &out.data[row_idx * out.stride..][..out.width]
     }
 
     /// Runs the plan up to the embeddings and returns those of the output rows,

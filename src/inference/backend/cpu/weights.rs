@@ -20,10 +20,10 @@ use super::matmul::{Matrix, needs_acts, panel_bytes};
 use super::panel::{self, BLOCK_LEN, PANEL_ROWS};
 use super::pool::Pool;
 use super::shared::SharedMut;
-use crate::inference::backend::{BackendError, Op, Plan, WeightId, WeightSpec};
+use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
+use crate::inference::backend::{BackendError, Plan, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::Form;
-use crate::inference::quant::TensorType;
 
 /// Bytes of a file that are packed between two times that pages are given back.
 const STEP_BYTES: usize = 8 << 20;
@@ -31,7 +31,7 @@ const STEP_BYTES: usize = 8 << 20;
 /// The weights of a plan.
 pub struct Weights {
     gguf: Arc<Gguf>,
-    items: Vec<Weight>,
+    items: Vec<Item>,
     panels: MmapMut,
 }
 
@@ -44,59 +44,30 @@ pub struct WeightBytes {
     pub packed: u64,
 }
 
-/// A weight, checked against the file.
-pub enum Weight {
-    /// A vector, as f32.
+/// A weight, where it is computed with.
+enum Item {
     Vector(Vec<f32>),
-    /// Rows of a tensor of the file.
-    Matrix(Stored),
+    /// A matrix, and where its panels begin among those that were packed.
+    Matrix(Stored, Option<usize>),
 }
 
-/// Where a matrix is: some rows of a tensor of the file.
-#[derive(Clone, Copy)]
-pub struct Stored {
-    /// The tensor's place in the file's list.
-    pub tensor_idx: usize,
-    /// How it stands there.
-    pub form: Form,
-    /// Its type.
-    pub ty: TensorType,
-    /// First row used.
-    pub row_start: usize,
-    /// Rows used.
-    pub n_rows: usize,
-    /// Weights in a row.
-    pub n_cols: usize,
-    /// Where its panels begin among those that were packed.
-    packed: Option<usize>,
+/// Bytes of a matrix's tensor that nobody needs once its first `n_row` rows are packed. Panels
+/// stay: another slice of them may be multiplied as it is.
+fn released(stored: &Stored, n_row: usize) -> Range<usize> {
+    match stored.form {
+        Form::Panels => 0..0,
+        Form::Rows | Form::Strips => stored.bytes_before(0)..stored.bytes_before(n_row),
+    }
 }
 
-impl Stored {
-    /// Bytes of its tensor before row `n_row` of it, where a unit begins.
-    pub fn bytes_before(&self, n_row: usize) -> usize {
-        let unit_bytes = self.form.unit_bytes(self.ty, self.n_cols as u64);
-        (self.row_start + n_row) / self.form.unit_rows()
-            * unit_bytes.expect("the reader checked the tensor")
-    }
+/// Whether what is multiplied differs from what the file has.
+fn needs_packing(stored: &Stored) -> bool {
+    let is_whole = stored.row_start.is_multiple_of(PANEL_ROWS);
+    needs_acts(stored.ty) && !(stored.form == Form::Panels && is_whole)
+}
 
-    /// Bytes of its tensor that nobody needs once the first `n_row` rows are packed. Panels stay:
-    /// another slice of them may be multiplied as it is.
-    fn released(&self, n_row: usize) -> Range<usize> {
-        match self.form {
-            Form::Panels => 0..0,
-            Form::Rows | Form::Strips => self.bytes_before(0)..self.bytes_before(n_row),
-        }
-    }
-
-    /// Whether what is multiplied differs from what the file has.
-    fn needs_packing(&self) -> bool {
-        let is_whole = self.row_start.is_multiple_of(PANEL_ROWS);
-        needs_acts(self.ty) && !(self.form == Form::Panels && is_whole)
-    }
-
-    fn panels_bytes(&self) -> usize {
-        self.n_rows.div_ceil(PANEL_ROWS) * panel_bytes(self.ty, self.n_cols)
-    }
+fn panels_bytes(stored: &Stored) -> usize {
+    stored.n_rows.div_ceil(PANEL_ROWS) * panel_bytes(stored.ty, stored.n_cols)
 }
 
 impl Weights {
@@ -110,26 +81,26 @@ impl Weights {
         isa: Isa,
         pool: &mut Pool,
     ) -> Result<Weights, BackendError> {
-        let items = plan.weights.iter().map(|spec| bind(&gguf, spec));
-        let mut items = items.collect::<Result<Vec<_>, _>>()?;
         let mut n_bytes = 0;
-        for (item, is_multiplied) in items.iter_mut().zip(multiplied(plan)) {
-            if let Weight::Matrix(stored) = item
-                && is_multiplied
-                && stored.needs_packing()
-            {
-                stored.packed = Some(n_bytes);
-                n_bytes += stored.panels_bytes();
+        let bound = bind_all(&gguf, plan)?.into_iter().zip(multiplied(plan));
+        let items = bound.map(|(weight, is_multiplied)| match weight {
+            Weight::Vector(values) => Item::Vector(values),
+            Weight::Matrix(stored) => {
+                let is_packed = is_multiplied && needs_packing(&stored);
+                let start = is_packed.then_some(n_bytes);
+                n_bytes += if is_packed { panels_bytes(&stored) } else { 0 };
+                Item::Matrix(stored, start)
             }
-        }
+        });
+        let items: Vec<Item> = items.collect();
         let refused = |_| BackendError::Memory { what: "the weights", bytes: n_bytes };
         let mut panels = MmapMut::map_anon(n_bytes.max(1)).map_err(refused)?;
         // Large pages save address lookups in decode; without them everything works as well.
         #[cfg(target_os = "linux")]
         let _ = panels.advise(memmap2::Advice::HugePage);
         for item in &items {
-            if let Weight::Matrix(stored @ Stored { packed: Some(start), .. }) = item {
-                pack(&gguf, stored, isa, pool, &mut panels[*start..][..stored.panels_bytes()]);
+            if let Item::Matrix(stored, Some(start)) = item {
+                pack(&gguf, stored, isa, pool, &mut panels[*start..][..panels_bytes(stored)]);
             }
         }
         Ok(Weights { gguf, items, panels })
@@ -141,10 +112,11 @@ impl Weights {
         for (spec, is_multiplied) in plan.weights.iter().zip(multiplied(plan)) {
             if let Ok(Weight::Matrix(stored)) = bind(gguf, spec)
                 && is_multiplied
-                && stored.needs_packing()
+                && needs_packing(&stored)
             {
-                bytes.packed += stored.panels_bytes() as u64;
-                bytes.total -= (stored.released(stored.n_rows).len() as u64).min(bytes.total);
+                bytes.packed += panels_bytes(&stored) as u64;
+                let n_released = released(&stored, stored.n_rows).len() as u64;
+                bytes.total -= n_released.min(bytes.total);
             }
         }
         bytes.total += bytes.packed;
@@ -154,65 +126,46 @@ impl Weights {
     /// A vector.
     pub fn vector(&self, id: WeightId) -> &[f32] {
         match &self.items[id.0] {
-            Weight::Vector(values) => values,
-            Weight::Matrix(_) => unreachable!("the plan's shapes say which weights are vectors"),
+            Item::Vector(values) => values,
+            Item::Matrix(..) => unreachable!("the plan's shapes say which weights are vectors"),
         }
     }
 
     /// A matrix that is multiplied.
     pub fn matrix(&self, id: WeightId) -> Matrix<'_> {
         match &self.items[id.0] {
-            Weight::Matrix(stored) => {
+            Item::Matrix(stored, packed) => {
                 let Stored { ty, n_rows, n_cols, .. } = *stored;
-                let data = match stored.packed {
-                    Some(start) => &self.panels[start..][..stored.panels_bytes()],
+                let data = match *packed {
+                    Some(start) => &self.panels[start..][..panels_bytes(stored)],
                     None => as_stored(&self.gguf, stored),
                 };
                 Matrix { ty, data, n_rows, n_cols }
             }
-            Weight::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
+            Item::Vector(_) => unreachable!("the plan's shapes say which weights are matrices"),
         }
     }
 
-    /// Row `idx` of a table; past its end, its last row (a caller bounds positions by the context).
+    /// Row `idx` of a table.
     pub fn table_row(&self, id: WeightId, idx: usize, out: &mut [f32]) {
         match &self.items[id.0] {
-            Weight::Vector(values) => out.copy_from_slice(values),
-            Weight::Matrix(stored) => {
-                let row_idx = stored.row_start + idx.min(stored.n_rows - 1);
-                stored.form.read_row(stored.ty, tensor_bytes(&self.gguf, stored), row_idx, out);
-            }
+            Item::Vector(values) => out.copy_from_slice(values),
+            Item::Matrix(stored, _) => stored.read_row(&self.gguf, idx, out),
         }
     }
-}
-
-/// Which weights of a plan are multiplied, rather than added or looked up.
-pub fn multiplied(plan: &Plan) -> Vec<bool> {
-    let mut multiplied = vec![false; plan.weights.len()];
-    for op in &plan.ops {
-        if let Op::MatMul { weight, .. } = op {
-            multiplied[weight.0] = true;
-        }
-    }
-    multiplied
-}
-
-/// The bytes of the tensor that a matrix is of.
-fn tensor_bytes<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
-    gguf.bytes(&gguf.tensors()[stored.tensor_idx])
 }
 
 /// The matrix as the file has it: its rows, or its panels.
 fn as_stored<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
     let n_bytes = stored.form.n_bytes(stored.ty, stored.n_cols as u64, stored.n_rows as u64);
     let n_bytes = n_bytes.expect("the reader checked the tensor") as usize;
-    &tensor_bytes(gguf, stored)[stored.bytes_before(0)..][..n_bytes]
+    &stored.tensor_bytes(gguf)[stored.bytes_before(0)..][..n_bytes]
 }
 
 /// Packs a matrix, giving back the file's pages on the way.
 fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8]) {
     let Stored { ty, form, n_rows, n_cols, row_start, .. } = *stored;
-    let bytes = tensor_bytes(gguf, stored);
+    let bytes = stored.tensor_bytes(gguf);
     let out_bytes = panel_bytes(ty, n_cols);
     let n_panel = n_rows.div_ceil(PANEL_ROWS);
     let step = (STEP_BYTES / out_bytes).max(1);
@@ -234,42 +187,7 @@ fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8])
             }
         });
         let done = ((start + step) * PANEL_ROWS).min(n_rows);
-        let begun = stored.released(start * PANEL_ROWS).end;
-        gguf.release(&gguf.tensors()[stored.tensor_idx], begun..stored.released(done).end);
+        let begun = released(stored, start * PANEL_ROWS).end;
+        gguf.release(&gguf.tensors()[stored.tensor_idx], begun..released(stored, done).end);
     }
-}
-
-/// Finds a weight in the file and checks its shape.
-///
-/// # Errors
-/// If it is missing or has another shape.
-pub fn bind(gguf: &Gguf, spec: &WeightSpec) -> Result<Weight, BackendError> {
-    let found = gguf.tensors().iter().position(|t| t.name == spec.name);
-    let tensor_idx =
-        found.ok_or_else(|| BackendError::TensorMissing { name: spec.name.clone() })?;
-    let info = &gguf.tensors()[tensor_idx];
-    let mut got = info.shape.clone();
-    while got.len() > spec.shape.len() && got.last() == Some(&1) {
-        got.pop();
-    }
-    // A matrix of one row may stand in the file as a vector.
-    got.resize(got.len().max(spec.shape.len()), 1);
-    if got != spec.shape {
-        let (name, expected) = (spec.name.clone(), spec.shape.clone());
-        return Err(BackendError::TensorShape { name, expected, got });
-    }
-    if spec.is_vector {
-        let mut values = vec![0f32; spec.shape.iter().product::<u64>() as usize];
-        gguf.read(info, &mut values);
-        return Ok(Weight::Vector(values[spec.row_start..][..spec.n_cols].to_vec()));
-    }
-    Ok(Weight::Matrix(Stored {
-        tensor_idx,
-        form: info.form,
-        ty: info.ty,
-        row_start: spec.row_start,
-        n_rows: spec.n_rows,
-        n_cols: spec.n_cols,
-        packed: None,
-    }))
 }

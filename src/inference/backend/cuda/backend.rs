@@ -21,15 +21,16 @@ use super::driver::{Buffer, Device};
 use super::kv::KvPages;
 use super::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, NormShape,
-    Replays, RowKernels, RowShape,
+    Replays, RowKernels, RowShape, TensorCores,
 };
+use super::outputs::Outputs;
 use super::prepare::{Prepared, Preparer};
 use super::selftest;
-use super::steps::{Step, Steps, host_buf, writes};
+use super::steps::{Step, Steps, host_buf};
 use super::weights::Weights;
 use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
-    AttentionSpec, BackendError, Batch, BatchError, BufId, Op, PageIdx, Plan, Rows,
+    AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun, Op, PageIdx, Plan, Rows,
 };
 use crate::inference::gguf::Gguf;
 
@@ -64,7 +65,7 @@ pub struct CudaBackend {
     inputs: Vec<Inputs>,
     preparer: Preparer,
     replays: Replays,
-    out: Vec<f32>,
+    outputs: Outputs,
 }
 
 impl CudaBackend {
@@ -99,14 +100,19 @@ impl CudaBackend {
     ) -> Result<CudaBackend, BackendError> {
         device.info().check()?;
         CudaBackend::check(&plan, &config)?;
-        let gemv = GemvKernels::load(device, &Weights::types(&plan, &gguf))?;
+        let types = Weights::types(&plan, &gguf);
+        let mut gemv = GemvKernels::load(device, &types)?;
         let rows = RowKernels::load(device)?;
         let shape = largest_attention(&plan, &config);
         let attention = AttentionKernels::load(device, shape, config.n_batch)?;
-        selftest::run(device, (&gemv, &rows, &attention), &Weights::types(&plan, &gguf), shape)?;
+        selftest::run(device, (&gemv, &rows, &attention), &types, shape)?;
+        if let Err(error) = selftest::tensor_cores(device, &gemv, &types) {
+            gemv.refuse_tensor_cores(error.to_string());
+        }
         let kv = KvPages::new(device, &plan, config.kv, config.n_page)?;
         let (bufs, inputs) = scratch(device, &plan, &config)?;
         let preparer = Preparer::new(device, &plan, &config)?;
+        let outputs = Outputs::new(device, &plan, &config)?;
         let weights = Weights::load(device, &plan, gguf, config.n_threads)?;
         let steps = Steps::compile(&plan)?;
         let device = device.clone();
@@ -122,7 +128,7 @@ impl CudaBackend {
             inputs,
             preparer,
             replays: Replays::default(),
-            out: Vec::new(),
+            outputs,
             plan,
             config,
         })
@@ -145,11 +151,23 @@ impl CudaBackend {
             + input_bytes(plan, config)
             + partials
             + Preparer::n_bytes_max(plan, config)
+            + Outputs::n_bytes(plan, config)
     }
 
     /// What computes: the device and what its driver is.
     pub fn describe(&self) -> String {
-        format!("cuda ({})", self.device.info())
+        let info = self.device.info();
+        match self.gemv.tensor_cores() {
+            TensorCores::Absent => format!("cuda ({info})"),
+            TensorCores::Used => format!("cuda ({info}; prompts on tensor cores)"),
+            TensorCores::Refused(why) => format!("cuda ({info}; no tensor cores: {why})"),
+        }
+    }
+
+    /// Whether a prompt's tokens are multiplied by other kernels than the rest, so that their keys
+    /// and values have other bits than the same tokens would have in an answer.
+    pub fn sets_prompts_apart(&self) -> bool {
+        *self.gemv.tensor_cores() == TensorCores::Used
     }
 
     /// What decides the bits of keys and values besides weights and program: the driver compiles
@@ -157,7 +175,9 @@ impl CudaBackend {
     pub fn numerics(&self) -> String {
         let info = self.device.info();
         let (major, minor) = info.capability;
-        format!("cuda {major}.{minor} {} {}", info.driver_version, self.config.kv.name())
+        let tensor = if self.sets_prompts_apart() { " tensor" } else { "" };
+        let (driver, kv) = (info.driver_version, self.config.kv.name());
+        format!("cuda {major}.{minor}{tensor} {driver} {kv}")
     }
 
     /// Bytes of a page over all layers.
@@ -194,7 +214,8 @@ impl CudaBackend {
     /// # Errors
     /// If the batch breaks a rule of [`Batch::check`] or asks for adapters, or the device fails.
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
-        self.run_to(self.steps.steps.len(), self.plan.output, batch)
+        self.launch(self.steps.steps.len(), batch)?;
+        self.read_all(self.plan.output, batch)
     }
 
     /// Runs the plan up to the embeddings and returns those of the output rows,
@@ -203,15 +224,65 @@ impl CudaBackend {
     /// # Errors
     /// As [`CudaBackend::forward`].
     pub fn embed(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
-        self.run_to(self.steps.n_embedding, self.plan.embedding.1, batch)
+        self.launch(self.steps.n_embedding, batch)?;
+        self.read_all(self.plan.embedding.1, batch)
     }
 
-    fn run_to(
-        &mut self,
-        n_steps: usize,
-        output: BufId,
-        batch: &Batch<'_>,
-    ) -> Result<Vec<&[f32]>, BackendError> {
+    /// Takes the rows that the next batch begins with, `[n_tokens, n_embd]`: of a plan with an
+    /// input.
+    pub fn set_input(&mut self, rows: &[&[f32]]) {
+        self.preparer.set_rows(rows);
+    }
+
+    /// How many of a row's largest logits [`CudaBackend::forward_top`] can fetch.
+    pub fn n_top_max(&self) -> usize {
+        Outputs::n_top_max(&self.plan)
+    }
+
+    /// Runs the plan for a batch and fetches as many of the largest logits of each output row as
+    /// the most of `n_top`, `[outputs]`; nothing else crosses.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::forward`].
+    pub fn forward_top(&mut self, batch: &Batch<'_>, n_top: &[usize]) -> Result<(), BackendError> {
+        self.launch(self.steps.steps.len(), batch)?;
+        let n_top = n_top.iter().copied().max().unwrap_or(0).min(self.n_top_max());
+        let logits = (&self.bufs[self.plan.output.0], self.shape(self.plan.output, batch));
+        self.outputs.fetch_top(&self.rows, logits, n_top)?;
+        // What fails in a batch is told by it.
+        Ok(self.device.wait()?)
+    }
+
+    /// What the last batch fetched of a row: (token, logit) from the largest, of equals the first
+    /// token first.
+    pub fn top(&self, row_idx: usize) -> &[(u32, f32)] {
+        self.outputs.top(row_idx)
+    }
+
+    /// An output row of the last batch, as a whole.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If there is no room for such a row.
+    pub fn row(&mut self, row_idx: usize) -> Result<&[f32], BackendError> {
+        let output = self.plan.output;
+        let (from, width) = (&self.bufs[output.0], self.plan.bufs[output.0].0);
+        Ok(self.outputs.read(from, width, (row_idx, 1))?)
+    }
+
+    /// Every row of a buffer.
+    fn read_all(&mut self, buf: BufId, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
+        let (width, n) = (self.plan.bufs[buf.0].0, self.n_rows(buf, batch));
+        if n == 0 {
+            self.device.wait()?;
+        }
+        let rows = self.outputs.read(&self.bufs[buf.0], width, (0, n))?;
+        Ok(rows.chunks_exact(width).collect())
+    }
+
+    fn launch(&mut self, n_steps: usize, batch: &Batch<'_>) -> Result<(), BackendError> {
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
         let mut asked = batch.spans.iter().flat_map(|span| span.adapters);
         if let Some(&(adapter, _)) = asked.next() {
@@ -221,28 +292,34 @@ impl CudaBackend {
             return Err(BatchError::Outputs.into());
         }
         if batch.tokens.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let prepared = self.preparer.prepare(&self.plan, &self.steps, &self.weights, batch)?;
         self.bufs[self.steps.host.1.0] = prepared.rows.clone();
         let mut replays = std::mem::take(&mut self.replays);
+        let runs = self.column_runs(batch);
         let launches = || {
             let steps = self.steps.steps[..n_steps].iter();
-            steps.copied().try_for_each(|step| self.step(step, batch, &prepared))
+            steps.copied().try_for_each(|step| self.step(step, (batch, &runs), &prepared))
         };
         let launched = match batch.tokens.len() <= DEVICE_GRAPH_TOKENS_MAX {
-            true => replays.run(&self.device, prepared.likeness(n_steps, batch), launches),
+            true => {
+                let likeness = prepared.likeness(n_steps, batch, &runs);
+                replays.run(&self.device, likeness, launches)
+            }
             false => launches(),
         };
         self.replays = replays;
-        launched?;
-        let (width, n) = (self.plan.bufs[output.0].0, self.n_rows(output, batch));
-        self.out.resize(n * width, 0.0);
-        self.bufs[output.0].read_floats(&mut self.out)?;
-        if n == 0 {
-            self.device.wait()?;
+        Ok(launched?)
+    }
+
+    /// The tokens of a batch as runs that one kind of kernel multiplies: where there are tensor
+    /// cores, those of prompts and the others.
+    fn column_runs(&self, batch: &Batch<'_>) -> Vec<ColumnRun> {
+        match self.sets_prompts_apart() {
+            true => batch.prompt_runs(),
+            false => vec![(0..batch.tokens.len(), false)],
         }
-        Ok(self.out.chunks_exact(width).collect())
     }
 
     fn n_rows(&self, buf: BufId, batch: &Batch<'_>) -> usize {
@@ -258,11 +335,16 @@ impl CudaBackend {
         RowShape { n_rows: self.n_rows(buf, batch), width, stride: width }
     }
 
-    fn step(&self, step: Step, batch: &Batch<'_>, sent: &Prepared) -> Result<(), CudaError> {
+    fn step(
+        &self,
+        step: Step,
+        (batch, runs): (&Batch<'_>, &[ColumnRun]),
+        sent: &Prepared,
+    ) -> Result<(), CudaError> {
         let of = match step {
             Step::Stage { x } => x,
             Step::MatMul { out, .. } => out,
-            Step::Op(op) => writes(&op),
+            Step::Op(op) => op.writes(),
         };
         let shape = self.shape(of, batch);
         if shape.n_rows == 0 {
@@ -277,7 +359,14 @@ impl CudaBackend {
                 let w = self.weights.matrix(weight);
                 let bias = bias.map(|id| self.weights.vector(id));
                 let to = (&self.bufs[out.0], shape.stride, adds);
-                self.gemv.multiply(w, inputs(w.n_cols), bias, to, shape.n_rows)
+                let inputs = inputs(w.n_cols);
+                if self.plan.bufs[out.0].1 == Rows::Outputs {
+                    return self.gemv.multiply(w, inputs, bias, to, 0..shape.n_rows);
+                }
+                runs.iter().try_for_each(|(columns, is_prompt)| match is_prompt {
+                    true => self.gemv.multiply_prompt(w, inputs, bias, to, columns.clone()),
+                    false => self.gemv.multiply(w, inputs, bias, to, columns.clone()),
+                })
             }
             Step::Stage { x } => {
                 let x = &self.bufs[x.0];

@@ -9,6 +9,7 @@
 //! selftest   each kernel's smallest cases, before a model is trusted to them
 //! steps      a plan as launches            weights, kv    what stays on the device
 //! prepare    what the host makes of a batch, sent in one copy (upload)
+//! outputs    what of its logits comes back
 //! backend    runs the steps of a batch
 //! ```
 //!
@@ -17,11 +18,29 @@
 //! the answer is an error. Tests open a stand-in that runs the same kernels on the processor.
 //! `docs/cuda.md` tells layouts and counts.
 
+/// The PTX of a kernel file, for every device or for those of an architecture and above.
+macro_rules! ptx {
+    ($file:literal) => {
+        ptx!($file for "sm_53")
+    };
+    ($file:literal for $arch:literal) => {
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/kernels/ptx/",
+            $arch,
+            "/",
+            $file,
+            ".ptx"
+        ))
+    };
+}
+
 mod backend;
 pub mod driver;
 mod images;
 mod kv;
 pub mod launch;
+mod outputs;
 mod prepare;
 mod selftest;
 mod steps;

@@ -8,7 +8,7 @@ use super::launch::{AttentionBatch, Likeness, TokenSpan};
 use super::steps::{Steps, host_buf};
 use super::upload::Upload;
 use super::weights::Weights;
-use crate::inference::backend::{AttentionSpec, Batch, Op, PAGE_LEN, Plan};
+use crate::inference::backend::{AttentionSpec, Batch, ColumnRun, Op, PAGE_LEN, Plan};
 
 /// Which positions the tokens of a layer see: causal, and how many at most.
 type Sight = (bool, Option<usize>);
@@ -44,9 +44,10 @@ impl Prepared {
 
 impl Prepared {
     /// What the launches of this batch have in common with others of so many steps.
-    pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>) -> Likeness {
+    pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>, runs: &[ColumnRun]) -> Likeness {
         Likeness {
             n_steps,
+            runs: runs.to_vec(),
             n_rows: (batch.tokens.len(), batch.outputs.len()),
             n_split: self.attention.iter().map(|(_, of)| of.n_split()).collect(),
             places: (self.rows.address(), self.outputs.address()),
@@ -68,6 +69,12 @@ impl Preparer {
     /// Bytes of the largest batch; one whose sequences share many pages may need more, and gets it.
     pub fn n_bytes_max(plan: &Plan, config: &CudaConfig) -> usize {
         n_bytes(plan, &sights(plan), (config.n_batch, config.n_outputs, config.n_page))
+    }
+
+    /// Takes the rows of the next batch, where others make them.
+    pub fn set_rows(&mut self, rows: &[&[f32]]) {
+        self.rows.clear();
+        rows.iter().for_each(|row| self.rows.extend_from_slice(row));
     }
 
     /// Makes what a batch needs, and sends it.
@@ -116,6 +123,7 @@ impl Preparer {
     fn look_up(&mut self, plan: &Plan, steps: &Steps, weights: &Weights, batch: &Batch<'_>) {
         let (ops, buf) = &steps.host;
         let width = plan.bufs[buf.0].0;
+        // Rows that were given are there.
         self.rows.resize(batch.tokens.len() * width, 0.0);
         let mut table_row = vec![0f32; width];
         let positions = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens);

@@ -1,7 +1,8 @@
 //! A plan as the device runs it: what the host prepares, and the launches in their order.
 //!
 //! ```text
-//! Embed, Scale, AddRow, AddPosition     at the beginning: the host makes these rows and sends them
+//! Embed, Scale, AddRow, AddPosition     at the beginning: the host makes these rows and sends them;
+//!                                       where others ran the layers before, it is given them
 //! MatMul                             -> Stage, where its input is not staged yet; the product
 //! MatMul y; Add x += y               -> the product added to x, where nothing else reads y
 //! anything else                      -> as it is
@@ -67,7 +68,7 @@ impl Steps {
                 n_embedding = steps.len();
             }
             at += 1;
-            let mut written = writes(&ops[at - 1]);
+            let mut written = ops[at - 1].writes();
             match ops[at - 1] {
                 Op::Embed { .. } | Op::AddRow { .. } | Op::AddPosition { .. } => {
                     return Err(unsupported());
@@ -103,41 +104,16 @@ fn sum_of(plan: &Plan, at: usize, y: BufId) -> Option<BufId> {
     let Some(&Op::Add { x, y: added }) = plan.ops.get(at) else { return None };
     let is_kept = plan.output == y || plan.embedding.1 == y || plan.embedding.0 == at;
     let later = &plan.ops[at + 1..];
-    let next = later.iter().find(|op| reads(op).contains(&Some(y)) || writes(op) == y);
-    let is_read = next.is_some_and(|op| reads(op).contains(&Some(y)));
+    let next = later.iter().find(|op| op.reads().contains(&Some(y)) || op.writes() == y);
+    let is_read = next.is_some_and(|op| op.reads().contains(&Some(y)));
     (added == y && x != y && !is_kept && !is_read).then_some(x)
 }
 
-/// The buffers whose values an operation depends on.
-fn reads(op: &Op) -> [Option<BufId>; 3] {
-    match *op {
-        Op::Embed { .. } => [None; 3],
-        Op::AddPosition { x, .. } | Op::AddRow { x, .. } => [Some(x), None, None],
-        Op::Norm { x, .. } | Op::MatMul { x, .. } | Op::Rope { x, .. } => [Some(x), None, None],
-        Op::Act { x, .. } | Op::Scale { x, .. } => [Some(x), None, None],
-        Op::SelectOutputs { x, .. } => [Some(x), None, None],
-        Op::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
-        Op::Glu { gate, up, .. } => [Some(gate), Some(up), None],
-        Op::Add { x, y } => [Some(x), Some(y), None],
-    }
-}
-
-/// The buffer whose rows the host makes.
+/// The buffer whose rows the host makes, or is given.
 pub fn host_buf(plan: &Plan) -> Option<BufId> {
     match plan.ops.first() {
         Some(&Op::Embed { out, .. }) => Some(out),
-        _ => None,
-    }
-}
-
-/// The buffer that an operation writes.
-pub fn writes(op: &Op) -> BufId {
-    match *op {
-        Op::Embed { out, .. } | Op::Norm { out, .. } | Op::MatMul { out, .. } => out,
-        Op::Attention { out, .. } | Op::SelectOutputs { out, .. } => out,
-        Op::AddPosition { x, .. } | Op::AddRow { x, .. } | Op::Rope { x, .. } => x,
-        Op::Act { x, .. } | Op::Add { x, .. } | Op::Scale { x, .. } => x,
-        Op::Glu { gate, .. } => gate,
+        _ => plan.input,
     }
 }
 

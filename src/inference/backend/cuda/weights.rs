@@ -16,7 +16,7 @@ use super::driver::{Buffer, Device};
 use super::launch::Matrix;
 use super::strips::{STRIP_ROWS, pack_parts, pack_strip, strip_bytes};
 use crate::base::limits::DEVICE_LOAD_BYTES;
-use crate::inference::backend::cpu::{Stored, Weight, bind, multiplied};
+use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
 use crate::inference::backend::{BackendError, Plan, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::panel::PANEL_ROWS;
@@ -67,8 +67,7 @@ impl Weights {
         gguf: Arc<Gguf>,
         n_threads: usize,
     ) -> Result<Weights, BackendError> {
-        let bound = plan.weights.iter().map(|spec| bind(&gguf, spec));
-        let bound = bound.collect::<Result<Vec<_>, _>>()?;
+        let bound = bind_all(&gguf, plan)?;
         let arena = device.allocate("the weights", Self::n_bytes(plan, &gguf) as usize)?;
         let gives_back_cache = device.info().is_integrated;
         let mut loader = Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
@@ -111,13 +110,10 @@ impl Weights {
         }
     }
 
-    /// Row `idx` of a table; past its end, its last row (a caller bounds positions by the context).
+    /// Row `idx` of a table.
     pub fn table_row(&self, id: WeightId, idx: usize, out: &mut [f32]) {
         match &self.items[id.0] {
-            Item::Table(stored) => {
-                let row_idx = stored.row_start + idx.min(stored.n_rows - 1);
-                stored.form.read_row(stored.ty, tensor_bytes(&self.gguf, stored), row_idx, out);
-            }
+            Item::Table(stored) => stored.read_row(&self.gguf, idx, out),
             _ => unreachable!("the plan's operations say which weights are looked up"),
         }
     }
@@ -132,10 +128,6 @@ fn size(weight: &Weight, is_multiplied: bool) -> usize {
         }
         Weight::Matrix(_) => 0,
     }
-}
-
-fn tensor_bytes<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
-    gguf.bytes(&gguf.tensors()[stored.tensor_idx])
 }
 
 /// Brings matrices to the device.
@@ -160,7 +152,7 @@ impl Loader<'_> {
             let place = place.part(first * strip_bytes, n * strip_bytes);
             if stored.form == Form::Strips && stored.row_start.is_multiple_of(STRIP_ROWS) {
                 let at = stored.bytes_before(first * STRIP_ROWS);
-                place.write(&tensor_bytes(self.gguf, stored)[at..][..n * strip_bytes])?;
+                place.write(&stored.tensor_bytes(self.gguf)[at..][..n * strip_bytes])?;
             } else {
                 self.pack(stored, first, n * strip_bytes);
                 place.write(&self.staging)?;
@@ -201,7 +193,7 @@ const STEP_STRIPS: usize = PANEL_ROWS / STRIP_ROWS;
 /// Packs as many strips of a matrix as `out` holds, from `first` on.
 fn pack(gguf: &Gguf, stored: &Stored, first: usize, out: &mut [u8]) {
     let Stored { ty, n_cols, .. } = *stored;
-    let bytes = tensor_bytes(gguf, stored);
+    let bytes = stored.tensor_bytes(gguf);
     for (i, strip) in out.chunks_exact_mut(strip_bytes(ty, n_cols)).enumerate() {
         let row = (first + i) * STRIP_ROWS;
         let n_rows = (stored.n_rows - row).min(STRIP_ROWS);

@@ -15,7 +15,7 @@ use crate::inference::engine::EngineError;
 use crate::inference::engine::draft::Ask;
 use crate::inference::engine::event::Finish;
 use crate::inference::engine::info::ModelInfo;
-use crate::inference::engine::sequence::{Sequence, Since};
+use crate::inference::engine::sequence::{LogitRow, Sequence, Since};
 use crate::inference::engine::stats::StatsCell;
 
 /// What a step came to for a sequence that had output rows.
@@ -56,22 +56,22 @@ impl Core {
     }
 }
 
-/// Picks tokens from a sequence's rows for as long as its guesses hold; the end, if it came, and
-/// how many guesses were right.
+/// Picks tokens from `n_row` rows of a sequence, the first of which is `row`, for as long as its
+/// guesses hold; the end, if it came, and how many guesses were right.
 pub(super) fn pick_rows(
     sequence: &mut Sequence,
     info: &ModelInfo,
     stats: &StatsCell,
-    rows: &[&[f32]],
-    scratch: &mut [f32],
+    row: &mut LogitRow<'_>,
+    n_row: usize,
 ) -> Result<(Option<Finish>, usize), EngineError> {
     let draft = std::mem::take(&mut sequence.draft);
-    let n_draft = rows.len() - 1;
+    let (n_draft, first) = (n_row - 1, row.row_idx);
     let mut n_accepted = 0;
     let mut end = None;
-    for (row_idx, row) in rows.iter().enumerate() {
-        scratch.copy_from_slice(row);
-        let picked = sequence.pick(info, scratch)?;
+    for row_idx in 0..n_row {
+        row.row_idx = first + row_idx;
+        let picked = sequence.pick(info, row)?;
         match picked.since {
             Since::Arrival(time) => stats.first_token(time.as_secs_f64()),
             Since::LastToken(time) => stats.next_token(time.as_secs_f64()),

@@ -10,7 +10,7 @@ use crate::inference::tokenizer::TokenId;
 
 /// Logits are cut here when they come in, so that no option within its range makes an infinity
 /// above or a NaN out of them. Models stay below 1e5.
-const LOGIT_MAX: f32 = 1e20;
+pub const LOGIT_MAX: f32 = 1e20;
 
 /// A prefix up to this length is selected by heap, a longer one by buckets.
 const HEAP_MAX: usize = 128;
@@ -59,6 +59,14 @@ impl Candidates {
             let logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(LOGIT_MAX) };
             Candidate { id: id as TokenId, logit, p: 0.0 }
         }));
+    }
+
+    /// Starts over with these tokens; those past the vocabulary's end are none of it.
+    pub fn load_some(&mut self, logits: &[(TokenId, f32)], n_vocab: usize) {
+        self.sorted = false;
+        self.list.clear();
+        let known = logits.iter().filter(|(id, _)| (*id as usize) < n_vocab);
+        self.list.extend(known.map(|&(id, logit)| Candidate { id, logit, p: 0.0 }));
     }
 
     /// Keeps the `n` highest logits, sorted. The list must not be sorted yet.

@@ -28,6 +28,11 @@ impl Draw {
         Draw { method: Method::Mirostat(mirostat), rng: Mt19937::new(seed) }
     }
 
+    /// Whether it draws by probability.
+    pub fn is_weighted(&self) -> bool {
+        matches!(self.method, Method::Weighted)
+    }
+
     /// Starts over.
     pub fn reset(&mut self, seed: u32) {
         self.rng = Mt19937::new(seed);

@@ -67,6 +67,16 @@ impl Penalties {
         Penalties { repeat, freq, present, last, counts: vec![0; n_vocab] }
     }
 
+    /// Whether no logit can become higher.
+    pub fn only_lower(&self) -> bool {
+        self.repeat >= 1.0 && self.freq >= 0.0 && self.present >= 0.0
+    }
+
+    /// Tokens that it looks back over now.
+    pub fn n_last(&self) -> usize {
+        self.last.len()
+    }
+
     pub fn accept(&mut self, token: TokenId) {
         self.counts[token as usize] += 1;
         if let Some(old) = self.last.push(token) {

@@ -31,6 +31,7 @@ mod options;
 mod probs;
 mod rng;
 mod sort;
+mod top;
 
 use candidates::Candidates;
 use cut::Xtc;
@@ -129,9 +130,14 @@ impl Sampler {
 
     fn sample_in(&mut self, logits: &[f32], tokenizer: Option<&Tokenizer>) -> TokenId {
         assert_eq!(logits.len(), self.n_vocab, "one logit for each token of the vocabulary");
+        self.candidates.load(logits);
+        self.rest_of_chain(0, tokenizer)
+    }
+
+    /// Applies the steps from `from` on, and draws.
+    fn rest_of_chain(&mut self, from: usize, tokenizer: Option<&Tokenizer>) -> TokenId {
         let candidates = &mut self.candidates;
-        candidates.load(logits);
-        for step in &mut self.steps {
+        for step in &mut self.steps[from..] {
             step.apply(candidates, tokenizer);
         }
         let mut pick = self.draw.pick(candidates);

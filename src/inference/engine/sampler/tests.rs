@@ -213,3 +213,123 @@ proptest! {
         sampler.sample(&[f32::NEG_INFINITY; 64]);
     }
 }
+
+/// The `n` largest of a row as a device gives them.
+fn largest(logits: &[f32], n: usize) -> Vec<(TokenId, f32)> {
+    let mut all: Vec<(TokenId, f32)> =
+        (0..).zip(logits.iter().copied()).filter(|(_, logit)| !logit.is_nan()).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all.resize(all.len().max(n), (TokenId::MAX, f32::NEG_INFINITY));
+    all.truncate(n);
+    all
+}
+
+/// Picks from the largest if they tell, else from the row; and whether they told.
+fn pick_by_largest(sampler: &mut Sampler, logits: &[f32], ends: &[TokenId]) -> (TokenId, bool) {
+    let n = sampler.n_top(ends.len(), 32);
+    let token = match n {
+        0 => None,
+        n => sampler.sample_top(&largest(logits, n), ends, None),
+    };
+    let mut row = logits.to_vec();
+    ends.iter().for_each(|&token| row[token as usize] = f32::NEG_INFINITY);
+    (token.unwrap_or_else(|| sampler.sample(&row)), token.is_some())
+}
+
+#[test]
+fn a_few_of_the_largest_are_enough_for_what_is_usual() {
+    let logits: Vec<f32> = (0..3000).map(|i| (i * 7919 % 3001) as f32 * 0.01).collect();
+    let default = SamplerOptions { top_k: 20, seed: 1, ..SamplerOptions::default() };
+    let wants = |change: fn(&mut SamplerOptions)| {
+        let mut options = default.clone();
+        change(&mut options);
+        let mut sampler = sampler(&options, logits.len());
+        (0..5).for_each(|token| sampler.accept(token * 300));
+        let n = sampler.n_top(1, 64);
+        let is_enough = n > 0 && sampler.sample_top(&largest(&logits, n), &[9], None).is_some();
+        (n, is_enough)
+    };
+    assert_eq!(wants(|_| ()), (22, true));
+    assert_eq!(wants(|o| o.temp = 0.0), (3, true));
+    assert_eq!(wants(|o| (o.temp, o.top_k, o.top_p) = (0.0, 0, 0.5)), (3, true));
+    assert_eq!(wants(|o| o.penalty_repeat = 1.1), (27, true));
+    assert_eq!(wants(|o| (o.temp, o.penalty_freq) = (0.0, 0.5)), (8, true));
+    assert_eq!(wants(|o| o.logit_bias = vec![(3, -1.0), (4, f32::NEG_INFINITY)]), (24, true));
+    assert_eq!(wants(|o| (o.top_k, o.top_p, o.min_p) = (0, 1.0, 0.9)), (64, true));
+    assert_eq!(wants(|o| o.typ_p = 0.9), (22, true));
+    // What cuts on, or draws from, the whole row, or may raise any logit of it.
+    assert_eq!(wants(|o| o.top_k = 0), (0, false));
+    assert_eq!(wants(|o| o.top_k = 64), (0, false));
+    assert_eq!(wants(|o| o.logit_bias = vec![(3, 1.0)]), (0, false));
+    assert_eq!(wants(|o| o.penalty_repeat = 0.9), (0, false));
+    assert_eq!(wants(|o| o.dry_multiplier = 1.0), (0, false));
+    assert_eq!(wants(|o| o.top_n_sigma = 1.0), (0, false));
+    assert_eq!(wants(|o| o.mirostat = 2), (0, false));
+}
+
+#[test]
+fn equals_at_the_edge_are_left_to_the_whole_row() {
+    let mut logits: Vec<f32> = (0..200).map(|i| i as f32 * 0.1).collect();
+    let greedy = SamplerOptions::greedy();
+    let mut sampler = sampler(&greedy, logits.len());
+    assert_eq!(pick_by_largest(&mut sampler, &logits, &[]), (199, true));
+    logits[7] = logits[199];
+    assert!(!pick_by_largest(&mut sampler, &logits, &[]).1);
+    logits[7] = 1e21;
+    assert!(!pick_by_largest(&mut sampler, &logits, &[]).1, "beyond what logits are cut to");
+    logits.fill(f32::NAN);
+    logits[3] = 0.0;
+    assert_eq!(pick_by_largest(&mut sampler, &logits, &[]), (3, true));
+}
+
+/// Chains as people write them: a lead, a cut and a tail, each perhaps.
+fn usual_options() -> impl Strategy<Value = SamplerOptions> {
+    use SamplerKind::{MinP, Penalties, Temperature, TopK, TopNSigma, TopP, Xtc};
+    let chains = proptest::sample::select(vec![
+        SamplerKind::ALL[..9].to_vec(),
+        vec![Penalties, Temperature, TopK, TopP],
+        vec![Temperature, MinP, TopK, Xtc],
+        vec![MinP, TopP, Temperature],
+        vec![TopNSigma, TopP, Temperature],
+        vec![TopK, Temperature, TopP, Penalties],
+    ]);
+    let lowered = proptest::collection::vec((0..40u32, -3.0f32..0.0), 0..3);
+    (chains, any_options(), any::<[bool; 4]>(), lowered).prop_map(|(samplers, o, is, bias)| {
+        let d = SamplerOptions::default();
+        SamplerOptions {
+            samplers,
+            top_k: o.top_k,
+            min_keep: o.min_keep,
+            seed: o.seed,
+            top_p: o.top_p,
+            min_p: if is[0] { o.min_p } else { d.min_p },
+            temp: if is[1] { 0.0 } else { o.temp },
+            penalty_repeat: if is[2] { 1.1 } else { 1.0 },
+            penalty_freq: if is[2] { o.penalty_freq.abs() } else { 0.0 },
+            xtc_probability: if is[3] { o.xtc_probability } else { 0.0 },
+            top_n_sigma: if is[3] { o.top_n_sigma } else { -1.0 },
+            logit_bias: bias,
+            ..d
+        }
+    })
+}
+
+proptest! {
+    /// Random numbers and penalties go on alike, so one wrong pick or one number too many shows.
+    #[test]
+    fn the_largest_give_the_token_of_the_whole_row(
+        options in prop_oneof![usual_options(), any_options()],
+        steps in proptest::collection::vec(proptest::collection::vec(any_logit(), 64), 1..12),
+        ends in proptest::sample::subsequence(vec![2u32, 9, 30], 0..3),
+    ) {
+        let (mut whole, mut few) = (sampler(&options, 64), sampler(&options, 64));
+        for mut logits in steps {
+            logits[7] = 0.5;
+            let (token, _) = pick_by_largest(&mut few, &logits, &ends);
+            ends.iter().for_each(|&token| logits[token as usize] = f32::NEG_INFINITY);
+            prop_assert_eq!(token, whole.sample(&logits));
+            whole.accept(token);
+            few.accept(token);
+        }
+    }
+}

@@ -99,6 +99,7 @@ impl Bench {
             pages: &self.pages[seq],
             pos,
             n_tokens: to - pos,
+            n_prompt: 0,
             adapters: &[],
         };
         let spans: Vec<Span<'_>> = batch.iter().map(span).collect();

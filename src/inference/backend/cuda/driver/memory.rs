@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::CudaError;
 use super::super::symbols::{DeviceAddress, SUCCESS};
@@ -116,6 +117,7 @@ impl Buffer {
             (shared.context.symbols.cuMemcpyDtoHAsync_v2)(to, from, bytes.len(), shared.stream)
         };
         shared.check("cuMemcpyDtoHAsync_v2", code)?;
+        shared.context.n_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         shared.wait()
     }
 

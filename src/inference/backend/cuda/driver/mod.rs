@@ -20,6 +20,7 @@ mod module;
 
 use std::ffi::{c_int, c_uint};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::CudaError;
@@ -90,6 +91,8 @@ impl std::fmt::Display for DeviceInfo {
 struct Context {
     symbols: Symbols,
     handle: Handle,
+    /// Bytes that were copied to the host.
+    n_read: AtomicU64,
 }
 
 // SAFETY: handles are names that the driver looks up; it is safe to call from any thread with the
@@ -211,7 +214,7 @@ impl Device {
         // SAFETY: the driver writes one handle.
         let code = unsafe { (symbols.cuCtxCreate_v2)(&raw mut handle, BLOCKING_SYNC, device) };
         check(&symbols, "cuCtxCreate_v2", code)?;
-        let shared = Shared::new(Arc::new(Context { symbols, handle }))?;
+        let shared = Shared::new(Arc::new(Context { symbols, handle, n_read: AtomicU64::new(0) }))?;
         Ok(Device { shared: Arc::new(shared), info, images: None })
     }
 
@@ -258,6 +261,11 @@ impl Device {
             unsafe { (self.shared.context.symbols.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
         self.shared.check("cuMemGetInfo_v2", code)?;
         Ok((free, total))
+    }
+
+    /// Bytes that have come from the device since it was opened, for all who share it.
+    pub fn n_bytes_read(&self) -> u64 {
+        self.shared.context.n_read.load(Ordering::Relaxed)
     }
 
     /// Waits until everything that was asked for is done.

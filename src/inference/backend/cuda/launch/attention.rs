@@ -36,24 +36,15 @@ pub enum KvFormat {
 impl KvFormat {
     /// The name in the kernels' names, and the PTX.
     const fn ptx(self) -> (&'static str, &'static str, &'static str) {
-        macro_rules! ptx {
-            ($name:literal, $file:literal) => {
-                (
-                    $name,
-                    $file,
-                    include_str!(concat!(
-                        env!("CARGO_MANIFEST_DIR"),
-                        "/kernels/ptx/sm_53/",
-                        $file,
-                        ".ptx"
-                    )),
-                )
+        macro_rules! module {
+            ($name:literal in $file:literal) => {
+                ($name, $file, ptx!($file))
             };
         }
         match self {
-            KvFormat::F16 => ptx!("f16", "attn_f16"),
-            KvFormat::Q8_0 => ptx!("q8_0", "attn_q8_0"),
-            KvFormat::Q4_0 => ptx!("q4_0", "attn_q4_0"),
+            KvFormat::F16 => module!("f16" in "attn_f16"),
+            KvFormat::Q8_0 => module!("q8_0" in "attn_q8_0"),
+            KvFormat::Q4_0 => module!("q4_0" in "attn_q4_0"),
         }
     }
 
@@ -233,11 +224,7 @@ impl AttentionKernels {
         assert!(shape.format.takes(shape.head_dim), "a width that is taken");
         let (name, file, ptx) = shape.format.ptx();
         let module = device.load(file, ptx)?;
-        let ptx = include_str!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/kernels/ptx/sm_53/attn_join_f32.ptx"
-        ));
-        let join = device.load("attn_join_f32", ptx)?;
+        let join = device.load("attn_join_f32", ptx!("attn_join_f32"))?;
         let widest = shape.kernel().0;
         Ok(AttentionKernels {
             append: module.kernel(&format!("kv_append_{name}"), THREADS)?,

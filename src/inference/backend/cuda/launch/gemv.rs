@@ -1,6 +1,8 @@
 //! Products of matrices: `kernels/gemv_*.cu` for few columns and many, `gemm_mma_f16.cu` for
 //! tensor cores, and `stage_f16.cu`.
 
+use std::ops::Range;
+
 use crate::inference::quant::TensorType;
 
 use super::super::CudaError;
@@ -8,7 +10,7 @@ use super::super::driver::{Args, Buffer, Device, Kernel, Module};
 use super::super::strips::{STRIP_ROWS, input_bytes, n_group, strip_bytes};
 use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
 
-/// Columns of a gemm, at most; staged inputs are a multiple of it.
+/// Columns of a gemm, at most.
 const COLUMNS_MAX: usize = 16;
 const GEMV_THREADS: u32 = 64;
 const GEMM_THREADS: u32 = 128;
@@ -31,16 +33,7 @@ const FEW_STRIPS: usize = 128;
 const fn names(ty: TensorType) -> (&'static str, &'static str, &'static str) {
     macro_rules! module {
         ($ty:literal in $file:literal) => {
-            (
-                $ty,
-                $file,
-                include_str!(concat!(
-                    env!("CARGO_MANIFEST_DIR"),
-                    "/kernels/ptx/sm_53/",
-                    $file,
-                    ".ptx"
-                )),
-            )
+            ($ty, $file, ptx!($file))
         };
     }
     match ty {
@@ -141,15 +134,14 @@ impl Inputs {
     /// # Errors
     /// If the device has no memory for it.
     pub fn new(device: &Device, n_cols: usize, n_max: usize) -> Result<Inputs, CudaError> {
-        // Kernels read as many columns as they have, also where fewer are wanted.
-        let n_max = n_max.next_multiple_of(COLUMNS_MAX);
         let columns = device.allocate("staged inputs", Inputs::n_bytes(n_cols, n_max))?;
         Ok(Inputs { n_cols, n_max, columns })
     }
 
     /// Bytes of room for `n_max` columns of `n_cols` values.
     pub fn n_bytes(n_cols: usize, n_max: usize) -> usize {
-        n_max.next_multiple_of(COLUMNS_MAX) * input_bytes(n_cols)
+        // Kernels read as many columns as they have, also where fewer are wanted.
+        (n_max + COLUMNS_MAX - 1) * input_bytes(n_cols)
     }
 
     /// The same in memory that is there, which others may use as well, one after the other.
@@ -157,7 +149,6 @@ impl Inputs {
     /// # Panics
     /// If it is too small.
     pub fn within(memory: &Buffer, n_cols: usize, n_max: usize) -> Inputs {
-        let n_max = n_max.next_multiple_of(COLUMNS_MAX);
         Inputs { n_cols, n_max, columns: memory.part(0, Inputs::n_bytes(n_cols, n_max)) }
     }
 
@@ -167,10 +158,22 @@ impl Inputs {
     }
 }
 
+/// Whether prompts are multiplied on tensor cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TensorCores {
+    /// There are none, or no kernel for the types at hand.
+    Absent,
+    /// They are.
+    Used,
+    /// The other kernels do it, because of this.
+    Refused(String),
+}
+
 /// The kernels of some types.
 pub struct GemvKernels {
     stage: Kernel,
     types: Vec<Products>,
+    tensor_cores: TensorCores,
     /// Whether the device has many multiprocessors, which want more warps.
     is_large: bool,
 }
@@ -181,9 +184,8 @@ impl GemvKernels {
     /// # Errors
     /// If the driver refuses them.
     pub fn load(device: &Device, types: &[TensorType]) -> Result<GemvKernels, CudaError> {
-        let ptx =
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/sm_53/stage_f16.ptx"));
-        let stage = device.load("stage_f16", ptx)?.kernel("stage_f16", STAGE_THREADS)?;
+        let stage =
+            device.load("stage_f16", ptx!("stage_f16"))?.kernel("stage_f16", STAGE_THREADS)?;
         let mut modules = Vec::new();
         let mut loaded = Vec::new();
         for &ty in types {
@@ -197,10 +199,31 @@ impl GemvKernels {
             };
             loaded.push(Products::load(module, ty)?);
         }
-        load_mma(device, &mut loaded)?;
+        let tensor_cores = match load_mma(device, &mut loaded) {
+            Ok(true) => TensorCores::Used,
+            Ok(false) => TensorCores::Absent,
+            Err(error) => TensorCores::Refused(error.to_string()),
+        };
         // Those before had one or two.
         let is_large = device.info().capability >= (6, 0);
-        Ok(GemvKernels { stage, types: loaded, is_large })
+        Ok(GemvKernels { stage, types: loaded, tensor_cores, is_large })
+    }
+
+    /// Whether [`GemvKernels::multiply_prompt`] goes by tensor cores.
+    pub fn tensor_cores(&self) -> &TensorCores {
+        &self.tensor_cores
+    }
+
+    /// Whether it does for this type.
+    pub fn has_tensor_kernel(&self, ty: TensorType) -> bool {
+        self.tensor_cores == TensorCores::Used
+            && self.types.iter().any(|p| p.ty == ty && p.mma.is_some())
+    }
+
+    /// Leaves prompts to the other kernels from now on.
+    pub fn refuse_tensor_cores(&mut self, reason: String) {
+        self.types.iter_mut().for_each(|products| products.mma = None);
+        self.tensor_cores = TensorCores::Refused(reason);
     }
 
     /// Stages `n` columns, the rows of `x`, `[n, stride]` f32.
@@ -229,8 +252,8 @@ impl GemvKernels {
         unsafe { self.stage.launch([n, 1, 1], args) }
     }
 
-    /// `y[c] (+)= w . inputs[c] + bias` for the first `n` columns; `y` is `[n, stride]` f32, `bias`
-    /// `[n_rows]`.
+    /// `y[c] (+)= w . inputs[c] + bias` for each column of a range; `y` is `[n, stride]` f32 from
+    /// column 0 on, `bias` `[n_rows]`.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -243,13 +266,14 @@ impl GemvKernels {
         inputs: &Inputs,
         bias: Option<&Buffer>,
         (y, stride, add): (&Buffer, usize, bool),
-        n: usize,
+        columns: Range<usize>,
     ) -> Result<(), CudaError> {
+        let n = columns.end;
         let n_strip = assert_product(w, inputs, bias, n);
         assert_rows(y, n, w.n_rows, stride);
         let products = self.types.iter().find(|p| p.ty == w.ty).expect("the type was loaded");
         let split = self.split(n_strip);
-        let mut first = 0;
+        let mut first = columns.start;
         while first < n {
             let (taken, is_gemm) = products.next(n - first);
             let (columns, kernel) = if is_gemm {
@@ -301,19 +325,24 @@ impl GemvKernels {
         inputs: &Inputs,
         bias: Option<&Buffer>,
         (y, stride, add): (&Buffer, usize, bool),
-        n: usize,
+        columns: Range<usize>,
     ) -> Result<(), CudaError> {
         let Some(kernel) = self.types.iter().find(|p| p.ty == w.ty).and_then(|p| p.mma.as_ref())
         else {
-            return self.multiply(w, inputs, bias, (y, stride, add), n);
+            return self.multiply(w, inputs, bias, (y, stride, add), columns);
         };
-        let n_strip = assert_product(w, inputs, bias, n);
-        assert_rows(y, n, w.n_rows, stride);
+        let n_strip = assert_product(w, inputs, bias, columns.end);
+        assert_rows(y, columns.end, w.n_rows, stride);
+        let n = columns.len();
+        if n == 0 {
+            return Ok(());
+        }
+        let (column_bytes, at) = (input_bytes(w.n_cols), columns.start * stride * 4);
         let args = Args::new()
             .buffer(&w.strips)
-            .buffer(&inputs.columns)
+            .buffer(&inputs.columns.part(columns.start * column_bytes, n * column_bytes))
             .optional(bias)
-            .buffer(y)
+            .buffer(&y.part(at, y.n_bytes() - at))
             .size(n_group(w.n_cols))
             .size(w.n_rows)
             .size(n)
@@ -341,21 +370,22 @@ fn assert_product(w: &Matrix, inputs: &Inputs, bias: Option<&Buffer>, n: usize) 
     n_strip
 }
 
-/// The kernels for tensor cores, if the device has them.
-fn load_mma(device: &Device, types: &mut [Products]) -> Result<(), CudaError> {
+/// The kernels for tensor cores, if the device has them and a type one of them; whether it is so.
+fn load_mma(device: &Device, types: &mut [Products]) -> Result<bool, CudaError> {
     let of = |ty: TensorType| match ty {
         TensorType::N4 | TensorType::Q4_K => Some("gemm_n4_mma"),
         TensorType::Q4_0 => Some("gemm_q4_0_mma"),
         _ => None,
     };
     if device.info().capability < MMA_CAPABILITY || types.iter().all(|p| of(p.ty).is_none()) {
-        return Ok(());
+        return Ok(false);
     }
-    let ptx =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/sm_80/gemm_mma_f16.ptx"));
-    let module = device.load("gemm_mma_f16", ptx)?;
-    for products in types {
-        products.mma = of(products.ty).map(|name| module.kernel(name, GEMM_THREADS)).transpose()?;
-    }
-    Ok(())
+    let module = device.load("gemm_mma_f16", ptx!("gemm_mma_f16" for "sm_80"))?;
+    let kernel = |products: &Products| {
+        let name = of(products.ty);
+        name.map(|name| module.kernel(name, GEMM_THREADS)).transpose()
+    };
+    let kernels = types.iter().map(kernel).collect::<Result<Vec<_>, _>>()?;
+    types.iter_mut().zip(kernels).for_each(|(products, kernel)| products.mma = kernel);
+    Ok(true)
 }

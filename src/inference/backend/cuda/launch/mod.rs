@@ -11,7 +11,7 @@ mod rows;
 pub use attention::{
     AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, KvFormat, TokenSpan,
 };
-pub use gemv::{GemvKernels, Inputs, Matrix};
+pub use gemv::{GemvKernels, Inputs, Matrix, TensorCores};
 pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
 

@@ -3,12 +3,15 @@
 use super::super::CudaError;
 use super::super::driver::{Device, Graph};
 use crate::base::limits::DEVICE_GRAPHS_MAX;
+use crate::inference::backend::ColumnRun;
 
 /// What decides every argument of a batch's launches, but for what the kernels read from memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Likeness {
     /// Launches are those of so many steps.
     pub n_steps: usize,
+    /// Which tokens go by which kernels.
+    pub runs: Vec<ColumnRun>,
     /// Tokens and output rows.
     pub n_rows: (usize, usize),
     /// Shares of attention, for each set of positions that layers see.

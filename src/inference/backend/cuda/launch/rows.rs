@@ -1,5 +1,4 @@
-//! What is done to rows: `kernels/norm_f32.cu`, `rows_f32.cu`, `argmax_f32.cu` and
-//! `top_k_f32.cu`.
+//! What is done to rows: `kernels/norm_f32.cu`, `rows_f32.cu` and `top_k_f32.cu`.
 
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
@@ -8,16 +7,9 @@ use crate::inference::backend::{Activation, NormKind, RopeStyle};
 
 const NORM_THREADS: u32 = 128;
 const ROWS_THREADS: u32 = 256;
-const ARGMAX_THREADS: u32 = 256;
 const TOP_K_THREADS: u32 = 256;
 /// How many of a row's largest values can be had.
-pub const TOP_K_MAX: usize = 64;
-
-macro_rules! ptx {
-    ($file:literal) => {
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/ptx/sm_53/", $file, ".ptx"))
-    };
-}
+pub const TOP_K_MAX: usize = 128;
 
 /// Rows of f32, `[n_rows, stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +52,6 @@ pub struct RowKernels {
     add: Kernel,
     select: Kernel,
     rope: Kernel,
-    argmax: Kernel,
     top_k: Kernel,
 }
 
@@ -72,7 +63,6 @@ impl RowKernels {
     pub fn load(device: &Device) -> Result<RowKernels, CudaError> {
         let norm = device.load("norm_f32", ptx!("norm_f32"))?;
         let rows = device.load("rows_f32", ptx!("rows_f32"))?;
-        let argmax = device.load("argmax_f32", ptx!("argmax_f32"))?;
         let top_k = device.load("top_k_f32", ptx!("top_k_f32"))?;
         Ok(RowKernels {
             rms_norm: norm.kernel("rms_norm_f32", NORM_THREADS)?,
@@ -82,7 +72,6 @@ impl RowKernels {
             add: rows.kernel("add_f32", ROWS_THREADS)?,
             select: rows.kernel("select_f32", ROWS_THREADS)?,
             rope: rows.kernel("rope_f32", ROWS_THREADS)?,
-            argmax: argmax.kernel("argmax_f32", ARGMAX_THREADS)?,
             top_k: top_k.kernel("top_k_f32", TOP_K_THREADS)?,
         })
     }
@@ -238,21 +227,6 @@ impl RowKernels {
             .size(usize::from(style == RopeStyle::Halves));
         // SAFETY: a thread for each pair, and buffers as asserted.
         unsafe { self.rope.launch(shape.grid(n_head * n_pair), args) }
-    }
-
-    /// `out[r]` = (largest value's bits, its index) of each row; of equals the first.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If shapes do not fit.
-    pub fn argmax(&self, shape: RowShape, x: &Buffer, out: &Buffer) -> Result<(), CudaError> {
-        shape.assert_in(x);
-        assert!(out.n_bytes() >= 8 * shape.n_rows, "a pair for each row");
-        let args = Args::new().buffer(x).buffer(out).size(shape.width).size(shape.stride);
-        // SAFETY: a block for each row, and buffers as asserted.
-        unsafe { self.argmax.launch([shape.n_rows, 1, 1], args) }
     }
 
     /// `out[r]` = `k` times (value's bits, its index) of each row, from the largest; of equals the

@@ -1,0 +1,171 @@
+//! What crosses from the GPU for a token: a few of the largest logits where they are enough, and
+//! never another token for it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use jetforge::inference::backend::cuda::Device;
+use jetforge::inference::engine::sampler::SamplerKind;
+use jetforge::inference::{
+    DeviceChoice, Engine, EngineOptions, Event, GenerateRequest, LoadOptions, Model, ModelSource,
+    Request, SamplerOptions,
+};
+
+use crate::support::recipe::Recipe;
+use crate::support::stand_in;
+
+const N_PREDICT: usize = 12;
+
+fn options(library: &Path) -> LoadOptions {
+    LoadOptions {
+        n_ctx: Some(128),
+        n_parallel: Some(2),
+        n_threads: Some(1),
+        device: DeviceChoice::Cuda(0),
+        cuda_library: Some(library.to_owned()),
+        ..LoadOptions::default()
+    }
+}
+
+fn source(folder: &Path) -> ModelSource {
+    let path = folder.join("llama.gguf");
+    let ty = jetforge::inference::quant::TensorType::Q4_0;
+    std::fs::write(&path, Recipe::read("llama").build(ty)).expect("the model is written");
+    ModelSource::File(path)
+}
+
+fn load(folder: &Path, library: &Path) -> Model {
+    Model::load(&source(folder), &options(library)).expect("it loads")
+}
+
+/// Chains as clients send them.
+fn samplers() -> Vec<(&'static str, SamplerOptions)> {
+    let with = |change: fn(&mut SamplerOptions)| {
+        let mut options = SamplerOptions { seed: 7, ..SamplerOptions::default() };
+        change(&mut options);
+        options
+    };
+    vec![
+        ("greedy", SamplerOptions::greedy()),
+        ("default", with(|_| ())),
+        ("penalties", with(|o| (o.penalty_repeat, o.penalty_freq) = (1.1, 0.2))),
+        ("greedy with penalties", with(|o| (o.temp, o.penalty_present) = (0.0, 0.7))),
+        (
+            "temperature first",
+            with(|o| {
+                o.samplers = [SamplerKind::Temperature]
+                    .into_iter()
+                    .chain([SamplerKind::TopK, SamplerKind::TopP])
+                    .collect()
+            }),
+        ),
+        ("near the best", with(|o| (o.top_k, o.top_p, o.min_p) = (0, 1.0, 0.6))),
+        ("a bias down", with(|o| o.logit_bias = vec![(17, -2.0), (300, f32::NEG_INFINITY)])),
+        ("xtc", with(|o| (o.xtc_probability, o.xtc_threshold) = (0.5, 0.05))),
+        // These take whole rows.
+        ("a bias up", with(|o| o.logit_bias = vec![(17, 2.0)])),
+        ("nucleus of all", with(|o| (o.top_k, o.min_p) = (0, 0.0))),
+        ("mirostat", with(|o| o.mirostat = 2)),
+    ]
+}
+
+/// Whole rows are read where probabilities are reported.
+#[test]
+fn the_largest_logits_give_the_tokens_of_whole_rows() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut model = load(folder.path(), &library);
+    let prompt = Recipe::read("llama").tokens()[..9].to_vec();
+    for (name, sampler) in samplers() {
+        let mut write = |n_probs| {
+            let (prompt, sampler) = (prompt.clone(), sampler.clone());
+            let n_predict = Some(N_PREDICT);
+            let request =
+                GenerateRequest { prompt, n_predict, sampler, n_probs, ..Default::default() };
+            let request = GenerateRequest { ignore_eos: true, ..request };
+            let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
+            answer.expect("the model generates").tokens
+        };
+        let (few, whole) = (write(0), write(1));
+        assert_eq!(few.len(), N_PREDICT, "{name}");
+        assert_eq!(few, whole, "{name}");
+    }
+}
+
+/// Runs requests beside each other; their tokens.
+fn answers(engine: &Engine, requests: Vec<Request>) -> Vec<Vec<u32>> {
+    let streams = requests.into_iter().map(|request| engine.submit(request).expect("taken"));
+    let mut streams: Vec<_> = streams.collect();
+    let tokens = streams.iter_mut().map(|stream| {
+        let mut ids = Vec::new();
+        while let Some(event) = stream.recv() {
+            match event {
+                Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|t| t.token)),
+                Event::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+        ids
+    });
+    tokens.collect()
+}
+
+/// One that wants whole rows beside one that does not; guesses that are checked row by row.
+#[test]
+fn sequences_that_want_few_and_all_logits_share_a_step() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = EngineOptions { n_parallel: 2, ..EngineOptions::default() };
+    let model = load(folder.path(), &library);
+    let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}")));
+    let engine = engine.expect("the engine starts");
+    let prompt = Recipe::read("llama").tokens()[..9].to_vec();
+    for (name, sampler) in samplers() {
+        let request = |wants_logprobs| {
+            let n_predict = Some(N_PREDICT);
+            let (prompt, sampler) = (prompt.clone(), sampler.clone());
+            Request {
+                prompt,
+                sampler,
+                n_predict,
+                wants_logprobs,
+                ignore_eos: true,
+                ..Request::default()
+            }
+        };
+        let [few, whole] =
+            [false, true].map(|whole| answers(&engine, vec![request(whole)]).remove(0));
+        assert_eq!(few.len(), N_PREDICT, "{name}");
+        assert_eq!(few, whole, "{name}");
+        let both = answers(&engine, vec![request(true), request(false)]);
+        assert_eq!(both, [whole, few], "{name}");
+    }
+}
+
+/// The promise of docs/cuda.md, in bytes.
+#[test]
+fn a_token_costs_a_few_bytes_on_the_way_back() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut model = load(folder.path(), &library);
+    let n_vocab = model.hparams().n_vocab as u64;
+    let device = Device::shared(&library, 0).expect("the model's device");
+    let prompt = Recipe::read("llama").tokens()[..9].to_vec();
+    let mut cost = |sampler: SamplerOptions, n_probs| {
+        let (prompt, n_predict) = (prompt.clone(), Some(N_PREDICT));
+        let request = GenerateRequest { prompt, n_predict, sampler, n_probs, ..Default::default() };
+        let request = GenerateRequest { ignore_eos: false, ..request };
+        let before = device.n_bytes_read();
+        let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
+        let n = answer.expect("the model generates").tokens.len() as u64;
+        // The last token is picked, and no step follows.
+        (device.n_bytes_read() - before) as f64 / n as f64
+    };
+    let (token, seed) = (8.0, 7);
+    let default = SamplerOptions { seed, ..SamplerOptions::default() };
+    assert_eq!(cost(SamplerOptions::greedy(), 0), 2.0 * token);
+    assert_eq!(cost(default.clone(), 0), 41.0 * token);
+    assert_eq!(cost(SamplerOptions { top_k: 1, ..default.clone() }, 0), 2.0 * token);
+    assert_eq!(cost(SamplerOptions { top_k: 0, ..default.clone() }, 0), 4.0 * n_vocab as f64);
+    assert_eq!(cost(default, 1), 4.0 * n_vocab as f64);
+}
