@@ -12,10 +12,9 @@
 //! key's file can read everything: against a stolen card it has to lie elsewhere than on the card.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hmac;
@@ -168,7 +167,7 @@ fn nonce() -> Nonce {
 /// # Errors
 /// If it cannot be written.
 pub fn write_once(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let dir = folder_of(path);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let part = dir.join(part_name()?);
     let write = || {
