@@ -224,7 +224,7 @@ impl Hub {
         has_place
     }
 
-    /// Lets the backend go that was paired as `node`. What it is at work on goes on, its probes end.
+    /// Lets the backend go that was paired as `node`. What it is at work on goes on; probes end.
     fn remove(&self, node: &str) {
         let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
         own.retain(|backend| backend.node.as_deref() != Some(node));

@@ -98,7 +98,7 @@ impl Incoming {
             return Ok(Some(frame));
         }
         loop {
-            if let Some(frame) = self.splitter.next() {
+            if let Some(frame) = self.splitter.next_frame() {
                 return Ok(Some(frame));
             }
             let piece = tokio::select! {

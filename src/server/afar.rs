@@ -64,7 +64,7 @@ impl Afar {
     /// What comes next. After the end nothing does.
     pub async fn next(&mut self) -> Result<Heard, ApiError> {
         loop {
-            while let Some(frame) = self.frames.next() {
+            while let Some(frame) = self.frames.next_frame() {
                 if let Some(heard) = self.hear(&frame)? {
                     return Ok(heard);
                 }

@@ -64,7 +64,7 @@ impl Splitter {
     }
 
     /// The next whole frame with what ends it.
-    pub fn next(&mut self) -> Option<Bytes> {
+    pub fn next_frame(&mut self) -> Option<Bytes> {
         let end = self.end()?;
         let rest = self.bytes.split_off(end);
         let frame = std::mem::replace(&mut self.bytes, rest);
@@ -171,7 +171,7 @@ mod tests {
             let mut frames = Vec::new();
             for piece in text.as_bytes().chunks(n) {
                 splitter.push(piece).unwrap();
-                while let Some(frame) = splitter.next() {
+                while let Some(frame) = splitter.next_frame() {
                     frames.push(frame);
                 }
             }
@@ -193,10 +193,10 @@ mod tests {
     fn lines_are_frames_where_a_stream_has_lines() {
         let mut splitter = Splitter::new(Form::Lines);
         splitter.push(b"{\"a\":1}\n{\"b\"").unwrap();
-        let frame = splitter.next().unwrap();
+        let frame = splitter.next_frame().unwrap();
         assert_eq!(read(Form::Lines, &frame), Said::Value(json!({"a": 1})));
         assert_eq!(write(Form::Lines, &json!({"a": 1})), frame);
-        assert!(splitter.next().is_none() && splitter.has_rest());
+        assert!(splitter.next_frame().is_none() && splitter.has_rest());
         assert_eq!(read(Form::Lines, b"no json\n"), Said::Other);
         assert_eq!(read(Form::Lines, b" \r\n"), Said::Nothing);
     }
