@@ -154,7 +154,6 @@ fn a_token_costs_a_few_bytes_on_the_way_back() {
     let mut cost = |sampler: SamplerOptions, n_probs| {
         let (prompt, n_predict) = (prompt.clone(), Some(N_PREDICT));
         let request = GenerateRequest { prompt, n_predict, sampler, n_probs, ..Default::default() };
-        let request = GenerateRequest { ignore_eos: false, ..request };
         let before = device.n_bytes_read();
         let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
         let answer = answer.expect("the model generates");
