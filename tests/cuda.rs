@@ -7,7 +7,9 @@
 
 use std::ops::Range;
 
-use jetforge::inference::backend::cases::{MATMUL, Numbers, activations, weights};
+use jetforge::inference::backend::cases::{
+    MATMUL, Numbers, activated, activations, normed, weights,
+};
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
     GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape, TOP_K_MAX,
@@ -317,21 +319,12 @@ fn norms_are_those_of_float64_in_any_order_of_threads() {
                 let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
                 for row in expected.chunks_exact_mut(stride) {
                     for run in row[..width * n_run].chunks_exact_mut(width) {
-                        norm64(run, kind, &weight, &bias);
+                        normed(run, kind, 1e-5, &weight, Some(&bias));
                     }
                 }
                 close(&download(&buffer, x.len()), &expected, 2e-6, &format!("{kind:?} {width}"));
             }
         }
-    }
-}
-
-fn norm64(run: &mut [f64], kind: NormKind, weight: &[f32], bias: &[f32]) {
-    let n = run.len() as f64;
-    let mean = if kind == NormKind::Layer { run.iter().sum::<f64>() / n } else { 0.0 };
-    let var = run.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
-    for ((x, w), b) in run.iter_mut().zip(weight).zip(bias) {
-        *x = (*x - mean) / (var + 1e-5).sqrt() * f64::from(*w) + f64::from(*b);
     }
 }
 
@@ -343,14 +336,7 @@ fn rows_are_activated_added_chosen_and_turned() {
     let (x, y) = (activations(3, 320, 320, 1), activations(3, 320, 320, 2));
     let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
-        let act = |x: f64| match activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::Gelu => {
-                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-                0.5 * x * (1.0 + inner.tanh())
-            }
-            Activation::Tanh => x.tanh(),
-        };
+        let act = |x: f64| activated(activation, x);
         let (a, b) = (send(&device, &x), send(&device, &y));
         kernels.glu(shape, activation, (&a, &b)).expect("launched");
         let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| act(*x) * y).collect();

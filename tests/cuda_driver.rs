@@ -40,7 +40,7 @@ fn request(device: &Device) -> Result<Vec<f32>, CudaError> {
     let y = device.allocate("a result", 16)?;
     y.clear()?;
     let start = device.event()?;
-    kernels.multiply(&matrix, &inputs, None, (&y, 4, true), 1)?;
+    kernels.multiply(&matrix, &inputs, None, (&y, 4, true), 0..1)?;
     start.until(&device.event()?)?;
     device.memory()?;
     let mut bytes = [0; 16];

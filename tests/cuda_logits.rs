@@ -7,8 +7,8 @@ use std::path::Path;
 use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::engine::sampler::SamplerKind;
 use jetforge::inference::{
-    DeviceChoice, Engine, EngineOptions, Event, GenerateRequest, LoadOptions, Model, ModelSource,
-    Request, SamplerOptions,
+    DeviceChoice, Engine, EngineOptions, Event, Finish, GenerateRequest, LoadOptions, Model,
+    ModelSource, Request, SamplerOptions,
 };
 
 use crate::support::recipe::Recipe;
@@ -154,11 +154,11 @@ fn a_token_costs_a_few_bytes_on_the_way_back() {
     let mut cost = |sampler: SamplerOptions, n_probs| {
         let (prompt, n_predict) = (prompt.clone(), Some(N_PREDICT));
         let request = GenerateRequest { prompt, n_predict, sampler, n_probs, ..Default::default() };
-        let request = GenerateRequest { ignore_eos: false, ..request };
         let before = device.n_bytes_read();
         let answer = model.generate(&request, &mut |_| ControlFlow::Continue(()));
-        let n = answer.expect("the model generates").tokens.len() as u64;
-        // The last token is picked, and no step follows.
+        let answer = answer.expect("the model generates");
+        // An answer that is cut off has taken the step behind its last token as well.
+        let n = answer.tokens.len() + usize::from(answer.finish == Finish::Length);
         (device.n_bytes_read() - before) as f64 / n as f64
     };
     let (token, seed) = (8.0, 7);

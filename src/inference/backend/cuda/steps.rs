@@ -1,8 +1,8 @@
 //! A plan as the device runs it: what the host prepares, and the launches in their order.
 //!
 //! ```text
-//! Embed, Scale, AddRow, AddPosition     at the beginning: the host makes these rows and sends them;
-//!                                       where others ran the layers before, it is given them
+//! Embed, Scale, AddRow, AddPosition     at the beginning: rows that the host makes and sends, or
+//!                                       sends for whoever ran the layers before
 //! MatMul                             -> Stage, where its input is not staged yet; the product
 //! MatMul y; Add x += y               -> the product added to x, where nothing else reads y
 //! anything else                      -> as it is
