@@ -55,7 +55,7 @@ pub fn run(context: &Context, args: &SupportArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     let parts = [
         ("version.txt", version(&app)),
-        ("machine.json", pretty(&machine())),
+        ("machine.json", pretty(&json!(Host::read()))),
         ("config.json", pretty(&config(&app))),
         ("board.json", pretty(&board())),
         ("models.json", pretty(&models(&app))),
@@ -87,20 +87,6 @@ fn pretty(value: &Value) -> String {
 fn version(app: &App) -> String {
     let (version, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     format!("jetforge {version} for {arch}, as a {}\n", app.role.name())
-}
-
-fn machine() -> Value {
-    let host = Host::read();
-    json!({
-        "cpu": host.cpu_name,
-        "isa": host.isa,
-        "n_threads": host.n_threads,
-        "memory_total_bytes": host.memory_total_bytes,
-        "memory_available_bytes": host.memory_available_bytes,
-        "memory_limit_bytes": host.memory_limit_bytes,
-        "kernel": host.kernel,
-        "libc": host.libc,
-    })
 }
 
 /// Keys that somebody set, with who did.
