@@ -68,7 +68,7 @@ service config show --changed >/dev/null
 "#;
     let Some(run) = on_a_machine("root-and-service", script) else { return };
     let out = run.ok().out;
-    let (keys, rest) = out.split_once("\n}\n").unwrap();
+    let (keys, rest) = out.split_once('\n').unwrap();
     assert!(keys.contains("owner") && keys.contains("guest"), "{keys}");
     assert_eq!(rest, "/var/lib/jetforge-root/first-boot.done root 600\n", "all is the service's");
 }

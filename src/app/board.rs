@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{App, Service};
+use crate::base::hash::fnv1a;
 use crate::hosting::Host;
 use crate::inference::{Engine, EnginePhase, Tempo};
 use crate::jobs::{Pace, Verdict};
@@ -103,13 +104,10 @@ impl Engines for Hosted {
 }
 
 /// A number for what was measured of a model: of its name and size, for another file may come to
-/// have the name (FNV-1a).
+/// have the name.
 fn number_of(name: &str, engine: &Engine) -> u64 {
     let plan = engine.info().memory_plan();
-    let size = plan.needed_bytes().to_le_bytes();
-    name.bytes().chain(size).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    fnv1a(name.bytes().chain(plan.needed_bytes().to_le_bytes()))
 }
 
 /// Whether jobs may run, by the board.

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The machine, as far as it can be read without rights.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Host {
     /// `x86_64` or `aarch64`.
     pub arch: &'static str,
     /// The processor's name, empty when the kernel does not tell.
+    #[serde(rename = "cpu")]
     pub cpu_name: String,
     /// Instruction sets that matter to kernels: `avx2`, `fma`, `neon` and so on.
     pub isa: Vec<&'static str>,

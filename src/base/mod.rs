@@ -5,6 +5,7 @@ pub mod dirs;
 pub mod env;
 pub mod file;
 pub mod format;
+pub mod hash;
 pub mod host;
 pub mod limits;
 pub mod notify;

@@ -24,6 +24,7 @@ use super::calibrate::{Calibration, Probe, Seen};
 use super::heat::{Heat, HeatPolicy};
 use super::profile::{Compute, Goal, Ladder, Level, Profile, Tier};
 use super::sensors::{Part, Readings, ZoneReading};
+use crate::base::hash::fnv1a;
 use crate::base::limits::{POWER_CALIBRATIONS_MAX, POWER_STEPS_MAX};
 
 /// What the engine does.
@@ -327,15 +328,11 @@ fn key(policy: &Policy, tier: Tier, model: u64) -> String {
 
 /// The end of the keys of this ladder: levels of another one are other clocks.
 fn of_ladder(ladder: &Ladder) -> String {
-    // FNV-1a.
-    let hash = (0..=ladder.top()).flat_map(|level_idx| {
+    let clocks = (0..=ladder.top()).flat_map(|level_idx| {
         let Level { cpu_khz, gpu_hz } = ladder.level(level_idx);
         [u64::from(cpu_khz), gpu_hz]
     });
-    let hash = hash.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("-{hash:016x}")
+    format!("-{:016x}", fnv1a(clocks.flat_map(u64::to_le_bytes)))
 }
 
 impl State {

@@ -312,24 +312,9 @@ fn to_json(host: &Host, findings: &[Finding]) -> Json {
     let rows = findings
         .iter()
         .map(|f| json!({ "what": f.key, "verdict": word(f.verdict), "text": f.text }));
-    let mut table = machine_facts(host);
-    table["findings"] = rows.collect();
-    table
-}
-
-/// The machine, as `doctor` and `support` tell it.
-pub fn machine_facts(host: &Host) -> Json {
-    json!({
-        "arch": host.arch,
-        "cpu": host.cpu_name,
-        "isa": host.isa,
-        "n_threads": host.n_threads,
-        "memory_total_bytes": host.memory_total_bytes,
-        "memory_available_bytes": host.memory_available_bytes,
-        "memory_limit_bytes": host.memory_limit_bytes,
-        "kernel": host.kernel,
-        "libc": host.libc,
-    })
+    let mut report = json!(host);
+    report["findings"] = rows.collect();
+    report
 }
 
 fn print(findings: &[Finding]) -> std::io::Result<()> {

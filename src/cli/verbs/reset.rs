@@ -7,7 +7,8 @@
 //!
 //! If power goes in between, the first start, whose stamp is gone, finds the mark and goes on.
 //! What the owner wrote by hand into the configuration stays, and so do models, if not asked for.
-//! The mark lies where only root writes, and root removes what is the service's as the service's user.
+//! The mark lies where only root writes, and root removes what is the service's as the service's
+//! user.
 
 use std::path::Path;
 

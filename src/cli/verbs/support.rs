@@ -56,7 +56,7 @@ pub fn run(context: &Context, args: &SupportArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     let parts = [
         ("version.txt", version(&app)),
-        ("machine.json", pretty(&doctor::machine_facts(&Host::read()))),
+        ("machine.json", pretty(&json!(Host::read()))),
         ("config.json", pretty(&config(&app))),
         ("board.json", pretty(&board())),
         ("models.json", pretty(&models(&app))),
