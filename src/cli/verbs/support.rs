@@ -24,7 +24,7 @@ use crate::power::Sensors;
 use crate::server::{KeyFile, redacted};
 
 /// Keys whose value an owner may have written a secret into.
-const TEXTS: [&str; 3] = ["server.chat_template", "hub.nano", "hub.external_llama"];
+const TEXTS: [&str; 4] = ["server.chat_template", "hub.nano", "hub.external_llama", "hub.store"];
 
 /// Options of `support`.
 #[derive(Debug, Args)]

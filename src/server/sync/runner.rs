@@ -18,6 +18,8 @@ use crate::sync::{Ask, Node};
 
 /// Time between two looks at which models there are.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// Time between two words about a store that cannot be used.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// Time between two looks at what is due.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -62,6 +64,7 @@ impl Runner {
         let mut hauls: JoinSet<String> = JoinSet::new();
         let mut hauled: BTreeSet<String> = BTreeSet::new();
         let mut counted: Option<Instant> = None;
+        let mut complained: Option<Instant> = None;
         loop {
             if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
                 let told = tell_inventory(&self.sync, self.gate.server().clone()).await;
@@ -70,8 +73,14 @@ impl Runner {
                 }
                 counted = Some(Instant::now());
             }
-            if let Err(error) = self.look(&mut calls, &mut called).await {
-                tracing::error!(error = error.message, "sync cannot look at its store");
+            match self.look(&mut calls, &mut called).await {
+                Ok(()) => complained = None,
+                // A server that is away for a night is no reason to say so four times a second.
+                Err(error) if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) => {
+                    tracing::error!(error = error.message, "sync cannot look at its store");
+                    complained = Some(Instant::now());
+                }
+                Err(_) => {}
             }
             // A file may take an hour; what is said of it goes on beside it.
             while let Some(done) = hauls.try_join_next() {
@@ -107,6 +116,7 @@ impl Runner {
         calls: &mut JoinSet<String>,
         called: &mut BTreeSet<String>,
     ) -> Result<(), ApiError> {
+        ask(&self.sync, Node::hand_on).await?;
         self.act().await?;
         let peers = ask(&self.sync, |sync| {
             sync.look_for_news()?;
@@ -137,14 +147,16 @@ impl Runner {
         });
         let Some(door) = &self.door else { return Ok(()) };
         for act in wanted.unwrap_or_default() {
-            if let Err(error) = door.take_back(act.key).await {
+            let taken = door.take_back(act.key).await;
+            let taken = taken.inspect_err(|error| {
                 tracing::warn!(error = error.message, "what a peer took back is not taken back");
+            });
+            match taken {
                 // One that fails is no reason to call nobody.
-                if error.status.is_server_error() {
-                    continue;
-                }
+                Err(error) if error.status.is_server_error() => {}
+                Ok(false) => ask(&self.sync, move |sync| sync.pass_on(act.n)).await?,
+                Ok(true) | Err(_) => ask(&self.sync, move |sync| sync.acted(act.n)).await?,
             }
-            ask(&self.sync, move |sync| sync.acted(act.n)).await?;
         }
         Ok(())
     }
