@@ -22,7 +22,7 @@ use crate::serve::Process;
 use crate::support::http::{get, post, until};
 
 /// The state directory of a service whose home this is.
-fn state_of(home: &Path) -> PathBuf {
+pub fn state_of(home: &Path) -> PathBuf {
     let env = [("HOME", home.to_str().unwrap())].into_iter().collect();
     Dirs::new(Role::from_env(&env).unwrap(), &env).unwrap().state
 }
@@ -67,15 +67,15 @@ impl Random {
 }
 
 /// A proxy with faults.
-struct Proxy {
-    address: SocketAddr,
-    target: Arc<Mutex<Option<SocketAddr>>>,
-    is_calm: Arc<AtomicBool>,
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub target: Arc<Mutex<Option<SocketAddr>>>,
+    pub is_calm: Arc<AtomicBool>,
     n_fault: Arc<AtomicU64>,
 }
 
 impl Proxy {
-    fn start(seed: u64) -> Proxy {
+    pub fn start(seed: u64) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Proxy {
             address: listener.local_addr().unwrap(),

@@ -21,7 +21,7 @@ use crate::inference::{
 use crate::jobs::Jobs;
 use crate::library::Catalog;
 use crate::server::{Gate, Server, ServerError};
-use crate::store::Store;
+use crate::store::{Opened, SharedOptions, Store, StoreError};
 use crate::sync::Node;
 use crate::tls::{Fingerprint, Identity, fingerprint_in};
 
@@ -137,6 +137,23 @@ impl App {
         fingerprint_in(&path).ok()
     }
 
+    /// The store of the state directory, with the tables that it shares with other processes.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`Store::open_shared`].
+    pub fn open_state(&self) -> Result<Opened, StoreError> {
+        match self.shared_store() {
+            Some(options) => Store::open_shared(&self.dirs.state, &options),
+            None => Store::open(&self.dirs.state),
+        }
+    }
+
+    /// The tables that this machine's state directory shares with other processes, if it does.
+    pub fn shared_store(&self) -> Option<SharedOptions> {
+        // What is wrong with it was said when the configuration was checked.
+        self.config().hub.shared().ok().flatten()
+    }
+
     /// The jobs of the state directory; its store, and who tells peers of them, are `kept`. A
     /// service whose jobs cannot be had answers requests, and says why it keeps none.
     fn open_jobs(
@@ -150,7 +167,7 @@ impl App {
             return None;
         }
         let open = || -> Result<Jobs, Box<dyn std::error::Error>> {
-            let opened = Store::open(&self.dirs.state)?;
+            let opened = self.open_state()?;
             notes.extend(opened.notes);
             // Peers are told of what ran when the program went, so this comes before the jobs.
             let sync = Node::open(opened.store.clone())?;

@@ -369,6 +369,32 @@ pub const SYNC_COPIES_MAX: u64 = 8;
 pub const SYNC_COPIES_BYTES_MAX: i64 = 64 << 20;
 /// What records ask of other rooms, looked at together.
 pub const SYNC_ACTS_MAX: usize = 64;
+/// What they ask that waits; the oldest goes first.
+pub const SYNC_ACTS_KEPT: i64 = 4096;
+/// What jobs told that is not yet where peers are told from; the oldest goes first.
+pub const SYNC_TOLD_MAX: i64 = 50_000;
+/// Bytes that it takes.
+pub const SYNC_TOLD_BYTES_MAX: i64 = 256 << 20;
+/// Of it, what is handed on at a time.
+pub const SYNC_TOLD_BATCH: usize = 64;
+/// Ids of what a process handed on that are known again: more than it can hand on twice.
+pub const SYNC_TOLD_SEEN_MAX: i64 = 1024;
+/// Connections of a process to a store that several share.
+pub const SHARED_CONNECTIONS_MAX: usize = 8;
+/// Time that a transaction waits for one of them.
+pub const SHARED_WAIT_MS: u64 = 5000;
+/// Time in which a server has to take a connection.
+pub const SHARED_CONNECT_MS: u64 = 3000;
+/// Time after which a connection whose other end says nothing is given up.
+pub const SHARED_SILENCE_MS: u64 = 10_000;
+/// Time for a statement of it, and for the turn to write.
+pub const SHARED_STATEMENT_MS: u64 = 10_000;
+/// First pause after a connection that failed; it doubles.
+pub const SHARED_PAUSE_MS_MIN: u64 = 100;
+/// Longest pause.
+pub const SHARED_PAUSE_MS_MAX: u64 = 10_000;
+/// Bytes of a file with a password.
+pub const SHARED_PASSWORD_BYTES_MAX: u64 = 4096;
 /// Things that are known by sync; what changed the longest ago goes first.
 pub const SYNC_RECORDS_MAX: i64 = 200_000;
 /// Bytes that they take.

@@ -59,7 +59,7 @@ impl Remote {
             return Ok(self.pin);
         }
         let place = place_of(url);
-        let mut paired = pinned(&app.dirs.state)?.into_iter();
+        let mut paired = pinned(&app.dirs.state, app.shared_store().as_ref())?.into_iter();
         if let Some((_, pin)) = paired.find(|(address, _)| place_of(address) == place) {
             return Ok(Some(Fingerprint(pin)));
         }

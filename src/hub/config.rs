@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::base::limits::{HUB_BACKENDS_MAX, HUB_TRIES_MAX};
+use crate::store::SharedOptions;
 
 /// The section `hub`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +42,15 @@ pub struct HubConfig {
     pub idle_ms: u64,
     /// Time between two probes.
     pub probe_ms: u64,
+    /// Where what syncs is kept, as `postgres://USER@HOST/NAME`, if several processes share it;
+    /// unset keeps it beside the jobs.
+    pub store: Option<String>,
+    /// A file with the password of its user.
+    pub store_password_file: Option<PathBuf>,
+    /// A copy of the device key that it was made with; this machine's own by default.
+    pub store_key_file: Option<PathBuf>,
+    /// Whether it may be on another machine, though nothing is encrypted on the way there.
+    pub store_plain: bool,
     /// Time for a probe.
     pub probe_wait_ms: u64,
 }
@@ -62,6 +72,10 @@ impl Default for HubConfig {
             answer_ms: 600_000,
             idle_ms: 60_000,
             probe_ms: 5000,
+            store: None,
+            store_password_file: None,
+            store_key_file: None,
+            store_plain: false,
             probe_wait_ms: 2000,
         }
     }
@@ -86,6 +100,7 @@ impl HubConfig {
         if !(1..=HUB_BACKENDS_MAX).contains(&self.n_try) {
             return Err(("hub.n_try", format!("must be 1 to {HUB_BACKENDS_MAX}")));
         }
+        self.shared().map_err(|why| ("hub.store", why))?;
         let times = [
             ("hub.connect_ms", self.connect_ms),
             ("hub.head_ms", self.head_ms),
@@ -98,6 +113,18 @@ impl HubConfig {
             Some((key, _)) => Err((key, "must be at least 1".to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// The store that several processes share, if there is one.
+    ///
+    /// # Errors
+    /// What is wrong with its address, or that this program cannot speak with it.
+    pub fn shared(&self) -> Result<Option<SharedOptions>, String> {
+        let Some(url) = &self.store else { return Ok(None) };
+        let options = SharedOptions::new(url, self.store_plain)?;
+        let (password_file, key_file) =
+            (self.store_password_file.clone(), self.store_key_file.clone());
+        Ok(Some(SharedOptions { password_file, key_file, ..options }))
     }
 
     pub(super) fn waits(&self) -> Waits {

@@ -10,7 +10,7 @@ use super::rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
     PieceRow, QueueLimits, StateCount, Update,
 };
-use super::sync::{JobTold, Teller};
+use super::told::{JobTold, Teller};
 use super::{Store, StoreError, schema};
 
 const COLUMNS: &str = "n, id, tenant, request_id, body_hash, endpoint, n_bytes, seed, priority, \

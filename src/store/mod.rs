@@ -14,6 +14,9 @@
 //!
 //! There is no second file for what may be lost: the prefix cache keeps its own, and nothing else
 //! needs one.
+//!
+//! What peers are told of and what they told stands behind a trait ([`sql`]): it is in the same
+//! file, or on a PostgreSQL server that several processes share ([`shared`]).
 
 mod backup;
 mod connection;
@@ -22,15 +25,20 @@ mod jobs;
 mod older;
 mod open;
 mod peers;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rows;
 mod schema;
+mod shared;
+mod sql;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod told;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use rusqlite::Connection;
@@ -44,8 +52,11 @@ pub use rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
     PieceRow, QueueLimits, StateCount, Update,
 };
-use sync::Teller;
-pub use sync::{ActRow, HeldRow, JobTold, OutRow, RecordRow, SyncTx, Tells};
+use shared::Shared;
+pub use shared::{SharedOptions, SharedPlace};
+pub use sync::{ActRow, HeldRow, OutRow, RecordRow, SyncTx};
+use told::Teller;
+pub use told::{JobTold, Tells, ToldRow};
 use writer::Writer;
 
 /// The version of the store that this program makes and reads.
@@ -129,6 +140,22 @@ pub enum StoreError {
         /// How many.
         n: usize,
     },
+    /// The server of a shared store cannot be reached. What was being written may be there.
+    #[error("the shared store {place} is away: {why}; try again")]
+    Away {
+        /// Which store.
+        place: String,
+        /// What happened.
+        why: String,
+    },
+    /// The server of a shared store says no, or what it has is not ours to use.
+    #[error("the shared store {place}: {why}")]
+    Shared {
+        /// Which store.
+        place: String,
+        /// What it says.
+        why: String,
+    },
     /// Too many writes wait.
     #[error("the disk is slower than what is to be written; try again in a second")]
     Busy,
@@ -153,6 +180,8 @@ struct Inner {
     dir: PathBuf,
     sealer: Sealer,
     teller: Teller,
+    /// The tables of sync, if other processes use them as well.
+    shared: OnceLock<Shared>,
     /// Before the lock, so that it is dropped first.
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
@@ -179,7 +208,8 @@ impl Store {
     fn new(dir: &Path, sealer: Sealer, writer: Writer, lock: std::fs::File) -> Store {
         let (dir, readers, teller) =
             (dir.to_owned(), Mutex::default(), Teller::new(sealer.clone()));
-        Store(Arc::new(Inner { dir, sealer, teller, writer, readers, _lock: lock }))
+        let shared = OnceLock::new();
+        Store(Arc::new(Inner { dir, sealer, teller, shared, writer, readers, _lock: lock }))
     }
 
     /// Runs `work` in a transaction and returns when it is on the disk.

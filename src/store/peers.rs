@@ -4,11 +4,15 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::Connection;
 
+use super::shared::{Shared, SharedOptions};
+use super::sql::Row;
+use super::sql::Value::{self, Bytes, Int, Text};
+use super::sync::SyncTx;
 use super::{Store, StoreError, connection, schema};
 use crate::base::limits::PEERS_MAX;
-use crate::seal;
+use crate::seal::{self, KEY_LEN, Sealer};
 
 /// A machine that this one is paired with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,26 +39,91 @@ fn key_name(node: &str) -> String {
     format!("key for {node}")
 }
 
-/// A peer whose key is still sealed.
-fn sealed_peer(row: &Row<'_>) -> rusqlite::Result<(Peer, Vec<u8>)> {
-    let peer = Peer {
-        node: row.get(0)?,
-        name: row.get(1)?,
-        address: row.get(2)?,
-        key: String::new(),
-        key_digest: row.get(4)?,
-        certificate: row.get(5)?,
-        paired_ms: row.get(6)?,
-    };
-    Ok((peer, row.get(3)?))
+impl SyncTx<'_> {
+    /// A peer out of its row.
+    fn peer_of(&self, mut row: Row) -> Result<Peer, StoreError> {
+        let node = row.text(0)?;
+        let name = key_name(&node);
+        let key = String::from_utf8(self.unseal(name.clone(), &row.bytes(3)?)?);
+        Ok(Peer {
+            name: row.text(1)?,
+            address: row.text(2)?,
+            key: key.map_err(|_| StoreError::Sealed { what: name.clone() })?,
+            key_digest: row.array(4)?.ok_or(StoreError::Sealed { what: name })?,
+            certificate: row.array(5)?,
+            paired_ms: row.int(6)?,
+            node,
+        })
+    }
+
+    fn put_peer(&mut self, peer: &Peer) -> Result<(), StoreError> {
+        let others = "SELECT count(*) FROM peers WHERE node <> ?1";
+        let n = self.one(others, &[Text(&peer.node)])?.map_or(Ok(0), |mut row| row.int(0))?;
+        let n = usize::try_from(n).unwrap_or(usize::MAX);
+        if n >= PEERS_MAX {
+            return Err(StoreError::PeersFull { n });
+        }
+        let sealed = self.seal(&key_name(&peer.node), peer.key.as_bytes())?;
+        // Not a replacement: that deletes the row, and with it all that is told to the peer and was
+        // heard of it.
+        let sql = format!(
+            "INSERT INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+             ON CONFLICT (node) DO UPDATE SET name = excluded.name, address = excluded.address, \
+             sealed_key = excluded.sealed_key, key_digest = excluded.key_digest, \
+             certificate = excluded.certificate, paired_ms = excluded.paired_ms"
+        );
+        // No text of a server has a zero, and no name needs one.
+        let name = peer.name.replace('\0', "");
+        let certificate = peer.certificate.as_ref().map_or(Value::Null, |own| Bytes(own));
+        let values = [
+            Text(&peer.node),
+            Text(&name),
+            Text(&peer.address),
+            Bytes(&sealed),
+            Bytes(&peer.key_digest),
+            certificate,
+            Int(peer.paired_ms),
+        ];
+        self.run(&sql, &values).map(drop)
+    }
+
+    fn known_peers(&mut self) -> Result<Vec<Peer>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM peers ORDER BY name, node");
+        let rows = self.rows(&sql, &[])?;
+        // One whose key does not open must not hide the others.
+        let opened = rows.into_iter().filter_map(|row| {
+            let peer = self.peer_of(row);
+            peer.inspect_err(|error| tracing::error!(%error, "a peer cannot be read")).ok()
+        });
+        Ok(opened.collect())
+    }
+
+    fn pins(&mut self) -> Result<Vec<(String, [u8; 32])>, StoreError> {
+        let sql = "SELECT address, certificate FROM peers WHERE certificate IS NOT NULL \
+                   ORDER BY node";
+        let pin = |mut row: Row| Ok((row.text(0)?, row.array(1)?.unwrap_or_default()));
+        self.rows(sql, &[])?.into_iter().map(pin).collect()
+    }
 }
 
 impl Store {
-    /// What this machine calls itself towards others: 16 hexadecimal digits, drawn once.
+    /// What this machine calls itself towards others: 16 hexadecimal digits, drawn once. Processes
+    /// that share a store are one machine to others.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn node(&self) -> Result<String, StoreError> {
+        match self.0.shared.get() {
+            Some(shared) => shared.node(),
+            None => self.own_node(),
+        }
+    }
+
+    /// What this store alone is called: no other process has it.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn own_node(&self) -> Result<String, StoreError> {
         if let Some(node) = self.read(|connection| Ok(schema::meta(connection, "node")?))? {
             return Ok(node);
         }
@@ -81,8 +150,12 @@ impl Store {
     /// Draws a new name for this machine and forgets all peers, who know the old one.
     ///
     /// # Errors
-    /// If the disk does not take it; then nothing has changed.
+    /// If the disk does not take it; then nothing has changed. A store that is shared keeps its
+    /// name: others speak under it.
     pub fn renew_node(&self) -> Result<String, StoreError> {
+        if let Some(shared) = self.0.shared.get() {
+            return Err(shared.refuses("its name is that of all its processes; forget the peers"));
+        }
         let drawn = drawn_node()?;
         self.write(move |connection| {
             connection.execute("DELETE FROM peers", [])?;
@@ -97,33 +170,7 @@ impl Store {
     /// # Errors
     /// If there are as many as there can be, or the disk does not take it.
     pub fn insert_peer(&self, peer: Peer) -> Result<(), StoreError> {
-        let sealed = self.seal(&key_name(&peer.node), peer.key.as_bytes())?;
-        // Not a replacement: that deletes the row, and with it all that is told to the peer and was
-        // heard of it.
-        let sql = format!(
-            "INSERT INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (node) DO UPDATE SET name = excluded.name, address = excluded.address,
-             sealed_key = excluded.sealed_key, key_digest = excluded.key_digest,
-             certificate = excluded.certificate, paired_ms = excluded.paired_ms"
-        );
-        self.write(move |connection| {
-            let others = "SELECT count(*) FROM peers WHERE node <> ?1";
-            let n: i64 = connection.query_row(others, [&peer.node], |row| row.get(0))?;
-            let n = usize::try_from(n).unwrap_or(usize::MAX);
-            if n >= PEERS_MAX {
-                return Err(StoreError::PeersFull { n });
-            }
-            connection.prepare(&sql)?.execute(params![
-                peer.node,
-                peer.name,
-                peer.address,
-                sealed,
-                peer.key_digest,
-                peer.certificate,
-                peer.paired_ms,
-            ])?;
-            Ok(())
-        })
+        self.sync(move |tx| tx.put_peer(&peer))
     }
 
     /// All peers, by their names.
@@ -131,18 +178,7 @@ impl Store {
     /// # Errors
     /// If they cannot be read. One whose key does not open is left out, and told in the log.
     pub fn peers(&self) -> Result<Vec<Peer>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM peers ORDER BY name, node");
-        let rows = self.read(|connection| {
-            let mut rows = connection.prepare(&sql)?;
-            Ok(rows.query_map([], sealed_peer)?.collect::<rusqlite::Result<Vec<_>>>()?)
-        })?;
-        // One whose key does not open must not hide the others.
-        let opened = rows.into_iter().filter_map(|row| {
-            let node = row.0.node.clone();
-            let peer = self.open_peer(row);
-            peer.inspect_err(|error| tracing::error!(node, %error, "a peer cannot be read")).ok()
-        });
-        Ok(opened.collect())
+        self.sync_look(|tx| tx.known_peers())
     }
 
     /// A peer by its node.
@@ -151,8 +187,10 @@ impl Store {
     /// If it cannot be read, or its key does not open.
     pub fn peer(&self, node: &str) -> Result<Option<Peer>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM peers WHERE node = ?1");
-        let row = self.read(|c| Ok(c.query_row(&sql, [node], sealed_peer).optional()?))?;
-        row.map(|row| self.open_peer(row)).transpose()
+        self.sync_look(|tx| {
+            let row = tx.one(&sql, &[Text(node)])?;
+            row.map(|row| tx.peer_of(row)).transpose()
+        })
     }
 
     /// Forgets a peer and what waits for it; whether there was one.
@@ -161,38 +199,37 @@ impl Store {
     /// If the disk does not take it.
     pub fn delete_peer(&self, node: &str) -> Result<bool, StoreError> {
         let node = node.to_owned();
-        self.write(move |c| {
-            c.execute("DELETE FROM acts WHERE peer = ?1", [&node])?;
-            Ok(c.execute("DELETE FROM peers WHERE node = ?1", [node])? > 0)
+        self.sync(move |tx| {
+            tx.run("DELETE FROM acts WHERE peer = ?1", &[Text(&node)])?;
+            Ok(tx.run("DELETE FROM peers WHERE node = ?1", &[Text(&node)])? > 0)
         })
-    }
-
-    fn open_peer(&self, (peer, sealed): (Peer, Vec<u8>)) -> Result<Peer, StoreError> {
-        let name = key_name(&peer.node);
-        let key = String::from_utf8(self.unseal(&name, &sealed)?);
-        Ok(Peer { key: key.map_err(|_| StoreError::Sealed { what: name })?, ..peer })
     }
 }
 
 /// The certificates of the machines that a state directory is paired with, each with the address of
-/// its machine; also while a service has the store. None where there is no store yet.
+/// its machine; also while a service has the store. None where there is no store yet. Where it
+/// shares its peers with others, they are read there.
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn pinned(dir: &Path) -> Result<Vec<(String, [u8; 32])>, StoreError> {
+pub fn pinned(
+    dir: &Path,
+    shared: Option<&SharedOptions>,
+) -> Result<Vec<(String, [u8; 32])>, StoreError> {
+    if let Some(options) = shared {
+        return Shared::open(dir, options)?.look(|tx| tx.pins());
+    }
     let path = connection::file(dir);
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let reader = connection::reader(&path)?;
-    let sql = "SELECT address, certificate FROM peers WHERE certificate IS NOT NULL";
-    let mut rows = reader.prepare(sql)?;
-    let pins = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(pins.collect::<rusqlite::Result<Vec<_>>>()?)
+    let (reader, sealer) = (connection::reader(&path)?, Sealer::new(&[0; KEY_LEN], "none"));
+    // Pins are not sealed, so no key is needed, nor made.
+    SyncTx::new(&mut &reader, &sealer).pins()
 }
 
 /// 16 hexadecimal digits.
-fn drawn_node() -> Result<String, StoreError> {
+pub(super) fn drawn_node() -> Result<String, StoreError> {
     let failed = |source| StoreError::File { path: "random".into(), source };
     let drawn = seal::random().map_err(failed)?;
     Ok(drawn[..8].iter().map(|byte| format!("{byte:02x}")).collect())
@@ -242,8 +279,8 @@ mod tests {
         assert_eq!(store.peers().unwrap(), [peer(1), peer(2)]);
         assert_eq!(store.peer(&peer(2).node).unwrap(), Some(peer(2)));
         // Beside whoever has the store.
-        assert_eq!(pinned(dir.path()).unwrap(), [(peer(2).address, [7; 32])]);
-        assert!(pinned(&dir.path().join("none")).unwrap().is_empty());
+        assert_eq!(pinned(dir.path(), None).unwrap(), [(peer(2).address, [7; 32])]);
+        assert!(pinned(&dir.path().join("none"), None).unwrap().is_empty());
         assert!(store.delete_peer(&peer(1).node).unwrap());
         assert!(!store.delete_peer(&peer(1).node).unwrap());
         assert_eq!(store.peer(&peer(1).node).unwrap(), None);

@@ -6,7 +6,7 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 4] = [
+pub const STEPS: [&str; 5] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -129,6 +129,21 @@ CREATE TABLE acts (
     kind            TEXT NOT NULL,
     key             TEXT NOT NULL,
     UNIQUE (kind, key)
+) STRICT;
+",
+    // What waits for tables that are shared with other processes, and what came to them.
+    "
+CREATE TABLE told (
+    n               INTEGER PRIMARY KEY,
+    id              INTEGER NOT NULL,
+    sealed_change   BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE forwarded (
+    n               INTEGER PRIMARY KEY,
+    source          TEXT NOT NULL,
+    id              INTEGER NOT NULL,
+    UNIQUE (source, id)
 ) STRICT;
 ",
 ];

@@ -118,6 +118,15 @@ impl Node {
         Ok(self.store().sync(move |tx| tx.drop_act(n))?)
     }
 
+    /// It is about something that is not here. Where other processes use the store it is left for
+    /// them; else it is done.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn pass_on(&self, n: i64) -> Result<(), SyncError> {
+        if self.store().is_shared() { Ok(()) } else { self.acted(n) }
+    }
+
     /// Tells the peers which models this machine has, if they are others than was told last;
     /// whether it told.
     ///

@@ -137,7 +137,7 @@ const SAID_MAX: usize = 8;
 /// before we said it, the peer's store went back in time; if we came to know it later, the answer
 /// may have been overtaken. So what was said since the last news counts, not the last word alone:
 /// two that call each other at the same moments would never see an answer to that.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Talk {
     /// Said since what the peer has changed, the last first.
     said: [u64; SAID_MAX],
@@ -172,7 +172,7 @@ impl Talk {
 }
 
 /// A change of this node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// See [`super::rules`].
     pub kind: String,

@@ -9,7 +9,8 @@
 //! node      all of it, for those who have a network
 //! stick     for those who have none           tell      jobs, told
 //! blob      what is too large for an entry    files     a node and its blobs
-//! spool     what other processes have to tell
+//! spool     what other processes have to tell      known    what a node knows
+//! together  several processes under one name
 //! ```
 //!
 //! The machine is pure: time and randomness are arguments, the disk is a trait. Nothing here knows
@@ -19,6 +20,7 @@ mod blob;
 mod clock;
 mod disk;
 mod files;
+mod known;
 mod ledger;
 mod link;
 mod node;
@@ -31,14 +33,16 @@ mod stick;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod together;
 mod wire;
 
 use crate::seal::SealError;
 use crate::store::StoreError;
 pub use blob::{Ask, BlobId, HAUL_BYTES_MAX, Progress, Vault};
 pub use files::FileView;
+pub use known::{Held, PeerStanding};
 pub use link::{Change, Heard};
-pub use node::{Held, Node, PeerStanding};
+pub use node::Node;
 pub use rules::{Record, job_rank};
 pub use spool::{Spool, Told};
 pub use standing::{LastHeard, Standing};

@@ -22,18 +22,17 @@ use subtle::ConstantTimeEq;
 use super::SyncError;
 use super::blob::Vault;
 use super::disk::Disk;
-use super::ledger::{Ledger, readable};
+use super::ledger::Ledger;
 use super::link::{self, Bounds, Change, Heard, Talk};
 use super::pace::Pace;
-use super::rules::Record;
 use super::say;
-use super::standing::{LastHeard, Standing};
 use super::tell::JobTeller;
-use super::wire::{Entry, Hello, Limits, Message, Refusal, SPEAKS};
+use super::together::{keep_talk_of_all, talk_of_all};
+use super::wire::{Hello, Limits, Message, Refusal, SPEAKS};
 use crate::base::file;
 use crate::base::host::machine_marks;
 use crate::seal;
-use crate::store::{Peer, Store, SyncTx, now_ms};
+use crate::store::{Peer, Store, StoreError, SyncTx, now_ms};
 
 /// See the module. Clones share it.
 #[derive(Clone)]
@@ -57,41 +56,16 @@ struct Shared {
 
 /// What is known of a peer while the program runs.
 #[derive(Clone, Debug, Default)]
-struct Live {
+pub(super) struct Live {
     talk: Talk,
-    pace: Pace,
-    trouble: Option<String>,
+    pub(super) pace: Pace,
+    pub(super) trouble: Option<String>,
     /// When it was heard: by the clock, and by the one that never jumps.
-    heard: Option<(i64, u64)>,
+    pub(super) heard: Option<(i64, u64)>,
     /// The newest entry when it was last looked for.
     last_seen: u64,
     /// It was called since its blobs were last asked for.
     has_called: bool,
-}
-
-/// How a peer stands.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PeerStanding {
-    /// The peer, without its key.
-    pub peer: Peer,
-    /// How it stands.
-    pub standing: Standing,
-    /// When it was last heard, if it was since the program began.
-    pub heard_ms: Option<i64>,
-    /// Calls that failed since the last one that did not.
-    pub n_failed: u32,
-}
-
-/// An entry that was set aside.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Held {
-    pub n: i64,
-    pub peer: String,
-    pub why: String,
-    pub held_ms: i64,
-    /// `None` if it cannot be read.
-    pub entry: Option<Entry>,
 }
 
 impl Node {
@@ -113,11 +87,13 @@ impl Node {
         for folder in ["", "blobs", "told"] {
             file::sweep(&store.dir().join(folder));
         }
-        store.tell_by(Box::new(JobTeller::new(&node, vault.clone())));
+        store.tell_by(Box::new(JobTeller::new(&node, vault.clone(), store.is_shared())));
         let marks: Vec<String> = marks.iter().map(|mark| digest(mark)).collect();
         let is_moved = match store.machine()? {
             // Where nothing is told, nothing can be said.
             _ if marks.is_empty() => false,
+            // One name for many machines is what its owner wants.
+            _ if store.is_shared() => false,
             None => {
                 store.set_machine(marks.join(" "))?;
                 false
@@ -212,7 +188,7 @@ impl Node {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, peer: &str, work: impl FnOnce(&mut Live) -> T) -> T {
+    pub(super) fn with<T>(&self, peer: &str, work: impl FnOnce(&mut Live) -> T) -> T {
         work(self.live().entry(peer.to_owned()).or_default())
     }
 
@@ -317,26 +293,27 @@ impl Node {
         if let Some(moved) = self.moved() {
             return Err(moved.into());
         }
-        let nonce = draw()?;
+        let (nonce, hello) = (draw()?, self.hello());
+        if self.0.store.is_shared() {
+            return self.ask_of_all(peer, nonce, hello);
+        }
         let talk = self.with(peer, |live| {
             live.talk.say(nonce);
             live.talk
         });
         let message = self.look(|ledger| {
             let limits = link::known_limits(ledger, peer)?;
-            say::compose(ledger, peer, &self.hello(), &talk, nonce, limits)
+            say::compose(ledger, peer, &hello, &talk, nonce, limits)
         })?;
         Ok(message.write())
     }
 
-    pub(super) fn look<T>(
+    pub(super) fn look<T: Send>(
         &self,
-        work: impl FnOnce(&mut Ledger<'_, '_>) -> Result<T, crate::store::StoreError>,
+        work: impl FnOnce(&mut Ledger<'_, '_>) -> Result<T, StoreError> + Send,
     ) -> Result<T, SyncError> {
-        Ok(self
-            .0
-            .store
-            .sync_look(|tx: &mut SyncTx<'_>| work(&mut Ledger::new(tx, &self.0.node)))?)
+        let look = |tx: &mut SyncTx<'_>| work(&mut Ledger::new(tx, &self.0.node));
+        Ok(self.0.store.sync_look(look)?)
     }
 
     /// Takes what a peer said. What it did is on the disk.
@@ -347,16 +324,23 @@ impl Node {
         let message = self.read(peer, bytes).inspect_err(|refusal| {
             self.with(peer, |live| live.trouble = Some(refusal.to_string()));
         })?;
-        let is_fresh = self.with(peer, |live| live.talk.is_fresh(&message));
+        let own = (!self.0.store.is_shared()).then(|| self.with(peer, |live| live.talk));
         let (node, of) = (self.0.node.clone(), peer.to_owned());
         let done = self.0.store.sync(move |tx| {
             // It may have been forgotten while it spoke.
             if !tx.peers()?.contains(&of) {
                 return Ok(None);
             }
+            let talk = own.map_or_else(|| talk_of_all(tx, &of), Ok)?;
+            let is_fresh = talk.is_fresh(&message);
             let mut ledger = Ledger::new(tx, &node);
             let bounds = Bounds::default();
             let heard = link::hear(&mut ledger, &of, &message, is_fresh, now_ms(), &bounds)?;
+            if own.is_none() && !heard.is_refused {
+                let mut talk = talk;
+                talk.heard(message.nonce, heard.is_moved);
+                keep_talk_of_all(tx, &of, &talk)?;
+            }
             Ok(Some((message.nonce, heard)))
         })?;
         let forgotten = || Refusal::Unpaired { node: peer.to_owned() };
@@ -437,138 +421,6 @@ impl Node {
             self.with(&peer.node, |live| live.pace.now(now));
         }
         Ok(())
-    }
-
-    /// How every link stands.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn standing(&self) -> Result<Vec<PeerStanding>, SyncError> {
-        let (now, moved) = (self.mono_ms(), self.moved());
-        let stands = |peer: Peer| {
-            let live = self.with(&peer.node, |live| live.clone());
-            let standing = self.0.store.sync_look(|tx| {
-                let n_held = tx.n_held(&peer.node)?;
-                let link = Ledger::new(tx, &self.0.node).link(&peer.node)?;
-                let front = tx.out_front(&peer.node, link.sent_from() + 1)?;
-                let oldest_ms = front.map(|row| now_ms() - row.written_ms);
-                // A clock that was set meanwhile tells nothing.
-                let oldest_ms = oldest_ms.filter(|ms| (0..AGE_MS_MAX).contains(ms));
-                let heard = match live.heard {
-                    Some((_, at)) => LastHeard::Ago((now - at.min(now)) as i64),
-                    None => heard_of_disk(link.heard_ms),
-                };
-                let moved = moved.as_ref().map(Refusal::to_string);
-                Ok(Standing {
-                    heard,
-                    n_waiting: link.n_waiting(),
-                    oldest_ms,
-                    n_to_come: link.n_to_come(),
-                    n_held,
-                    n_lost: link.n_lost_unseen(),
-                    trouble: moved.or(live.trouble.clone()),
-                })
-            })?;
-            let peer = Peer { key: String::new(), ..peer };
-            let heard_ms = live.heard.map(|(at, _)| at);
-            let n_failed = live.pace.n_failed();
-            Ok(PeerStanding { peer, standing, heard_ms, n_failed })
-        };
-        self.peers()?.into_iter().map(stands).collect()
-    }
-
-    /// What was set aside, the oldest first.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn held(&self) -> Result<Vec<Held>, SyncError> {
-        let rows = self.0.store.sync_look(|tx| tx.held())?;
-        let held = |row: crate::store::HeldRow| Held {
-            entry: serde_json::from_slice(&row.text).ok(),
-            n: row.n,
-            peer: row.peer,
-            why: row.why,
-            held_ms: row.held_ms,
-        };
-        Ok(rows.into_iter().map(held).collect())
-    }
-
-    /// Tries again what was set aside, or forgets it; how many are done with.
-    ///
-    /// # Errors
-    /// If the disk does not take it.
-    pub fn retry(&self, forget: bool) -> Result<usize, SyncError> {
-        let held = self.held()?;
-        let node = self.0.node.clone();
-        Ok(self.0.store.sync(move |tx| {
-            let mut n_done = 0;
-            for held in held {
-                let is_done = match &held.entry {
-                    _ if forget => true,
-                    None => false,
-                    Some(entry) => {
-                        let mut ledger = Ledger::new(tx, &node);
-                        link::retry(&mut ledger, &held.peer, entry, now_ms())?.is_ok()
-                    }
-                };
-                if is_done {
-                    tx.drop_held(held.n)?;
-                    n_done += 1;
-                }
-            }
-            if forget {
-                for peer in tx.peers()? {
-                    link::forget_lost(&mut Ledger::new(tx, &node), &peer)?;
-                }
-            }
-            Ok(n_done)
-        })?)
-    }
-
-    /// Things that are known of a kind, the last changed first.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn records(&self, kind: &str, n_max: usize) -> Result<Vec<Record>, SyncError> {
-        let rows = self.0.store.sync_look(|tx| tx.records(kind, n_max))?;
-        Ok(rows.into_iter().filter_map(readable).collect())
-    }
-
-    /// What is known of a thing.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn record(&self, kind: &str, key: &str) -> Result<Option<Record>, SyncError> {
-        self.look(|ledger| ledger.record(kind, key))
-    }
-
-    /// Copies of a thing that did not count, the oldest first.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn copies(&self, kind: &str, key: &str) -> Result<Vec<Record>, SyncError> {
-        let rows = self.0.store.sync_look(|tx| tx.copies(kind, key))?;
-        Ok(rows.into_iter().filter_map(readable).collect())
-    }
-
-    /// How many things are known of each kind.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn record_counts(&self) -> Result<Vec<(String, i64)>, SyncError> {
-        Ok(self.0.store.sync_look(|tx| tx.record_counts())?)
-    }
-}
-
-/// An age beyond this is a clock that was set.
-const AGE_MS_MAX: i64 = 10 * 365 * 24 * 3600 * 1000;
-
-/// When a peer was heard by a run of the program before this one.
-fn heard_of_disk(heard_ms: i64) -> LastHeard {
-    match now_ms() - heard_ms {
-        _ if heard_ms == 0 => LastHeard::Never,
-        ago if (0..AGE_MS_MAX).contains(&ago) => LastHeard::Ago(ago),
-        _ => LastHeard::Once,
     }
 }
 

@@ -17,23 +17,28 @@ use crate::store::{JobTold, StoreError, SyncTx, Tells, now_ms};
 pub struct JobTeller {
     node: String,
     vault: Vault,
+    is_shared: bool,
 }
 
 impl JobTeller {
-    /// The jobs of a node.
-    pub fn new(node: &str, vault: Vault) -> JobTeller {
-        JobTeller { node: node.to_owned(), vault }
+    /// The jobs of a node, whose tables of sync may be shared with other processes.
+    pub fn new(node: &str, vault: Vault, is_shared: bool) -> JobTeller {
+        JobTeller { node: node.to_owned(), vault, is_shared }
     }
 }
 
 impl Tells for JobTeller {
     fn job(&self, tx: &mut SyncTx<'_>, told: &JobTold<'_>) -> Result<(), StoreError> {
-        if tx.peers()?.is_empty() {
+        if !self.is_shared && tx.peers()?.is_empty() {
             return Ok(());
         }
         let failed = |_| StoreError::Commit { why: "the system gives no random bytes".to_owned() };
         let id = draw().map_err(failed)?;
         let change = change_of(told, &self.node, &self.vault);
+        if self.is_shared {
+            // No transaction holds a job and the shared tables: see `together`.
+            return tx.put_told(id, &serde_json::to_vec(&change).unwrap_or_default());
+        }
         let mut ledger = Ledger::new(tx, &self.node);
         link::change(&mut ledger, change, id, now_ms(), &Bounds::default()).map(|_| ())
     }

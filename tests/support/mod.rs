@@ -3,6 +3,7 @@
 pub mod fake;
 pub mod hosted;
 pub mod http;
+pub mod postgres;
 pub mod recipe;
 pub mod run;
 pub mod skip;

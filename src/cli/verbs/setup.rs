@@ -14,7 +14,7 @@ use crate::cli::terminal::{self, print_json};
 use crate::cli::{Context, exit};
 use crate::discovery::browse;
 use crate::server::pair_and_keep;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// How long appliances have to announce themselves.
 const BROWSE: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ pub struct SetupArgs {
 pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
     let app = context.app_of_state(Vec::new())?;
     // First of all, so that no code is spent on a pairing that could not be kept.
-    let store = match Store::open(&app.dirs.state) {
+    let store = match app.open_state() {
         Ok(opened) => Some(opened.store),
         // A running hub has it, and pairs for us.
         Err(StoreError::Locked { .. }) => None,

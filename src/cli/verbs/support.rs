@@ -21,7 +21,6 @@ use crate::base::config::Source;
 use crate::base::host::Host;
 use crate::base::tar::TarWriter;
 use crate::cli::terminal;
-use crate::cli::verbs::doctor;
 use crate::cli::{Context, exit};
 use crate::power::Sensors;
 use crate::server::{KeyFile, redacted};

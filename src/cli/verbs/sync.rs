@@ -11,13 +11,14 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::files;
+use crate::app::App;
 use crate::base::file::Draft;
 use crate::cli::exit::CliError;
 use crate::cli::remote::Remote;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
 use crate::server::{Client, ClientError, KeyFile, peer_key_name};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::sync::{BlobId, Imported, Node, StickHead, asks_of, read_frame};
 
 /// Options of `sync`.
@@ -113,31 +114,35 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             }
         }
         What::Forget { peer } => {
-            let name = forget(&client, own(args, &app.dirs.state)?, peer, &app.dirs.state)?;
+            let name = forget(&client, own(args, &app)?, peer, &app.dirs.state)?;
             terminal::note(format!("{name} is forgotten; forget this machine there as well"));
         }
         What::Send { file, name, what } => {
-            let own = own(args, &app.dirs.state)?;
+            let own = own(args, &app)?;
             files::send(own, &app.dirs.state, file, name.as_deref(), what)?;
         }
         What::Files => {
-            let own = own(args, &app.dirs.state)?;
+            let own = own(args, &app)?;
             files::show(&files::known(&client, own, &app.dirs.state)?, args.json)?;
         }
         What::Fetch { name, to } => {
-            let own = own(args, &app.dirs.state)?;
+            let own = own(args, &app)?;
             files::fetch(&files::known(&client, own, &app.dirs.state)?, &app.dirs.state, name, to)?;
         }
         What::Drop { name } => {
-            let own = own(args, &app.dirs.state)?;
+            let own = own(args, &app)?;
             files::drop(&files::known(&client, own, &app.dirs.state)?, &app.dirs.state, name)?;
         }
         What::Adopt => {
-            alone(args, &app.dirs.state)?.adopt()?;
+            alone(args, &app)?.adopt()?;
             terminal::note("this machine goes on under the name of its card");
         }
         What::Renew => {
-            let sync = alone(args, &app.dirs.state)?;
+            if app.shared_store().is_some() {
+                let why = "other processes share this name; `sync forget` ends a pairing";
+                return Err(CliError::usage(why).into());
+            }
+            let sync = alone(args, &app)?;
             let keys = KeyFile::new(&app.dirs.state);
             for peer in sync.peers()? {
                 let _ = keys.revoke(&peer_key_name(&peer.node));
@@ -146,11 +151,11 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             terminal::note(format!("this machine is {node} now; pair it again"));
         }
         What::Export { file, files } => {
-            let n = export(&client, own(args, &app.dirs.state)?, file, *files)?;
+            let n = export(&client, own(args, &app)?, file, *files)?;
             terminal::note(format!("{n} entries; `jetforge sync import` reads them there"));
         }
         What::Import { file } => {
-            let told = import(&client, own(args, &app.dirs.state)?, file)?;
+            let told = import(&client, own(args, &app)?, file)?;
             let (n_file, n_missing) = (told.blobs.len(), told.n_missing());
             terminal::note(format!("{} entries took effect", told.n_applied));
             if n_file > 0 {
@@ -165,11 +170,11 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
 }
 
 /// The store, where no service has it and none is named.
-fn own(args: &SyncArgs, dir: &Path) -> anyhow::Result<Option<Node>> {
+fn own(args: &SyncArgs, app: &App) -> anyhow::Result<Option<Node>> {
     if args.remote.url.is_some() {
         return Ok(None);
     }
-    match Store::open(dir) {
+    match app.open_state() {
         Ok(opened) => {
             opened.notes.iter().for_each(|note| terminal::note(format!("note: {note}")));
             Ok(Some(Node::open(opened.store)?))
@@ -180,8 +185,8 @@ fn own(args: &SyncArgs, dir: &Path) -> anyhow::Result<Option<Node>> {
 }
 
 /// The store, where it cannot be another's: what a service holds must not change under it.
-fn alone(args: &SyncArgs, dir: &Path) -> anyhow::Result<Node> {
-    own(args, dir)?.ok_or_else(|| {
+fn alone(args: &SyncArgs, app: &App) -> anyhow::Result<Node> {
+    own(args, app)?.ok_or_else(|| {
         CliError::usage("the service has the store; stop it first, and leave --url out").into()
     })
 }

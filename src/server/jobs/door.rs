@@ -148,20 +148,23 @@ impl Door {
         }
     }
 
-    /// Takes a job back for a peer, whoever it belongs to here; one that is over or gone is.
-    pub async fn take_back(&self, id: String) -> Result<(), ApiError> {
+    /// Takes a job back for a peer, whoever it belongs to here; one that is over is. Whether there
+    /// is such a job.
+    pub async fn take_back(&self, id: String) -> Result<bool, ApiError> {
         let taken = self.ask(move |jobs| {
             let cancel = |job: Job| jobs.cancel(job.row.tenant as u64, &id);
             match jobs.any(&id).and_then(cancel) {
-                Ok(job) => Ok(Some(job)),
-                Err(JobsError::Unknown | JobsError::Illegal { .. }) => Ok(None),
+                Ok(job) => Ok((true, Some(job))),
+                Err(JobsError::Illegal { .. }) => Ok((true, None)),
+                Err(JobsError::Unknown) => Ok((false, None)),
                 Err(error) => Err(error),
             }
         });
-        if let Some(job) = taken.await? {
+        let (is_known, job) = taken.await?;
+        if let Some(job) = job {
             self.break_off(&job);
         }
-        Ok(())
+        Ok(is_known)
     }
 
     /// Jobs and bytes in each state.

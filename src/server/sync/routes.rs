@@ -49,7 +49,7 @@ impl From<SyncError> for ApiError {
         let message = error.to_string();
         match error {
             SyncError::Refused(_) => ApiError::conflict(message),
-            SyncError::Store(StoreError::Busy | StoreError::Closed) => {
+            SyncError::Store(StoreError::Busy | StoreError::Closed | StoreError::Away { .. }) => {
                 ApiError::unavailable(message, std::time::Duration::from_secs(1))
             }
             SyncError::Store(_) | SyncError::File { .. } | SyncError::Key(_) => {

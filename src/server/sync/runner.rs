@@ -140,6 +140,7 @@ impl Runner {
         calls: &mut JoinSet<String>,
         called: &mut BTreeSet<String>,
     ) -> Result<(), ApiError> {
+        ask(&self.sync, Node::hand_on).await?;
         self.act().await?;
         let peers = ask(&self.sync, |sync| {
             sync.look_for_news()?;
@@ -170,11 +171,12 @@ impl Runner {
             let taken = door.take_back(act.key).await;
             let why = taken.as_ref().err().map(|error| &error.message);
             self.troubles.tell(&of, why.map(|why| why as _));
-            // One that fails is no reason to call nobody, nor to forget it.
-            if taken.is_err_and(|error| error.status.is_server_error()) {
-                continue;
+            match taken {
+                // One that fails is no reason to call nobody, nor to forget it.
+                Err(error) if error.status.is_server_error() => {}
+                Ok(false) => ask(&self.sync, move |sync| sync.pass_on(act.n)).await?,
+                Ok(true) | Err(_) => ask(&self.sync, move |sync| sync.acted(act.n)).await?,
             }
-            ask(&self.sync, move |sync| sync.acted(act.n)).await?;
         }
         Ok(())
     }
