@@ -68,7 +68,7 @@ fn numbers(node: &Node) -> Vec<u64> {
 #[test]
 fn two_processes_are_one_to_an_appliance_that_both_call_at_once() {
     let Some(server) = Postgres::start() else { return };
-    let url = server.database("both");
+    let url = server.database("hub");
     let homes = [0, 1, 2].map(|_| tempfile::tempdir().unwrap());
     let [nano_home, home, other_home] = homes.each_ref().map(|home| home.path());
     let nano = Store::open(nano_home).unwrap().store;
@@ -198,7 +198,8 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_that_was_acknowledged()
                     let put = row.clone();
                     // Two things of a transaction: both come to be, or none.
                     let done = store.sync(move |tx| {
-                        tx.set_clock(tx.clock()? + 1)?;
+                        let clock = tx.clock()?;
+                        tx.set_clock(clock + 1)?;
                         tx.put_record(&put)
                     });
                     match done {

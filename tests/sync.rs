@@ -371,7 +371,8 @@ fn what_an_appliance_has_and_measures_is_seen_at_the_hub_until_they_part() {
     let hub_url = hub.address.to_string();
     until("the file is there", || {
         post(hub.address, "/v1/sync/now", &json!({}));
-        run(hub_home, &["files", "--url", &hub_url]).1.contains(" here ")
+        let shown = run(hub_home, &["files", "--url", &hub_url]).1;
+        shown.contains(" here ") && !shown.contains("not here")
     });
     let fetched = run(hub_home, &["fetch", "repo.bundle", &copy, "--url", &hub_url]);
     assert_eq!(fetched.0, Some(0), "{}", fetched.2);
