@@ -242,11 +242,13 @@ fn acts(open: Opener<'_>) {
     };
     store.sync(put).unwrap();
     let keys = |n_max| -> Vec<String> {
-        let acts = store.sync_look(|tx| tx.acts(n_max)).unwrap();
+        let acts = store.sync_look(|tx| tx.acts(0, n_max)).unwrap();
         acts.into_iter().map(|act| act.key).collect()
     };
     assert_eq!((keys(9), keys(1)), (vec!["job-2".into(), "job-1".into()], vec!["job-2".into()]));
-    let first = store.sync_look(|tx| tx.acts(1)).unwrap()[0].n;
+    let first = store.sync_look(|tx| tx.acts(0, 1)).unwrap()[0].n;
+    let behind = store.sync_look(|tx| tx.acts(first, 9)).unwrap();
+    assert_eq!(behind.into_iter().map(|act| act.key).collect::<Vec<_>>(), ["job-1"]);
     store.sync(move |tx| tx.drop_act(first)).unwrap();
     assert_eq!(keys(9), ["job-1"]);
     let n = SYNC_ACTS_KEPT + 1000;
@@ -286,7 +288,7 @@ fn peers(open: Opener<'_>) {
     store.insert_peer(peer(1)).unwrap();
     let left = store.sync(|tx| {
         let (link, front) = (tx.link(&node(1))?, tx.out_front(&node(1), 0)?);
-        Ok((link, front, tx.n_held(&node(1))?, tx.acts(9)?.len(), tx.see(&node(1), 7)?))
+        Ok((link, front, tx.n_held(&node(1))?, tx.acts(0, 9)?.len(), tx.see(&node(1), 7)?))
     });
     assert_eq!(left.unwrap(), (None, None, 0, 0, true), "nothing of it is left");
     (3..=PEERS_MAX).for_each(|i| store.insert_peer(peer(i)).unwrap());

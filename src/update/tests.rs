@@ -366,7 +366,8 @@ fn a_package_that_is_installed_takes_the_place_of_what_ran() {
 /// an update; afterwards a whole program starts, and the update can be made.
 #[test]
 fn wherever_the_power_goes_a_whole_program_starts_and_the_update_can_go_on() {
-    let steps: [(&str, &dyn Fn(&World, &Slots)); 6] = [
+    type Step<'a> = (&'a str, &'a dyn Fn(&World, &Slots));
+    let steps: [Step<'_>; 6] = [
         ("apply", &|world, slots| drop(world.apply(slots, &world.path("jetforge-4.update")))),
         ("begin", &|_, slots| drop(slots.begin())),
         ("ready", &|_, slots| drop(slots.ready(Ok(())))),
