@@ -11,6 +11,7 @@ mod cuda;
 mod cuda_attention;
 mod cuda_driver;
 mod cuda_engine;
+mod cuda_service;
 mod generation;
 mod grammar;
 mod hostile;

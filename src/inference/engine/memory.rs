@@ -242,8 +242,8 @@ impl Prepared {
     ) -> MemoryPlan {
         let n_page = n_page(self.n_parallel, n_ctx);
         let n_batch = self.config.n_batch.min(n_ctx.max(self.n_parallel));
-        let sizes = self.sizes(gguf, gpu.is_some(), n_page, n_batch);
-        let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu.is_some(), n_ctx);
+        let sizes = self.sizes(gguf, gpu, n_page, n_batch);
+        let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu, n_ctx);
         MemoryPlan {
             weights_bytes: sizes.weights,
             packed_bytes: sizes.packed,
@@ -258,13 +258,16 @@ impl Prepared {
     }
 
     /// What the backend takes with so many pages and tokens of a step.
-    fn sizes(&self, gguf: &Gguf, on_gpu: bool, n_page: usize, n_batch: usize) -> Sizes {
+    fn sizes(&self, gguf: &Gguf, gpu: Option<GpuRoom>, n_page: usize, n_batch: usize) -> Sizes {
         let plan = &self.plan;
-        if on_gpu {
+        if let Some(gpu) = gpu {
             let config = CudaConfig { n_page, n_batch, ..self.cuda_config() };
             let weights = CudaBackend::weight_bytes(plan, gguf);
             let kv = (CudaBackend::page_bytes_of(plan, config.kv) * n_page) as u64;
-            let scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
+            let mut scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
+            if gpu.is_shared {
+                scratch += CudaBackend::host_bytes(plan, &config) as u64;
+            }
             return Sizes { weights, packed: weights, kv, scratch };
         }
         let config = CpuConfig { n_page, n_batch, ..self.config.clone() };
@@ -307,10 +310,10 @@ impl Prepared {
 
 impl PreparedDraft {
     /// Weights, KV cache and buffers beside a model with this context.
-    fn needed_bytes(&self, on_gpu: bool, n_ctx: usize) -> u64 {
+    fn needed_bytes(&self, gpu: Option<GpuRoom>, n_ctx: usize) -> u64 {
         let Prepared { config, n_parallel, .. } = &self.prepared;
         let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
-        let sizes = self.prepared.sizes(&self.gguf, on_gpu, n_page, config.n_batch);
+        let sizes = self.prepared.sizes(&self.gguf, gpu, n_page, config.n_batch);
         sizes.weights + sizes.kv + sizes.scratch
     }
 }

@@ -9,7 +9,7 @@
 //! selftest   each kernel's smallest cases, before a model is trusted to them
 //! steps      a plan as launches            weights, kv    what stays on the device
 //! prepare    what the host makes of a batch, sent in one copy (upload)
-//! backend    runs the steps of a batch
+//! backend    runs the steps of a batch                 progress   how far the device is with them
 //! ```
 //!
 //! The kernels stand in `kernels/`, and as PTX for compute capability 5.3 in the binary. The driver
@@ -23,6 +23,7 @@ mod images;
 mod kv;
 pub mod launch;
 mod prepare;
+mod progress;
 mod selftest;
 mod steps;
 pub mod strips;
