@@ -48,14 +48,21 @@ build() {
         exit 1
     }
     registers "$out/said" | sort >"$out/registers"
-    printf '\n[%s]\nsource = "%s"\nkernels = [\n' "$name" "$(sha256sum <"$name.cu" | cut -d' ' -f1)"
+    # `join` drops what only one of them has, and with it a kernel that was never held to its limits.
+    join <(entries "$ptx" | sort) "$out/registers" >"$out/kernels"
+    if [ "$(grep -c '\.entry ' "$ptx")" != "$(wc -l <"$out/kernels")" ]; then
+        echo "$name: a kernel without launch bounds, or without registers" >&2
+        exit 1
+    fi
+    printf '\n[%s]\nsource = "%s"\nptx = "%s"\nkernels = [\n' "$name" \
+        "$(sha256sum <"$name.cu" | cut -d' ' -f1)" "$(sha256sum <"$ptx" | cut -d' ' -f1)"
     while read -r kernel threads count; do
         if [ $((threads * count)) -gt $registers_max ]; then
             echo "$kernel: $count registers in $threads threads" >&2
             exit 1
         fi
         echo "    { name = \"$kernel\", threads = $threads, registers = $count, spills = 0 },"
-    done < <(join <(entries "$ptx" | sort) "$out/registers")
+    done <"$out/kernels"
     echo "]"
 }
 

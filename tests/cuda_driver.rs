@@ -80,10 +80,46 @@ fn a_call_that_fails_is_named_and_the_next_request_succeeds() {
             results.iter().filter_map(|r| r.as_ref().err()).map(ToString::to_string).collect();
         assert_eq!(errors.len(), 1, "{call} {nth}: {errors:?}");
         let name = if code == 2 { "CUDA_ERROR_OUT_OF_MEMORY" } else { "CUDA_ERROR_LAUNCH_FAILED" };
-        let is_named = errors[0].contains(name) || *call == "cuModuleGetFunction";
-        assert!(is_named, "{call} {nth}: {}", errors[0]);
+        assert!(errors[0].contains(name), "{call} {nth}: {}", errors[0]);
         let good: Vec<&Vec<f32>> = results.iter().flatten().collect();
         assert_eq!(good[0], good[1], "{call} {nth}");
+    }
+}
+
+/// The stand-in ends the program where a graph is left when a device is closed.
+#[test]
+fn a_recording_that_fails_leaves_nothing_and_the_stream_goes_on() {
+    for (call, nth) in [("cuLaunchKernel", 2), ("cuStreamEndCapture", 1), ("cuGraphInstantiate", 1)]
+    {
+        let Some((device, _dir)) = stand_in::device(&format!("fail {call} {nth} 719")) else {
+            return;
+        };
+        let device = device.expect("the stand-in has a device");
+        let kernels = GemvKernels::load(&device, &[]).expect("kernels");
+        let x = device.allocate("a row", 1024).expect("memory");
+        x.clear().expect("cleared");
+        let inputs = Inputs::new(&device, 256, 1).expect("memory");
+        let stage = || kernels.stage(&x, 256, 1, &inputs);
+        let launches = || stage().and_then(|()| stage());
+        let error = device.record(launches).err().expect("it fails").to_string();
+        assert!(error.contains(call), "{error}");
+        assert!(device.record(launches).expect("the failure is over").is_some());
+        launches().and_then(|()| device.wait()).expect("launched");
+    }
+}
+
+#[test]
+fn a_kernel_that_is_missing_is_told_apart_from_a_driver_that_fails() {
+    let ptx = ".version 6.0\n.target sm_53\n";
+    for (conf, expected) in [
+        ("", "the module has no kernel stage_f16"),
+        ("fail cuModuleGetFunction 1 719", "cuModuleGetFunction: CUDA_ERROR_LAUNCH_FAILED (719)"),
+    ] {
+        let Some((device, _dir)) = stand_in::device(conf) else { return };
+        let device = device.expect("the stand-in has a device");
+        let module = device.load("a test", ptx).expect("text without kernels");
+        let error = module.kernel("stage_f16", 256).err().expect("there is none");
+        assert_eq!(error.to_string(), expected);
     }
 }
 
@@ -197,6 +233,12 @@ fn only_functions_of_cuda_10_2_are_called() {
     assert_eq!(called.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
+/// The kernels of PTX.
+fn entries(ptx: &str) -> BTreeSet<&str> {
+    let names = ptx.lines().filter_map(|line| line.split_once(".entry "));
+    names.map(|(_, rest)| rest.split('(').next().unwrap_or(rest).trim()).collect()
+}
+
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -225,7 +267,13 @@ fn the_ptx_is_that_of_these_kernels() {
             let ptx = read(&kernels().join("ptx").join(arch).join(format!("{name}.ptx")));
             assert!(ptx.lines().any(|line| line == format!(".version {version}")), "{name}");
             assert!(ptx.lines().any(|line| line == format!(".target {arch}")), "{name}");
-            for kernel in manifest[name]["kernels"].as_array().expect("kernels") {
+            let bytes = self::digest(ptx.as_bytes());
+            assert_eq!(manifest[name]["ptx"].as_str(), Some(&*bytes), "the PTX of {name} {again}");
+            let kernels = manifest[name]["kernels"].as_array().expect("kernels");
+            let listed: BTreeSet<&str> =
+                kernels.iter().filter_map(|k| k["name"].as_str()).collect();
+            assert_eq!(listed, entries(&ptx), "kernels of {name} that were assembled and checked");
+            for kernel in kernels {
                 let number = |key: &str| kernel[key].as_integer().expect("a number");
                 assert_eq!(number("spills"), 0, "{kernel}");
                 assert!(number("registers") * number("threads") <= 32_768, "{kernel}");

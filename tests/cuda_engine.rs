@@ -29,7 +29,7 @@ const DISTANCE_MAX: f64 = 0.05;
 /// The same for models in F32, whose products the CPU does not round: what halves alone do.
 const DISTANCE_MAX_F32: f64 = 0.01;
 
-fn on_cuda(library: &Path) -> LoadOptions {
+pub fn on_cuda(library: &Path) -> LoadOptions {
     LoadOptions {
         n_ctx: Some(128),
         n_threads: Some(2),
@@ -44,7 +44,7 @@ fn on_cpu() -> LoadOptions {
 }
 
 /// A recipe's model in a file.
-fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
+pub fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
     let path = folder.join(format!("{case}-{ty}.gguf"));
     std::fs::write(&path, Recipe::read(case).build(ty)).expect("the model is written");
     ModelSource::File(path)
@@ -192,17 +192,35 @@ fn a_native_file_of_any_target_gives_the_same_bits() {
 
 /// A backend by itself.
 fn backend(device: &Device, case: &str, ty: TensorType, n_page: usize) -> CudaBackend {
+    let config = CudaConfig { n_batch: 80, n_outputs: 80, n_page, kv: KvFormat::F16, n_threads: 1 };
+    try_backend(device, case, ty, config).expect("the backend starts")
+}
+
+/// The same, with a batch of its own, if it starts.
+pub fn try_backend(
+    device: &Device,
+    case: &str,
+    ty: TensorType,
+    config: CudaConfig,
+) -> Result<CudaBackend, BackendError> {
     let gguf = Arc::new(Gguf::from_vec(Recipe::read(case).build(ty)).expect("a model"));
     let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
     let plan = plan(&gguf, &hparams).expect("the tensors are there");
-    let config = CudaConfig { n_batch: 80, n_outputs: 80, n_page, kv: KvFormat::F16, n_threads: 1 };
-    CudaBackend::new(device, plan, gguf, config).expect("the backend starts")
+    CudaBackend::new(device, plan, gguf, config)
 }
 
-type Part<'a> = (&'a [PageIdx], usize, &'a [u32]);
+pub type Part<'a> = (&'a [PageIdx], usize, &'a [u32]);
 
 /// One forward pass; the logits' bits of every token.
 fn forward(backend: &mut CudaBackend, parts: &[Part<'_>]) -> Vec<Vec<u32>> {
+    try_forward(backend, parts).expect("the batch keeps the rules")
+}
+
+/// The same, if nothing fails.
+pub fn try_forward(
+    backend: &mut CudaBackend,
+    parts: &[Part<'_>],
+) -> Result<Vec<Vec<u32>>, BackendError> {
     let tokens: Vec<u32> = parts.iter().flat_map(|part| part.2).copied().collect();
     let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
     let spans: Vec<Span<'_>> = parts
@@ -216,8 +234,8 @@ fn forward(backend: &mut CudaBackend, parts: &[Part<'_>]) -> Vec<Vec<u32>> {
         })
         .collect();
     let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
-    let rows = backend.forward(&batch).expect("the batch keeps the rules");
-    rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+    let rows = backend.forward(&batch)?;
+    Ok(rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect())
 }
 
 #[test]
@@ -369,7 +387,6 @@ fn a_call_that_fails_is_named_and_what_follows_succeeds() {
     let source = write(folder.path(), "llama", TensorType::Q4_0);
     let tokens = &Recipe::read("llama").tokens()[..4];
     let mut expected: Option<Vec<f32>> = None;
-    let mut n_at_load = 0;
     let mut n_at_run = 0;
     for call in CALLS {
         // The first call, one of the self-test or of loading, and ever later ones.
@@ -379,22 +396,28 @@ fn a_call_that_fails_is_named_and_what_follows_succeeds() {
                 return;
             };
             let named = |error: String| {
-                let is_named = error.contains(call) || call == "cuModuleGetFunction";
                 let is_memory = call == "cuMemAlloc_v2" && error.contains("OUT_OF_MEMORY");
-                assert!(is_named || is_memory, "{call} {nth}: {error}");
+                assert!(error.contains(call) || is_memory, "{call} {nth}: {error}");
             };
             let options = on_cuda(&library);
+            let mut failed_at_load = false;
             let mut model = match Model::load(&source, &options) {
                 Ok(model) => model,
                 Err(error) => {
                     named(error.to_string());
-                    n_at_load += 1;
+                    failed_at_load = true;
                     Model::load(&source, &options).expect("the failure is over")
                 }
             };
             let results = [(); 3].map(|()| model.logits(tokens));
             let failures: Vec<_> = results.iter().filter_map(|r| r.as_ref().err()).collect();
-            assert!(failures.len() <= 1, "{call} {nth}: {failures:?}");
+            // The first of each is heard; of what is recorded, in a step.
+            let heard = (usize::from(failed_at_load), failures.len());
+            let first = if call == "cuGraphLaunch" { (0, 1) } else { (1, 0) };
+            assert!(
+                heard.0 + heard.1 <= 1 && (nth > 1 || heard == first),
+                "{call} {nth}: {heard:?}"
+            );
             n_at_run += failures.len();
             failures.iter().for_each(|error| named(error.to_string()));
             for logits in results.iter().flatten() {
@@ -403,14 +426,14 @@ fn a_call_that_fails_is_named_and_what_follows_succeeds() {
             }
         }
     }
-    assert!(n_at_load >= 12 && n_at_run >= 2, "{n_at_load} failed while loading, {n_at_run} later");
+    assert!(n_at_run >= 2, "{n_at_run} failed in steps");
 }
 
 #[test]
 fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = write(folder.path(), "llama", TensorType::Q4_0);
-    for kernel in [
+    for (kernel, kv_type) in [
         "stage_f16",
         "gemv_q4_0_f16_c1",
         "gemv_q4_0_f16_c2",
@@ -427,13 +450,22 @@ fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
         "top_k_f32",
         "kv_append_f16",
         "attn_f16_d64",
+        // Of them alone the launches for a few tokens, and those for more.
+        "attn_f16_d64 3",
+        "attn_f16_d64 9",
         "attn_join_f32",
-    ] {
+    ]
+    .map(|kernel| (kernel, "f16"))
+    .into_iter()
+    .chain(["kv_append_q8_0", "attn_q8_0_d64"].map(|kernel| (kernel, "q8_0")))
+    .chain(["kv_append_q4_0", "attn_q4_0_d64"].map(|kernel| (kernel, "q4_0")))
+    {
         let Some((library, _dir)) = stand_in::copy(&format!("skip {kernel}")) else { return };
-        let error = Model::load(&source, &on_cuda(&library)).err().expect("it is found");
+        let options = LoadOptions { kv_type: Some(kv_type.to_owned()), ..on_cuda(&library) };
+        let error = Model::load(&source, &options).err().expect("it is found");
         let error = error.to_string();
         assert!(error.contains("fails its self-test"), "{kernel}: {error}");
-        let options = LoadOptions { device: DeviceChoice::Auto, ..on_cuda(&library) };
+        let options = LoadOptions { device: DeviceChoice::Auto, ..options };
         let model = Model::load(&source, &options).expect("the CPU can");
         let device = model.device();
         assert!(device.name == "cpu" && device.is_fallback, "{kernel}");

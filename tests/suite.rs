@@ -14,6 +14,7 @@ mod cuda_driver;
 mod cuda_engine;
 mod cuda_logits;
 mod cuda_prompts;
+mod cuda_service;
 mod cuda_split;
 mod generation;
 mod grammar;

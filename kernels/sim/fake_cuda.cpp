@@ -3,7 +3,9 @@
 // The program under test opens this library where it would open the driver, so that its loader,
 // memory, launch arguments and error paths are the real ones. It is as strict as a driver, or
 // stricter: PTX above ISA 6.5 or of another target is refused, calls want a current context, copies
-// must lie inside one allocation, memory begins as NaN and ends at a page that faults.
+// must lie inside one allocation, memory begins as NaN and ends at a page that faults. What ends the
+// program: a write between the end of an allocation and that page, a module that is unloaded before
+// its launches were waited for, a captured graph that nobody destroys.
 //
 // A file beside the library, of the same name and `.conf` behind it, directs it; one line each:
 //
@@ -12,19 +14,20 @@
 //   threads N                   processors that run blocks
 //   memory N                    bytes of the device
 //   capability MAJOR MINOR      of a newer device, which takes PTX up to 7.0 and for sm_80 too
-//   skip KERNEL                 launches of it do nothing
+//   skip KERNEL [BLOCKS]        launches of it do nothing; or those whose grid is so wide alone
+//   late CODE                   when a launch is refused, those before it fail: the next wait says so
 //   discrete                    memory of the device's own, and not the host's
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <map>
 #include <mutex>
-#include <set>
 #include <sstream>
 #include <thread>
 #include <vector>
@@ -48,10 +51,13 @@ enum Result {
   STREAM_CAPTURE_INVALID = 901,
 };
 
+struct Module;
+
 struct Function {
   std::string name;
   gpu_sim::Registered kernel;
   u32 n_thread_max;
+  const Module* module;
 };
 
 // A launch with the arguments that it had when it was asked for.
@@ -84,12 +90,33 @@ struct Memory {
   size_t n;
 };
 
+const size_t PAGE = 4096;
+const size_t ALIGNMENT = 256;
+const u8 SLACK = 0xa5;
+
+size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+[[noreturn]] void fail(const char* what) {
+  fprintf(stderr, "gpu_sim: %s\n", what);
+  abort();
+}
+
+// What lies behind an allocation, up to where it is rounded to.
+void check_slack(u64 at, const Memory& memory) {
+  for (size_t i = memory.n; i < round_up(memory.n, ALIGNMENT); i++) {
+    if (((const u8*)at)[i] != SLACK) fail("something was written behind an allocation");
+  }
+}
+
 struct Device {
   std::mutex mutex;
   std::map<u64, Memory> memory;
   std::map<std::string, u64> calls;
   std::map<std::string, Failure> failures;
-  std::set<std::string> skipped;
+  std::map<std::string, u32> skipped;  // the width of the grids, 0 for all
+  int late = 0, pending = 0;           // the code that was ordered, and one that waits to be told
+  std::map<const Module*, const void*> running;  // modules and the stream of their launches
+  std::atomic<int> n_graph{0};         // captured and not destroyed
   bool is_integrated = true;
   gpu_sim::Order order;
   unsigned n_threads = std::thread::hardware_concurrency();
@@ -123,8 +150,11 @@ struct Device {
     } else if (verb == "capability") {
       words >> major >> minor;
     } else if (verb == "skip") {
-      words >> name;
-      skipped.insert(name);
+      u32 n_block = 0;
+      words >> name >> n_block;
+      skipped[name] = n_block;
+    } else if (verb == "late") {
+      words >> late;
     } else if (verb == "discrete") {
       is_integrated = false;
     }
@@ -135,7 +165,31 @@ struct Device {
     std::lock_guard<std::mutex> lock(mutex);
     const u64 call = ++calls[name];
     const auto failure = failures.find(name);
-    return failure != failures.end() && failure->second.call == call ? failure->second.result : 0;
+    const bool fails = failure != failures.end() && failure->second.call == call;
+    if (fails && !strcmp(name, "cuLaunchKernel")) pending = late;
+    return fails ? failure->second.result : 0;
+  }
+
+  // A wait for a stream, or for an event of one whose launches may go on: what is told at its end.
+  int waited(const void* stream) {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (auto it = running.begin(); stream && it != running.end();) {
+      it = it->second == stream ? running.erase(it) : std::next(it);
+    }
+    for (const auto& [at, block] : memory) check_slack(at, block);
+    const int told = pending;
+    pending = 0;
+    return told;
+  }
+
+  void launched(const Module* module, const void* stream) {
+    std::lock_guard<std::mutex> lock(mutex);
+    running[module] = stream;
+  }
+
+  bool runs(const Module* module) {
+    std::lock_guard<std::mutex> lock(mutex);
+    return running.count(module);
   }
 
   bool holds(u64 at, size_t n) {
@@ -153,11 +207,6 @@ Device& device() {
 }
 
 thread_local void* current_context;
-
-const size_t PAGE = 4096;
-const size_t ALIGNMENT = 256;
-
-size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // The number after `.maxntid` in what follows a kernel's name, up to its body.
 u32 threads_max(const std::string& ptx, size_t at) {
@@ -181,7 +230,7 @@ int load_module(const std::string& ptx, Module& module) {
       fprintf(stderr, "gpu_sim: the PTX has %s, the simulator does not\n", name.c_str());
       return INVALID_IMAGE;
     }
-    module.functions[name] = {name, kernel, threads_max(ptx, at)};
+    module.functions[name] = {name, kernel, threads_max(ptx, at), &module};
   }
   return SUCCESS;
 }
@@ -189,7 +238,10 @@ int load_module(const std::string& ptx, Module& module) {
 const std::string COMPILED = "compiled ";
 
 void run(Launch launch) {
-  if (device().skipped.count(launch.function->name)) return;
+  const auto skipped = device().skipped.find(launch.function->name);
+  if (skipped != device().skipped.end()) {
+    if (!skipped->second || skipped->second == launch.grid.x) return;
+  }
   std::vector<void*> args;
   for (u64& word : launch.args) args.push_back(&word);
   gpu_sim::run_grid(launch.function->name.c_str(), launch.function->kernel.thunk, launch.grid,
@@ -271,6 +323,7 @@ API cuCtxCreate_v2(void** out, u32, int) {
 }
 API cuCtxDestroy_v2(void* context) {
   ENTER if (current_context == context) current_context = nullptr;
+  if (device().n_graph) fail("a captured graph was never destroyed");
   delete (int*)context;
   return SUCCESS;
 }
@@ -295,7 +348,8 @@ API cuMemAlloc_v2(u64* out, size_t n) {
   if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
   mprotect(mapping + mapped - PAGE, PAGE, PROT_NONE);
   char* start = mapping + mapped - PAGE - need;
-  memset(start, 0xff, need);
+  memset(start, 0xff, n);
+  memset(start + n, SLACK, need - n);
   dev.memory[(u64)start] = {mapping, mapped, n};
   dev.used += n;
   *out = (u64)start;
@@ -306,6 +360,7 @@ API cuMemFree_v2(u64 at) {
   std::lock_guard<std::mutex> lock(dev.mutex);
   const auto found = dev.memory.find(at);
   if (found == dev.memory.end()) return INVALID_VALUE;
+  check_slack(at, found->second);
   munmap(found->second.mapping, found->second.mapped);
   dev.used -= found->second.n;
   dev.memory.erase(found);
@@ -340,8 +395,10 @@ API cuStreamDestroy_v2(void* stream) {
   ENTER_CONTEXT delete (Stream*)stream;
   return SUCCESS;
 }
-API cuStreamSynchronize(void*) {
-  ENTER_CONTEXT return SUCCESS;
+API cuStreamSynchronize(void* stream) {
+  // Even where a failure was ordered nothing runs any more, as with a driver.
+  const int told = device().waited(stream);
+  ENTER_CONTEXT return told;
 }
 API cuEventCreate(void** out, u32) {
   ENTER_CONTEXT* out = new double(0);
@@ -357,7 +414,7 @@ API cuEventRecord(void* event, void*) {
   return SUCCESS;
 }
 API cuEventSynchronize(void*) {
-  ENTER_CONTEXT return SUCCESS;
+  ENTER_CONTEXT return device().waited(nullptr);
 }
 API cuEventElapsedTime(float* ms, void* start, void* end) {
   ENTER_CONTEXT* ms = (float)(*(double*)end - *(double*)start);
@@ -398,7 +455,8 @@ API cuLinkDestroy(void* state) {
   return SUCCESS;
 }
 API cuModuleUnload(void* module) {
-  ENTER_CONTEXT delete (Module*)module;
+  ENTER_CONTEXT if (device().runs((Module*)module)) fail("a module is unloaded under its kernels");
+  delete (Module*)module;
   return SUCCESS;
 }
 API cuModuleGetFunction(void** out, void* module, const char* name) {
@@ -430,6 +488,7 @@ API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x
   if (of.captures) {
     of.captured.push_back(launch);
   } else {
+    device().launched(function->module, stream);
     run(launch);
   }
   return SUCCESS;
@@ -449,14 +508,18 @@ API cuStreamEndCapture(void* stream, void** graph) {
   of.captures = false;
   ENTER_CONTEXT if (!captured) return STREAM_CAPTURE_INVALID;
   *graph = new Graph(of.captured);
+  device().n_graph++;
   return SUCCESS;
 }
 API cuGraphInstantiate(void** executable, void* graph, void**, char*, size_t) {
   ENTER_CONTEXT* executable = new Graph(*(Graph*)graph);
   return SUCCESS;
 }
-API cuGraphLaunch(void* executable, void*) {
-  ENTER_CONTEXT for (const Launch& launch : *(Graph*)executable) run(launch);
+API cuGraphLaunch(void* executable, void* stream) {
+  ENTER_CONTEXT for (const Launch& launch : *(Graph*)executable) {
+    device().launched(launch.function->module, stream);
+    run(launch);
+  }
   return SUCCESS;
 }
 API cuGraphExecDestroy(void* executable) {
@@ -464,6 +527,7 @@ API cuGraphExecDestroy(void* executable) {
   return SUCCESS;
 }
 API cuGraphDestroy(void* graph) {
-  ENTER_CONTEXT delete (Graph*)graph;
+  ENTER_CONTEXT device().n_graph--;
+  delete (Graph*)graph;
   return SUCCESS;
 }

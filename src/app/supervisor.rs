@@ -8,8 +8,8 @@
 //! ```
 //!
 //! HTTP may answer while an engine's thread hangs; so the thread itself is called, and what it does
-//! not answer, the manager does not hear. A thread in the middle of a long step counts operations,
-//! and one that pauses for heat wakes for the call.
+//! not answer, the manager does not hear. A thread in the middle of a long step counts operations
+//! as they are done, here or on a GPU, and one that pauses for heat wakes for the call.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

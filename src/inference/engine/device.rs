@@ -18,6 +18,7 @@ use super::memory::{Prepared, PreparedDraft};
 use super::runner::Runner;
 use super::split::SplitRunner;
 use super::{InferenceError, LoadOptions, MemoryPlan};
+use crate::base::host::Host;
 use crate::inference::backend::cpu::{CpuBackend, KvType};
 use crate::inference::backend::cuda::{
     CudaBackend, CudaConfig, CudaError, Device, KvFormat, LIBRARY,
@@ -145,8 +146,15 @@ impl GpuRoom {
     fn of(device: &Device, available_bytes: u64) -> Result<GpuRoom, BackendError> {
         let (free, total) = device.memory()?;
         let is_shared = device.info().is_integrated;
-        let free_bytes = if is_shared { available_bytes.min(total as u64) } else { free as u64 };
-        Ok(GpuRoom { free_bytes, is_shared, halves: None })
+        if !is_shared {
+            return Ok(GpuRoom { free_bytes: free as u64, is_shared, halves: None });
+        }
+        // The driver's context, which was made meanwhile, takes of what was available before. Its
+        // memory is not given back as a mapped file's is, so what was configured is no more than
+        // there is.
+        let now = Host::read().memory_available_bytes;
+        let asked = if available_bytes == u64::MAX { u64::MAX } else { available_bytes.min(now) };
+        Ok(GpuRoom { free_bytes: asked.min(total as u64), is_shared, halves: None })
     }
 }
 
@@ -229,8 +237,11 @@ impl Prepared {
             match found {
                 Ok((memory, _)) => return Ok(memory),
                 Err(error) if options.device != DeviceChoice::Auto => return Err(error),
-                // The CPU would take the same memory.
-                Err(error @ InferenceError::Memory { .. }) if is_shared => return Err(error),
+                // Strips and buffers are larger than what the CPU computes with, so that it may
+                // have room where they share memory; if not, the GPU's sum is the one to reduce.
+                Err(error @ InferenceError::Memory { .. }) if is_shared => {
+                    return self.fit(gguf, available_bytes, None).map_err(|_| error);
+                }
                 Err(_) => {}
             }
         }

@@ -290,14 +290,12 @@ impl Prepared {
         let n_page = n_page(self.n_parallel, n_ctx);
         let n_batch = self.config.n_batch.min(n_ctx.max(self.n_parallel));
         let halves = gpu.and_then(|gpu| gpu.halves.as_ref());
-        let sizes = match halves {
-            Some(halves) => self.sizes(&halves.tail, gguf, true, (n_page, n_batch)),
-            None => self.sizes(&self.plan, gguf, gpu.is_some(), (n_page, n_batch)),
-        };
+        let of = halves.map_or(&self.plan, |halves| &halves.tail);
+        let sizes = self.sizes(of, gguf, gpu, (n_page, n_batch));
         let cpu_layers = halves.map(|halves| {
             let head = &halves.head;
             let Sizes { weights, kv, scratch, .. } =
-                self.sizes(head, gguf, false, (n_page, n_batch));
+                self.sizes(head, gguf, None, (n_page, n_batch));
             CpuLayers {
                 n_layer: head.n_layer as u32,
                 // The file's other tensors are not touched.
@@ -306,7 +304,7 @@ impl Prepared {
                 scratch_bytes: scratch,
             }
         });
-        let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu.is_some(), n_ctx);
+        let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu, n_ctx);
         MemoryPlan {
             weights_bytes: sizes.weights,
             packed_bytes: sizes.packed,
@@ -326,14 +324,17 @@ impl Prepared {
         &self,
         plan: &Plan,
         gguf: &Gguf,
-        on_gpu: bool,
+        gpu: Option<&GpuRoom>,
         (n_page, n_batch): (usize, usize),
     ) -> Sizes {
-        if on_gpu {
+        if let Some(gpu) = gpu {
             let config = CudaConfig { n_page, n_batch, ..self.cuda_config() };
             let weights = CudaBackend::weight_bytes(plan, gguf);
             let kv = (CudaBackend::page_bytes_of(plan, config.kv) * n_page) as u64;
-            let scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
+            let mut scratch = CudaBackend::scratch_bytes(plan, &config) as u64;
+            if gpu.is_shared {
+                scratch += CudaBackend::host_bytes(plan, &config) as u64;
+            }
             return Sizes { weights, packed: weights, kv, scratch };
         }
         let config = CpuConfig { n_page, n_batch, ..self.config.clone() };
@@ -381,11 +382,11 @@ impl Prepared {
 
 impl PreparedDraft {
     /// Weights, KV cache and buffers beside a model with this context.
-    fn needed_bytes(&self, on_gpu: bool, n_ctx: usize) -> u64 {
+    fn needed_bytes(&self, gpu: Option<&GpuRoom>, n_ctx: usize) -> u64 {
         let Prepared { config, n_parallel, .. } = &self.prepared;
         let n_page = draft_n_page(*n_parallel, n_ctx.min(self.prepared.n_ctx));
         let Prepared { plan, .. } = &self.prepared;
-        let sizes = self.prepared.sizes(plan, &self.gguf, on_gpu, (n_page, config.n_batch));
+        let sizes = self.prepared.sizes(plan, &self.gguf, gpu, (n_page, config.n_batch));
         sizes.weights + sizes.kv + sizes.scratch
     }
 }

@@ -179,6 +179,10 @@ impl Runner for CudaBackend {
         CudaBackend::embed(self, batch)
     }
 
+    fn count_on(&mut self, beat: &Arc<AtomicU64>) {
+        CudaBackend::count_on(self, beat);
+    }
+
     fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
         Err(BackendError::CpuOnly { what: "applying LoRA adapters" })
     }

@@ -5,16 +5,18 @@
 //! forward    rows, positions, pages, angles: one copy -> launches -> the output rows back
 //! ```
 //!
-//! Nothing is waited for between the copy and the end of a batch, and every batch waits for its
-//! end, so what goes wrong on the device is told by the batch that it went wrong in. No launch
-//! takes long, for which launchers see, so that the watchdog of a board that draws its screen with
-//! the same processor has nothing to end. Steps of a few tokens are recorded and started as one
-//! (`launch::Replays`).
+//! The device is never left without work between the copy and the end of a batch, and every batch
+//! waits for its end, also where a launch is refused in its middle, so what goes wrong on the
+//! device is told by the batch that it went wrong in. Long batches count on the way (`progress`).
+//! No launch takes long, for which launchers see, so that the watchdog of a board that draws its
+//! screen with the same processor has nothing to end. Steps of a few tokens are recorded and
+//! started as one (`launch::Replays`).
 //!
 //! Results do not depend on the batch, as on the CPU, but they are other ones: inputs of products
 //! are halves here.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::CudaError;
 use super::driver::{Buffer, Device};
@@ -25,6 +27,7 @@ use super::launch::{
 };
 use super::outputs::Outputs;
 use super::prepare::{Prepared, Preparer};
+use super::progress;
 use super::selftest;
 use super::steps::{Step, Steps, host_buf};
 use super::weights::Weights;
@@ -66,6 +69,8 @@ pub struct CudaBackend {
     preparer: Preparer,
     replays: Replays,
     outputs: Outputs,
+    /// Counted on in long batches, for whoever watches whether work goes on.
+    beat: Arc<AtomicU64>,
 }
 
 impl CudaBackend {
@@ -83,6 +88,11 @@ impl CudaBackend {
         }
         if config.n_batch > DEVICE_BATCH_MAX {
             return unsupported(format!("steps of {} tokens", config.n_batch));
+        }
+        // Kernels find a column by a number of 32 bits.
+        if u32::try_from(input_bytes(plan, config)).is_err() {
+            let n = config.n_batch;
+            return unsupported(format!("steps of {n} tokens through matrices as wide as these"));
         }
         Ok(())
     }
@@ -129,6 +139,7 @@ impl CudaBackend {
             preparer,
             replays: Replays::default(),
             outputs,
+            beat: Arc::default(),
             plan,
             config,
         })
@@ -152,6 +163,20 @@ impl CudaBackend {
             + partials
             + Preparer::n_bytes_max(plan, config)
             + Outputs::n_bytes(plan, config)
+    }
+
+    /// Bytes of the host for batches as in `config`: what is sent, and what comes back.
+    pub fn host_bytes(plan: &Plan, config: &CudaConfig) -> usize {
+        let rows = [plan.output, plan.embedding.1].map(|buf| match plan.bufs[buf.0] {
+            (width, Rows::Tokens) => width * config.n_batch,
+            (width, Rows::Outputs) => width * config.n_outputs,
+        });
+        4 * rows[0].max(rows[1]) + Preparer::host_bytes_max(plan, config)
+    }
+
+    /// Counts on `beat` from now on, as the device gets on with long batches.
+    pub fn count_on(&mut self, beat: &Arc<AtomicU64>) {
+        self.beat = Arc::clone(beat);
     }
 
     /// What computes: the device and what its driver is.
@@ -298,18 +323,21 @@ impl CudaBackend {
         self.bufs[self.steps.host.1.0] = prepared.rows.clone();
         let mut replays = std::mem::take(&mut self.replays);
         let runs = self.column_runs(batch);
-        let launches = || {
-            let steps = self.steps.steps[..n_steps].iter();
-            steps.copied().try_for_each(|step| self.step(step, (batch, &runs), &prepared))
-        };
+        let steps = &self.steps.steps[..n_steps];
+        let launch = |step| self.step(step, (batch, &runs), &prepared);
+        let launches = || steps.iter().copied().try_for_each(launch);
         let launched = match batch.tokens.len() <= DEVICE_GRAPH_TOKENS_MAX {
             true => {
                 let likeness = prepared.likeness(n_steps, batch, &runs);
                 replays.run(&self.device, likeness, launches)
             }
-            false => launches(),
+            false => progress::run(&self.device, &self.beat, steps, launch),
         };
         self.replays = replays;
+        if launched.is_err() {
+            // What was launched before ends here: its faults are this batch's, which has failed.
+            let _ = self.device.wait();
+        }
         Ok(launched?)
     }
 

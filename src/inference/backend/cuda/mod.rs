@@ -10,7 +10,7 @@
 //! steps      a plan as launches            weights, kv    what stays on the device
 //! prepare    what the host makes of a batch, sent in one copy (upload)
 //! outputs    what of its logits comes back
-//! backend    runs the steps of a batch
+//! backend    runs the steps of a batch                 progress   how far the device is with them
 //! ```
 //!
 //! The kernels stand in `kernels/`, and as PTX for compute capability 5.3 in the binary. The driver
@@ -42,6 +42,7 @@ mod kv;
 pub mod launch;
 mod outputs;
 mod prepare;
+mod progress;
 mod selftest;
 mod steps;
 pub mod strips;

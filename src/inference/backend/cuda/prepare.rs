@@ -27,6 +27,8 @@ pub struct Preparer {
 pub struct Prepared {
     /// What the first steps read, `[n_tokens, width]`.
     pub rows: Buffer,
+    /// Where everything that was sent begins.
+    start: u64,
     /// (cos, sin) for each token, for each table of the plan.
     pub angles: Vec<Buffer>,
     /// The rows that are wanted.
@@ -50,7 +52,7 @@ impl Prepared {
             runs: runs.to_vec(),
             n_rows: (batch.tokens.len(), batch.outputs.len()),
             n_split: self.attention.iter().map(|(_, of)| of.n_split()).collect(),
-            places: (self.rows.address(), self.outputs.address()),
+            places: [self.start, self.rows.address(), self.outputs.address()],
         }
     }
 }
@@ -63,7 +65,13 @@ impl Preparer {
     pub fn new(device: &Device, plan: &Plan, config: &CudaConfig) -> Result<Preparer, CudaError> {
         let upload = Upload::new(device, Preparer::n_bytes_max(plan, config))?;
         let (sights, n_page) = (sights(plan), config.n_page);
-        Ok(Preparer { upload, sights, rows: Vec::new(), n_page })
+        let rows = Vec::with_capacity(row_bytes(plan, config) / size_of::<f32>());
+        Ok(Preparer { upload, sights, rows, n_page })
+    }
+
+    /// Bytes of the host for the same: the rows, and the copy of all that is sent.
+    pub fn host_bytes_max(plan: &Plan, config: &CudaConfig) -> usize {
+        row_bytes(plan, config) + Preparer::n_bytes_max(plan, config)
     }
 
     /// Bytes of the largest batch; one whose sequences share many pages may need more, and gets it.
@@ -116,7 +124,7 @@ impl Preparer {
             attention.push((sight, of));
         }
         self.upload.send()?;
-        Ok(Prepared { rows, angles, outputs, attention })
+        Ok(Prepared { rows, start: on_device.address(), angles, outputs, attention })
     }
 
     /// The operations of the host on each row.
@@ -170,6 +178,11 @@ fn sights(plan: &Plan) -> Vec<Sight> {
 /// Pages of so many positions.
 fn n_page_of(end: usize) -> usize {
     end.div_ceil(PAGE_LEN)
+}
+
+/// Bytes of the rows of the largest batch.
+fn row_bytes(plan: &Plan, config: &CudaConfig) -> usize {
+    4 * config.n_batch * host_buf(plan).map_or(0, |buf| plan.bufs[buf.0].0)
 }
 
 /// Bytes of all pieces for so many tokens, outputs and pages.

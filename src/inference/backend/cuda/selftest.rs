@@ -270,7 +270,9 @@ fn largest(device: &Device, kernels: &RowKernels, x: &[f32]) -> Result<(), CudaE
     Ok(())
 }
 
-/// One token that sees pages in turned order, its own key among them.
+/// Tokens at the end of a sequence whose pages are in turned order: so few that thread blocks share
+/// the positions out, with one row for a warp and with two; and as many as a prompt has, with all
+/// rows of a tile and all positions in one block. Each is other code of the driver's.
 fn attend(
     device: &Device,
     kernels: &AttentionKernels,
@@ -281,31 +283,63 @@ fn attend(
     let shape = AttentionShape { n_head, n_kv_head, head_dim, n_page, scale: 0.5, format };
     let pages: [u32; 9] = std::array::from_fn(|i| 8 - i as u32);
     let place = |pos: usize| pages[pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
-    let [q, k, v] = [(9, 2), (10, n_pos), (11, n_pos)]
+    let width = n_head * head_dim;
+    let [q, k, v] = [(9, ATTENDED[2] * n_head), (10, n_pos), (11, n_pos)]
         .map(|(seed, n)| activations(n, head_dim, head_dim, seed))
         .map(|x| x.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>());
     let caches = [&k, &v].map(|_| device.allocate("the self-test", shape.cache_bytes()));
     let [keys, values] = caches;
     let (keys, values) = (keys?, values?);
-    let mut upload = Upload::new(device, (n_pos + 2) * AttentionBatch::TOKEN_BYTES + 64)?;
+    let n_token = n_pos + ATTENDED.iter().sum::<usize>();
+    let mut upload = Upload::new(device, n_token * AttentionBatch::TOKEN_BYTES + 64)?;
     let on_device = upload.put(pages);
     let span = |pos: usize| TokenSpan { pages_start: 0, start: 0, end: pos + 1, slot: place(pos) };
-    let all = (0..n_pos).map(span).collect();
-    let all = AttentionBatch::new(all, (&pages, &on_device), &mut upload);
-    let last = AttentionBatch::new(vec![span(n_pos - 1)], (&pages, &on_device), &mut upload);
+    let mut last = |n: usize| {
+        let tokens = (n_pos - n..n_pos).map(span).collect();
+        AttentionBatch::new(tokens, (&pages, &on_device), &mut upload)
+    };
+    let (all, batches) = (last(n_pos), ATTENDED.map(last));
     upload.send()?;
     let rows = (&send(device, &k)?, &send(device, &v)?, head_dim);
     kernels.append(&all, shape, rows, (&keys, &values))?;
-    let out = send(device, &vec![0.0; n_head * head_dim])?;
-    let query = send(device, &q)?;
-    kernels.attend(&last, shape, (&query, &out, n_head * head_dim), (&keys, &values))?;
+    let expected = attended(&q, (&k, &v), (n_head, head_dim), n_pos);
+    // Keys and values in codes are what they stand for within half a step.
+    let (name, error_max) = match format {
+        KvFormat::F16 => ("attn_f16", FLOAT_ERROR_MAX),
+        KvFormat::Q8_0 => ("attn_q8_0", CODES8_ERROR_MAX),
+        KvFormat::Q4_0 => ("attn_q4_0", CODES4_ERROR_MAX),
+    };
+    for (n, batch) in ATTENDED.into_iter().zip(&batches) {
+        let out = send(device, &vec![0.0; n * width])?;
+        let query = send(device, &q[q.len() - n * width..])?;
+        kernels.attend(batch, shape, (&query, &out, width), (&keys, &values))?;
+        let name = format!("{name} for {n} tokens");
+        expect_within(error_max, &name, &out, &expected[q.len() - n * width..])?;
+    }
+    Ok(())
+}
+
+/// How many tokens attend together.
+const ATTENDED: [usize; 3] = [1, 3, 9];
+
+/// Attention of the last tokens of `n_pos`, each of which sees those before it, with scores scaled
+/// by a half: `q` is `[n][n_head][head_dim]`, keys and values `[n_pos][head_dim]`.
+fn attended(
+    q: &[f32],
+    (k, v): (&[f32], &[f32]),
+    (n_head, head_dim): (usize, usize),
+    n_pos: usize,
+) -> Vec<f64> {
     let stored =
         |x: &[f32]| -> Vec<f64> { x.iter().map(|x| half::f16::from_f32(*x).to_f64()).collect() };
-    let (k, v) = (stored(&k), stored(&v));
-    let mut expected = Vec::new();
-    for query in q.chunks_exact(head_dim) {
+    let (k, v) = (stored(k), stored(v));
+    let first = n_pos - q.len() / (n_head * head_dim);
+    let mut expected = Vec::with_capacity(q.len());
+    for (row, query) in q.chunks_exact(head_dim).enumerate() {
+        let end = first + row / n_head + 1;
         let dot = |key: &[f64]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum::<f64>();
-        let scores: Vec<f64> = k.chunks_exact(head_dim).map(|key| 0.5 * dot(key)).collect();
+        let seen = k.chunks_exact(head_dim).take(end);
+        let scores: Vec<f64> = seen.map(|key| 0.5 * dot(key)).collect();
         let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
         let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
         expected.extend((0..head_dim).map(|i| {
@@ -313,10 +347,5 @@ fn attend(
             weighted.map(|(s, v)| (s - top).exp() / total * v[i]).sum::<f64>()
         }));
     }
-    let (name, error_max) = match format {
-        KvFormat::F16 => ("attn_f16", FLOAT_ERROR_MAX),
-        KvFormat::Q8_0 => ("attn_q8_0", CODES8_ERROR_MAX),
-        KvFormat::Q4_0 => ("attn_q4_0", CODES4_ERROR_MAX),
-    };
-    expect_within(error_max, name, &out, &expected)
+    expected
 }

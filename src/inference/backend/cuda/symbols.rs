@@ -15,6 +15,8 @@ use super::CudaError;
 
 /// What the driver answers when all is well.
 pub const SUCCESS: c_int = 0;
+/// What it answers when a name is not known.
+pub const NOT_FOUND: c_int = 500;
 
 /// The driver's address of device memory.
 pub type DeviceAddress = u64;

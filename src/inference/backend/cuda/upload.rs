@@ -23,7 +23,7 @@ impl Upload {
     /// If the device has no memory for it.
     pub fn new(device: &Device, n_bytes: usize) -> Result<Upload, CudaError> {
         let buffer = device.allocate("batches", n_bytes)?;
-        Ok(Upload { device: device.clone(), buffer, bytes: Vec::new() })
+        Ok(Upload { device: device.clone(), buffer, bytes: Vec::with_capacity(n_bytes) })
     }
 
     /// Bytes that pieces of these sizes take.

@@ -1,4 +1,4 @@
-//! Points of the stream, for times.
+//! Points of the stream: for times, and to be waited for.
 
 use std::sync::Arc;
 
@@ -6,16 +6,31 @@ use super::super::CudaError;
 use super::super::symbols::Handle;
 use super::{Device, Shared};
 
+/// The host sleeps while it waits for the event, and the event knows no time.
+const TO_BE_WAITED_FOR: u32 = 1 | 2;
+
 impl Device {
-    /// Marks this point of the stream.
+    /// Marks this point of the stream, for times.
     ///
     /// # Errors
     /// If the driver refuses.
     pub fn event(&self) -> Result<Event, CudaError> {
+        self.event_with(0)
+    }
+
+    /// Marks this point of the stream, for [`Event::wait`] alone.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn mark(&self) -> Result<Event, CudaError> {
+        self.event_with(TO_BE_WAITED_FOR)
+    }
+
+    fn event_with(&self, flags: u32) -> Result<Event, CudaError> {
         self.shared.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes one handle.
-        let code = unsafe { (self.shared.context.symbols.cuEventCreate)(&raw mut handle, 0) };
+        let code = unsafe { (self.shared.context.symbols.cuEventCreate)(&raw mut handle, flags) };
         self.shared.check("cuEventCreate", code)?;
         let event = Event { shared: self.shared.clone(), handle };
         // SAFETY: both handles are alive.
@@ -38,10 +53,7 @@ impl Event {
     /// # Errors
     /// If the driver refuses, or something between failed.
     pub fn until(&self, later: &Event) -> Result<f32, CudaError> {
-        self.shared.bind()?;
-        // SAFETY: the handle is alive.
-        let code = unsafe { (self.shared.context.symbols.cuEventSynchronize)(later.handle) };
-        self.shared.check("cuEventSynchronize", code)?;
+        later.wait()?;
         let mut ms = 0.0;
         // SAFETY: both handles are alive; the driver writes one float.
         let code = unsafe {
@@ -49,6 +61,17 @@ impl Event {
         };
         self.shared.check("cuEventElapsedTime", code)?;
         Ok(ms)
+    }
+
+    /// Waits until the device has come here.
+    ///
+    /// # Errors
+    /// If the driver refuses, or something before failed.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        self.shared.bind()?;
+        // SAFETY: the handle is alive.
+        let code = unsafe { (self.shared.context.symbols.cuEventSynchronize)(self.handle) };
+        self.shared.check("cuEventSynchronize", code)
     }
 }
 

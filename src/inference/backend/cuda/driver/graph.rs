@@ -52,8 +52,13 @@ impl Device {
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: recording has begun; the driver writes one handle.
         let code = unsafe { end(shared.stream, &raw mut graph) };
-        launched?;
-        shared.check("cuStreamEndCapture", code)?;
+        if let Err(error) = launched.and_then(|()| shared.check("cuStreamEndCapture", code)) {
+            if !graph.is_null() {
+                // SAFETY: nobody else has it.
+                unsafe { destroy(graph) };
+            }
+            return Err(error);
+        }
         let nowhere = std::ptr::null_mut::<Handle>();
         // SAFETY: the graph is alive; the driver writes one handle, and no log.
         let code = unsafe {

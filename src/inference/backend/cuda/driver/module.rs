@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use super::super::CudaError;
-use super::super::symbols::{Handle, SUCCESS};
+use super::super::symbols::{Handle, NOT_FOUND, SUCCESS};
 use super::memory::Buffer;
 use super::{Device, FUNCTION_REGISTERS, FUNCTION_THREADS_MAX, Shared};
 
@@ -98,7 +98,10 @@ unsafe impl Sync for Loaded {}
 impl Drop for Loaded {
     fn drop(&mut self) {
         if self.shared.bind().is_ok() {
-            // SAFETY: no kernel of it is left.
+            // Launches may still be on their way when their batch was given up. One that failed
+            // is over as well.
+            let _ = self.shared.wait();
+            // SAFETY: no kernel of it is left: nobody can launch one, and all that were are over.
             unsafe { (self.shared.context.symbols.cuModuleUnload)(self.handle) };
         }
     }
@@ -126,7 +129,10 @@ impl Module {
             let name: *const c_char = text.as_ptr();
             (shared.context.symbols.cuModuleGetFunction)(&raw mut function, *handle, name)
         };
-        shared.check("cuModuleGetFunction", code).map_err(|_| missing())?;
+        if code == NOT_FOUND {
+            return Err(missing());
+        }
+        shared.check("cuModuleGetFunction", code)?;
         let attribute = |which| {
             let mut value = 0;
             // SAFETY: the driver writes one integer; the function is alive.

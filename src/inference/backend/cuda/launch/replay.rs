@@ -16,8 +16,9 @@ pub struct Likeness {
     pub n_rows: (usize, usize),
     /// Shares of attention, for each set of positions that layers see.
     pub n_split: Vec<usize>,
-    /// Where what is sent begins and ends.
-    pub places: (u64, u64),
+    /// Where what is sent begins, with its pages, and where its rows and wanted outputs are: all
+    /// else follows from these and the counts.
+    pub places: [u64; 3],
 }
 
 /// Recorded launches.

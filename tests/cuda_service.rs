@@ -1,0 +1,197 @@
+//! What a service asks of a GPU, on the stand-in: a sign of life in long steps, a fault that is told
+//! once and to those it concerns, and memory that is counted as it is taken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, KvFormat};
+use jetforge::inference::backend::{Op, PlanBuilder, Rows};
+use jetforge::inference::gguf::Gguf;
+use jetforge::inference::model::Hparams;
+use jetforge::inference::quant::TensorType;
+use jetforge::inference::{
+    DeviceChoice, EMBEDDED_MODEL, Engine, EngineOptions, InferenceError, LoadOptions, Model,
+    ModelSource, Request, plan_memory,
+};
+
+use crate::cuda_engine::{Part, on_cuda, try_backend, try_forward, write};
+use crate::support::recipe::Recipe;
+use crate::support::stand_in;
+
+fn config(n_batch: usize, n_page: usize) -> CudaConfig {
+    CudaConfig { n_batch, n_outputs: n_batch, n_page, kv: KvFormat::F16, n_threads: 1 }
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    let known = Recipe::read("llama").tokens();
+    (0..n).map(|i| known[i * 5 % known.len()]).collect()
+}
+
+/// Launches return at once: only what the device has done may count, or a GPU that hangs looks
+/// alive.
+#[test]
+fn a_long_step_counts_as_the_device_gets_on_with_it() {
+    let tokens = tokens(40);
+    let run = |conf: &str| {
+        let (device, _dir) = stand_in::device(conf)?;
+        let device = device.expect("the stand-in has a device");
+        let backend = try_backend(&device, "llama", TensorType::F32, config(40, 2));
+        let mut backend = backend.expect("it starts");
+        let beat = Arc::new(AtomicU64::new(0));
+        backend.count_on(&beat);
+        let result = try_forward(&mut backend, &[(&[0, 1], 0, &tokens)]);
+        Some((result.err().map(|error| error.to_string()), beat.load(Ordering::Relaxed)))
+    };
+    let Some((error, all)) = run("") else { return };
+    assert!(error.is_none() && all > 10, "{all} products and attentions, {error:?}");
+    for n in [1, 5, all] {
+        let failed = run(&format!("fail cuEventSynchronize {n} 719")).expect("as before");
+        let (error, counted) = (failed.0.expect("a wait fails"), failed.1);
+        assert!(error.contains("cuEventSynchronize"), "{error}");
+        assert_eq!(counted, n - 1, "of {all}");
+    }
+}
+
+#[test]
+fn an_engines_beat_goes_on_within_a_step_of_the_gpu() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let model = Model::load(&ModelSource::Embedded, &on_cuda(&library)).expect("it loads");
+    let engine =
+        Engine::start(model, EngineOptions::default(), Box::new(|reason| panic!("{reason}")));
+    let engine = engine.expect("the engine starts");
+    engine.slots().wait().expect("an answer");
+    let before = engine.beat();
+    let request =
+        Request { prompt: (300..364).collect(), n_predict: Some(1), ..Request::default() };
+    let mut stream = engine.submit(request).expect("taken");
+    while stream.recv().is_some() {}
+    let (n_beat, n_step) = (engine.beat() - before, engine.stats().steps_total);
+    assert!(n_step > 0 && n_beat > 10 * n_step, "{n_beat} beats in {n_step} steps");
+}
+
+/// Launches before a refused one still run. What becomes of them is said by nobody else.
+#[test]
+fn a_fault_beside_a_refused_launch_is_told_by_the_same_batch() {
+    let tokens = tokens(12);
+    // Somewhere behind the launches of the self-test.
+    for nth in (40..).step_by(20) {
+        let conf = format!("fail cuLaunchKernel {nth} 1\nlate 719");
+        let Some((device, _dir)) = stand_in::device(&conf) else { return };
+        let device = device.expect("the stand-in has a device");
+        let start = || try_backend(&device, "llama", TensorType::F32, config(12, 1));
+        let mut backend = match start() {
+            Ok(backend) => backend,
+            Err(_) => {
+                start().expect("the fault went with the failure");
+                continue;
+            }
+        };
+        let part: Part<'_> = (&[0], 0, &tokens);
+        let results = [(); 4].map(|()| try_forward(&mut backend, &[part]));
+        let errors: Vec<String> =
+            results.iter().filter_map(|r| r.as_ref().err()).map(ToString::to_string).collect();
+        assert_eq!(errors, ["cuLaunchKernel: CUDA_ERROR_INVALID_VALUE (1)"]);
+        return;
+    }
+}
+
+/// Sequences that share pages bring more of them than the cache has, so that what is sent gets
+/// other memory. Steps that were recorded before read from there no more.
+#[test]
+fn recorded_steps_outlive_larger_batches() {
+    let tokens = tokens(96);
+    let rows = |conf: &str| {
+        let (device, _dir) = stand_in::device(conf)?;
+        let device = device.expect("the stand-in has a device");
+        let backend = try_backend(&device, "llama", TensorType::F32, config(8, 10));
+        let mut backend = backend.expect("it starts");
+        let mut forward = |parts: &[Part<'_>]| try_forward(&mut backend, parts).expect("it runs");
+        for (i, chunk) in tokens[..64].chunks(8).enumerate() {
+            forward(&[(&[0, 1], 8 * i, chunk)]);
+        }
+        let pages: Vec<[u32; 3]> = (2..10).map(|page| [0, 1, page]).collect();
+        let mut rows = Vec::new();
+        for (i, token) in tokens[64..].chunks(1).enumerate().take(6) {
+            rows.extend(forward(&[(&pages[0], 64 + i, token)]));
+            let parts: Vec<Part<'_>> =
+                pages.iter().map(|pages| (&pages[..], 64 + i, token)).collect();
+            if i >= 3 {
+                rows.extend(forward(&parts));
+            }
+        }
+        Some(rows)
+    };
+    let Some(recorded) = rows("") else { return };
+    assert!(rows("fail cuStreamBeginCapture_v2 1 801").expect("as before") == recorded);
+}
+
+#[test]
+fn a_step_whose_columns_have_no_numbers_is_refused() {
+    let check = |n_cols: usize, n_batch: usize| {
+        let mut b = PlanBuilder::new(8, 0, 1, 4);
+        let [x, y] = [n_cols, 4].map(|width| b.buf(width, Rows::Tokens));
+        let table = b.matrix("table".to_owned(), 8, n_cols);
+        let weight = b.matrix("weight".to_owned(), 4, n_cols);
+        b.op(Op::Embed { table, out: x });
+        b.op(Op::MatMul { x, weight, bias: None, out: y });
+        b.embedding(x);
+        let config = CudaConfig { n_outputs: 1, ..config(n_batch, 1) };
+        CudaBackend::check(&b.finish(y), &config).map_err(|error| error.to_string())
+    };
+    // 4 GiB of staged inputs and more.
+    let error = check(29_568, 65_535).expect_err("more than 32 bits count");
+    assert!(error.contains("steps of 65535 tokens through matrices as wide"), "{error}");
+    check(29_568, 32_768).expect("half of it is fine");
+    check(8_192, 65_535).expect("as is this");
+}
+
+fn cpu_and_gpu_bytes(options: &LoadOptions, gguf: &Gguf) -> (u64, u64) {
+    let needed = |device| {
+        let options = LoadOptions { device, ..options.clone() };
+        plan_memory(gguf, &options, u64::MAX >> 1).expect("there is room").needed_bytes()
+    };
+    (needed(DeviceChoice::Cpu), needed(DeviceChoice::Cuda(0)))
+}
+
+/// A GPU that shares the machine's memory may want more of it than the CPU does for the same
+/// model: its rows are filled to whole groups of 256 weights.
+#[test]
+fn a_service_goes_to_the_cpu_where_only_that_fits_the_memory_that_both_share() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q8_0);
+    let ModelSource::File(path) = &source else { unreachable!("it was written to a file") };
+    let gguf = Gguf::open(path).expect("the model");
+    let options = LoadOptions { device: DeviceChoice::Auto, ..on_cuda(&library) };
+    let (on_cpu, on_gpu) = cpu_and_gpu_bytes(&options, &gguf);
+    assert!(on_cpu < on_gpu, "a case of it: {on_cpu} and {on_gpu}");
+    let available = on_gpu - 1;
+    let planned = plan_memory(&gguf, &options, available).expect("the CPU has room");
+    assert_eq!(planned.needed_bytes(), on_cpu);
+    let options = LoadOptions { memory_max_bytes: Some(available), ..options };
+    let model = Model::load(&source, &options).expect("the CPU has room");
+    let (device, memory) = (model.device(), model.memory_plan());
+    assert!(device.name == "cpu" && device.is_fallback && device.why.contains("buffers"));
+    assert_eq!(memory.needed_bytes(), on_cpu);
+    // Where neither has room, the sum is the GPU's, and so is the context that would do.
+    let error = plan_memory(&gguf, &options, on_cpu - 1).expect_err("neither fits");
+    let InferenceError::Memory { plan, .. } = error else { panic!("{error}") };
+    assert_eq!(plan.needed_bytes(), on_gpu);
+}
+
+/// What is sent and what comes back lie in the same memory a second time.
+#[test]
+fn copies_on_the_host_are_counted_where_memory_is_shared() {
+    let gguf = Gguf::from_static(EMBEDDED_MODEL).expect("the model");
+    let plan = |conf: &str| {
+        let (library, _dir) = stand_in::copy(conf)?;
+        let options = LoadOptions { n_batch: Some(64), ..on_cuda(&library) };
+        Some(plan_memory(&gguf, &options, u64::MAX >> 1).expect("there is room"))
+    };
+    let (Some(shared), Some(own)) = (plan(""), plan("discrete")) else { return };
+    let Hparams { n_embd, n_vocab, .. } = Hparams::from_gguf(&gguf).expect("the numbers");
+    // Logits of 32 tokens; rows as they are made, and again among what is sent.
+    let least = 4 * (32 * n_vocab + 2 * 64 * n_embd) as u64;
+    let more = shared.scratch_bytes - own.scratch_bytes;
+    assert!((least..2 * least).contains(&more), "{more} bytes, of which {least} are known");
+}
