@@ -46,7 +46,7 @@ fn files(dir: &Path) -> Vec<String> {
         ("etc/systemd/system/keep", ""),
         ("usr/sbin/keep", ""),
         ("root/keep", ""),
-        ("var/lib/jetforge/first-boot.done", ""),
+        ("var/lib/jetforge-root/first-boot.done", ""),
     ] {
         write(&dir.join("root").join(name), text);
     }
@@ -172,7 +172,7 @@ fn an_image_is_made_and_has_what_the_board_needs() {
         "/etc/ssh/ssh_host_ed25519_key",
         "/usr/sbin/policy-rc.d",
         "/root/jetforge.deb",
-        "/var/lib/jetforge/first-boot.done",
+        "/var/lib/jetforge-root/first-boot.done",
     ] {
         let found = root.ask(&format!("stat {gone}"));
         assert!(found.contains("not found"), "{gone} is in the image: {found}");
