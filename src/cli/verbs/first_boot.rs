@@ -124,7 +124,8 @@ fn name_machine(root: &Path) -> std::io::Result<String> {
     let name = std::fs::read_to_string(&file).unwrap_or_default().trim().to_owned();
     let is_nano = || Sensors::open(root).board().is_nano();
     let is_own = |names: &[&str]| names.contains(&name.as_str());
-    if !(is_own(&OF_IMAGES) || is_own(&ON_A_NANO) && is_nano()) {
+    let is_of_an_image = is_own(&OF_IMAGES) || is_own(&ON_A_NANO) && is_nano();
+    if !is_of_an_image {
         return Ok(name);
     }
     let before = name;
