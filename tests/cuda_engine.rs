@@ -44,7 +44,7 @@ fn on_cpu() -> LoadOptions {
 }
 
 /// A recipe's model in a file.
-pub fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
+fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
     let path = folder.join(format!("{case}-{ty}.gguf"));
     std::fs::write(&path, Recipe::read(case).build(ty)).expect("the model is written");
     ModelSource::File(path)

@@ -1,5 +1,5 @@
-//! What a service asks of a GPU, on the stand-in: a sign of life in long steps, a fault that is told
-//! once and to those it concerns, and memory that is counted as it is taken.
+//! What a service asks of a GPU, on the stand-in: a sign of life in long steps, a fault that is
+//! told once and to those it concerns, and memory that is counted as it is taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use jetforge::inference::{
     ModelSource, Request, plan_memory,
 };
 
-use crate::cuda_engine::{Part, on_cuda, try_backend, try_forward, write};
+use crate::cuda_engine::{Part, on_cuda, try_backend, try_forward};
 use crate::support::recipe::Recipe;
 use crate::support::stand_in;
 
@@ -145,38 +145,30 @@ fn a_step_whose_columns_have_no_numbers_is_refused() {
     check(8_192, 65_535).expect("as is this");
 }
 
-fn cpu_and_gpu_bytes(options: &LoadOptions, gguf: &Gguf) -> (u64, u64) {
-    let needed = |device| {
-        let options = LoadOptions { device, ..options.clone() };
-        plan_memory(gguf, &options, u64::MAX >> 1).expect("there is room").needed_bytes()
-    };
-    (needed(DeviceChoice::Cpu), needed(DeviceChoice::Cuda(0)))
-}
-
-/// A GPU that shares the machine's memory may want more of it than the CPU does for the same
-/// model: its rows are filled to whole groups of 256 weights.
+/// What a GPU takes of memory that it shares, and what its driver lets it have, is not what the CPU
+/// does with the same memory.
 #[test]
-fn a_service_goes_to_the_cpu_where_only_that_fits_the_memory_that_both_share() {
-    let Some((library, _dir)) = stand_in::copy("") else { return };
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let source = write(folder.path(), "llama", TensorType::Q8_0);
-    let ModelSource::File(path) = &source else { unreachable!("it was written to a file") };
-    let gguf = Gguf::open(path).expect("the model");
+fn a_service_goes_to_the_cpu_where_only_that_has_room_though_both_share_their_memory() {
+    let Some((library, _dir)) = stand_in::copy(&format!("memory {}", 100 << 20)) else { return };
+    let gguf = Gguf::from_static(EMBEDDED_MODEL).expect("the model");
+    let plan = |device, available| {
+        plan_memory(&gguf, &LoadOptions { device, ..on_cuda(&library) }, available)
+    };
+    let much = u64::MAX >> 1;
+    let on_cpu = plan(DeviceChoice::Cpu, much).expect("the CPU has room");
+    assert_eq!(plan(DeviceChoice::Auto, much).expect("the CPU has room"), on_cpu);
     let options = LoadOptions { device: DeviceChoice::Auto, ..on_cuda(&library) };
-    let (on_cpu, on_gpu) = cpu_and_gpu_bytes(&options, &gguf);
-    assert!(on_cpu < on_gpu, "a case of it: {on_cpu} and {on_gpu}");
-    let available = on_gpu - 1;
-    let planned = plan_memory(&gguf, &options, available).expect("the CPU has room");
-    assert_eq!(planned.needed_bytes(), on_cpu);
-    let options = LoadOptions { memory_max_bytes: Some(available), ..options };
-    let model = Model::load(&source, &options).expect("the CPU has room");
-    let (device, memory) = (model.device(), model.memory_plan());
+    let model = Model::load(&ModelSource::Embedded, &options).expect("the CPU has room");
+    let device = model.device();
     assert!(device.name == "cpu" && device.is_fallback && device.why.contains("buffers"));
-    assert_eq!(memory.needed_bytes(), on_cpu);
+    assert_eq!(model.memory_plan().needed_bytes(), on_cpu.needed_bytes());
     // Where neither has room, the sum is the GPU's, and so is the context that would do.
-    let error = plan_memory(&gguf, &options, on_cpu - 1).expect_err("neither fits");
-    let InferenceError::Memory { plan, .. } = error else { panic!("{error}") };
-    assert_eq!(plan.needed_bytes(), on_gpu);
+    let refused = |device| match plan(device, 4 << 20) {
+        Err(InferenceError::Memory { plan, n_ctx_fits, .. }) => (plan, n_ctx_fits),
+        other => panic!("there is no room: {other:?}"),
+    };
+    assert_eq!(refused(DeviceChoice::Auto), refused(DeviceChoice::Cuda(0)));
+    assert_ne!(refused(DeviceChoice::Auto), refused(DeviceChoice::Cpu), "the canary");
 }
 
 /// What is sent and what comes back lie in the same memory a second time.

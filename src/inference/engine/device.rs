@@ -237,8 +237,9 @@ impl Prepared {
             match found {
                 Ok((memory, _)) => return Ok(memory),
                 Err(error) if options.device != DeviceChoice::Auto => return Err(error),
-                // Strips and buffers are larger than what the CPU computes with, so that it may
-                // have room where they share memory; if not, the GPU's sum is the one to reduce.
+                // Strips and copies can be more than what the CPU computes with, and a driver may
+                // give less than there is, so the CPU may have room in the memory that both
+                // share. If not, the GPU's sum is the one to reduce.
                 Err(error @ InferenceError::Memory { .. }) if is_shared => {
                     return self.fit(gguf, available_bytes, None).map_err(|_| error);
                 }
