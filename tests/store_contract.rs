@@ -15,8 +15,10 @@ use crate::support::postgres::Postgres;
 /// Opens a store; the same tables each time.
 type Opener<'a> = &'a dyn Fn(&Path) -> Store;
 
-/// Each promise with its name.
-const PROMISES: [(&str, fn(Opener<'_>)); 8] = [
+/// A promise with its name.
+type Promise = (&'static str, fn(Opener<'_>));
+
+const PROMISES: [Promise; 8] = [
     ("an outbox keeps its order, its bounds and its numbers", outbox),
     ("what fails takes all of its transaction, and a look changes nothing", transactions),
     ("what was seen is known again", marks),
