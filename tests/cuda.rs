@@ -218,7 +218,7 @@ fn a_range_of_columns_has_the_bits_of_all_and_leaves_the_others_alone() {
             }
             download(&y, n * n_rows)
         };
-        let all = run(&[0..n]);
+        let all = run(std::slice::from_ref(&(0..n)));
         assert_eq!(run(&[69..70, 0..3, 3..3, 40..69, 3..40]), all);
         let some = run(&[5..30, 69..70]);
         assert_eq!(some[5 * n_rows..30 * n_rows], all[5 * n_rows..30 * n_rows]);
