@@ -21,8 +21,10 @@ mount --make-rprivate /
 dir=/mnt
 copy_of_system "$dir" 1500M
 root=$dir/root
-# What is built here meanwhile has our name as well, and is nothing that the package left.
-mount -t tmpfs none "$root$PWD"
+# What is built meanwhile, here and beside, has our name as well, and is nothing that the package left.
+hidden=$(dirname "$PWD")
+[ "$hidden" != / ] || hidden=$PWD
+mount -t tmpfs none "$root$hidden"
 install -m 755 jetpack/prove/guest.sh "$root/root/guest.sh"
 cp "$deb" "$root/root/jetforge.deb"
 newer_package "$deb" "$root/root/newer.deb"

@@ -9,7 +9,8 @@ use std::process::Command;
 use crate::support::run::Run;
 use crate::support::skip::skip;
 
-/// Programs in the place of the system's. `chroot` unpacks a package, and else only tells.
+/// Programs in the place of the system's. `chroot` unpacks a package, makes the list of packages
+/// that have to stay, which is empty, and else only tells.
 const FAKES: [(&str, &str); 3] = [
     ("id", "echo 0"),
     ("uname", "echo aarch64"),
@@ -18,6 +19,7 @@ const FAKES: [(&str, &str); 3] = [
         "echo \"chroot $*\" >>\"$STAND_IN_CALLS\"\n\
          case \"$*\" in *'dpkg -i /root/jetforge.deb')\n\
          dpkg-deb -x \"$1/root/jetforge.deb\" \"$1\"; [ -x \"$1/usr/sbin/policy-rc.d\" ] ;;\n\
+         *'>/root/stayed'*) : >\"$1/root/stayed\" ;;\n\
          esac",
     ),
 ];
@@ -43,6 +45,7 @@ fn files(dir: &Path) -> Vec<String> {
     for (name, text) in [
         ("etc/machine-id", "0123\n"),
         ("etc/ssh/ssh_host_ed25519_key", "a key that all cards would share"),
+        ("etc/sudoers.d/keep", ""),
         ("etc/systemd/system/keep", ""),
         ("usr/sbin/keep", ""),
         ("root/keep", ""),
@@ -165,6 +168,7 @@ fn an_image_is_made_and_has_what_the_board_needs() {
     root.has("/etc/jetforge/config.d/05-supply.toml", "supply = \"5w\"");
     root.has("/etc/nvpmodel.conf", "DEFAULT=1");
     root.has("/home/jetson/.ssh/authorized_keys", "AAAA");
+    root.has("/etc/sudoers.d/jetforge-owner", "jetson ALL");
     root.has("/etc/systemd/system/jetforge-card.service", "prepare-card");
     root.has("/usr/lib/jetforge/prepare-card", "resize2fs");
     root.has("/etc/hostname", "jetson");
@@ -172,6 +176,7 @@ fn an_image_is_made_and_has_what_the_board_needs() {
         "/etc/ssh/ssh_host_ed25519_key",
         "/usr/sbin/policy-rc.d",
         "/root/jetforge.deb",
+        "/root/stayed",
         "/var/lib/jetforge-root/first-boot.done",
     ] {
         let found = root.ask(&format!("stat {gone}"));
