@@ -301,7 +301,9 @@ fn a_support_file_holds_no_secret() {
     // Nor does any other text that somebody set, except words of ours.
     let keys = machine.run(&["config", "show", "--json"]).json();
     let mut n_text = 0;
-    for key in keys.as_object().unwrap().keys() {
+    let numbers = |value: &serde_json::Value| value.is_number() || value.is_boolean();
+    let texts = keys.as_object().unwrap().iter().filter(|(_, own)| !numbers(&own["value"]));
+    for (key, _) in texts {
         for value in ["canary/7f3a", "[\"http://canary/7f3a\"]"] {
             let (set, file) = (format!("{key}={value}"), file.display().to_string());
             if machine.run(&["support", "--set", &set, &file]).code == 0 {

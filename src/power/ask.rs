@@ -10,8 +10,8 @@
 //! this board names, cores and fan within its numbers, all of it within the supply that the owner
 //! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most
 //! that a service in somebody else's hands can do is to choose among the clocks that a board has,
-//! and to have its fan turn as the curve says at the heat of that time, or faster. What was put over
-//! HTTP counts here as well, so the supply is no bound for who holds the service.
+//! and to have its fan turn as the curve says at the heat of that time, or faster. What was put
+//! over HTTP counts here as well, so the supply is no bound for who holds the service.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -308,7 +308,7 @@ mod tests {
         let (board, journal) = (root.path().to_owned(), state.path().join("root"));
         let weak = PowerConfig { supply: Some(Supply::Watts5), ..willing() };
         let configs = [weak.clone(), willing()];
-        // As the socket's unit does it: a helper for each connection, with the configuration of then.
+        // As the socket's unit does it: a helper for each connection, configured as then.
         let serving = std::thread::spawn(move || {
             for config in configs {
                 let (stream, _) = listener.accept().unwrap();
