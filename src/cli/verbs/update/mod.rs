@@ -12,6 +12,8 @@
 mod release;
 mod steps;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,8 @@ use serde_json::json;
 
 use crate::base::format::bytes;
 use crate::base::host::Host;
-use crate::base::limits::{UPDATE_SETTLE_S, UPDATE_TRIAL_S};
+use crate::base::limits::{UPDATE_RECORD_BYTES_MAX, UPDATE_SETTLE_S, UPDATE_TRIAL_S};
+use crate::base::owner;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, print_json, table};
 use crate::cli::{Context, exit};
@@ -207,11 +210,22 @@ fn tell_of_start(root: &Path) {
     }
 }
 
+/// What a way back lost. The file is the service's, so root reads it as the service, and no further
+/// than it should be long.
+fn lost(root: &Path) -> Option<String> {
+    let file = steps::lost_file(root);
+    let read = || {
+        let mut text = String::new();
+        File::open(&file)?.take(UPDATE_RECORD_BYTES_MAX).read_to_string(&mut text).map(|_| text)
+    };
+    owner::as_owner_of(file.parent()?, read).ok()?.ok()
+}
+
 fn status(root: &Path, as_json: bool) -> anyhow::Result<u8> {
     let slots = slots(root)?;
     let record = slots.record();
     let has_keys = TrustedKeys::read(&root.join(KEYS));
-    let lost = std::fs::read_to_string(steps::lost_file(root)).ok();
+    let lost = lost(root);
     if as_json {
         let places = [Slot::Package, Slot::A, Slot::B].map(|slot| {
             let version = slots.version(slot).map(|version| version.to_string());
