@@ -7,8 +7,8 @@
 //! drop   what is beside it goes
 //! ```
 //!
-//! A power cut leaves what is beside the place behind; no reader takes it for a file of its own, and
-//! [`sweep`] removes it.
+//! A power cut leaves what is beside the place behind; no reader takes it for a file of its own,
+//! and [`sweep`] removes it.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};

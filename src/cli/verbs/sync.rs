@@ -137,36 +137,40 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
             alone(args, &app)?.adopt()?;
             terminal::note("this machine goes on under the name of its card");
         }
-        What::Renew => {
-            if app.shared_store().is_some() {
-                let why = "other processes share this name; `sync forget` ends a pairing";
-                return Err(CliError::usage(why).into());
-            }
-            let sync = alone(args, &app)?;
-            let keys = KeyFile::new(&app.dirs.state);
-            for peer in sync.peers()? {
-                let _ = keys.revoke(&peer_key_name(&peer.node));
-            }
-            let node = sync.renew()?;
-            terminal::note(format!("this machine is {node} now; pair it again"));
-        }
+        What::Renew => renew(args, &app)?,
         What::Export { file, files } => {
             let n = export(&client, own(args, &app)?, file, *files)?;
             terminal::note(format!("{n} entries; `jetforge sync import` reads them there"));
         }
-        What::Import { file } => {
-            let told = import(&client, own(args, &app)?, file)?;
-            let (n_file, n_missing) = (told.blobs.len(), told.n_missing());
-            terminal::note(format!("{} entries took effect", told.n_applied));
-            if n_file > 0 {
-                terminal::note(format!("{} files are here", n_file - n_missing));
-            }
-            if n_missing > 0 {
-                terminal::note(format!("{n_missing} files did not come; see `sync files`"));
-            }
-        }
+        What::Import { file } => tell_imported(&import(&client, own(args, &app)?, file)?),
     }
     Ok(exit::OK)
+}
+
+fn renew(args: &SyncArgs, app: &App) -> anyhow::Result<()> {
+    if app.shared_store().is_some() {
+        let why = "other processes share this name; `sync forget` ends a pairing";
+        return Err(CliError::usage(why).into());
+    }
+    let sync = alone(args, app)?;
+    let keys = KeyFile::new(&app.dirs.state);
+    for peer in sync.peers()? {
+        let _ = keys.revoke(&peer_key_name(&peer.node));
+    }
+    let node = sync.renew()?;
+    terminal::note(format!("this machine is {node} now; pair it again"));
+    Ok(())
+}
+
+fn tell_imported(told: &Imported) {
+    let (n_file, n_missing) = (told.blobs.len(), told.n_missing());
+    terminal::note(format!("{} entries took effect", told.n_applied));
+    if n_file > 0 {
+        terminal::note(format!("{} files are here", n_file - n_missing));
+    }
+    if n_missing > 0 {
+        terminal::note(format!("{n_missing} files did not come; see `sync files`"));
+    }
 }
 
 /// The store, where no service has it and none is named.

@@ -15,8 +15,8 @@
 //! costs half of the tiles' rate and is still several times what vectors do. Where scales are
 //! floats the tiles are left for each 32 weights, which then are half as deep.
 //!
-//! Integers are exact and floats are added in the order of `panel_kernel`, so the sums have the same
-//! bits as those of every other instruction set.
+//! Integers are exact and floats are added in the order of `panel_kernel`, so the sums have the
+//! same bits as those of every other instruction set.
 
 mod form;
 mod tiles;

@@ -87,7 +87,7 @@ impl Tiles {
         }
         // SAFETY: the instruction is there, and reads the 64 bytes of `shape`.
         unsafe {
-            asm!("ldtilecfg [{shape}]", shape = in(reg) &raw const shape, options(nostack, readonly));
+            asm!("ldtilecfg [{0}]", in(reg) &raw const shape, options(nostack, readonly));
         }
         Tiles(())
     }
