@@ -312,6 +312,8 @@ mod tests {
         let known = Origin::default().resolve(Vec::new()).unwrap();
         let expected = [
             "hub.key_file",
+            "hub.store_key_file",
+            "hub.store_password_file",
             "library.catalog",
             "library.dir",
             "prefix_cache.dir",
