@@ -134,9 +134,10 @@ impl Dirs {
                 .map(|base| base.join("jetforge"))
                 .ok_or(DirsError::NoHome { what, variable })
         };
+        let config = find("configuration", "XDG_CONFIG_HOME", ".config")?;
         let state = find("state", "XDG_STATE_HOME", ".local/state")?;
         Ok(Dirs {
-            config: find("configuration", "XDG_CONFIG_HOME", ".config")?,
+            config,
             root_state: state.clone(),
             state,
             cache: find("cache", "XDG_CACHE_HOME", ".cache")?,

@@ -96,6 +96,7 @@ mod tests {
         let private = tempfile::tempdir().unwrap();
         let secret = private.path().join("secret");
         std::fs::write(&secret, "root's").unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
         let (file, link) = (dir.path().join("in/it/file"), dir.path().join("link"));
         std::os::unix::fs::symlink(&secret, &link).unwrap();
         let read = as_owner_of(&dir.path().join("in/it"), || {

@@ -367,8 +367,8 @@ mod tests {
 
     #[test]
     fn options_of_serve_go_by_the_table_of_llama_server() {
-        let args = ["x", "--color", "never", "serve", "-np", "2", "-ngl", "9"].map(Into::into);
-        let serve = ["x", "--color", "never", "serve", "--parallel", "2", "--ignored-option=-ngl"];
+        let args = ["x", "--color", "never", "serve", "-np", "2", "-fa", "on"].map(Into::into);
+        let serve = ["x", "--color", "never", "serve", "--parallel", "2", "--ignored-option=-fa"];
         assert_eq!(normalize(args).unwrap(), serve);
     }
 

@@ -217,20 +217,23 @@ fn a_journal_that_cannot_be_kept_stops_only_what_is_new() {
     bench.actuator().apply(known).unwrap();
     let file = bench.state.path().join("power.journal.json");
     let text = std::fs::read(&file).unwrap();
-    // A folder stands where the new journal would be written.
-    std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
+    // The folder by a name so long that the file beside the journal has none: nothing is kept.
+    std::fs::create_dir(bench.state.path().join("x")).unwrap();
+    let mut far = bench.state.path().to_owned();
+    while far.as_os_str().len() + "/x/../power.journal.json".len() < 4096 {
+        far.push("x/..");
+    }
+    let full = Actuator::new(bench.root.path(), &far, Owner::Service);
     let max = format!("{CPU}/cpu0/cpufreq/scaling_max_freq");
     let to = |khz: &str| bench.actuator().changes(&[(max.clone(), khz.to_owned())]).unwrap();
     let lower = to("306000");
-    let error = bench.actuator().apply(&[&lower[..], new].concat()).unwrap_err();
+    let error = full.apply(&[&lower[..], new].concat()).unwrap_err();
     assert!(matches!(error, ApplyError::Journal { .. }), "{error}");
     assert_eq!(bench.text(&max), "306000", "a cap is set on a full disk");
     assert_eq!(bench.text(&new[0].path), new[0].before);
     assert_eq!(std::fs::read(&file).unwrap(), text);
-    std::fs::remove_dir(bench.state.path().join("power.journal.new")).unwrap();
     bench.actuator().apply(&to("408000")).unwrap();
-    std::fs::create_dir(bench.state.path().join("power.journal.new")).unwrap();
-    bench.actuator().apply(&to("510000")).expect("a known file needs no new journal");
+    full.apply(&to("510000")).expect("a known file needs no new journal");
     assert_eq!(bench.text(&max), "510000");
 }
 

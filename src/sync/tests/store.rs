@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::base::limits::SYNC_COPIES_BYTES_MAX;
 use crate::store::{
     AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, RecordRow, Store,
-    Update,
+    Update, now_ms,
 };
 use crate::sync::{Change, Node, Record, Spool, Told, job_rank, read_frame};
 
@@ -163,6 +163,11 @@ fn settings_changed_on_both_sides_end_alike_and_the_other_is_kept() {
     let (a, b) = (open(home.path()), open(pc_home.path()));
     pair(&a, &b);
     a.sync.change(change("setting", "temp", json!({"value": 1}))).unwrap();
+    // Within one millisecond neither would be the later one.
+    let first_ms = now_ms();
+    while now_ms() == first_ms {
+        std::thread::yield_now();
+    }
     b.sync.change(change("setting", "temp", json!({"value": 2}))).unwrap();
     b.sync.change(change("of-tomorrow", "x", json!([3]))).unwrap();
     exchange(&a, &b);
