@@ -3,7 +3,8 @@
 #
 #   jetpack/cross.sh [--quick] [--bound] [--run] | --tools
 #
-#   --quick   without link-time optimisation: what it computes is the same, it builds in half the time
+#   --quick   without link-time optimisation, other people's crates hardly optimised: what it computes is
+#             the same, it builds in half the time
 #   --bound   then holds its 4-bit kernels to a static bound on that core, by llvm-mca
 #   --run     then starts the result on an emulated Cortex-A57, and compares what the default model
 #             writes there with what it writes on this machine, and NEON with plain Rust
@@ -85,6 +86,14 @@ check_symbols() {
     aarch64-linux-gnu-objdump -p "$binary" | awk '/NEEDED/ { printf "needs %s\n", $2 }'
 }
 
+# Fails if the program has instructions that the board's processor does not.
+check_instructions() {
+    local found
+    found=$(aarch64-linux-gnu-objdump -d --no-show-raw-insn "$binary" | awk -f jetpack/instructions.awk)
+    [ -z "$found" ] || fail "instructions that a Cortex-A57 does not have:"$'\n'"$found"
+    echo "every instruction is one of ARMv8.0, or behind a question for it"
+}
+
 # The program on an emulated Cortex-A57. With Debian's own arm64 C library installed, the cross
 # library beside it must not be named: two builds of glibc would mix, and threads never start.
 emulated() {
@@ -114,11 +123,14 @@ unpack_std
 install_zig
 [ "$is_tools" = no ] || exit 0
 rustup toolchain list | grep -q '^debian-web' || rustup toolchain link debian-web /usr
+quick=()
 if [ "$is_quick" = yes ]; then
     export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    quick=(--config 'profile.release.package."*".opt-level=1')
 fi
-board_cargo zigbuild
+board_cargo zigbuild "${quick[@]}"
 check_symbols
+check_instructions
 aarch64-linux-gnu-strip --strip-all -o "$cross/jetforge" "$binary"
 ls -l "$cross/jetforge"
 if [ "$is_bound" = yes ]; then

@@ -135,7 +135,7 @@ Architecture: $arch
 Maintainer: JetForge <root@localhost>
 Installed-Size: $kib
 Depends: $(depends)
-Recommends: ca-certificates
+Recommends: avahi-daemon, ca-certificates
 Section: net
 Priority: optional
 Description: code generation over HTTP, on a Jetson Nano and the PC beside it

@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
 """Counts what the kernels for products execute for each weight, from their machine code.
 
-    kernels/count.py [--columns K] [--tools DIR] CUBIN...
+    kernels/count.py [--columns K] [--tools DIR] [--counts FILE [--check]] CUBIN...
+
+Of 2048 columns, each kernel that has a limit must be there and keep it. `--counts` writes the
+instructions of each kernel to a file, or with `--check` holds that file to them: `jetforge bench`
+predicts from kernels/counts.txt.
 
 The rule: one lane's whole path, from the first instruction of the kernel to its end. Every
 instruction counts once, those of the loop over groups as often as a lane goes through it
@@ -16,6 +20,7 @@ loops is refused: the rule would not hold for it.
 """
 
 import argparse
+import pathlib
 import re
 import subprocess
 import sys
@@ -86,10 +91,12 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--tools", default="target/cuda-tools")
+    parser.add_argument("--counts")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("cubins", nargs="+")
     args = parser.parse_args()
     n_trip, n_lane = -(-args.columns // 256), 4 * args.columns / 8
-    too_many = False
+    seen, bad = {}, False
     print(f"| kernel | instructions | issue | slow | pairs | at {args.columns} columns")
     print("|---|---|---|---|---|")
     for cubin in args.cubins:
@@ -105,11 +112,24 @@ def main():
             n_weight = n_lane * n_column
             limit = LIMITS.get(name) if args.columns == 2048 else None
             over = limit is not None and issue / n_weight > limit
-            too_many |= over
+            bad |= over
+            seen[name] = f"{name} {issue} {n_weight:.0f}\n"
             note = f" above {limit} |" if over else ""
             each = " | ".join(f"{n / n_weight:.2f}" for n in (issue, slow, pairs))
             print(f"| {name} | {issue} | {each} |{note}")
-    return too_many
+    missing = sorted(set(LIMITS) - set(seen))
+    if args.columns == 2048 and missing:
+        print("not among them: " + ", ".join(missing), file=sys.stderr)
+        bad = True
+    if args.counts:
+        head = f"# kernel, instructions of a lane at {args.columns} columns, its products\n"
+        text = head + "".join(line for _, line in sorted(seen.items()))
+        if not args.check:
+            pathlib.Path(args.counts).write_text(text)
+        elif pathlib.Path(args.counts).read_text() != text:
+            print(f"{args.counts} does not say what was counted", file=sys.stderr)
+            bad = True
+    return bad
 
 
 if __name__ == "__main__":

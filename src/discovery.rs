@@ -73,24 +73,25 @@ pub struct Responder {
 
 impl Responder {
     /// Answers on `address`: [`GROUP`], whose port is shared with other responders, or any other
-    /// where nobody is asked but this one.
+    /// where nobody is asked but this one. A machine without a network has no group, and joins it
+    /// as soon as there is one: a board starts faster than its network.
     ///
     /// # Errors
-    /// If the system does not give the port or the group.
+    /// If the system does not give the port.
     pub fn start(address: SocketAddrV4, announcement: Announcement) -> io::Result<Responder> {
         let is_group = address.ip().is_multicast();
         let own = if is_group { Ipv4Addr::UNSPECIFIED } else { *address.ip() };
         let socket = shared_socket(SocketAddrV4::new(own, address.port()))?;
-        if is_group {
-            socket.join_multicast_v4(address.ip(), &Ipv4Addr::UNSPECIFIED)?;
-        }
         socket.set_read_timeout(Some(LOOK_EVERY))?;
         let local = socket.local_addr()?;
         let stops = Arc::new(AtomicBool::new(false));
         let group = is_group.then_some(SocketAddr::V4(address));
         let own = Arc::clone(&stops);
         let work = move || {
+            let mut is_member = !is_group;
             while !own.load(Ordering::Relaxed) {
+                let join = || socket.join_multicast_v4(address.ip(), &Ipv4Addr::UNSPECIFIED);
+                is_member = is_member || join().is_ok();
                 respond(&socket, group, &announcement);
             }
         };

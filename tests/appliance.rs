@@ -50,11 +50,24 @@ impl Machine {
         self.home.path().join(".config/jetforge")
     }
 
+    /// Two models in the store.
+    fn keep_models(&self) {
+        let models = self.home.path().join(".local/share/jetforge/models");
+        std::fs::create_dir_all(&models).unwrap();
+        for (name, case) in [("small", "llama"), ("other", "qwen2")] {
+            let bytes = Recipe::read(case).build(TensorType::F32);
+            std::fs::write(models.join(format!("{name}.gguf")), bytes).unwrap();
+        }
+    }
+
     fn status_with(&self, service: &Process, key: &str) -> u16 {
         let key = format!("Bearer {key}");
         send(service.address, "GET", "/v1/config", &[("authorization", &key)], "").status
     }
 }
+
+/// The file of the card.
+const CARD: &str = "first-boot.txt";
 
 /// What stands behind a word of the card.
 fn of_card<'c>(card: &'c str, word: &str) -> &'c str {
@@ -128,15 +141,50 @@ fn a_first_start_that_was_cut_is_done_again() {
     assert_eq!(keys["keys"].as_array().unwrap().len(), 1);
 }
 
+/// Each of its writes in turn finds a folder in its place, and the run ends there.
+#[test]
+fn a_first_start_that_ended_before_any_of_its_writes_is_done_again() {
+    let whole = Machine::new("jetson");
+    whole.first_boot(&[]).ok();
+    for place in ["hosts", "keys.json", "pair.json", CARD] {
+        let machine = Machine::new("jetson");
+        machine.keep_models();
+        let folder = match place {
+            "hosts" => machine.root.path().join("etc"),
+            CARD => machine.config(),
+            _ => machine.state(),
+        };
+        let before = std::fs::read(folder.join(place)).ok();
+        let _ = std::fs::remove_file(folder.join(place));
+        std::fs::create_dir_all(folder.join(place).join("in the way")).unwrap();
+        let cut = machine.first_boot(&[]);
+        assert!(cut.code != 0 && cut.out.is_empty(), "{place}: {}{}", cut.out, cut.err);
+        assert!(!machine.state().join("first-boot.done").exists(), "{place}");
+        std::fs::remove_dir_all(folder.join(place)).unwrap();
+        before.into_iter().for_each(|bytes| std::fs::write(folder.join(place), bytes).unwrap());
+        let card = machine.first_boot(&[]).ok().out;
+        assert_eq!(std::fs::read_to_string(machine.config().join(CARD)).unwrap(), card, "{place}");
+        for file in ["hosts", "hostname"] {
+            assert_eq!(machine.etc(file), whole.etc(file), "{place}");
+        }
+        let keys = machine.run(&["key", "list", "--json"]).json();
+        assert_eq!(keys["keys"].as_array().unwrap().len(), 1, "{place}");
+        let shown = machine.run(&["config", "show", "--json"]).json();
+        assert_eq!(shown["model.name"]["value"], of_card(&card, "model"), "{place}");
+        let again = machine.first_boot(&[]).ok();
+        assert!(again.err.contains("set up before"), "{place}: {}", again.err);
+    }
+    // Between the two files of the name there is nothing that could be in the way.
+    let machine = Machine::new("jetson");
+    std::fs::write(machine.root.path().join("etc/hosts"), whole.etc("hosts")).unwrap();
+    machine.first_boot(&[]).ok();
+    assert_eq!(machine.etc("hosts"), whole.etc("hosts"));
+}
+
 #[test]
 fn the_model_is_the_largest_that_fits_unless_the_owner_chose() {
     let machine = Machine::new("nano");
-    let models = machine.home.path().join(".local/share/jetforge/models");
-    std::fs::create_dir_all(&models).unwrap();
-    for (name, case) in [("small", "llama"), ("other", "qwen2")] {
-        let bytes = Recipe::read(case).build(TensorType::F32);
-        std::fs::write(models.join(format!("{name}.gguf")), bytes).unwrap();
-    }
+    machine.keep_models();
     let card = machine.first_boot(&[]).ok().out;
     let model = of_card(&card, "model");
     assert!(["small", "other"].contains(&model), "{card}");

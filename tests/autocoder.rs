@@ -5,17 +5,24 @@ use std::collections::BTreeMap;
 use jetforge::server::{Class, GateOptions, Grant, KeyFile, Scope};
 use serde_json::{Value, json};
 
-use crate::server::{House, counted, plan};
+use crate::server::{House, Plan, counted, plan};
 use crate::support::http::{get, post, send};
 use crate::support::socket::Socket;
 
+/// A service with a store.
+fn keeping() -> Plan {
+    let mut plan = plan();
+    plan.keeps_jobs = true;
+    plan
+}
+
 fn start() -> House {
-    plan().start()
+    keeping().start()
 }
 
 /// A model that says 300, 301, ... and never ends.
 fn counting() -> House {
-    let mut plan = plan();
+    let mut plan = keeping();
     plan.script = Some(Box::new(counted));
     plan.start()
 }
@@ -221,7 +228,7 @@ fn sockets_ask_for_the_same_keys_pages_and_quotas_as_every_route() {
     };
     let key = file.create("pc", grant(Some(2))).unwrap();
     let gate = GateOptions { state_dir: Some(dir.path().to_owned()), ..GateOptions::default() };
-    let mut plan = plan();
+    let mut plan = keeping();
     plan.gate = gate;
     plan.script = Some(Box::new(counted));
     let house = plan.start();

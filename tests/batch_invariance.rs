@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use jetforge::inference::backend::PageIdx;
 use jetforge::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
-use jetforge::inference::backend::{Batch, PageIdx, Span};
 use jetforge::inference::gguf::Gguf;
 use jetforge::inference::model::{Hparams, plan};
 
+use crate::support::engine::{bits, with_step};
 use crate::support::recipe::Recipe;
 
 const N_PAGE: usize = 8;
@@ -36,21 +37,10 @@ impl Runner {
 
     /// One forward pass; the logits' bits of every token.
     fn forward(&mut self, spans: &[(&[PageIdx], usize, &[u32])]) -> Vec<Vec<u32>> {
-        let tokens: Vec<u32> = spans.iter().flat_map(|s| s.2).copied().collect();
-        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-        let spans: Vec<Span<'_>> = spans
-            .iter()
-            .map(|&(pages, pos, tokens)| Span {
-                pages,
-                pos,
-                n_tokens: tokens.len(),
-                n_prompt: 0,
-                adapters: &[],
-            })
-            .collect();
-        let batch = Batch { tokens: &tokens, spans: &spans, outputs: &outputs };
-        let rows = self.backend.forward(&batch).expect("the batch keeps the rules");
-        rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+        let parts: Vec<_> = spans.iter().map(|&(pages, pos, ids)| (pages, pos, ids, 0)).collect();
+        with_step(&parts, |batch| {
+            bits(&self.backend.forward(batch).expect("the batch keeps the rules"))
+        })
     }
 
     /// `tokens` in steps of `n`, on pages of their own.

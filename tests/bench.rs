@@ -95,6 +95,8 @@ fn a_board_that_is_not_here_is_predicted_for() {
     let text = bench(home.path(), &args).unwrap();
     assert!(text.starts_with("jetson-nano-4gb: a prediction from a profile"), "{text}");
     assert!(text.contains("recommended") && text.contains("6.9 GB/s (assumed, not measured)"));
+    // Its GPU is judged as well.
+    assert!(text.contains("GPU prefill") && text.contains("15.4 GB/s (assumed)"), "{text}");
     // Less memory, smaller models.
     let small = bench(home.path(), &["--device", "jetson-nano-2gb"]).unwrap();
     let fits = |text: &str| text.lines().filter(|line| !line.contains("does not fit")).count();

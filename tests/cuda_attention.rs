@@ -318,6 +318,9 @@ const CASES: &[(KvFormat, usize, (usize, usize))] = &[
     (KvFormat::Q4_0, 64, (4, 4)),
     (KvFormat::Q4_0, 80, (3, 1)),
     (KvFormat::Q4_0, 128, (8, 1)),
+    // Rotated in pieces of 32, and as a whole.
+    (KvFormat::Q4_0, 160, (3, 3)),
+    (KvFormat::Q4_0, 256, (9, 1)),
 ];
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use jetforge::base::limits::{DEVICE_LAUNCH_PRODUCTS_MAX, DEVICE_LAUNCH_PRODUCTS_MIN};
 use jetforge::inference::backend::cases::{activations, weights};
 use jetforge::inference::backend::cuda::driver::Args;
 use jetforge::inference::backend::cuda::launch::{GemvKernels, Inputs, Matrix};
@@ -144,6 +145,21 @@ fn a_device_that_cannot_be_opened_says_which_call_failed() {
     let Some((path, _dir)) = stand_in::copy("") else { return };
     let error = Device::open(&path, 1).err().expect("there is one device").to_string();
     assert_eq!(error, "there is no CUDA device 1; the driver sees 1");
+}
+
+#[test]
+fn launches_are_halved_and_never_to_nothing() {
+    let Some((device, _dir)) = stand_in::device("") else { return };
+    let device = device.expect("the stand-in has a device");
+    assert_eq!(device.launch_products_max(), DEVICE_LAUNCH_PRODUCTS_MAX);
+    let mut n_max = DEVICE_LAUNCH_PRODUCTS_MAX;
+    while n_max > DEVICE_LAUNCH_PRODUCTS_MIN {
+        device.shorten_launches();
+        n_max = (n_max / 2).max(DEVICE_LAUNCH_PRODUCTS_MIN);
+        assert_eq!(device.launch_products_max(), n_max);
+    }
+    device.shorten_launches();
+    assert_eq!(device.launch_products_max(), DEVICE_LAUNCH_PRODUCTS_MIN);
 }
 
 #[test]

@@ -7,10 +7,12 @@ use std::path::Path;
 use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::engine::sampler::SamplerKind;
 use jetforge::inference::{
-    DeviceChoice, Engine, EngineOptions, Event, Finish, GenerateRequest, LoadOptions, Model,
-    ModelSource, Request, SamplerOptions,
+    DeviceChoice, EncodeOptions, Engine, EngineOptions, Finish, GenerateRequest, GrammarRequest,
+    GrammarSpec, LoadOptions, Model, ModelSource, Request, SamplerOptions,
 };
 
+use crate::cuda_engine::on_cuda;
+use crate::support::engine::{answers, start};
 use crate::support::recipe::Recipe;
 use crate::support::stand_in;
 
@@ -92,22 +94,10 @@ fn the_largest_logits_give_the_tokens_of_whole_rows() {
     }
 }
 
-/// Runs requests beside each other; their tokens.
-fn answers(engine: &Engine, requests: Vec<Request>) -> Vec<Vec<u32>> {
-    let streams = requests.into_iter().map(|request| engine.submit(request).expect("taken"));
-    let mut streams: Vec<_> = streams.collect();
-    let tokens = streams.iter_mut().map(|stream| {
-        let mut ids = Vec::new();
-        while let Some(event) = stream.recv() {
-            match event {
-                Event::Text { tokens, .. } => ids.extend(tokens.iter().map(|t| t.token)),
-                Event::Failed(error) => panic!("{error}"),
-                _ => {}
-            }
-        }
-        ids
-    });
-    tokens.collect()
+/// Runs requests beside each other; their tokens, and how many of them came with a probability.
+fn tokens(engine: &Engine, requests: Vec<Request>) -> Vec<(Vec<u32>, usize)> {
+    let answers = answers(engine, requests).into_iter();
+    answers.map(|answer| (answer.tokens, answer.n_probs)).collect()
 }
 
 /// One that wants whole rows beside one that does not; guesses that are checked row by row.
@@ -117,8 +107,7 @@ fn sequences_that_want_few_and_all_logits_share_a_step() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let options = EngineOptions { n_parallel: 2, ..EngineOptions::default() };
     let model = load(folder.path(), &library);
-    let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}")));
-    let engine = engine.expect("the engine starts");
+    let engine = start(model, options);
     let prompt = Recipe::read("llama").tokens()[..9].to_vec();
     for (name, sampler) in samplers() {
         let request = |wants_logprobs| {
@@ -134,12 +123,33 @@ fn sequences_that_want_few_and_all_logits_share_a_step() {
             }
         };
         let [few, whole] =
-            [false, true].map(|whole| answers(&engine, vec![request(whole)]).remove(0));
-        assert_eq!(few.len(), N_PREDICT, "{name}");
-        assert_eq!(few, whole, "{name}");
-        let both = answers(&engine, vec![request(true), request(false)]);
+            [false, true].map(|whole| tokens(&engine, vec![request(whole)]).remove(0));
+        assert_eq!((few.0.len(), few.1), (N_PREDICT, 0), "{name}");
+        assert_eq!((&whole.0, whole.1), (&few.0, N_PREDICT), "{name}");
+        let both = tokens(&engine, vec![request(true), request(false)]);
         assert_eq!(both, [whole, few], "{name}");
     }
+}
+
+/// The largest logits of a row may all be of tokens that its grammar forbids.
+#[test]
+fn a_grammar_rules_beside_a_request_that_wants_few_logits() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let options = LoadOptions { n_parallel: Some(2), ..on_cuda(&library) };
+    let model = Model::load(&ModelSource::Embedded, &options).expect("it loads");
+    let encode = EncodeOptions { add_special: true, parse_special: false };
+    let prompt = model.tokenizer().encode("def add(a, b):", encode).expect("a text");
+    let engine = start(model, EngineOptions { n_parallel: 2, ..EngineOptions::default() });
+    let request = |grammar: Option<&str>| {
+        let spec = grammar.map(|text| GrammarSpec::Regex(text.to_owned()));
+        let grammar = spec.map(|spec| GrammarRequest { spec, triggers: Vec::new() });
+        let (prompt, n_predict) = (prompt.clone(), Some(8));
+        Request { prompt, n_predict, grammar, ..Request::default() }
+    };
+    let answers = answers(&engine, vec![request(None), request(Some("[0-9]{3}"))]);
+    let digits = &answers[1].text;
+    assert!(digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit()), "{digits:?}");
+    assert_ne!(answers[0].text, *digits, "without a grammar it writes something else");
 }
 
 /// The promise of docs/cuda.md, in bytes.

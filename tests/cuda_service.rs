@@ -1,20 +1,26 @@
 //! What a service asks of a GPU, on the stand-in: a sign of life in long steps, a fault that is
 //! told once and to those it concerns, and memory that is counted as it is taken.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jetforge::bench::{self, Limits, Rooms, Tests};
 use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, KvFormat};
 use jetforge::inference::backend::{Op, PlanBuilder, Rows};
 use jetforge::inference::gguf::Gguf;
 use jetforge::inference::model::Hparams;
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    DeviceChoice, EMBEDDED_MODEL, Engine, EngineOptions, InferenceError, LoadOptions, Model,
-    ModelSource, Request, plan_memory,
+    DeviceChoice, EMBEDDED_MODEL, EngineOptions, InferenceError, LoadOptions, Model, ModelSource,
+    Request, plan_memory,
 };
 
-use crate::cuda_engine::{Part, on_cuda, try_backend, try_forward};
+use crate::cli::jetforge;
+use crate::cuda_engine::{Part, on_cpu, on_cuda, try_backend, try_forward};
+use crate::serve::Process;
+use crate::support::engine::start;
+use crate::support::http::get;
 use crate::support::recipe::Recipe;
 use crate::support::stand_in;
 
@@ -56,9 +62,7 @@ fn a_long_step_counts_as_the_device_gets_on_with_it() {
 fn an_engines_beat_goes_on_within_a_step_of_the_gpu() {
     let Some((library, _dir)) = stand_in::copy("") else { return };
     let model = Model::load(&ModelSource::Embedded, &on_cuda(&library)).expect("it loads");
-    let engine =
-        Engine::start(model, EngineOptions::default(), Box::new(|reason| panic!("{reason}")));
-    let engine = engine.expect("the engine starts");
+    let engine = start(model, EngineOptions::default());
     engine.slots().wait().expect("an answer");
     let before = engine.beat();
     let request =
@@ -67,6 +71,73 @@ fn an_engines_beat_goes_on_within_a_step_of_the_gpu() {
     while stream.recv().is_some() {}
     let (n_beat, n_step) = (engine.beat() - before, engine.stats().steps_total);
     assert!(n_step > 0 && n_beat > 10 * n_step, "{n_beat} beats in {n_step} steps");
+}
+
+/// `/health`, `/props`, `/metrics` and the log of a real process, with a GPU and with one that
+/// cannot be trusted.
+#[test]
+fn a_service_says_where_it_computes() {
+    for (conf, name) in [("", "cuda:0"), ("skip rope_f32", "cpu")] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let Some((library, _dir)) = stand_in::copy(conf) else { return };
+        let mut command = jetforge(home.path());
+        command.env("LD_LIBRARY_PATH", library.parent().expect("a folder"));
+        command.args(["serve", "--port", "0", "--threads", "1", "-c", "64", "--metrics"]);
+        let service = Process::spawn(command);
+        let is_on_gpu = name != "cpu";
+        assert_eq!(get(service.address, "/health").json()["gpu_available"], is_on_gpu);
+        let device = &get(service.address, "/props").json()["device"];
+        assert_eq!(device["name"], name, "{device}");
+        assert_eq!(device["is_fallback"], !is_on_gpu, "{device}");
+        let (backend, why) = (device["backend"].as_str(), device["why"].as_str());
+        let (backend, why) = (backend.expect("text").to_owned(), why.expect("text").to_owned());
+        assert!(backend.starts_with(if is_on_gpu { "cuda (" } else { "cpu (" }), "{backend}");
+        assert_eq!(why.contains("rope_f32 fails its self-test"), !is_on_gpu, "{why}");
+        let metrics = get(service.address, "/metrics").text();
+        let line = metrics.lines().find(|line| line.starts_with("jetforge_model_device{"));
+        let line = line.expect("a sample").to_owned();
+        assert!(line.ends_with(&format!("device=\"{name}\"}} 1")), "{line}");
+        service.terminate();
+        let (code, said) = service.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(&backend), "{said}");
+        let warning = "the CPU computes in place of the GPU";
+        assert_eq!(said.contains(warning) && said.contains("rope_f32"), !is_on_gpu, "{said}");
+    }
+}
+
+/// A board is measured beside what was predicted for it: for its GPU, and a short context.
+#[test]
+fn bench_on_a_nano_tells_what_was_predicted_beside_what_it_measures() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let root = tempfile::tempdir().expect("a temporary folder");
+    let tree = root.path().join("proc/device-tree");
+    std::fs::create_dir_all(&tree).expect("a folder");
+    std::fs::write(tree.join("compatible"), "nvidia,jetson-nano\0nvidia,tegra210\0").expect("file");
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let predicted = |options: &LoadOptions, root: &Path| {
+        let tests = Tests {
+            n_prompt: vec![9],
+            n_generate: vec![2],
+            n_depth: vec![0, 8],
+            n_streams: vec![1],
+            ttft: false,
+            load: false,
+            edit: false,
+            n_rounds: 1,
+            rooms: Rooms { root: root.to_owned(), disk: None },
+            ..Tests::default()
+        };
+        let limits = Limits::default();
+        let measured =
+            bench::measure(&ModelSource::Embedded, options, &tests, &limits, &mut |_| {});
+        let (_, figures, _) = measured.expect("it is measured");
+        let with = figures.into_iter().filter(|figure| figure.predicted.is_some());
+        with.map(|figure| figure.test).collect::<Vec<_>>()
+    };
+    assert_eq!(predicted(&on_cuda(&library), root.path()), ["pp9", "tg2"]);
+    assert_eq!(predicted(&on_cpu(), root.path()), [""; 0]);
+    assert_eq!(predicted(&on_cuda(&library), elsewhere.path()), [""; 0]);
 }
 
 /// Launches before a refused one still run. What becomes of them is said by nobody else.

@@ -6,43 +6,19 @@ use std::path::Path;
 
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    DeviceChoice, EncodeOptions, Engine, EngineOptions, Event, GenerateRequest, InferenceError,
-    LoadOptions, Model, ModelSource, Request, SamplerOptions,
+    DeviceChoice, EncodeOptions, EngineOptions, GenerateRequest, InferenceError, LoadOptions,
+    Model, ModelSource, Request, SamplerOptions,
 };
 
 use crate::cli::jetforge;
+use crate::cuda_engine::{distance, on_cpu, on_cuda, write};
+use crate::support::engine::{answers, start};
 use crate::support::recipe::Recipe;
 use crate::support::run::Run;
 use crate::support::stand_in;
 
 fn options(library: &Path, n_gpu_layers: Option<u32>) -> LoadOptions {
-    LoadOptions {
-        n_ctx: Some(128),
-        n_threads: Some(2),
-        device: DeviceChoice::Cuda(0),
-        n_gpu_layers,
-        cuda_library: Some(library.to_owned()),
-        ..LoadOptions::default()
-    }
-}
-
-fn on_cpu() -> LoadOptions {
-    LoadOptions { n_ctx: Some(128), n_threads: Some(2), ..LoadOptions::default() }
-}
-
-fn write(folder: &Path, case: &str, ty: TensorType) -> ModelSource {
-    let path = folder.join(format!("{case}-{ty}.gguf"));
-    std::fs::write(&path, Recipe::read(case).build(ty)).expect("the model is written");
-    ModelSource::File(path)
-}
-
-/// The root of the mean squared difference, as a share of the expected values' own.
-fn distance(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let far: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    let size: f64 = expected.iter().map(|x| square(*x)).sum();
-    (far / size).sqrt()
+    LoadOptions { n_gpu_layers, ..on_cuda(library) }
 }
 
 fn logits(source: &ModelSource, options: &LoadOptions, tokens: &[u32]) -> (Model, Vec<f32>) {
@@ -105,41 +81,18 @@ fn sequences_share_steps_and_pages() {
     let options = LoadOptions { n_parallel: Some(2), ..options(&library, Some(2)) };
     let model = Model::load(&source, &options).expect("it loads");
     let options = EngineOptions { n_parallel: 2, ..EngineOptions::default() };
-    let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}")));
-    let engine = engine.expect("the engine starts");
+    let engine = start(model, options);
     let known = Recipe::read("llama").tokens();
     let text: Vec<u32> = (0..50).map(|i| known[i * 5 % known.len()]).collect();
     let ask = |prompts: &[&[u32]], uses_cache| {
-        let submit = |prompt: &&[u32]| {
+        let request = |prompt: &&[u32]| {
             let (prompt, n_predict) = (prompt.to_vec(), Some(10));
             let sampler = SamplerOptions::greedy();
             let ignore_eos = true;
-            let request = Request {
-                prompt,
-                n_predict,
-                sampler,
-                uses_cache,
-                ignore_eos,
-                ..Request::default()
-            };
-            engine.submit(request).expect("taken")
+            Request { prompt, n_predict, sampler, uses_cache, ignore_eos, ..Request::default() }
         };
-        let mut streams: Vec<_> = prompts.iter().map(submit).collect();
-        let answers = streams.iter_mut().map(|stream| {
-            let (mut ids, mut n_cached) = (Vec::new(), 0);
-            while let Some(event) = stream.recv() {
-                match event {
-                    Event::Text { tokens, timings, .. } => {
-                        ids.extend(tokens.iter().map(|t| t.token));
-                        n_cached = timings.n_cached;
-                    }
-                    Event::Failed(error) => panic!("{error}"),
-                    _ => {}
-                }
-            }
-            (ids, n_cached)
-        });
-        answers.collect::<Vec<_>>()
+        let answers = answers(&engine, prompts.iter().map(request).collect()).into_iter();
+        answers.map(|answer| (answer.tokens, answer.n_cached)).collect::<Vec<_>>()
     };
     let cold = [&text[..], &text[..45]].map(|prompt| ask(&[prompt], false).remove(0).0);
     let first = ask(&[&text[..40]], true).remove(0);
@@ -200,4 +153,25 @@ fn the_program_takes_llama_cpps_option() {
     }
     let refused = run(&["-ngl", "some"]);
     assert!(refused.code == 2 && refused.err.contains("auto or all"), "{}", refused.err);
+}
+
+/// The CPU's half counts the same in a step of any length; what goes on in a long one is the GPU's.
+#[test]
+fn both_halves_of_a_long_step_are_signs_of_life() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let model = Model::load(&ModelSource::Embedded, &options(&library, Some(3))).expect("it loads");
+    let engine = start(model, EngineOptions::default());
+    engine.slots().wait().expect("an answer");
+    let beats = |n_token: u32| {
+        let (beat, n_step) = (engine.beat(), engine.stats().steps_total);
+        let (prompt, n_predict) = ((300..300 + n_token).collect(), Some(1));
+        let request = Request { prompt, n_predict, uses_cache: false, ..Request::default() };
+        answers(&engine, vec![request]);
+        engine.slots().wait().expect("an answer");
+        (engine.beat() - beat, engine.stats().steps_total - n_step)
+    };
+    let (short, long) = (beats(4), beats(64));
+    assert_eq!(short.1, long.1, "steps");
+    // There are eight products and attentions in a layer; asking counts as well, a little.
+    assert!(long.0 > short.0 + 8, "{short:?} {long:?}");
 }

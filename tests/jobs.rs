@@ -11,12 +11,11 @@ use serde_json::{Value, json};
 use crate::cli::jetforge;
 use crate::serve::Process;
 use crate::support::http::{Answer, Wire, get, post, request, send, until};
-use crate::support::socket::Socket;
 
 const N_TOKEN: usize = 160;
 
 /// A service whose jobs become durable every few milliseconds.
-fn serve(home: &Path, more: &[&str]) -> Process {
+pub fn serve(home: &Path, more: &[&str]) -> Process {
     let options = ["-c", "2048", "-np", "4", "--metrics", "--set", "jobs.flush_ms=5"];
     let patient = ["--set", "jobs.n_broken_max=20"];
     Process::start(home, &[&options[..], &patient, more].concat())
@@ -41,13 +40,13 @@ fn one(address: SocketAddr, id: &str) -> Value {
     get(address, &format!("/v1/jobs/{id}")).json()
 }
 
-fn id_of(answer: &Answer) -> String {
+pub fn id_of(answer: &Answer) -> String {
     assert!([200, 202].contains(&answer.status), "{}", answer.text());
     answer.json()["id"].as_str().unwrap().to_owned()
 }
 
 /// Waits for the end of a job.
-fn ended(address: SocketAddr, id: &str) -> Value {
+pub fn ended(address: SocketAddr, id: &str) -> Value {
     let mut job = Value::Null;
     until("the job is over", || {
         job = one(address, id);
@@ -58,9 +57,9 @@ fn ended(address: SocketAddr, id: &str) -> Value {
 
 /// A reader of a job's events, who remembers what it heard across every cut.
 #[derive(Default)]
-struct Reader {
+pub struct Reader {
     last: Option<String>,
-    text: String,
+    pub text: String,
     n_token: usize,
     n_restart: usize,
     is_over: bool,
@@ -70,7 +69,7 @@ struct Reader {
 
 impl Reader {
     /// Hears until the end, the cut, or so many tokens.
-    fn hear(&mut self, address: SocketAddr, id: &str, n_token_max: usize) {
+    pub fn hear(&mut self, address: SocketAddr, id: &str, n_token_max: usize) {
         let mut wire = Wire::open(address);
         let last = self.last.clone();
         let headers: Vec<(&str, &str)> =
@@ -358,50 +357,91 @@ fn a_stream_goes_on_without_its_reader_and_is_kept_as_it_was() {
     assert_eq!(streams[0], streams[1], "the same bytes also after a restart");
 }
 
-#[test]
-fn an_autocoder_task_has_one_answer_through_all_doors_and_is_told_as_it_is_written() {
-    let home = tempfile::tempdir().unwrap();
-    let service = serve(home.path(), &[]);
-    let address = service.address;
-    let task = |id: &str| {
-        json!({"request_id": id, "request_type": "completion", "prompt": "def add(a, b):",
-            "parameters": {"max_tokens": 40, "temperature": 0.9}})
+/// A body for each path that jobs may be for, all of them greedy.
+fn bodies() -> Vec<(&'static str, Value)> {
+    let talk = json!([{"role": "user", "content": "write a parser for INI files"}]);
+    let prompt = "def add(a, b):";
+    let chat = json!({"messages": talk, "max_tokens": 12, "temperature": 0});
+    let text = json!({"prompt": prompt, "max_tokens": 12, "n_predict": 12, "temperature": 0});
+    let greedy = json!({"max_tokens": 12, "temperature": 0});
+    let task = |kind: &str| {
+        let (code, parameters) = ("x = 1", &greedy);
+        json!({"request_type": kind, "prompt": prompt, "code": code, "parameters": parameters})
     };
-    // A job, a body and a message, whichever of them comes first.
-    for first in 0..3 {
-        let body = task(&format!("t{first}"));
-        let by_job = || {
-            let asked = json!({"endpoint": "generate", "body": body});
-            let id = id_of(&post(address, "/v1/jobs", &asked));
-            let done = ended(address, &id);
-            assert_eq!(done["state"], "done", "{done}");
-            let mut reader = Reader::default();
-            reader.hear(address, &id, usize::MAX);
-            (done["answer"].clone(), reader.text)
-        };
-        let by_body = || post(address, "/generate", &body).json();
-        let by_message = || {
-            let mut socket = Socket::open(address, "/ws", &[]).ok().unwrap();
-            socket.send(&body.to_string());
-            socket.json()
-        };
-        let mut answers = Vec::new();
-        for door in (0..3).map(|i| (first + i) % 3) {
-            answers.push(match door {
-                0 => {
-                    let (answer, text) = by_job();
-                    if first == 0 {
-                        assert_eq!(answer["generated_code"], text, "its pieces are its text");
-                    }
-                    answer
-                }
-                1 => by_body(),
-                _ => by_message(),
-            });
-        }
-        assert_eq!(answers[0]["status"], "success", "{}", answers[0]);
-        assert!(answers.iter().all(|answer| *answer == answers[0]), "{first}: {answers:?}");
+    let ollama = |name: &str, what: &Value| {
+        let options = json!({"num_predict": 12, "temperature": 0});
+        json!({"model": "default", name: what, "stream": false, "options": options})
+    };
+    let embed = json!({"input": prompt, "content": prompt, "prompt": prompt, "model": "default"});
+    let rank = json!({"query": "add", "documents": ["def add", "def sub"]});
+    let infill = json!({"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n",
+        "n_predict": 12, "temperature": 0});
+    let mut bodies = vec![
+        ("/v1/messages", chat.clone()),
+        ("/infill", infill),
+        ("/generate", task("completion")),
+        ("/generate", json!({"prompt": prompt, "max_tokens": 12, "temperature": 0})),
+        ("/refactor", task("refactoring")),
+        ("/explain", task("explanation")),
+        ("/test", task("test")),
+        ("/api/generate", ollama("prompt", &prompt.into())),
+        ("/api/chat", ollama("messages", &talk)),
+        ("/tokenize", embed.clone()),
+    ];
+    let alike: [(&[&str], &Value); 4] = [
+        (&["/v1/chat/completions", "/chat/completions"], &chat),
+        (&["/v1/completions", "/completion", "/completions"], &text),
+        (&["/v1/embeddings", "/embedding", "/embeddings", "/api/embed", "/api/embeddings"], &embed),
+        (&["/v1/rerank", "/rerank", "/reranking", "/v1/reranking"], &rank),
+    ];
+    for (paths, body) in alike {
+        bodies.extend(paths.iter().map(|path| (*path, body.clone())));
     }
+    bodies
+}
+
+/// Takes away what no two answers have in common: names, times, and what was computed before.
+fn bare(answer: &mut Value) {
+    match answer {
+        Value::Object(fields) => {
+            let names = ["id", "request_id", "created", "created_at"];
+            let reused = ["timings", "cached_tokens", "input_tokens", "cache_read_input_tokens"];
+            let is_time = |name: &str| name.ends_with("_duration") || name.ends_with("_ms");
+            fields.retain(|name, _| {
+                !names.contains(&name.as_str())
+                    && !reused.contains(&name.as_str())
+                    && !is_time(name)
+            });
+            fields.values_mut().for_each(bare);
+        }
+        Value::Array(items) => items.iter_mut().for_each(bare),
+        _ => {}
+    }
+}
+
+#[test]
+fn any_body_runs_as_a_job_and_is_answered_as_if_it_were_asked_now() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &["--embedding"]);
+    let address = service.address;
+    let bodies = bodies();
+    for (path, body) in &bodies {
+        let now = post(address, path, body);
+        let id = id_of(&post(address, "/v1/jobs", &json!({"endpoint": path, "body": body})));
+        let job = ended(address, &id);
+        assert_eq!(job["status"], now.status, "{path}: {job}");
+        // This model ranks nothing, and says so both times.
+        let state = if path.contains("rerank") { "failed" } else { "done" };
+        assert_eq!(job["state"], state, "{path}: {job}");
+        let (mut now, mut later) = (now.json(), job["answer"].clone());
+        [&mut now, &mut later].into_iter().for_each(bare);
+        assert_eq!(later, now, "{path}");
+    }
+    let unknown = json!({"endpoint": "/nothing", "body": {}});
+    let said = post(address, "/v1/jobs", &unknown).json()["error"]["message"].clone();
+    let paths = said.as_str().unwrap().split_once("one of ").unwrap().1.split(", ");
+    let missing: Vec<&str> = paths.filter(|own| !bodies.iter().any(|(p, _)| p == own)).collect();
+    assert!(missing.is_empty(), "no body for {missing:?}");
 }
 
 #[test]

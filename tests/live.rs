@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use jetforge::base::host::Host;
 use jetforge::inference::Script;
 use jetforge::server::{Class, GateOptions, Grant, KeyFile, Scope};
 use serde_json::{Value, json};
@@ -238,8 +239,18 @@ fn tabbys_agents_find_what_they_ask_for() {
     for method in ["GET", "POST"] {
         let health = send(house.address, method, "/v1/health", &[], "").json();
         assert_eq!((&health["status"], &health["model"]), (&json!("ok"), &json!("default")));
-        let fields = ["device", "arch", "cpu_info", "cpu_count", "cuda_devices", "version"];
-        assert!(fields.iter().all(|field| health.get(field).is_some()), "{health}");
+        // What the service says of itself elsewhere, and what this machine is.
+        let props = get(house.address, "/props").json();
+        assert_eq!(health["device"], props["device"]["name"], "{props}");
+        let machine = Host::read();
+        assert_eq!(health["arch"], machine.arch);
+        assert_eq!(health["cpu_info"], machine.cpu_name);
+        assert_eq!(health["cpu_count"], machine.n_threads);
+        assert_eq!(health["cuda_devices"], json!([]), "it runs on the CPU");
+        let version = health["version"]["git_describe"].as_str().unwrap();
+        assert!(version.ends_with(env!("CARGO_PKG_VERSION")), "{health}");
+        let known = ["build_date", "build_timestamp", "git_sha"];
+        assert!(known.iter().all(|field| health["version"][field].is_string()), "{health}");
     }
     let setting = get(house.address, "/v1beta/server_setting").json();
     assert_eq!(setting, json!({"disable_client_side_telemetry": true}));

@@ -1,4 +1,5 @@
-//! LoRA adapters: llama.cpp's logits, the same bits in any company, and files that do not fit.
+//! LoRA adapters: llama.cpp's logits, the same bits in any company, and files that do not fit. What
+//! is asked of every backend is a function here.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::support::recipe::{Recipe, golden_floats, golden_json, ints};
 
 /// The largest difference of a logit from llama.cpp's, on F32 weights.
-const LOGIT_MAX: f32 = 1e-3;
+const LOGIT_MAX: f64 = 1e-3;
 
 /// A case's base model on the backend, with its adapters loaded in order.
 fn backend(case: &str) -> (CpuBackend, Vec<AdapterIdx>) {
@@ -34,17 +35,35 @@ fn backend(case: &str) -> (CpuBackend, Vec<AdapterIdx>) {
         isa,
     };
     let mut backend = CpuBackend::new(plan, gguf, config).expect("the weights are there");
+    let load = |adapter| backend.add_adapter(&adapter, case).expect("an adapter for this model");
+    let idxs = adapters(case).into_iter().map(load).collect();
+    (backend, idxs)
+}
+
+/// A case's adapters, in order.
+pub fn adapters(case: &str) -> Vec<Gguf> {
     let titles = golden_json(&format!("lora/{case}"))["adapters"].clone();
-    let load = |title: &Json| {
+    let read = |title: &Json| {
         let recipe = Recipe::adapter(&format!("{case}-{}", title.as_str().expect("a name")));
         let bytes = recipe.build(TensorType::F32);
         let hex: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, recipe.sha256(), "{case} {title}: not the file that llama.cpp read");
-        let adapter = Gguf::from_vec(bytes).expect("the reader takes the file");
-        backend.add_adapter(&adapter, case).expect("an adapter for this model")
+        Gguf::from_vec(bytes).expect("the reader takes the file")
     };
-    let idxs = titles.as_array().expect("adapters").iter().map(load).collect();
-    (backend, idxs)
+    titles.as_array().expect("adapters").iter().map(read).collect()
+}
+
+/// How far logits are from others.
+pub type Far = fn(&[f32], &[f32]) -> f64;
+
+/// Runs a batch within the rules; its rows.
+pub type Forward<'a> = &'a mut dyn FnMut(&Batch<'_>) -> Vec<Vec<f32>>;
+
+fn forward(backend: &mut CpuBackend) -> impl FnMut(&Batch<'_>) -> Vec<Vec<f32>> {
+    move |batch: &Batch<'_>| {
+        let rows = backend.forward(batch).expect("a batch within the rules");
+        rows.into_iter().map(<[f32]>::to_vec).collect()
+    }
 }
 
 fn mixture(json: &Json, idxs: &[AdapterIdx]) -> Vec<(AdapterIdx, f32)> {
@@ -57,8 +76,8 @@ fn mixture(json: &Json, idxs: &[AdapterIdx]) -> Vec<(AdapterIdx, f32)> {
 }
 
 /// Logits of every token.
-fn run(
-    backend: &mut CpuBackend,
+pub fn run(
+    forward: Forward<'_>,
     tokens: &[u32],
     pos: usize,
     pages: &[PageIdx],
@@ -66,36 +85,51 @@ fn run(
 ) -> Vec<Vec<f32>> {
     let spans = [Span { pages, pos, n_tokens: tokens.len(), n_prompt: 0, adapters }];
     let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-    let batch = Batch { tokens, spans: &spans, outputs: &outputs };
-    let rows = backend.forward(&batch).expect("a batch within the rules");
-    rows.into_iter().map(<[f32]>::to_vec).collect()
+    forward(&Batch { tokens, spans: &spans, outputs: &outputs })
+}
+
+/// Holds the logits of a case's mixtures to llama.cpp's: `far(ours, theirs)` is below `far_max`.
+pub fn give_llama_cpps_logits(
+    case: &str,
+    forward: Forward<'_>,
+    idxs: &[AdapterIdx],
+    (far, far_max): (Far, f64),
+) {
+    let name = format!("lora/{case}");
+    let (json, values) = (golden_json(&name), golden_floats(&name));
+    let (tokens, sampled) = (ints::<u32>(&json["tokens"]), ints::<usize>(&json["sampled"]));
+    let mixtures = json["mixtures"].as_array().expect("mixtures");
+    let n_vocab = values.len() / mixtures.len() / sampled.len();
+    let mut wanted = values.chunks(n_vocab);
+    for item in mixtures {
+        let rows = run(forward, &tokens, 0, &[0], &mixture(item, idxs));
+        for &pos in &sampled {
+            let far = far(&rows[pos], wanted.next().expect("a row for each"));
+            assert!(far < far_max, "{case} {item} at {pos}: {far}");
+        }
+    }
 }
 
 #[test]
 fn adapters_give_llama_cpps_logits() {
+    let worst = |ours: &[f32], theirs: &[f32]| {
+        let diff = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs()));
+        diff.fold(0.0, f64::max)
+    };
     for case in ["llama", "phi2"] {
         let (mut backend, idxs) = backend(case);
-        let name = format!("lora/{case}");
-        let (json, values) = (golden_json(&name), golden_floats(&name));
-        let (tokens, sampled) = (ints::<u32>(&json["tokens"]), ints::<usize>(&json["sampled"]));
-        let mixtures = json["mixtures"].as_array().expect("mixtures");
-        let n_vocab = values.len() / mixtures.len() / sampled.len();
-        let mut wanted = values.chunks(n_vocab);
-        for item in mixtures {
-            let rows = run(&mut backend, &tokens, 0, &[0], &mixture(item, &idxs));
-            for &pos in &sampled {
-                let wanted = wanted.next().expect("a row for each");
-                let diff = rows[pos].iter().zip(wanted).map(|(a, b)| (a - b).abs());
-                let worst = diff.fold(0.0, f32::max);
-                assert!(worst < LOGIT_MAX, "{case} {item} at {pos}: {worst}");
-            }
-        }
+        give_llama_cpps_logits(case, &mut forward(&mut backend), &idxs, (worst, LOGIT_MAX));
     }
 }
 
 #[test]
 fn sequences_with_different_adapters_share_a_batch_and_keep_their_bits() {
     let (mut backend, idxs) = backend("llama");
+    keep_their_bits(&mut forward(&mut backend), &idxs);
+}
+
+/// Runs sequences with different mixtures of two adapters of the case `llama` alone and together.
+pub fn keep_their_bits(forward: Forward<'_>, idxs: &[AdapterIdx]) {
     let tokens: Vec<u32> = (0..24).map(|i| (i * 37 + 11) % 300).collect();
     let mixtures: [&[(AdapterIdx, f32)]; 5] = [
         &[],
@@ -104,7 +138,7 @@ fn sequences_with_different_adapters_share_a_batch_and_keep_their_bits() {
         &[(idxs[1], 0.5), (idxs[0], -1.0)],
         &[(idxs[1], 0.25)],
     ];
-    let alone: Vec<_> = mixtures.iter().map(|m| run(&mut backend, &tokens, 0, &[7], m)).collect();
+    let alone: Vec<_> = mixtures.iter().map(|m| run(forward, &tokens, 0, &[7], m)).collect();
     assert!(alone[0] != alone[1] && alone[1] == alone[2] && alone[3] != alone[4]);
 
     // The first tokens together, then the rest, in spans of different lengths.
@@ -125,13 +159,12 @@ fn sequences_with_different_adapters_share_a_batch_and_keep_their_bits() {
         // Not every token has an output, and one span has none.
         let outputs: Vec<u32> = (0..all.len() as u32).filter(|o| o % 3 != 1).collect();
         let batch = Batch { tokens: &all, spans: &spans, outputs: &outputs };
-        let rows = backend.forward(&batch).expect("a batch within the rules");
-        let mut rows = outputs.iter().zip(rows).peekable();
+        let mut rows = outputs.iter().zip(forward(&batch)).peekable();
         let mut first = 0;
         for i in 0..5 {
             let end = first + range(i).len() as u32;
             while let Some((&o, row)) = rows.next_if(|(o, _)| **o < end) {
-                together[i].push((range(i).start + (o - first) as usize, row.to_vec()));
+                together[i].push((range(i).start + (o - first) as usize, row));
             }
             first = end;
         }

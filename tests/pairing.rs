@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
+use jetforge::server::Client;
+use jetforge::tls::Trust;
 use serde_json::{Value, json};
 
 use crate::cli::jetforge;
 use crate::serve::Process;
-use crate::support::http::{post, send, until};
+use crate::support::http::{get, post, send, until};
+use crate::support::postgres::Postgres;
+use crate::sync::state_of;
 
 fn run(home: &Path, args: &[&str]) -> (i32, String, String) {
     let output = jetforge(home).args(args).output().unwrap();
@@ -144,4 +148,126 @@ fn tries_are_counted_whoever_makes_them_and_however_far_they_go() {
     for wrong in [json!({}), json!({"step": 1}), json!({"step": "hello"}), json!([])] {
         assert!(matches!(pair(&wrong).status, 400 | 404), "{wrong}");
     }
+}
+
+const OWNER: [&str; 2] = ["--api-key", "jf-owner"];
+
+/// A service, as its owner speaks with it.
+fn owner(service: &Process) -> Client {
+    let trust = service.certificate.map(Trust::pinned);
+    Client::new(&service.address.to_string(), Some("jf-owner".into()), trust).unwrap()
+}
+
+fn note(service: &Client, name: &str) {
+    let body = json!({ "request_id": name }).to_string();
+    service.post("POST", "/feedback", body.as_bytes()).unwrap();
+}
+
+/// Waits until what was noted on either side is known on both.
+fn until_both_know(sides: [&Client; 2], names: &[&str]) {
+    let known = |side: &Client| {
+        let told = side.json("GET", "/v1/sync/records?kind=feedback").unwrap();
+        let told = told["records"].as_array().unwrap().iter();
+        let mut known: Vec<String> =
+            told.map(|record| record["body"]["request_id"].as_str().unwrap().into()).collect();
+        known.sort();
+        known
+    };
+    until("both know", || sides.iter().all(|side| known(side) == names));
+}
+
+#[test]
+fn an_appliance_calls_a_hub_that_cannot_call_it() {
+    for tls in [&[][..], &["--tls"]] {
+        let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [home, pc] = homes.each_ref().map(|home| home.path());
+        let nano = Process::start(home, &OWNER);
+        let of_hub = [&["--port", "0", "--no-local"][..], &OWNER, tls].concat();
+        let hub = Process::start_verb(pc, "hub", &of_hub);
+        let scheme = if tls.is_empty() { "http" } else { "https" };
+        let url = format!("{scheme}://{}", hub.address);
+        let (ip, port) = (nano.address.ip().to_string(), nano.address.port().to_string());
+        let (_, code, _) = run(home, &["pair"]);
+        let at = ["setup", "--nano-ip", &ip, "--nano-port", &port, "--code", code.trim()];
+        let through = ["--hub", &url, "--key", "jf-owner", "--name", "pc"];
+        let (code, _, said) = run(pc, &[&at[..], &through].concat());
+        assert_eq!(code, 0, "{said}");
+        // Where the hub calls, nobody is from now on.
+        nano.kill();
+        let nano = Process::start(home, &OWNER);
+        let [nano, hub] = [&nano, &hub].map(owner);
+        let peer = |side: &Client| side.json("GET", "/v1/sync").unwrap()["peers"][0].clone();
+        assert_eq!(peer(&nano)["address"], url);
+        assert_eq!(peer(&hub)["address"], format!("http://{ip}:{port}"));
+        note(&nano, "of the appliance");
+        note(&hub, "of the hub");
+        until_both_know([&nano, &hub], &["of the appliance", "of the hub"]);
+    }
+}
+
+#[test]
+fn an_owner_says_where_a_hub_is_called() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [home, pc] = homes.each_ref().map(|home| home.path());
+    let nano = Process::start(home, &OWNER);
+    let (ip, port) = (nano.address.ip().to_string(), nano.address.port().to_string());
+    let (_, code, _) = run(home, &["pair"]);
+    let at = ["setup", "--nano-ip", &ip, "--nano-port", &port, "--code", code.trim()];
+    // Where a hub of that configuration would be, none is.
+    let elsewhere = ["--name", "pc", "--set", "hub.address=http://127.0.0.1:9"];
+    let (code, _, said) = run(pc, &[&at[..], &elsewhere].concat());
+    assert_eq!(code, 0, "{said}");
+    nano.kill();
+    let hub =
+        Process::start_verb(pc, "hub", &[&["--port", "0", "--no-local"][..], &OWNER].concat());
+    let nano = Process::start(home, &OWNER);
+    let url = nano.address.to_string();
+    let call = |peer: &str, address: &str| {
+        let own = ["--url", &url, "--key", "jf-owner"];
+        run(home, &[&["sync", "peer", peer, "--address", address][..], &own].concat())
+    };
+    let peer = || owner(&nano).json("GET", "/v1/sync").unwrap()["peers"][0].clone();
+    assert_eq!(peer()["address"], "http://127.0.0.1:9");
+    for (name, address, why) in [
+        ("pc", "pc.lan:9999", "use http://"),
+        ("pc", "https://127.0.0.1:9", "certificate"),
+        ("nobody", "http://127.0.0.1:9", "no one peer"),
+    ] {
+        let (code, _, said) = call(name, address);
+        assert!(code != 0 && said.contains(why), "{address}: {said}");
+    }
+    assert_eq!(peer()["address"], "http://127.0.0.1:9", "what is wrong changes nothing");
+    note(&owner(&nano), "of the appliance");
+    note(&owner(&hub), "of the hub");
+    let (code, _, said) = call("pc", &format!("http://{}", hub.address));
+    assert_eq!(code, 0, "{said}");
+    until_both_know([&owner(&nano), &owner(&hub)], &["of the appliance", "of the hub"]);
+    // While no service has the store, the store is told.
+    drop(nano);
+    let (code, _, said) = run(home, &["sync", "peer", "pc", "--address", ""]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("is not called"), "{said}");
+}
+
+#[test]
+fn a_code_is_not_spent_while_the_shared_store_is_away() {
+    let Some(mut server) = Postgres::start() else { return };
+    let url = server.database("hub");
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [home, pc] = homes.each_ref().map(|home| home.path());
+    let mut command = jetforge(pc);
+    command.args(["hub", "--port", "0", "--threads", "1", "--no-local"]);
+    command.env("JETFORGE_HUB_STORE", url);
+    let hub = Process::spawn(command);
+    let nano = Process::start(home, &[]);
+    let (_, code, _) = run(home, &["pair"]);
+    let body = json!({"address": nano.address.to_string(), "code": code.trim(), "name": "pc"});
+    server.kill();
+    let answer = post(hub.address, "/v1/pair/ask", &body);
+    assert_eq!((answer.status, answer.error_type().as_str()), (503, "unavailable_error"));
+    assert!(answer.header("retry-after").is_some(), "{}", answer.text());
+    assert!(!state_of(pc).join("pair.spent").exists(), "the code was told to nobody");
+    server.revive();
+    until("the same code pairs", || post(hub.address, "/v1/pair/ask", &body).status == 200);
+    assert_eq!(get(hub.address, "/v1/sync").json()["peers"].as_array().unwrap().len(), 1);
 }

@@ -3,8 +3,13 @@
 //! The forms of the files are those that `src/power/tests/trees.rs` cites.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -13,6 +18,7 @@ use crate::serve::Process;
 use crate::support::http::{get, post, send, until};
 use crate::support::recipe::Recipe;
 use crate::support::run::Run;
+use crate::support::stand_in;
 
 const FILES: [(&str, &str); 14] = [
     ("proc/device-tree/model", "NVIDIA Jetson Nano Developer Kit\0"),
@@ -43,11 +49,7 @@ impl Board {
     fn new() -> Board {
         let board =
             Board { home: tempfile::tempdir().unwrap(), root: tempfile::tempdir().unwrap() };
-        for (path, text) in FILES {
-            let path = board.root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
+        FILES.iter().for_each(|(path, text)| board.put(path, text));
         board
     }
 
@@ -80,7 +82,9 @@ impl Board {
     }
 
     fn put(&self, path: &str, text: &str) {
-        std::fs::write(self.root.path().join(path), text).unwrap();
+        let path = self.root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 
     fn text(&self, path: &str) -> String {
@@ -247,6 +251,91 @@ fn a_service_keeps_its_board_and_gives_it_back() {
     service.terminate();
     let (code, said) = service.end();
     assert_eq!((code, board.text(MAX).as_str()), (Some(0), "1428000"), "{said}");
+}
+
+const GPU_MAX: &str = "sys/devices/gpu.0/devfreq/57000000.gpu/max_freq";
+
+#[test]
+fn the_gpu_that_computes_is_not_held_down() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let board = Board::new();
+    let gpu = GPU_MAX.strip_suffix("max_freq").unwrap();
+    board.put(&format!("{gpu}available_frequencies"), "76800000 614400000 921600000\n");
+    board.put(&format!("{gpu}min_freq"), "76800000\n");
+    board.put(GPU_MAX, "921600000\n");
+    let mut command = jetforge(board.home.path());
+    command.args(["serve", "--port", "0", "--threads", "1", "-c", "256", "--board-root"]);
+    command.arg(board.root.path()).args(SET).args(["--set", "power.profile=max"]);
+    command.env("LD_LIBRARY_PATH", library.parent().unwrap());
+    let service = Process::spawn(command);
+    let device = get(service.address, "/props").json()["device"]["name"].clone();
+    assert_eq!(device, "cuda:0");
+    let clocks = || [MAX, GPU_MAX].map(|path| board.text(path));
+    let busy = Busy::start(service.address, 2);
+    until("it computes at its highest, and cores feed it", || clocks() == ["918000", "921600000"]);
+    drop(busy);
+    until("it rests", || clocks() == ["918000", "614400000"]);
+    service.terminate();
+    let (code, said) = service.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(clocks(), ["1428000", "921600000"], "{said}");
+}
+
+/// Has a service make tokens until it is dropped.
+struct Busy {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Busy {
+    /// With requests for so many tokens each.
+    fn start(address: SocketAddr, n_predict: u32) -> Busy {
+        let end = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&end);
+        let body = json!({"prompt": "fn", "n_predict": n_predict, "ignore_eos": true});
+        let thread = std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                assert_eq!(post(address, "/completion", &body).status, 200);
+            }
+        });
+        Busy { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking());
+    }
+}
+
+#[test]
+fn the_energy_of_a_token_is_told() {
+    let board = Board::new();
+    let chip = "sys/bus/i2c/devices/6-0040/iio:device0";
+    board.put(&format!("{chip}/rail_name_0"), "POM_5V_IN\n");
+    board.put(&format!("{chip}/in_power0_input"), "4000\n");
+    let start = Instant::now();
+    let service = board.serve(&[]);
+    let metric = |page: &str, name: &str| -> Option<f64> {
+        let mut lines = page.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(of, _)| *of == name).map(|(_, value)| value.parse().unwrap())
+    };
+    let (busy, mut page) = (Busy::start(service.address, 200), String::new());
+    until("tokens were made between two looks", || {
+        page = get(service.address, "/metrics").text();
+        metric(&page, "jetforge_joule_per_token").is_some()
+    });
+    drop(busy);
+    let of = |name: &str| metric(&page, &format!("jetforge_{name}")).unwrap();
+    let all = of("energy_joules_total");
+    assert!(all > 0.0 && all <= 4.0 * start.elapsed().as_secs_f64(), "{all} J at 4 W");
+    let (joules, tokens) = (of("decode_joules_total"), of("decode_tokens_total"));
+    assert!(joules > 0.0 && joules <= all && tokens >= 1.0, "{joules} of {all} J, {tokens}");
+    let told = of("joule_per_token");
+    assert!((told - joules / tokens).abs() < 1e-6 * told, "{told} J of {joules} and {tokens}");
+    assert_eq!(power(&service)["energy"]["sensor"], "POM_5V_IN");
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! What root does on a machine with the service, whose state belongs to another user.
 //!
-//! Each test has a mount namespace of its own, where the service's directories are fresh and the
-//! unit of the package is there. Nobody's user stands for the service's.
+//! Each test of the program has a mount namespace of its own, where the service's directories are
+//! fresh and the unit of the package is there. Nobody's user stands for the service's.
 
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::process::Command;
+
+use jetforge::base::owner::{as_owner_of, become_owner_of, is_root};
+use rustix::process::{Uid, geteuid};
+use rustix::thread::set_thread_res_uid;
 
 use crate::support::run::Run;
 use crate::support::skip::skip;
@@ -24,6 +30,7 @@ mkdir -p /etc/jetforge/config.d /var/lib/jetforge /var/lib/jetforge-root /var/ca
 chmod 750 /var/lib/jetforge /var/cache/jetforge
 chown 65534:65534 /var/lib/jetforge /var/cache/jetforge
 unset JETFORGE_ROLE
+export LC_ALL=C
 root() { /var/cache/jf "$@"; }
 service() {
     JETFORGE_ROLE=service setpriv --reuid 65534 --regid 65534 --clear-groups /var/cache/jf "$@"
@@ -50,7 +57,85 @@ fn on_a_machine(test: &str, script: &str) -> Option<Run> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &format!("{STAGE}{script}")]);
     command.env("PROGRAM", assert_cmd::cargo::cargo_bin!("jetforge")).env("HOME", "/mnt/home");
+    command.env("MODEL", concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf"));
     Some(Run::of(&mut command))
+}
+
+/// A folder of root's that everybody can reach, and in it one of somebody else's, `theirs`.
+fn folders(test: &str) -> Option<tempfile::TempDir> {
+    if !is_root() {
+        skip(test, "only root becomes somebody else");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::create_dir(dir.path().join("theirs")).unwrap();
+    chown(dir.path().join("theirs"), Some(65_534), Some(65_534)).unwrap();
+    Some(dir)
+}
+
+#[test]
+fn root_writes_as_who_owns_the_folder_and_is_root_again() {
+    let Some(dir) = folders("root-as-owner") else { return };
+    let private = tempfile::tempdir().unwrap();
+    let secret = private.path().join("secret");
+    std::fs::write(&secret, "root's").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let theirs = dir.path().join("theirs");
+    let (file, link) = (theirs.join("in/it/file"), theirs.join("link"));
+    symlink(&secret, &link).unwrap();
+    let read = as_owner_of(&theirs.join("in/it"), || {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "theirs").unwrap();
+        std::fs::read_to_string(&link)
+    });
+    assert_eq!(read.unwrap().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    let owner = std::fs::metadata(&file).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (65_534, 65_534));
+    assert_eq!(std::fs::read_to_string(&link).unwrap(), "root's", "root again");
+    assert!(is_root() && as_owner_of(private.path(), is_root).unwrap(), "root's own folder");
+}
+
+#[test]
+fn below_a_folder_of_somebody_elses_all_is_that_ones() {
+    let Some(dir) = folders("root-and-owners") else { return };
+    let path = |name: &str| dir.path().join(name);
+    for (link, target) in [
+        ("theirs/link", dir.path()),
+        ("link", "theirs".as_ref()),
+        ("up", "theirs/..".as_ref()),
+        ("round", "round".as_ref()),
+    ] {
+        symlink(target, path(link)).unwrap();
+    }
+    std::fs::create_dir(path("theirs/roots")).unwrap();
+    std::fs::create_dir(path("own")).unwrap();
+    symlink("own", path("to-own")).unwrap();
+    let who = |name: &str| as_owner_of(&path(name), || geteuid().as_raw()).ok();
+    for name in ["theirs", "theirs/new/one", "theirs/link", "theirs/link/own", "theirs/roots"] {
+        assert_eq!(who(name), Some(65_534), "{name}");
+    }
+    for (name, uid) in [("own", 0), ("new/one", 0), ("to-own", 0), ("link", 65_534)] {
+        assert_eq!(who(name), Some(uid), "{name}");
+    }
+    assert_eq!(who("up/own"), Some(65_534), "the way leads through what is theirs");
+    assert_eq!(who("round"), None, "nobody knows where that leads");
+}
+
+#[test]
+fn who_became_somebody_else_stays_it() {
+    let Some(dir) = folders("root-for-good") else { return };
+    let file = dir.path().join("theirs/file");
+    let place = file.clone();
+    // The rights are a thread's, so the other tests keep theirs.
+    let left = std::thread::spawn(move || {
+        become_owner_of(place.parent().unwrap()).unwrap();
+        std::fs::write(&place, "").unwrap();
+        set_thread_res_uid(None, Uid::ROOT, None).is_err() && !is_root()
+    });
+    assert!(left.join().unwrap());
+    assert_eq!(std::fs::metadata(file).unwrap().uid(), 65_534);
+    assert!(is_root());
 }
 
 #[test]
@@ -150,4 +235,68 @@ ls /mnt/target /etc/jetforge /var/lib/jetforge-root
     let folders = "/etc/jetforge:\nconfig.d\n\n/mnt/target:\n\n/var/lib/jetforge-root:\n";
     let expected = format!("refused\nrefused\nsecret\nroot 600\n{folders}");
     assert_eq!(out, expected, "nothing was written, moved or given");
+}
+
+#[test]
+fn what_root_puts_into_the_store_of_models_is_the_services() {
+    let script = r#"
+mkdir -m 700 /mnt/stick /mnt/secret
+cp "$MODEL" /mnt/stick/m.gguf
+echo secret >/mnt/secret/file
+mkdir /var/lib/jetforge/models
+cd /var/lib/jetforge/models
+leave() {
+    for name in "$@"; do ln -s /mnt/secret/file $name; done
+    chown -hR 65534:65534 .
+}
+import() { root models import /mnt/stick/m.gguf >/dev/null 2>&1; }
+make() { root setup-model --model mine --from /mnt/stick/m.gguf >/dev/null 2>&1; }
+shrink() {
+    root quantize /mnt/stick/m.gguf $PWD/n.gguf Q5_0 --allow-requantize >/dev/null 2>&1
+}
+leave .m.gguf.part mine-q4.gguf.partial n.gguf.partial
+import || echo refused
+make || echo refused
+shrink || echo refused
+rm -f .m.gguf.part *.partial
+leave .m.gguf.json .mine-q4.gguf.json .mine-q4.gguf.preset.json
+import
+make
+shrink
+root models verify mine-q4 >/dev/null 2>&1
+cat /mnt/secret/file
+find . ! -user 65534
+ls -A
+service models verify >/dev/null
+root models remove m mine-q4 n 2>/dev/null
+ls -A
+"#;
+    let Some(run) = on_a_machine("root-and-models", script) else { return };
+    let files = "m.gguf\nmine-q4.gguf\nn.gguf\n";
+    let hidden = ".m.gguf.json\n.mine-q4.gguf.json\n.mine-q4.gguf.preset.json\n";
+    let expected = format!("refused\nrefused\nrefused\nsecret\n{hidden}{files}");
+    assert_eq!(run.ok().out, expected);
+}
+
+#[test]
+fn a_reset_takes_nothing_that_the_service_only_points_at() {
+    let script = r#"
+mkdir /mnt/target
+echo kept >/mnt/target/file
+first_boot >/dev/null 2>&1
+ln -s /mnt/target /var/lib/jetforge/models
+echo '[library]
+dir = "/mnt/target"
+[model]
+n_ctx = 512' >/var/lib/jetforge/config.put.toml
+chown -h 65534:65534 /var/lib/jetforge/*
+root config show --changed
+root reset --yes --models 2>/dev/null
+cat /mnt/target/file
+ls -A /var/lib/jetforge
+"#;
+    let Some(run) = on_a_machine("root-resets", script) else { return };
+    let out = run.ok().out;
+    assert!(out.contains("n_ctx = 512") && !out.contains("/mnt/target"), "{out}");
+    assert!(out.ends_with("kept\n"), "{out}");
 }

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use jetforge::hosting::Host;
 use jetforge::inference::{Engine, ModelSource, Script};
+use jetforge::jobs::{AlwaysGo, Jobs, JobsConfig};
 use jetforge::server::{
-    Class, Gate, GateOptions, Grant, KeyFile, ListenOptions, Listener, Scope, ServeOptions, Server,
-    router,
+    Class, Gate, GateOptions, Grant, JobRunner, KeyFile, ListenOptions, Listener, Scope,
+    ServeOptions, Server, router,
 };
+use jetforge::store::Store;
 use serde_json::{Value, json};
 
 use crate::support::hosted::Hosted;
@@ -30,19 +32,22 @@ pub struct House {
     pub host: Host,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    _state: Option<tempfile::TempDir>,
 }
 
 pub struct Plan {
     pub n_ctx: u32,
     pub script: Option<Script>,
     pub gate: GateOptions,
+    /// Whether it has a store, and jobs in it.
+    pub keeps_jobs: bool,
     listen: ListenOptions,
 }
 
 /// A service with the default model and the default options.
 pub fn plan() -> Plan {
     let (gate, listen) = (GateOptions::default(), ListenOptions::default());
-    Plan { n_ctx: 512, script: None, gate, listen }
+    Plan { n_ctx: 512, script: None, gate, keeps_jobs: false, listen }
 }
 
 impl Plan {
@@ -58,6 +63,12 @@ impl Plan {
             ..ServeOptions::default()
         };
         let gate = Gate::new(Server::new(host.clone(), options), self.gate).unwrap();
+        let state = self.keeps_jobs.then(|| tempfile::tempdir().unwrap());
+        if let Some(dir) = &state {
+            let store = Store::open(dir.path()).unwrap().store;
+            let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(AlwaysGo)).unwrap();
+            gate.keep_jobs(jobs);
+        }
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -67,13 +78,18 @@ impl Plan {
                 let mut listener = Listener::bind(any, self.listen).unwrap();
                 let also = listener.also(0).unwrap();
                 tell.send((listener.address(), also)).unwrap();
-                let stop = async { drop(stopped.await) };
-                listener.serve(router(gate), stop, GRACE).await;
+                let app = router(gate.clone());
+                let runner = JobRunner::start(&gate);
+                let stop = async {
+                    drop(stopped.await);
+                    runner.stop().await;
+                };
+                listener.serve(app, stop, GRACE).await;
             });
         });
         let (address, also) = told.recv().unwrap();
         let also = SocketAddr::new(address.ip(), also);
-        House { address, also, host, stop: Some(stop), thread: Some(thread) }
+        House { address, also, host, stop: Some(stop), thread: Some(thread), _state: state }
     }
 }
 

@@ -7,9 +7,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use jetforge::store::{
     Insert, LedgerRow, NewJobRow, Peer, QueueLimits, RecordRow, SharedOptions, Store, StoreError,
+    SyncTx, now_ms, pinned,
 };
 use jetforge::sync::Node;
 use serde_json::{Value, json};
@@ -34,6 +37,7 @@ fn introduce(store: &Store, other: &Store, address: &str, sends: &str, hears: &s
         node: other.node().unwrap(),
         name: "other".into(),
         address: address.to_owned(),
+        paired_here: address.is_empty(),
         key: sends.to_owned(),
         key_digest: Sha256::digest(hears).into(),
         ..Peer::default()
@@ -154,12 +158,14 @@ fn another_key_another_hub_and_a_newer_program_are_refused() {
     let why = store.renew_node().unwrap_err().to_string();
     assert!(why.contains("forget the peers"), "{why}");
     // A newer program took the tables over: whoever has them open writes nothing more.
+    let version = server.sql("hub", "SELECT value FROM jetforge.meta WHERE key = 'version'");
     server.sql("hub", "UPDATE jetforge.meta SET value = 99 WHERE key = 'version'");
     let why = store.sync(|tx| tx.set_clock(1)).unwrap_err();
     assert!(matches!(why, StoreError::TooNew { found: 99, .. }), "{why}");
     drop(store);
     assert!(refused(other_home, &options).contains("newer program"));
-    server.sql("hub", "UPDATE jetforge.meta SET value = 1 WHERE key = 'version'");
+    let known = format!("UPDATE jetforge.meta SET value = {version} WHERE key = 'version'");
+    server.sql("hub", &known);
     let nowhere = SharedOptions::new(&url.replace("/hub?", "/nowhere?"), false).unwrap();
     assert!(refused(other_home, &nowhere).contains("does not exist"));
     // Who has used it before starts without it; who has not, does not.
@@ -229,33 +235,10 @@ fn a_server_that_is_killed_again_and_again_loses_nothing_that_was_acknowledged()
 }
 
 fn submit(store: &Store, id: &str) {
-    let ledger = LedgerRow {
-        state: "queued".to_owned(),
-        due_ms: 1,
-        n_attempt: 0,
-        n_broken: 0,
-        epoch: 1,
-        n_token_start: 0,
-        way: "fresh".to_owned(),
-        started_ms: None,
-        finished_ms: None,
-        reason: None,
-    };
-    let new = NewJobRow {
-        id: id.to_owned(),
-        tenant: 0,
-        request_id: None,
-        body_hash: vec![0; 32],
-        endpoint: "/completion".to_owned(),
-        body: br#"{"prompt": "secret"}"#.to_vec(),
-        seed: 7,
-        priority: 0,
-        created_ms: 1,
-        deadline_ms: None,
-        n_attempt_max: 3,
-        callback: None,
-        ledger,
-    };
+    let (state, way) = ("queued".to_owned(), "fresh".to_owned());
+    let ledger = LedgerRow { state, way, epoch: 1, ..LedgerRow::default() };
+    let body = br#"{"prompt": "secret"}"#.to_vec();
+    let new = NewJobRow { id: id.to_owned(), body, ledger, ..NewJobRow::default() };
     let inserted = store.insert_job(new, QueueLimits { n_max: 99, bytes_max: 1 << 30 }).unwrap();
     assert!(matches!(inserted, Insert::New(_)), "{inserted:?}");
 }
@@ -282,12 +265,12 @@ fn what_jobs_tell_while_the_server_is_away_is_told_once_when_it_is_back() {
     let options = SharedOptions::new(&url, false).unwrap();
     let store = Store::open_shared(home, &options).unwrap().store;
     let hub = Node::open(store.clone()).unwrap();
-    let told = store.told(9).unwrap();
+    let told = store.told().unwrap();
     assert_eq!(told.len(), 2);
     submit(&store, "job-3");
     server.revive();
     until("it is handed on", || hub.hand_on().is_ok());
-    assert!(store.told(9).unwrap().is_empty());
+    assert!(store.told().unwrap().is_empty());
     // Who dies before it forgets hands it on again, and it is known.
     let (source, id) = (store.own_node().unwrap(), told[0].id);
     assert!(!store.sync(move |tx| tx.is_new_told(&source, id)).unwrap());
@@ -304,6 +287,73 @@ fn what_jobs_tell_while_the_server_is_away_is_told_once_when_it_is_back() {
     // Nothing that was told stands open on the server.
     let dump = server.sql("hub", "SELECT string_agg(sealed_entry::text, '') FROM jetforge.records");
     assert!(!dump.is_empty() && !dump.contains("736563726574"), "the word secret");
+}
+
+#[test]
+fn a_server_that_takes_connections_and_says_nothing_is_away() {
+    let Some(server) = Postgres::start() else { return };
+    let url = server.database("hub");
+    let home = tempfile::tempdir().unwrap();
+    let store = open(home.path(), &url, home.path());
+    store.sync(|tx| tx.set_clock(1)).unwrap();
+    server.stop(true);
+    let (tell, told) = sync_channel(3);
+    let (own, dir) = (store.clone(), home.path().to_owned());
+    std::thread::spawn(move || {
+        // By a connection that was there, by a new one, and at a start.
+        tell.send(own.sync(|tx| tx.set_clock(2))).unwrap();
+        tell.send(own.peers().map(drop)).unwrap();
+        drop(own);
+        let options = SharedOptions::new(&url, false).unwrap();
+        tell.send(pinned(&dir, Some(&options)).map(drop)).unwrap();
+    });
+    for _ in 0..3 {
+        let done = told.recv_timeout(Duration::from_secs(60)).expect("nobody waits for ever");
+        assert!(matches!(done, Err(StoreError::Away { .. })), "{done:?}");
+    }
+    server.stop(false);
+    until("it is there again", || store.sync(|tx| tx.set_clock(3)).is_ok());
+    assert_eq!(store.sync_look(|tx| tx.clock()).unwrap(), 3);
+}
+
+#[test]
+fn processes_of_one_hub_leave_things_to_each_other_and_none_for_ever() {
+    let Some(server) = Postgres::start() else { return };
+    let url = server.database("hub");
+    let homes = [0, 1, 2].map(|_| tempfile::tempdir().unwrap());
+    let [nano_home, home, other_home] = homes.each_ref().map(|home| home.path());
+    let nano = Store::open(nano_home).unwrap().store;
+    let stores = [open(home, &url, home), open(other_home, &url, home)];
+    pair(&stores[0], &nano, "http://127.0.0.1:9");
+    let hubs = stores.each_ref().map(|store| Node::open(store.clone()).unwrap());
+    // Jobs that a peer took back, of a process that is not there: one of these may still come.
+    let take_back = |key: &str, days: i64| {
+        let at = (now_ms() - days * 24 * 3600 * 1000) << 16;
+        let entry = json!({"seq": 1, "id": 7, "at": at, "kind": "job", "key": key, "rank": 1,
+            "body": {"state": "cancelled"}});
+        let (kind, key, origin) = ("job".to_owned(), key.to_owned(), nano.node().unwrap());
+        let row = RecordRow { kind, key, origin, text: entry.to_string().into_bytes() };
+        let put = move |tx: &mut SyncTx<'_>| {
+            tx.put_record(&row)?;
+            tx.put_act(&row.origin, &row.kind, &row.key)
+        };
+        stores[0].sync(put).unwrap();
+    };
+    take_back("job-old", 15);
+    take_back("job-new", 13);
+    for hub in &hubs {
+        for act in hub.note_wants().unwrap() {
+            hub.pass_on(act).unwrap();
+        }
+        let left = stores[1].sync_look(|tx| tx.acts(0, 9)).unwrap();
+        let left: Vec<&str> = left.iter().map(|act| act.key.as_str()).collect();
+        assert_eq!(left, ["job-new"]);
+    }
+    // Their models differ: each tells of its own once, and not against the other.
+    let models = ["a", "b"].map(|name| json!({"models": [{"name": name}]}));
+    let tell = |i: usize| hubs[i].tell_inventory(models[i].clone()).unwrap();
+    assert_eq!([0, 1, 0, 1, 0, 1].map(tell), [true, true, false, false, false, false]);
+    assert!(hubs[0].tell_inventory(json!({"models": []})).unwrap(), "it has others now");
 }
 
 fn records(side: &Process, kind: &str) -> Vec<Value> {
@@ -384,4 +434,36 @@ fn two_hubs_serve_one_appliance_from_one_server_which_dies_meanwhile() {
         let shown = get(hub.address, "/v1/sync").json();
         assert_eq!(shown["peers"][0]["n_held"], 0, "{shown}");
     }
+}
+
+#[test]
+fn hubs_of_one_store_ask_whom_it_names_also_where_they_learn_it_late() {
+    let Some(mut server) = Postgres::start() else { return };
+    let url = server.database("hub");
+    let homes = [0, 1, 2].map(|_| tempfile::tempdir().unwrap());
+    let [nano_home, home, other_home] = homes.each_ref().map(|home| home.path());
+    let key_file = state_of(home).join("device.key");
+    {
+        let nano = Store::open(nano_home).unwrap().store;
+        let hub = open(&state_of(home), &url, &state_of(home));
+        pair(&hub, &nano, "http://127.0.0.1:9");
+        // It has used the store before, so that it starts without it.
+        open(&state_of(other_home), &url, &state_of(home));
+    }
+    server.kill();
+    let hubs = [home, other_home].map(|home| serve_hub(home, &url, &key_file));
+    let asks = |hub: &Process| {
+        let status = get(hub.address, "/v1/status").json();
+        let backends = status["upstream"]["backends"].as_array().cloned().unwrap();
+        backends.iter().any(|own| own["name"] == "other")
+    };
+    assert!(!hubs.iter().any(asks), "nobody knows it");
+    server.revive();
+    until("both ask it", || hubs.iter().all(asks));
+    until("one forgets it", || {
+        let answer = post(hubs[0].address, "/v1/sync/forget?peer=other", &json!({}));
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        answer.status == 200
+    });
+    until("both have", || !hubs.iter().any(asks));
 }

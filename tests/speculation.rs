@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    EncodeOptions, Engine, EngineOptions, Event, InferenceError, LoadOptions, Model, ModelSource,
-    Request, SpeculationOptions,
+    EncodeOptions, EngineOptions, InferenceError, LoadOptions, Model, ModelSource, Request,
+    SpeculationOptions,
 };
 
+use crate::support::engine::{answers, start};
 use crate::support::recipe::Recipe;
 
 const N_PARALLEL: usize = 2;
@@ -52,24 +53,9 @@ fn run(model: Model, set: impl Fn(&mut Request)) -> (Vec<(String, Vec<u32>)>, u6
             requests.push(request);
         }
     }
-    let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}")));
-    let engine = engine.expect("the engine starts");
-    let streams: Vec<_> = requests.into_iter().map(|r| engine.submit(r).unwrap()).collect();
-    let mut answers = Vec::new();
-    for mut stream in streams {
-        let (mut all, mut ids) = (String::new(), Vec::new());
-        while let Some(event) = stream.recv() {
-            match event {
-                Event::Text { text, tokens, .. } => {
-                    all += &text;
-                    ids.extend(tokens.iter().map(|token| token.token));
-                }
-                Event::Failed(error) => panic!("{error}"),
-                _ => {}
-            }
-        }
-        answers.push((all, ids));
-    }
+    let engine = start(model, options);
+    let answers = answers(&engine, requests).into_iter();
+    let answers = answers.map(|answer| (answer.text, answer.tokens)).collect();
     engine.slots().wait().expect("the engine runs");
     let stats = engine.stats();
     assert_eq!((stats.n_page_used, stats.draft_failures_total), (0, 0));

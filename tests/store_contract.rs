@@ -56,6 +56,7 @@ fn peer(i: usize) -> Peer {
         key_digest: [i as u8; 32],
         certificate: (i % 2 == 0).then_some([7; 32]),
         paired_ms: 5,
+        paired_here: i % 2 == 0,
     }
 }
 
@@ -251,7 +252,7 @@ fn acts(open: Opener<'_>) {
     let first = store.sync_look(|tx| tx.acts(0, 1)).unwrap()[0].n;
     let behind = store.sync_look(|tx| tx.acts(first, 9)).unwrap();
     assert_eq!(behind.into_iter().map(|act| act.key).collect::<Vec<_>>(), ["job-1"]);
-    store.sync(move |tx| tx.drop_act(first)).unwrap();
+    store.sync(|tx| tx.drop_act("job", "job-2")).unwrap();
     assert_eq!(keys(9), ["job-1"]);
     let n = SYNC_ACTS_KEPT + 1000;
     let many = move |tx: &mut SyncTx<'_>| {
@@ -268,12 +269,16 @@ fn peers(open: Opener<'_>) {
     let store = open(dir.path());
     store.insert_peer(Peer { name: "b".into(), ..peer(1) }).unwrap();
     // By their bytes: capitals come first.
-    store.insert_peer(Peer { name: "Z".into(), address: String::new(), ..peer(2) }).unwrap();
+    store.insert_peer(Peer { name: "Z".into(), ..peer(2) }).unwrap();
     let names: Vec<String> = store.peers().unwrap().into_iter().map(|peer| peer.name).collect();
     assert_eq!(names, ["Z", "b"]);
     assert_eq!(store.peer(&node(1)).unwrap(), Some(Peer { name: "b".into(), ..peer(1) }));
     let paired_here = |i| store.sync_look(move |tx| tx.has_paired_here(&node(i))).unwrap();
     assert_eq!([paired_here(1), paired_here(2), paired_here(3)], [false, true, false]);
+    let moved = Peer { address: "https://new".into(), certificate: Some([8; 32]), ..peer(2) };
+    assert!(store.move_peer(&node(2), "https://new", Some([8; 32])).unwrap());
+    assert!(!store.move_peer(&node(3), "http://new", None).unwrap());
+    assert_eq!(store.peer(&node(2)).unwrap(), Some(Peer { name: "Z".into(), ..moved }));
     let hang = |tx: &mut SyncTx<'_>| {
         tx.set_link(&node(1), "{}")?;
         tx.put_out(&node(1), &out(1, 1))?;

@@ -159,9 +159,11 @@ fn what_is_newer_would_be_noticed() {
 
 /// Where the service's program is: the package's, or an update.
 const STARTED: &str = "/var/lib/jetforge-update/current/jetforge";
+/// What waits for the nodes of the GPU; where it lies on 18.04.
+const SETTLE: &str = "-/bin/udevadm settle --timeout=10";
 /// The one command of a shell.
-const SHELL: &str = "/bin/sh -c 'while /usr/bin/jetforge update watch; do \
-    systemctl --no-block restart jetforge.service; done'";
+const SHELL: &str = "/bin/sh -c 'while :; do /usr/bin/jetforge update watch; case $$? in \
+    0) systemctl --no-block restart jetforge.service;; 7) exit 0;; *) sleep 5;; esac; done'";
 
 #[test]
 fn every_command_is_a_verb_of_the_program_with_its_options() {
@@ -169,7 +171,8 @@ fn every_command_is_a_verb_of_the_program_with_its_options() {
     let mut n = 0;
     for (unit, text) in units() {
         for (_, key, value) in directives(&text) {
-            if !key.starts_with("Exec") || value == "/bin/kill -HUP $MAINPID" || value == SHELL {
+            let is_other = ["/bin/kill -HUP $MAINPID", SHELL, SETTLE].contains(&value.as_str());
+            if !key.starts_with("Exec") || is_other {
                 continue;
             }
             let mut words: Vec<&str> = value.trim_start_matches(['-', '+']).split(' ').collect();
@@ -290,6 +293,7 @@ fn the_service_promises_what_the_docs_say() {
     for node in ["nvmap", "nvhost-ctrl", "nvhost-ctrl-gpu", "nvhost-gpu", "nvhost-as-gpu"] {
         assert!(devices.contains(&format!("/dev/{node} rw")), "{node}");
     }
+    assert!(devices.contains(&"/dev/kmsg r".to_owned()), "where over-currents are told");
     // systemd waits longer for a stop than the service waits for requests in flight.
     let stop: u64 = values("jetforge.service", "TimeoutStopSec")[0].parse().unwrap();
     let home = tempfile::tempdir().unwrap();
@@ -297,6 +301,20 @@ fn the_service_promises_what_the_docs_say() {
         Run::from(jetforge(home.path()).args(["config", "show", "--json"]).output().unwrap());
     let grace = show.json()["server.stop_grace_s"]["value"].as_u64();
     assert!(stop >= grace.unwrap_or(30) + 15, "{stop} {grace:?}");
+}
+
+/// What a service may open is settled as it starts, so another one waits for the nodes before it.
+#[test]
+fn the_nodes_of_the_gpu_are_waited_for_before_the_service_is_confined() {
+    let (unit, service) = ("jetforge-gpu.service", "jetforge.service");
+    assert_eq!(values(unit, "ExecStart"), [SETTLE]);
+    assert_eq!(values(unit, "Before"), [service]);
+    // A PC does not wait.
+    assert_eq!(values(unit, "ConditionPathExists"), ["/etc/nv_tegra_release"]);
+    for key in ["After", "Wants"] {
+        let named = values(service, key).join(" ");
+        assert!(named.split(' ').any(|name| name == unit), "{key}: {named}");
+    }
 }
 
 #[test]
@@ -310,7 +328,9 @@ fn the_packaged_configuration_is_taken_and_needs_a_key() {
     };
     let show = with(&["config", "show", "--changed"]);
     assert_eq!(show.code, 0, "{}", show.err);
-    for line in ["host = \"0.0.0.0\"", "also_ports = [8888]", "set_clocks = true"] {
+    let lines =
+        ["host = \"0.0.0.0\"", "also_ports = [8888]", "announce = true", "set_clocks = true"];
+    for line in lines {
         assert!(show.out.contains(line), "{line}: {}", show.out);
     }
     let serve = with(&["serve"]);
@@ -324,6 +344,8 @@ fn staged() -> tempfile::TempDir {
     let program = assert_cmd::cargo::cargo_bin!("jetforge").display().to_string();
     for (name, text) in units() {
         let text = text.replace("/usr/bin/jetforge", &program).replace(STARTED, &program);
+        // A container has no udev.
+        let text = text.replace("/bin/udevadm", "/bin/true");
         std::fs::write(dir.path().join(name), text).unwrap();
     }
     dir
@@ -429,6 +451,33 @@ fn the_image_is_planned_from_files_that_are_what_they_should_be() {
     assert!(plan.out.contains("NOPASSWD: ALL") && plan.out.contains("sudoers.d/"), "{}", plan.out);
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(left.len(), 4, "nothing was made: {left:?}");
+}
+
+/// What `jetpack/cross.sh` looks for in the board's program, on a disassembly that has it all.
+#[test]
+fn instructions_that_the_board_lacks_are_found_in_a_disassembly() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("jetpack/instructions.awk");
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("disassembly");
+    let found = |function: &str, lines: &str| {
+        let lines = lines.replace("; ", "\n4:\t").replace(' ', "\t");
+        std::fs::write(&text, format!("0000 <{function}>:\n0:\t{lines}\n")).unwrap();
+        let output = Command::new("awk").arg("-f").arg(&script).arg(&text).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let all = "ldaddal w0,w1,[x2]; casp x0,x1; swpb w0,w1,[x2]; stadd w0,[x1]; ldapr x0,[x1]; \
+        sdot v0.4s,v1.16b,v2.16b; fadd h0,h1,h2; fmla v0.8h,v1.8h; add z0.s,z0.s,z1.s";
+    let Some(lacking) = found("sums", all) else {
+        return skip("instructions", "there is no awk");
+    };
+    let names: Vec<&str> = lacking.lines().filter_map(|line| line.strip_prefix("sums ")).collect();
+    let expected = ["ldaddal", "casp", "swpb", "stadd", "ldapr", "sdot", "fadd", "fmla", "add"];
+    assert_eq!(names, expected);
+    let plain = "fcvt s0,h1; fcvtl v0.4s,v1.4h; add v0.8h,v1.8h; bfi w0,w1; ldr h0,[x1]; sub x0,x1";
+    assert_eq!(found("sums", plain).unwrap(), "");
+    let asked = found("__aarch64_ldadd4_acq_rel", "ldaddal w0,w0,[x1]").unwrap();
+    assert_eq!(asked, "", "both forms are there, and the processor was asked");
 }
 
 /// What `docs/flashing.md` quotes is what the script says.

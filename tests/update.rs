@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::jetforge;
 use crate::support::run::Run;
+use crate::support::skip::skip;
 
 /// A system with a package, and a stick.
 struct System {
@@ -102,12 +103,17 @@ fn an_update_from_a_stick_is_checked_tried_and_taken_back() {
     let status = system.update(&["status", "--json"]).json();
     assert_eq!(status["record"]["trial"]["version"], "1.2");
     assert_eq!((&status["started"], &status["takes_updates"]), (&"a".into(), &true.into()));
-    // As systemd tells it of a program that does not take the configuration.
+    // As systemd tells it of a program that does not take the configuration. Of a start that did
+    // not come to the program, 237 tells how an earlier one ended.
     let ended = [("SERVICE_RESULT", "exit-code"), ("EXIT_CODE", "exited"), ("EXIT_STATUS", "2")];
+    let said = system.update_in(&["ended"], &ended).ok();
+    assert!(!said.err.contains("given up"), "{}", said.err);
+    system.update(&["begin"]).ok();
+    system.update(&["state"]).ok();
     let said = system.update_in(&["ended"], &ended).ok();
     assert!(said.err.contains("1.2 was given up"), "{}", said.err);
     assert_eq!(system.update(&["watch"]).code, 0, "the unit would not start it again");
-    assert_eq!(system.update(&["watch"]).code, 1, "and that is all");
+    assert_eq!(system.update(&["watch"]).code, 7, "and that is all");
     system.update(&["begin"]).ok();
     assert_eq!(system.started(), "packaged");
     let status = system.update(&["status"]).ok();
@@ -131,12 +137,49 @@ fn what_does_not_fit_this_machine_is_refused_by_name() {
     refused("1.0+5.def", &[], 2, "runs already");
     refused("3", &["--upgrades-from", "2"], 2, "install 2 first");
     refused("4", &["--glibc", "99"], 2, "needs glibc 99");
+    refused("6", &["--state-schema", "1"], 2, "--state-of-before");
+    refused("0.8", &["--state-schema", "1"], 2, "--force-older");
     let wrong = system.release("5", &["--target", "riscv64-unknown-linux-gnu"]);
     assert_eq!(wrong.code, 6, "the program's own header counts: {}", wrong.err);
     let file = system.path("stick/torn.update");
     std::fs::write(&file, &std::fs::read(system.path("stick/jetforge-4.update")).unwrap()[..700])
         .unwrap();
     assert_eq!(system.update(&["check", &file.display().to_string()]).code, 6);
+    // What is older in both has to be asked for in both.
+    let older = system.path("stick/jetforge-0.8.update").display().to_string();
+    let lossy = system.update(&["apply", &older, "--force-older"]);
+    assert_eq!(lossy.code, 2, "{}", lossy.err);
+    assert!(lossy.err.contains("--state-of-before"), "{}", lossy.err);
+    system.update(&["apply", &older, "--force-older", "--state-of-before"]).ok();
+}
+
+/// The file may say whose programs run here, so it is read of root or of the caller alone.
+#[test]
+fn keys_that_belong_to_somebody_else_count_for_nothing() {
+    let system = System::new();
+    system.trust();
+    system.release("2", &[]).ok();
+    let keys = system.path("etc/jetforge/update.keys");
+    if std::os::unix::fs::chown(&keys, Some(65_534), None).is_err() {
+        return skip("update-keys", "only root gives a file away");
+    }
+    let refused = system.update(&["check", &system.stick()]);
+    assert_eq!(refused.code, 2, "{}", refused.err);
+    assert!(refused.err.contains("chown root"), "{}", refused.err);
+}
+
+/// The service's directory is the service's: what it left in a file's place is not waited for.
+#[test]
+fn a_pipe_in_the_place_of_what_was_lost_holds_nobody_up() {
+    let system = System::new();
+    let state = system.path("var/lib/jetforge");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("update-lost.txt"), "two jobs\n").unwrap();
+    assert_eq!(system.update(&["status", "--json"]).json()["lost"], "two jobs\n");
+    std::fs::remove_file(state.join("update-lost.txt")).unwrap();
+    let (cwd, mode) = (rustix::fs::CWD, rustix::fs::Mode::RWXU);
+    rustix::fs::mkfifoat(cwd, state.join("update-lost.txt"), mode).unwrap();
+    assert!(system.update(&["status", "--json"]).json()["lost"].is_null());
 }
 
 /// What the service does before it starts, in its own name: see the store's tests for the way back.

@@ -92,6 +92,8 @@ ours() {
 install() {
     ours >/root/before
     echo "T $(systemctl --version | head -n 1), kernel $(uname -r), cgroups $(stat -fc %T /sys/fs/cgroup)"
+    # As on 18.04; a container has the kernel of somebody else.
+    [ "$stage" = container ] || echo 0 >/proc/sys/kernel/dmesg_restrict
     t 'the package installs' 'dpkg -i /root/jetforge.deb'
     t 'first boot made a key file for root alone' \
         '[ "$(stat -c %U:%a /etc/jetforge/first-boot.txt)" = root:600 ]'
@@ -111,6 +113,10 @@ install() {
             /proc/meminfo) * 4 / 5)) ]'
     t 'it has no rights' 'grep -q "^CapBnd:.*0000000000000000$" /proc/$(pid)/status'
     t 'it writes no core files' 'grep -q "^Max core file size *0 *0 " /proc/$(pid)/limits'
+    if [ -c /dev/kmsg ] && [ "$(cat /proc/sys/kernel/dmesg_restrict)" = 0 ]; then
+        t 'it may read what the kernel says of its supply' \
+            'ask /v1/power | grep -q "\"n_over_current\":[0-9]"'
+    fi
     t 'the helper refuses what is no Nano' 'helper | grep -q "^no this is no Jetson Nano"'
     echo "T      idle: $(grep VmRSS "/proc/$(pid)/status" | tr -s '\t ' ' '), \
 MemoryCurrent: $(show jetforge MemoryCurrent)"

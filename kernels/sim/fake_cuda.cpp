@@ -15,10 +15,15 @@
 //   memory N                    bytes of the device
 //   capability MAJOR MINOR      of a newer device, which takes PTX up to 7.0 and for sm_80 too
 //   skip KERNEL [BLOCKS]        launches of it do nothing; or those whose grid is so wide alone
+//   registers KERNEL N          of a thread of it
+//   precompiled                 PTX is refused: only what was compiled before is loaded
+//   log                         calls in their order to a file with `.log` behind its name, each with
+//                               the kernel or the bytes that it is about
 //   late CODE                   when a launch is refused, those before it fail: the next wait says so
 //   discrete                    memory of the device's own, and not the host's
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
+// `stand_in_direct` tells one that is open what is to fail from now on.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -114,6 +119,10 @@ struct Device {
   std::map<std::string, u64> calls;
   std::map<std::string, Failure> failures;
   std::map<std::string, u32> skipped;  // the width of the grids, 0 for all
+  std::map<std::string, u32> registers;
+  bool takes_text = true;
+  std::string path;  // of this library
+  FILE* log = nullptr;
   int late = 0, pending = 0;           // the code that was ordered, and one that waits to be told
   std::map<const Module*, const void*> running;  // modules and the stream of their launches
   std::atomic<int> n_graph{0};         // captured and not destroyed
@@ -127,7 +136,8 @@ struct Device {
   Device() {
     Dl_info info;
     if (!dladdr((void*)&gpu_sim::run_grid, &info)) return;
-    std::ifstream conf(std::string(info.dli_fname) + ".conf");
+    path = info.dli_fname;
+    std::ifstream conf(path + ".conf");
     for (std::string line; std::getline(conf, line);) direct(line);
     if (n_threads < 1) n_threads = 1;
   }
@@ -153,6 +163,13 @@ struct Device {
       u32 n_block = 0;
       words >> name >> n_block;
       skipped[name] = n_block;
+    } else if (verb == "registers") {
+      words >> name >> registers[name];
+    } else if (verb == "log") {
+      if (log) fclose(log);
+      log = fopen((path + ".log").c_str(), "w");
+    } else if (verb == "precompiled") {
+      takes_text = false;
     } else if (verb == "late") {
       words >> late;
     } else if (verb == "discrete") {
@@ -161,9 +178,13 @@ struct Device {
   }
 
   // What the driver answers before it looks at anything: a failure that was ordered.
-  int enter(const char* name) {
+  int enter(const char* name, const std::string& about) {
     std::lock_guard<std::mutex> lock(mutex);
     const u64 call = ++calls[name];
+    if (log) {
+      fprintf(log, "%s %s\n", name, about.c_str());
+      fflush(log);
+    }
     const auto failure = failures.find(name);
     const bool fails = failure != failures.end() && failure->second.call == call;
     if (fails && !strcmp(name, "cuLaunchKernel")) pending = late;
@@ -266,10 +287,23 @@ int attribute(int which) {
 
 #define API extern "C" __attribute__((visibility("default"))) int
 #define ENTER \
-  if (const int ordered = device().enter(__func__)) return ordered;
-#define ENTER_CONTEXT \
-  ENTER               \
+  if (const int ordered = device().enter(__func__, "")) return ordered;
+#define ENTER_CONTEXT ENTER_ABOUT("")
+#define ENTER_ABOUT(about)                                                 \
+  if (const int ordered = device().enter(__func__, about)) return ordered; \
   if (!current_context) return INVALID_CONTEXT;
+
+// Lines as in a `.conf` file: failures and launches to skip in place of those before, and calls are
+// counted anew.
+extern "C" __attribute__((visibility("default"))) void stand_in_direct(const char* lines) {
+  Device& dev = device();
+  std::lock_guard<std::mutex> lock(dev.mutex);
+  dev.calls.clear();
+  dev.failures.clear();
+  dev.skipped.clear();
+  std::istringstream text(lines);
+  for (std::string line; std::getline(text, line);) dev.direct(line);
+}
 
 API cuInit(u32) {
   ENTER return SUCCESS;
@@ -338,7 +372,7 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) {
   return SUCCESS;
 }
 API cuMemAlloc_v2(u64* out, size_t n) {
-  ENTER_CONTEXT if (!n) return INVALID_VALUE;
+  ENTER_ABOUT(std::to_string(n)) if (!n) return INVALID_VALUE;
   Device& dev = device();
   std::lock_guard<std::mutex> lock(dev.mutex);
   if (n > dev.total || dev.used > dev.total - n) return OUT_OF_MEMORY;
@@ -424,7 +458,12 @@ API cuEventElapsedTime(float* ms, void* start, void* end) {
 API cuModuleLoadDataEx(void** out, const void* image, u32, const int*, void**) {
   ENTER_CONTEXT Module* module = new Module;
   const char* ptx = (const char*)image;
-  if (!strncmp(ptx, COMPILED.c_str(), COMPILED.size())) ptx += COMPILED.size();
+  if (!strncmp(ptx, COMPILED.c_str(), COMPILED.size())) {
+    ptx += COMPILED.size();
+  } else if (!device().takes_text) {
+    delete module;
+    return INVALID_PTX;
+  }
   if (const int refused = load_module(ptx, *module)) {
     delete module;
     return refused;
@@ -439,6 +478,7 @@ API cuLinkCreate_v2(u32, int*, void**, void** state) {
 }
 API cuLinkAddData_v2(void* state, int kind, void* data, size_t n, const char*, u32, int*, void**) {
   ENTER_CONTEXT if (kind != 1 || !n || ((char*)data)[n - 1]) return INVALID_VALUE;
+  if (!device().takes_text) return INVALID_PTX;
   Module module;
   if (const int refused = load_module((const char*)data, module)) return refused;
   *(std::string*)state = COMPILED + std::string((const char*)data);
@@ -460,7 +500,7 @@ API cuModuleUnload(void* module) {
   return SUCCESS;
 }
 API cuModuleGetFunction(void** out, void* module, const char* name) {
-  ENTER_CONTEXT auto& functions = ((Module*)module)->functions;
+  ENTER_ABOUT(name) auto& functions = ((Module*)module)->functions;
   const auto found = functions.find(name);
   if (found == functions.end()) return NOT_FOUND;
   *out = &found->second;
@@ -468,12 +508,16 @@ API cuModuleGetFunction(void** out, void* module, const char* name) {
 }
 API cuFuncGetAttribute(int* value, int which, void* function) {
   ENTER_CONTEXT if (!function) return INVALID_HANDLE;
-  *value = which == 0 ? (int)((Function*)function)->n_thread_max : which == 4 ? 32 : 0;
+  const Function& of = *(const Function*)function;
+  const auto ordered = device().registers.find(of.name);
+  const u32 n_register = ordered == device().registers.end() ? 32 : ordered->second;
+  *value = (int)(which == 0 ? of.n_thread_max : which == 4 ? n_register : 0);
   return SUCCESS;
 }
 API cuLaunchKernel(void* handle, u32 grid_x, u32 grid_y, u32 grid_z, u32 block_x, u32 block_y,
                    u32 block_z, u32 shared_bytes, void* stream, void** args, void**) {
-  ENTER_CONTEXT const Function* function = (const Function*)handle;
+  const Function* function = (const Function*)handle;
+  ENTER_ABOUT(function->name)
   const u64 n_thread = (u64)block_x * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
   if (!n_thread || n_thread > function->n_thread_max || shared_bytes) return INVALID_VALUE;

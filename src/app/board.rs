@@ -1,7 +1,7 @@
 //! Heat and power, wired: the watch over the board and the engines of the host.
 //!
 //! ```text
-//! Host's engines -> phase, tokens, who waits -> power::Watch -> pace
+//! Host's engines -> device, phase, tokens, who waits -> power::Watch -> pace
 //! pace -> tempo of every engine     -> jobs: go, or wait with a reason
 //! ```
 
@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{App, Service};
+use crate::base::clock::Clock;
 use crate::base::hash::fnv1a;
 use crate::hosting::Host;
 use crate::inference::{Engine, EnginePhase, Tempo};
 use crate::jobs::{Pace, Verdict};
-use crate::power::{EnergyMeter, EnginePace, EngineView, Engines, Keeper, Phase, Watch, Watching};
+use crate::power::{
+    Compute, EnergyMeter, EnginePace, EngineView, Engines, Keeper, Phase, Watch, Watching,
+};
 use crate::server::Gate;
 
 /// The watch of a service that does not run yet.
@@ -75,6 +78,7 @@ impl Engines for Hosted {
         let mut busiest = EnginePhase::Idle;
         for (name, engine) in self.host.engines() {
             let stats = engine.stats();
+            view.compute = view.compute.and(compute_of(&engine));
             view.n_decoded += stats.generated_tokens_total;
             view.n_sequence += u32::try_from(stats.n_running).unwrap_or(u32::MAX);
             view.n_interactive += u32::try_from(stats.n_interactive).unwrap_or(u32::MAX);
@@ -103,6 +107,15 @@ impl Engines for Hosted {
     }
 }
 
+fn compute_of(engine: &Engine) -> Compute {
+    let device = engine.info().device();
+    match device.name.as_str() {
+        "cpu" => Compute::Cpu,
+        _ if device.is_split => Compute::Both,
+        _ => Compute::Gpu,
+    }
+}
+
 /// A number for what was measured of a model: of its name and size, for another file may come to
 /// have the name.
 fn number_of(name: &str, engine: &Engine) -> u64 {
@@ -110,15 +123,31 @@ fn number_of(name: &str, engine: &Engine) -> u64 {
     fnv1a(name.bytes().chain(plan.needed_bytes().to_le_bytes()))
 }
 
-/// Whether jobs may run, by the board.
-pub(super) struct BoardPace(pub Option<Arc<Watch>>);
+/// Whether jobs may run, by the board and its clock.
+pub(super) struct BoardPace {
+    watch: Option<Arc<Watch>>,
+    /// `None` on a PC, whose clock goes on while it is off.
+    clock: Option<Clock>,
+}
+
+impl BoardPace {
+    pub(super) fn new(board: Option<&Board>) -> BoardPace {
+        let watch = board.map(|board| Arc::clone(&board.watch));
+        let is_pc = board.is_none_or(|board| board.keeper.board().is_pc());
+        BoardPace { watch, clock: (!is_pc).then(Clock::look) }
+    }
+}
 
 impl Pace for BoardPace {
     fn verdict(&self, _: i64) -> Verdict {
-        let reason = self.0.as_ref().and_then(|watch| watch.standing().jobs_wait_for());
+        let reason = self.watch.as_ref().and_then(|watch| watch.standing().jobs_wait_for());
         match reason {
             Some(reason) => Verdict::Wait { reason, until_ms: None },
             None => Verdict::Go,
         }
+    }
+
+    fn knows_time(&self) -> bool {
+        self.clock.is_none_or(|clock| clock.is_believed())
     }
 }

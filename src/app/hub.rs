@@ -7,8 +7,7 @@ use crate::base::limits::HUB_KEY_FILE_BYTES_MAX;
 use crate::hub::{
     BackendOptions, Hub, HubConfig, HubError, Kind, LocalOptions, LocalView, Stocked,
 };
-use crate::store::{Peer, Store};
-use crate::tls::Fingerprint;
+use crate::store::Store;
 
 /// Keys of backends that were given at start, in the clear.
 #[derive(Clone, Debug, Default)]
@@ -34,13 +33,8 @@ impl App {
         let config = self.config().hub.clone();
         let n_place = self.config().server.n_parallel;
         let is_spare = self.config().model.name.is_none();
-        let mut backends = backends(&config, &keys)?;
+        let backends = backends(&config, &keys)?;
         let mut service = self.service(api_keys, on_panic)?;
-        let peers = service.store.as_ref().map_or(Ok(Vec::new()), Store::peers);
-        match peers {
-            Ok(peers) => add_peers(&mut backends, peers)?,
-            Err(error) => service.notes.push(format!("{error}; paired appliances are not asked")),
-        }
         let host = service.host.clone();
         let look = Box::new(move || {
             let stats: Vec<_> =
@@ -58,35 +52,16 @@ impl App {
         });
         let local = config.local.then_some(LocalOptions { look, is_spare });
         let hub = Hub::new(config, backends, local)?;
+        match service.store.as_ref().map_or(Ok(Vec::new()), Store::peers) {
+            Ok(peers) => hub.meet(peers),
+            Err(error) => {
+                let when = "paired appliances are asked once it is there";
+                service.notes.push(format!("{error}; {when}"));
+            }
+        }
         service.gate.forward_with(Arc::clone(&hub) as _);
         Ok((service, hub))
     }
-}
-
-/// Adds the machines that this one is paired with. One that was typed as well gets its key, and is
-/// spoken to by its certificate.
-fn add_peers(backends: &mut Vec<BackendOptions>, peers: Vec<Peer>) -> Result<(), HubError> {
-    for peer in peers.into_iter().filter(|peer| !peer.address.is_empty()) {
-        let mut is_typed = false;
-        for backend in backends.iter_mut().filter(|own| own.kind == Kind::Appliance) {
-            if backend.is_at(&peer.address)? {
-                is_typed = true;
-                if backend.key.is_none() {
-                    backend.key = Some(peer.key.clone());
-                    backend.node = Some(peer.node.clone());
-                }
-                // As it was paired: a typed address does not say whether TLS is spoken there.
-                if let Some(certificate) = peer.certificate {
-                    backend.address = peer.address.clone();
-                    backend.certificate = Some(Fingerprint(certificate));
-                }
-            }
-        }
-        if !is_typed {
-            backends.push(BackendOptions::paired(peer));
-        }
-    }
-    Ok(())
 }
 
 fn backends(config: &HubConfig, keys: &BackendKeys) -> Result<Vec<BackendOptions>, HubError> {
@@ -141,20 +116,9 @@ mod tests {
             ..HubConfig::default()
         };
         let keys = BackendKeys { nano: Some("jf-all".into()), external: None };
-        let mut found = backends(&config, &keys).unwrap();
+        let found = backends(&config, &keys).unwrap();
         let given = |own: &BackendOptions| own.key.clone().unwrap();
         let given: Vec<String> = found.iter().map(given).collect();
         assert_eq!(given, ["jf-1", "jf-all", "sk-2"]);
-        // One that was paired over TLS is spoken to so, however it was typed.
-        let peer = Peer {
-            name: "nano".into(),
-            address: "https://nano:8080".into(),
-            certificate: Some([7; 32]),
-            ..Peer::default()
-        };
-        add_peers(&mut found, vec![peer]).unwrap();
-        assert_eq!(found.len(), 3);
-        assert_eq!(found[0].address, "https://nano:8080");
-        assert_eq!(found[0].certificate, Some(Fingerprint([7; 32])));
     }
 }

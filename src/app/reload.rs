@@ -8,7 +8,8 @@
 //!
 //! What is put stands in the state directory, above the files and below the environment and the
 //! options. Keys that name files, addresses or other machines are not put: who may do that has an
-//! account on this machine.
+//! account on this machine. They count for nothing in that file either, which is the service's:
+//! root reads it too.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -62,14 +63,18 @@ impl Origin {
             None => dirs.config_files(),
         };
         let kept = dirs.state.join(PUT_FILE);
-        files.extend(put.map(Path::to_owned).or_else(|| kept.exists().then_some(kept)));
+        let is_there = || std::fs::symlink_metadata(&kept).is_ok_and(|about| about.is_file());
+        files.extend(put.map(Path::to_owned).or_else(|| is_there().then(|| kept.clone())));
         files
     }
 
     /// The configuration as these files say.
-    pub fn resolve(&self, files: Vec<PathBuf>) -> Result<Resolved<Config>, ConfigError> {
+    pub fn resolve(&self, mut files: Vec<PathBuf>) -> Result<Resolved<Config>, ConfigError> {
+        let may_set = |key: &str, value: &toml::Value| check_key(key, value.as_str()).is_ok();
+        let put = files.pop_if(|file| is_put(file)).map(|file| (file, may_set as config::MaySet));
         config::resolve(Layers {
             files,
+            put,
             env: &self.env,
             prefix: ENV_PREFIX,
             reserved: &[Role::ENV, "JETFORGE_CONFIG", "JETFORGE_TEST"],
@@ -166,7 +171,7 @@ impl Reloader {
         let mut table = read_table(&self.dirs.state.join(PUT_FILE));
         let mut keys = Vec::new();
         flatten("", changes, &self.started, &mut |key, value| {
-            check_key(&key, value)?;
+            check_key(&key, value.as_str())?;
             let value = match value {
                 Value::Null => None,
                 value => Some(toml::Value::try_from(value).map_err(|error| PutError {
@@ -235,8 +240,14 @@ fn put_error(error: ConfigError) -> PutError {
     PutError { path, message }
 }
 
-fn check_key(key: &str, value: &Value) -> Result<(), PutError> {
-    let is_path = key == "model.name" && value.as_str().is_some_and(|name| name.contains('/'));
+/// Whether a file is the one of what was put, or is about to be.
+fn is_put(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PUT_FILE))
+}
+
+/// Whether a key may be put with this value, if that is a text.
+fn check_key(key: &str, text: Option<&str>) -> Result<(), PutError> {
+    let is_path = key == "model.name" && text.is_some_and(|name| name.contains('/'));
     let may = PUT.iter().any(|start| key.starts_with(start))
         && !NOT_PUT.contains(&key)
         && !config::names_files::<Config>(key);
@@ -327,8 +338,31 @@ mod tests {
         ];
         assert_eq!(names(&known), expected);
         for key in expected {
-            assert!(check_key(key, &json!("/x")).is_err(), "{key}");
+            assert!(check_key(key, Some("/x")).is_err(), "{key}");
         }
-        assert!(check_key("server.tls", &json!(true)).is_ok());
+        assert!(check_key("server.tls", None).is_ok());
+    }
+
+    #[test]
+    fn what_may_not_be_put_counts_for_nothing_in_its_file() {
+        let env = Env::default();
+        let mut dirs = Dirs::new(Role::Service, &env).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        (dirs.config, dirs.state) = (dir.path().join("etc"), dir.path().to_owned());
+        let put = dir.path().join(PUT_FILE);
+        let read = || Origin::default().resolve(Origin::default().files(&dirs, None)).unwrap();
+        let text = "[library]\ndir = \"/etc\"\n[model]\nname = \"/etc/x\"\nn_ctx = 512\n\
+            [server]\nhost = \"0.0.0.0\"\n";
+        std::fs::write(&put, text).unwrap();
+        let set: Vec<String> = read()
+            .iter()
+            .filter(|(_, _, source)| **source != Source::Default)
+            .map(|(key, ..)| key.to_owned())
+            .collect();
+        assert_eq!(set, ["model.n_ctx"]);
+        // What is no file there is as good as none.
+        std::fs::rename(&put, dir.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("other", &put).unwrap();
+        assert!(read().is_default("model.n_ctx"));
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use crate::inference::{
 };
 use crate::jobs::Jobs;
 use crate::library::Catalog;
-use crate::server::{Gate, Server, ServerError};
+use crate::server::{Card, Gate, Server, ServerError};
 use crate::store::{Opened, SharedOptions, Store, StoreError};
 use crate::sync::Node;
 use crate::tls::{Fingerprint, Identity, fingerprint_in};
@@ -79,10 +80,11 @@ impl App {
         let board = self.board(&mut notes);
         let watch = board.as_ref().map(|board| Arc::clone(&board.watch));
         let reloader = self.reloader(watch.clone());
-        let jobs = self.open_jobs(&mut kept, &mut notes, BoardPace(watch.clone()));
-        let state_dir = self.dirs.state.clone();
+        let card = self.card(None);
+        let jobs = self.open_jobs(&mut kept, &mut notes, BoardPace::new(board.as_ref()));
+        let (state_dir, called) = (self.dirs.state.clone(), self.config().hub.called());
         let mut gate_options = server.gate_options(api_keys, self.dirs.state.clone());
-        gate_options.allowed_hosts.extend(machine_names());
+        gate_options.allowed_hosts.extend(machine_names().into_iter().chain(called));
         let catalog = self.catalog().unwrap_or_else(|error| {
             notes.push(format!("{error}; no model can be got over the network"));
             Catalog::default()
@@ -104,7 +106,7 @@ impl App {
         watch.into_iter().for_each(|watch| gate.keep_power(watch));
         gate.keep_settings(Arc::clone(&reloader) as _);
         let store = kept.map(|(store, sync)| {
-            gate.pair_with(&state_dir, store.clone(), machine_name(), certificate);
+            gate.pair_with(&state_dir, store.clone(), card);
             gate.keep_sync(sync);
             store
         });
@@ -135,6 +137,16 @@ impl App {
     pub fn own_fingerprint(&self) -> Option<Fingerprint> {
         let path = self.config().server.tls_cert.clone().unwrap_or_else(|| self.own_certificate());
         fingerprint_in(&path).ok()
+    }
+
+    /// What this machine tells of itself as it pairs; it listens there.
+    pub fn card(&self, listens: Option<SocketAddr>) -> Card {
+        let speaks_tls = self.config().server.speaks_tls();
+        let certificate = self.own_fingerprint().filter(|_| speaks_tls);
+        // Nobody could know it without the certificate, which is made at the first start.
+        let listens = listens.filter(|_| certificate.is_some() == speaks_tls);
+        let address = self.config().hub.address.clone();
+        Card { name: machine_name(), certificate, address, listens }
     }
 
     /// The store of the state directory, with the tables that it shares with other processes.

@@ -19,6 +19,8 @@ mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -27,6 +29,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::base::env::Env;
+use crate::base::file::open_plain;
 use crate::base::format::nearest;
 use crate::base::limits::CONFIG_BYTES_MAX;
 
@@ -165,10 +168,16 @@ impl<T> Resolved<T> {
     }
 }
 
+/// Whether a value may be set at a key.
+pub type MaySet = fn(&str, &Value) -> bool;
+
 /// The layers above the defaults.
 pub struct Layers<'a> {
     /// Files, weakest first.
     pub files: Vec<PathBuf>,
+    /// Above those one in TOML that others write as well: it has to be a plain file, and of it only
+    /// those keys and values count that may be set.
+    pub put: Option<(PathBuf, MaySet)>,
     /// The environment; variables are `prefix` + the key in capitals with `_` for `.`.
     pub env: &'a Env,
     /// The prefix of variables, `JETFORGE_`.
@@ -197,6 +206,10 @@ pub fn resolve<T: Shape>(layers: Layers<'_>) -> Result<Resolved<T>, ConfigError>
     for path in &layers.files {
         stack.add_file(path)?;
     }
+    if let Some((path, may_set)) = &layers.put {
+        let text = read_bounded(path, open_plain(path))?;
+        stack.add_toml(path, &text, *may_set)?;
+    }
     let unknown_variables = stack.add_env(layers.env, layers.prefix, layers.reserved)?;
     for Setting { key, value, option } in layers.options {
         stack.set(&key, value, Source::Option(option))?;
@@ -219,21 +232,26 @@ impl<T: Shape> Stack<T> {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = read_bounded(path)?;
-        if is_yaml(path) {
-            return self.add_yaml(path, &text);
+        let text = read_bounded(path, File::open(path))?;
+        match is_yaml(path) {
+            true => self.add_yaml(path, &text),
+            false => self.add_toml(path, &text, |_, _| true),
         }
+    }
+
+    fn add_toml(&mut self, path: &Path, text: &str, may_set: MaySet) -> Result<(), ConfigError> {
         let syntax = |error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
-            line: line_of(&text, error.span().map_or(0, |span| span.start)),
+            line: line_of(text, error.span().map_or(0, |span| span.start)),
             message: error.message().to_owned(),
         };
-        let spans = DeTable::parse(&text).map_err(syntax)?;
-        let values: Table = toml::from_str(&text).map_err(syntax)?;
+        let spans = DeTable::parse(text).map_err(syntax)?;
+        let values: Table = toml::from_str(text).map_err(syntax)?;
         let mut found = Vec::new();
         self.walk("", spans.get_ref(), &values, &mut found);
+        found.retain(|(key, _, value)| may_set(key, value));
         for (key, at, value) in found {
-            let source = Source::File { path: path.to_owned(), line: line_of(&text, at) };
+            let source = Source::File { path: path.to_owned(), line: line_of(text, at) };
             self.set(&key, value, source)?;
         }
         Ok(())
@@ -470,13 +488,14 @@ pub fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|end| end == "yaml" || end == "yml")
 }
 
-fn read_bounded(path: &Path) -> Result<String, ConfigError> {
+fn read_bounded(path: &Path, opened: io::Result<File>) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let n_bytes = std::fs::metadata(path).map_err(failed)?.len();
+    let file = opened.map_err(failed)?;
+    let n_bytes = file.metadata().map_err(failed)?.len();
     if n_bytes > CONFIG_BYTES_MAX {
         return Err(ConfigError::TooLarge { path: path.to_owned(), n_bytes });
     }
-    std::fs::read_to_string(path).map_err(failed)
+    io::read_to_string(file).map_err(failed)
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -522,6 +541,7 @@ mod tests {
         let files = file.map(|text| std::fs::write(&path, text).map(|()| path).unwrap());
         resolve(Layers {
             files: files.into_iter().collect(),
+            put: None,
             env: &env.iter().copied().collect(),
             prefix: "JETFORGE_",
             reserved: &["JETFORGE_TEST"],
@@ -576,6 +596,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             resolve::<Sample>(Layers {
                 files: vec![path],
+                put: None,
                 env: &Env::default(),
                 prefix: "JETFORGE_",
                 reserved: &[],

@@ -16,6 +16,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
+
 /// A file on its way to its place.
 #[derive(Debug)]
 pub struct Draft {
@@ -62,11 +64,7 @@ impl Draft {
         self.file.sync_all()?;
         std::fs::rename(&self.beside, &self.place)?;
         self.is_done = true;
-        match File::open(folder_of(&self.place))?.sync_all() {
-            // Some file systems of sticks know no such thing.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            synced => synced,
-        }
+        sync_folder_of(&self.place)
     }
 }
 
@@ -97,6 +95,33 @@ pub fn replace(place: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut draft = Draft::new(place, mode)?;
     draft.write_all(bytes)?;
     draft.commit()
+}
+
+/// Opens a file to read where somebody else may have put something in its place: what is no plain
+/// file, such as a link or a pipe, is not read and not waited for.
+///
+/// # Errors
+/// If it cannot be opened; [`io::ErrorKind::IsADirectory`] of a folder.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()? {
+        about if about.is_file() => Ok(file),
+        about if about.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file")),
+    }
+}
+
+/// Removes a file for good: also if the power goes now. It may be gone already.
+///
+/// # Errors
+/// If it stays, or the disk does not take that it goes.
+pub fn remove_for_good(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_folder_of(path)),
+    }
 }
 
 /// Removes a file, which may be gone already.
@@ -143,6 +168,14 @@ fn is_draft_name(name: &str) -> bool {
     })
 }
 
+fn sync_folder_of(place: &Path) -> io::Result<()> {
+    match File::open(folder_of(place))?.sync_all() {
+        // Some file systems of sticks know no such thing.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
 fn folder_of(place: &Path) -> &Path {
     place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -177,6 +210,24 @@ mod tests {
         let text = |path: &Path| std::fs::read_to_string(path).unwrap();
         assert_eq!((text(&mine).as_str(), text(&other).as_str()), ("ours", "theirs"));
         assert!(std::fs::symlink_metadata(&mine).unwrap().is_file());
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_not_read_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [plain, link, pipe] = ["plain", "link", "pipe"].map(|name| dir.path().join(name));
+        std::fs::write(&plain, "text").unwrap();
+        std::os::unix::fs::symlink(&plain, &link).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(io::read_to_string(open_plain(&plain).unwrap()).unwrap(), "text");
+        assert!(open_plain(&link).is_err(), "a link");
+        assert_eq!(open_plain(&pipe).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(open_plain(dir.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        for _ in 0..2 {
+            remove_for_good(&plain).unwrap();
+        }
+        assert!(remove_for_good(dir.path()).is_err(), "a folder stays");
+        assert!(!plain.exists() && dir.path().exists());
     }
 
     #[test]

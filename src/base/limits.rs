@@ -61,6 +61,17 @@ pub const LORA_RANK_MAX: u64 = 4096;
 /// Bytes of weights that are packed on the host at a time on their way to a GPU. The file's pages
 /// that they are made of come to about as much again, so loading takes far less than 64 MiB.
 pub const DEVICE_LOAD_BYTES: usize = 8 << 20;
+/// Multiply-adds of a launch on a GPU, where there is a choice and until launches are seen to take
+/// longer than [`DEVICE_LAUNCH_MS_MAX`]. A Jetson Nano issues 118 G instructions a second; the
+/// dearest product takes 1.53 of them for each (F16), attention over full tiles about 3.1: 113 ms.
+/// At 640 instead of 921 MHz, and issuing every other turn, that is 0.33 s, and 0.5 s are allowed:
+/// a board that draws its screen with the same processor ends a launch of two seconds.
+pub const DEVICE_LAUNCH_PRODUCTS_MAX: usize = 4 << 30;
+/// The least that this becomes by launches that take long.
+pub const DEVICE_LAUNCH_PRODUCTS_MIN: usize = 16 << 20;
+/// Milliseconds of a launch, half of what is allowed: longer ones make those of later steps half as
+/// large.
+pub const DEVICE_LAUNCH_MS_MAX: u64 = 250;
 /// Tokens of a step on a GPU: a grid has no more rows.
 pub const DEVICE_BATCH_MAX: usize = 65_535;
 /// Kinds of steps whose launches a GPU keeps recorded.
@@ -172,12 +183,10 @@ pub const SOCKET_MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub const SOCKET_MESSAGES_MAX: usize = 16;
 /// Milliseconds between two pings; a peer that is silent for two of these is gone.
 pub const SOCKET_PING_MS: u64 = 30_000;
-/// Tasks whose answers are kept by their ids, those that run included.
-pub const TASKS_MAX: usize = 1024;
-/// Bytes of the answers that are kept by their ids.
-pub const TASKS_BYTES_MAX: usize = 16 << 20;
-/// Tasks that are answered at once.
-pub const TASKS_RUNNING_MAX: usize = 256;
+/// Tasks that are listed.
+pub const TASKS_LISTED_MAX: usize = 100;
+/// Tasks of which it is known what became of their context chunks.
+pub const TASKS_CONTEXTS_MAX: usize = 256;
 /// Tokens of a task's context chunks, where the task names no number.
 pub const CONTEXT_TOKENS_MAX: usize = 2048;
 /// Context chunks of a task.
@@ -371,12 +380,17 @@ pub const SYNC_COPIES_BYTES_MAX: i64 = 64 << 20;
 pub const SYNC_ACTS_MAX: usize = 64;
 /// What they ask that waits; the oldest goes first.
 pub const SYNC_ACTS_KEPT: i64 = 4096;
+/// How long a job that was taken back waits for the process that runs it, where several share a
+/// store: two weeks.
+pub const SYNC_PASSED_MS_MAX: i64 = 14 * 24 * 3600 * 1000;
 /// What jobs told that is not yet where peers are told from; the oldest goes first.
 pub const SYNC_TOLD_MAX: i64 = 50_000;
 /// Bytes that it takes.
 pub const SYNC_TOLD_BYTES_MAX: i64 = 256 << 20;
 /// Of it, what is handed on at a time.
 pub const SYNC_TOLD_BATCH: usize = 64;
+/// Bytes of that, if it is more than one.
+pub const SYNC_TOLD_BATCH_BYTES: usize = 4 << 20;
 /// Ids of what a process handed on that are known again: more than it can hand on twice.
 pub const SYNC_TOLD_SEEN_MAX: i64 = 1024;
 /// Connections of a process to a store that several share.
@@ -389,6 +403,8 @@ pub const SHARED_CONNECT_MS: u64 = 3000;
 pub const SHARED_SILENCE_MS: u64 = 10_000;
 /// Time for a statement of it, and for the turn to write.
 pub const SHARED_STATEMENT_MS: u64 = 10_000;
+/// Time for its answer: more than it gives a statement, so that its own words come first.
+pub const SHARED_ANSWER_MS: u64 = 15_000;
 /// First pause after a connection that failed; it doubles.
 pub const SHARED_PAUSE_MS_MIN: u64 = 100;
 /// Longest pause.
@@ -415,6 +431,8 @@ pub const SYNC_PAUSE_MS_MAX: u64 = 60_000;
 pub const JOBS_AT_ONCE_MAX: usize = 64;
 /// Jobs that wait or run.
 pub const JOBS_WAITING_MAX: i64 = 10_000;
+/// Jobs that somebody waits for, beyond those that fill the queue.
+pub const JOBS_AWAITED_MAX: i64 = 256;
 /// Bytes of all jobs.
 pub const JOBS_BYTES_MAX: i64 = 64 << 30;
 /// Attempts that a job may ask for.
@@ -429,6 +447,8 @@ pub const JOB_READERS_MAX: usize = 256;
 pub const JOBS_PURGE_EVERY_MS: i64 = 60_000;
 /// The same where no job comes or goes.
 pub const JOBS_PURGE_IDLE_MS: i64 = 3_600_000;
+/// Seconds after the machine's start at which its clock counts, though nobody set it.
+pub const CLOCK_WAIT_S: i64 = 600;
 /// Callbacks of one host that are looked at together.
 pub const CALLBACKS_MAX: i64 = 16;
 /// Tries of one callback.
@@ -469,6 +489,8 @@ pub const CONFIG_DEPTH_MAX: usize = 16;
 pub const START_S_MAX: u64 = 900;
 /// Groups of a user.
 pub const GROUPS_MAX: usize = 64;
+/// Links on the way to a folder, as the kernel has it.
+pub const LINKS_MAX: usize = 40;
 /// Files of a backup, and bytes of one.
 pub const TAR_FILES_MAX: usize = 10_000;
 /// See above.
@@ -527,6 +549,14 @@ pub const HUB_BACKENDS_MAX: usize = 2 * PEERS_MAX;
 pub const HUB_HOPS_MAX: u32 = 2;
 /// Backends that one request tries, where the options name no number.
 pub const HUB_TRIES_MAX: usize = 3;
+/// Bytes of the address of a peer.
+pub const PEER_ADDRESS_BYTES_MAX: usize = 256;
+/// Times that the hub looks for a job at an appliance in vain, one after the other.
+pub const HUB_HAND_TRIES_MAX: u32 = 3;
+/// Pause between two of them.
+pub const HUB_HAND_PAUSE_MS: u64 = 1000;
+/// Time after which a job that only waits at an appliance takes no place at the hub.
+pub const HUB_HAND_WAIT_MS: u64 = 60_000;
 /// Bytes of one frame of a stream that the hub passes on.
 pub const HUB_FRAME_BYTES_MAX: usize = 1 << 20;
 /// Frames of one stream that wait for their reader in the hub.

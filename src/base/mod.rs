@@ -1,5 +1,6 @@
 //! Floor 0: what every room may use and what uses no room.
 
+pub mod clock;
 pub mod config;
 pub mod dirs;
 pub mod env;

@@ -9,6 +9,7 @@
 //! what follows from them is a prediction.
 
 use super::limits::Limits;
+use super::predicted::{Predicted, Work};
 
 /// Part of the memory's rate that decode reaches, taken low: see docs/performance.md.
 const DECODE_SHARE: f64 = 0.75;
@@ -30,6 +31,8 @@ pub struct Profile {
     pub n_threads: usize,
     /// What to set before.
     pub power_mode: &'static str,
+    /// Whether it has the GPU that [`Work::predict`] is about.
+    pub has_nano_gpu: bool,
     /// Whether the limits were measured here.
     pub is_measured: bool,
 }
@@ -44,6 +47,7 @@ impl Profile {
             limits: Limits { memory_gb_s: Some(6.9), integer_gmac_s: Some(4.0 * 1.43 * 6.0) },
             n_threads: 4,
             power_mode: "nvpmodel -m 0 (MAXN, 10 W; needs the barrel jack on a 4 GB board)",
+            has_nano_gpu: true,
             is_measured: false,
         })
     }
@@ -60,6 +64,8 @@ pub struct Candidate {
     pub file_bytes: f64,
     /// Largest context that fits beside the weights, 0 if none does.
     pub n_ctx_fits: u32,
+    /// What its tokens cost on a GPU.
+    pub work: Work,
     /// Whether it is on this machine.
     pub is_here: bool,
 }
@@ -73,6 +79,8 @@ pub struct Verdict {
     pub decode: f64,
     /// Tokens a second of a prompt, where the integer rate is known.
     pub prefill: Option<f64>,
+    /// What the GPU should do, where there is one that is known.
+    pub gpu: Option<Predicted>,
     /// Why not, if not.
     pub against: Option<String>,
 }
@@ -96,14 +104,16 @@ pub fn advise(profile: &Profile, mut candidates: Vec<Candidate>) -> Advice {
         let decode = memory * 1e9 * DECODE_SHARE / candidate.file_bytes.max(1.0);
         let rate = profile.limits.integer_gmac_s;
         let prefill = rate.map(|rate| rate * 1e9 * PREFILL_SHARE / candidate.n_params.max(1.0));
+        let gpu = profile.has_nano_gpu.then(|| candidate.work.predict());
+        let best = gpu.map_or(decode, |gpu| gpu.decode.max(decode));
         let against = if candidate.n_ctx_fits < N_CTX_MIN {
             Some("does not fit".to_owned())
-        } else if decode < DECODE_MIN {
+        } else if best < DECODE_MIN {
             Some(format!("below {DECODE_MIN} tok/s"))
         } else {
             None
         };
-        Verdict { candidate, decode, prefill, against }
+        Verdict { candidate, decode, prefill, gpu, against }
     };
     let verdicts: Vec<Verdict> = candidates.into_iter().map(verdict).collect();
     let choice = verdicts.iter().position(|verdict| verdict.against.is_none());
@@ -126,6 +136,9 @@ fn settings(profile: &Profile, verdict: &Verdict) -> Vec<String> {
              tok/s",
             candidate.n_params / 1e9
         ));
+    }
+    if profile.has_nano_gpu {
+        lines.extend(candidate.work.told());
     }
     // A power of two up to 8,192: longer prompts take minutes at this pace.
     let n_ctx = 1u32 << candidate.n_ctx_fits.min(8192).ilog2();
@@ -150,7 +163,9 @@ mod tests {
 
     fn candidate(name: &str, n_params: f64, n_ctx_fits: u32) -> Candidate {
         let name = name.to_owned();
-        Candidate { name, n_params, file_bytes: n_params * 0.6, n_ctx_fits, is_here: false }
+        let file_bytes = n_params * 0.6;
+        let work = Work::of_size(n_params, file_bytes);
+        Candidate { name, n_params, file_bytes, n_ctx_fits, work, is_here: false }
     }
 
     fn choice(profile: &Profile, candidates: &[Candidate]) -> Option<String> {
@@ -169,10 +184,14 @@ mod tests {
         let nano = Profile::board("jetson-nano-4gb").unwrap();
         assert_eq!(choice(&nano, &all).as_deref(), Some("1.5b"));
         let limits = Limits { memory_gb_s: Some(50.0), integer_gmac_s: None };
-        let pc = Profile { limits, ..nano.clone() };
+        let pc = Profile { limits, has_nano_gpu: false, ..nano.clone() };
         assert_eq!(choice(&pc, &all).as_deref(), Some("7b"));
         let limits = Limits { memory_gb_s: Some(1.0), integer_gmac_s: None };
-        assert_eq!(choice(&Profile { limits, ..nano }, &all), None);
+        assert_eq!(choice(&Profile { limits, ..pc }, &all), None);
+        // Its GPU writes what its processor is too slow for.
+        let three = [candidate("3b", 3e9, 4096)];
+        assert_eq!(choice(&nano, &three).as_deref(), Some("3b"));
+        assert_eq!(choice(&Profile { has_nano_gpu: false, ..nano }, &three), None);
         assert!(Profile::board("pc-16gb").is_none());
     }
 
@@ -184,6 +203,7 @@ mod tests {
             advice.settings[0],
             "decode  6.9 GB/s (assumed, not measured) x 0.75 / 0.90 GB = 5.8 tok/s"
         );
-        assert_eq!(advice.settings[2], "context 4096: 5000 positions fit beside the weights");
+        assert!(advice.settings[2].starts_with("GPU decode  15.4 GB/s (assumed) / 0.90 GB = 17.1"));
+        assert_eq!(advice.settings[4], "context 4096: 5000 positions fit beside the weights");
     }
 }

@@ -82,12 +82,15 @@ pub struct Figure {
     /// Against the machine's limit, where there is one.
     #[serde(default)]
     pub share: Option<Share>,
+    /// What arithmetic said before, on a board for which there is some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<f64>,
 }
 
 impl Figure {
     /// A figure without a limit.
     pub fn new(test: impl Into<String>, unit: Unit, values: Vec<f64>) -> Figure {
-        Figure { test: test.into(), unit, values, share: None }
+        Figure { test: test.into(), unit, values, share: None, predicted: None }
     }
 
     /// The same, held against `limit`: one of its units stands for `per_unit` of `unit`.
@@ -95,6 +98,11 @@ impl Figure {
         let rate = self.median() * per_unit;
         self.share = limit.map(|limit| Share { rate, limit, unit });
         self
+    }
+
+    /// The same beside what was predicted.
+    pub fn beside(self, predicted: Option<f64>) -> Figure {
+        Figure { predicted, ..self }
     }
 
     /// The middle value; the mean of the middle two.

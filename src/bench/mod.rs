@@ -4,6 +4,7 @@
 //! memory and kernels by themselves --> Limits --+
 //! model -> engine -> rounds of requests --------+--> Report --> table, JSON lines, Markdown, page
 //! board profile -> arithmetic ------------------+--> advice       two reports --> ratios
+//! counts of kernels' code -> predicted: what the GPU of a Jetson Nano should do
 //! ```
 //!
 //! A figure is a list of rounds with its median and spread, and says which part of a limit of this
@@ -19,6 +20,7 @@ mod figures;
 mod limits;
 mod model;
 mod page;
+mod predicted;
 mod report;
 mod tasks;
 
@@ -30,7 +32,8 @@ pub use figures::{Figure, Share, Unit};
 pub use limits::{Limits, kernels, memory};
 pub use model::{ModelFacts, Rooms, Tests, measure};
 pub use page::page;
-pub use report::{HEAD, Line, Machine, Report, markdown, read_lines, rows, title, to_lines};
+pub use predicted::{Predicted, Work};
+pub use report::{Line, Machine, Report, markdown, read_lines, table, title, to_lines};
 pub use tasks::{Task, find as find_tasks};
 
 use crate::inference::{BackendError, DiskCacheError, EngineError, InferenceError};

@@ -11,11 +11,13 @@ use super::edit;
 use super::energy::{self, Energy};
 use super::figures::{Figure, Unit, percentile};
 use super::limits::Limits;
+use super::predicted::{Predicted, Work};
 use super::tasks::Task;
 use crate::base::host;
 use crate::inference::{
     Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource, Request, plan_memory,
 };
+use crate::power::Sensors;
 
 /// Tokens of a prompt whose time to the first token is measured, and those that come new.
 const TTFT_PROMPT: usize = 512;
@@ -129,7 +131,16 @@ pub fn measure(
     let options = EngineOptions { n_parallel, ..EngineOptions::default() };
     let engine = Engine::start(model, options, Box::new(|_| {}))?;
     let cost = Cost::of(engine.info(), n_parallel);
-    let bench = Bench { engine: &engine, tests, limits, cost, energy: &energy, notes: &mut notes };
+    let predicted = predicted(&engine, &tests.rooms);
+    let bench = Bench {
+        engine: &engine,
+        tests,
+        limits,
+        cost,
+        predicted,
+        energy: &energy,
+        notes: &mut notes,
+    };
     figures.extend(bench.run(progress)?);
     let peak = host::peak_resident_bytes() as f64 / f64::from(1 << 20);
     figures.push(Figure::new("peak memory", Unit::Mebibytes, vec![peak]));
@@ -152,6 +163,14 @@ pub fn measure(
         figures.extend(edit::measure(source, &load, tests.n_rounds)?);
     }
     Ok((facts, figures, notes))
+}
+
+/// What the model should do, on a Jetson Nano that runs all of it on its GPU.
+fn predicted(engine: &Engine, rooms: &Rooms) -> Option<Predicted> {
+    let info = engine.info();
+    let is_all_there = info.backend_name().starts_with("cuda");
+    let is_nano = is_all_there && Sensors::open(&rooms.root).board().is_nano();
+    is_nano.then(|| Work::of_file(info.gguf()).predict())
 }
 
 /// Load options with a context that the tests fit into, or as large as the model's own.
@@ -250,6 +269,8 @@ struct Bench<'a> {
     tests: &'a Tests,
     limits: &'a Limits,
     cost: Cost,
+    /// What this model should do here, where that is known.
+    predicted: Option<Predicted>,
     energy: &'a Energy,
     notes: &'a mut Vec<String>,
 }
@@ -321,6 +342,7 @@ impl Bench<'_> {
         let runs = self.rounds(|round| self.measured(request(self.prompt(n, round), 1, false)))?;
         let rates = runs.iter().map(|(run, _)| n as f64 * 1e3 / run.timings.prefill_ms).collect();
         let figure = Figure::new(test.clone(), Unit::TokensPerSecond, rates);
+        let figure = figure.beside(self.predicted.map(|predicted| predicted.prefill));
         let limit = self.limits.integer_gmac_s;
         let mut figures = vec![figure.against(limit, self.cost.n_macs / 1e9, Unit::GigaMacs)];
         let joules = runs.into_iter().map(|(_, joules)| joules).collect();
@@ -340,6 +362,8 @@ impl Bench<'_> {
         let rates = runs.iter().map(ask::Run::decode_rate).collect();
         let bytes = self.cost.weight_bytes + self.cost.kv_bytes * (depth + n / 2) as f64;
         let figure = Figure::new(test.clone(), Unit::TokensPerSecond, rates);
+        let predicted = self.predicted.filter(|_| depth == 0);
+        let figure = figure.beside(predicted.map(|predicted| predicted.decode));
         let limit = self.limits.memory_gb_s;
         let mut figures = vec![figure.against(limit, bytes / 1e9, Unit::GigabytesPerSecond)];
         for p in [50.0, 95.0, 99.0] {

@@ -1,7 +1,7 @@
 //! A report as a page that opens without a network: tables, and a bar for each figure.
 
 use super::figures::{Figure, Unit};
-use super::report::{HEAD, Report, rows, title};
+use super::report::{Report, table, title};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;\
 padding:0 1rem;color:#1c2430;background:#fff}table{border-collapse:collapse;width:100%}\
@@ -40,8 +40,10 @@ pub fn page(reports: &[Report]) -> String {
             let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
             format!("<tr>{}</tr>\n", cells.collect::<String>())
         };
-        body.push_str(&format!("<table>\n{}", cells("th", &HEAD.map(str::to_owned))));
-        rows(&report.figures).iter().for_each(|row| body.push_str(&cells("td", row)));
+        body.push_str("<table>\n");
+        for (i, row) in table(&report.figures).iter().enumerate() {
+            body.push_str(&cells(if i == 0 { "th" } else { "td" }, row));
+        }
         body.push_str("</table>\n");
         for note in &report.notes {
             body.push_str(&format!("<p>{}.</p>\n", escape(note)));

@@ -87,17 +87,31 @@ pub fn read_lines(text: &str) -> Result<Vec<Line>, BenchError> {
     lines.map(read).collect()
 }
 
-/// The rows of a table: test, median, lowest and highest round, rate, share of the limit.
-pub fn rows(figures: &[Figure]) -> Vec<[String; 5]> {
-    figures.iter().map(row).collect()
+/// A table with its head: test, median, lowest and highest round, rate, share of the limit; and
+/// behind the median what was predicted, where anything was.
+pub fn table(figures: &[Figure]) -> Vec<Vec<String>> {
+    let mut table = vec![HEAD.map(str::to_owned).to_vec()];
+    table.extend(figures.iter().map(|figure| row(figure).to_vec()));
+    if figures.iter().any(|figure| figure.predicted.is_some()) {
+        let of = |figure: &Figure| match figure.predicted {
+            Some(value) => format!("{} {}", number(value), figure.unit.sign()),
+            None => String::new(),
+        };
+        let column = std::iter::once("predicted".to_owned()).chain(figures.iter().map(of));
+        table.iter_mut().zip(column).for_each(|(row, cell)| row.insert(2, cell));
+    }
+    table
 }
 
-fn row(figure: &Figure) -> [String; 5] {
-    let number = |value: f64| match value {
+fn number(value: f64) -> String {
+    match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),
-    };
+    }
+}
+
+fn row(figure: &Figure) -> [String; 5] {
     let spread = match figure.values.len() {
         0 | 1 => String::new(),
         _ => format!("{} - {}", number(figure.low()), number(figure.high())),
@@ -113,8 +127,7 @@ fn row(figure: &Figure) -> [String; 5] {
     [figure.test.clone(), median, spread, rate, share]
 }
 
-/// The head of the table that [`rows`] fills.
-pub const HEAD: [&str; 5] = ["test", "median", "lowest - highest", "of this machine's limit", ""];
+const HEAD: [&str; 5] = ["test", "median", "lowest - highest", "of this machine's limit", ""];
 
 /// What stands over a report's figures.
 pub fn title(report: &Report) -> String {
@@ -138,13 +151,12 @@ pub fn title(report: &Report) -> String {
 pub fn markdown(reports: &[Report]) -> String {
     let mut text = String::new();
     for report in reports {
-        text.push_str(&format!(
-            "{}\n\n| {} |\n|---|---|---|---|---|\n",
-            title(report),
-            HEAD.join(" | ")
-        ));
-        for row in rows(&report.figures) {
+        text.push_str(&format!("{}\n\n", title(report)));
+        for (i, row) in table(&report.figures).into_iter().enumerate() {
             text.push_str(&format!("| {} |\n", row.join(" | ")));
+            if i == 0 {
+                text.push_str(&format!("|{}\n", "---|".repeat(row.len())));
+            }
         }
         text.push('\n');
         for note in &report.notes {
@@ -196,6 +208,18 @@ pub mod tests {
         let text = format!("\n{}not json\n", to_lines(&report(1.0)));
         let error = read_lines(&text).unwrap_err().to_string();
         assert!(error.starts_with("line 4 is no figure"), "{error}");
+    }
+
+    #[test]
+    fn what_was_predicted_stands_beside_what_was_measured() {
+        let mut report = report(1.0);
+        report.figures[1] = report.figures[1].clone().beside(Some(25.75));
+        let text = markdown(std::slice::from_ref(&report));
+        assert!(text.contains("| test | median | predicted | lowest - highest |"), "{text}");
+        assert!(text.contains("| pp512 | 110 tok/s |  | 100 - 120 |"), "{text}");
+        assert!(text.contains("| tg128 | 11.0 tok/s | 25.8 tok/s | 10.0 - 12.0 |  |  |"), "{text}");
+        let read = read_lines(&to_lines(&report)).unwrap();
+        assert_eq!(read[1].figure.predicted, Some(25.75));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! 0    done                                4    does not fit in memory
 //! 1    failed                              5    network
 //! 2    wrong usage or configuration        6    bytes are not what they should be
-//! 3    model not found or not readable     70   an engine broke
+//! 3    model not found or not readable     7    nothing to wait for
+//!                                          70   an engine broke
 //!                                          130  interrupted
 //! ```
 
@@ -31,6 +32,8 @@ pub const NO_ROOM: u8 = 4;
 pub const NETWORK: u8 = 5;
 /// A size, hash or self-test is not what it should be.
 pub const INTEGRITY: u8 = 6;
+/// There is nothing to wait for.
+pub const NOTHING: u8 = 7;
 /// An engine broke; a supervisor starts the program again.
 pub const BROKEN: u8 = 70;
 /// Stopped by Ctrl-C.

@@ -59,6 +59,9 @@ const SEEDED: [&str; 6] = [
     "/infill",
 ];
 
+/// Those of tasks whose names stand for one answer.
+const TASKS: [&str; 4] = ["/generate", "/refactor", "/explain", "/test"];
+
 /// Headers of a request that a backend gets as well.
 const PASSED: [HeaderName; 3] =
     [header::CONTENT_TYPE, header::ACCEPT, HeaderName::from_static("x-jetforge-cache")];
@@ -117,7 +120,9 @@ impl Asked {
         }
         let need = need(&admitted, &route, speech, &fields);
         let n_choice = n_choice(&fields);
-        let is_kept = fields.get("on_disconnect").is_some_and(|how| how == "detach");
+        let detaches = fields.get("on_disconnect").is_some_and(|how| how == "detach");
+        let is_named = TASKS.contains(&route.as_str()) && fields.contains_key("request_id");
+        let is_kept = detaches || is_named;
         Some(Asked { admitted, route, need, is_repeatable, is_kept, streams, n_choice, fields })
     }
 

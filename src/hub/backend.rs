@@ -23,6 +23,8 @@ pub(super) struct Backend {
     pub kind: Kind,
     pub target: Option<Target>,
     pub key: Option<String>,
+    /// Its certificate, where it was paired over TLS.
+    certificate: Option<Fingerprint>,
     /// Whom TLS trusts there, where it was paired with one certificate.
     pub trust: Option<Trust>,
     /// What it calls itself, where its key is that of a pairing.
@@ -75,6 +77,7 @@ impl Backend {
             kind,
             target,
             key,
+            certificate,
             trust: certificate.map(Trust::pinned),
             node,
             state: Mutex::default(),
@@ -83,6 +86,19 @@ impl Backend {
             n_failed: AtomicU64::new(0),
             n_gone: watch::Sender::new(0),
         })
+    }
+
+    /// Whether a request would go the same way to both, and show the same key.
+    pub fn is_same(&self, other: &Backend) -> bool {
+        let way = |own: &Backend| {
+            (own.kind, own.target.clone(), own.key.clone(), own.certificate, own.node.clone())
+        };
+        way(self) == way(other)
+    }
+
+    /// What it is known by as long as it is paired or configured: a word without blanks.
+    pub fn identity(&self) -> &str {
+        self.node.as_deref().unwrap_or(&self.name)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -202,5 +218,29 @@ pub(super) struct Busy(Arc<Backend>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.n_ours.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_what_leaves_this_machine() {
+        let leaves = |address: &str| {
+            let target = Target::read(address, Some(8080)).unwrap();
+            let (name, kind) = (address.to_owned(), Kind::External);
+            let backend = Backend::new(kind, name, Some(target), None, None, None);
+            backend.to_json(0)["leaves_this_machine"].as_bool().unwrap()
+        };
+        for address in ["https://api.example/v1", "10.0.0.7:1", "[fd00::1]:1", "localhost.example"]
+        {
+            assert!(leaves(address), "{address}");
+        }
+        for address in ["127.0.0.1:1", "[::1]:1", "localhost:1", "x.localhost:1"] {
+            assert!(!leaves(address), "{address}");
+        }
+        let own = Backend::new(Kind::Local, "local".to_owned(), None, None, None, None);
+        assert_eq!(own.to_json(0)["leaves_this_machine"], false);
     }
 }

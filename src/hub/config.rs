@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::target::Target;
 use crate::base::limits::{HUB_BACKENDS_MAX, HUB_TRIES_MAX};
 use crate::store::SharedOptions;
 
@@ -23,6 +24,8 @@ pub struct HubConfig {
     pub announce: bool,
     /// Where machines tell and ask, by multicast DNS.
     pub discovery: SocketAddrV4,
+    /// Where appliances call this hub, as `http://HOST:PORT`, where that is not where they see it.
+    pub address: Option<String>,
     /// A file with the keys of backends: on each line an address as above, a space, its key.
     pub key_file: Option<PathBuf>,
     /// Whether this machine's own engine answers as well.
@@ -38,6 +41,9 @@ pub struct HubConfig {
     pub head_ms: u64,
     /// Time for an answer that comes whole.
     pub answer_ms: u64,
+    /// Time for each of these with servers outside, and longest silence within their streams; unset
+    /// for the same as with appliances.
+    pub external_ms: Option<u64>,
     /// Longest silence within a stream.
     pub idle_ms: u64,
     /// Time between two probes.
@@ -63,6 +69,7 @@ impl Default for HubConfig {
             external_llama: Vec::new(),
             announce: false,
             discovery: crate::discovery::GROUP,
+            address: None,
             key_file: None,
             local: true,
             n_try: HUB_TRIES_MAX,
@@ -70,6 +77,7 @@ impl Default for HubConfig {
             connect_ms: 3000,
             head_ms: 120_000,
             answer_ms: 600_000,
+            external_ms: None,
             idle_ms: 60_000,
             probe_ms: 5000,
             store: None,
@@ -101,10 +109,18 @@ impl HubConfig {
             return Err(("hub.n_try", format!("must be 1 to {HUB_BACKENDS_MAX}")));
         }
         self.shared().map_err(|why| ("hub.store", why))?;
+        let is_place = |address: &String| {
+            let target = Target::read(address, None);
+            address.contains("://") && target.is_ok_and(|target| target.prefix.is_empty())
+        };
+        if !self.address.as_ref().is_none_or(is_place) {
+            return Err(("hub.address", "use http://HOST:PORT or https://HOST:PORT".to_owned()));
+        }
         let times = [
             ("hub.connect_ms", self.connect_ms),
             ("hub.head_ms", self.head_ms),
             ("hub.answer_ms", self.answer_ms),
+            ("hub.external_ms", self.external_ms.unwrap_or(1)),
             ("hub.idle_ms", self.idle_ms),
             ("hub.probe_ms", self.probe_ms),
             ("hub.probe_wait_ms", self.probe_wait_ms),
@@ -113,6 +129,12 @@ impl HubConfig {
             Some((key, _)) => Err((key, "must be at least 1".to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// The name by which appliances call this hub, if its owner says one.
+    pub fn called(&self) -> Option<String> {
+        let target = Target::read(self.address.as_ref()?, None).ok()?;
+        Some(target.host.to_ascii_lowercase())
     }
 
     /// The store that several processes share, if there is one.

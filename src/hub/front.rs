@@ -23,6 +23,10 @@ impl Forward for Hub {
         BackendOptions::paired(peer).backend().is_ok_and(|backend| probe::join(&self, backend))
     }
 
+    fn meet(self: Arc<Self>, peers: Vec<Peer>) {
+        Hub::meet(&self, peers);
+    }
+
     fn leave(&self, node: &str) {
         self.remove(node);
     }

@@ -7,14 +7,15 @@
 //! ```
 //!
 //! `policy`, `health`, `retry` and `replay` decide and know no network; `relay` and `stream` carry
-//! out what they say; `probe` finds out who is well. The hub is a layer of the service: keys,
-//! quotas, bounds, jobs and dialects are the service's own.
+//! out what they say; `hand` gives jobs to appliances; `probe` finds out who is well. The hub is a
+//! layer of the service: keys, quotas, bounds, jobs and dialects are the service's own.
 
 mod ask;
 mod backend;
 mod config;
 mod dial;
 mod front;
+mod hand;
 mod health;
 mod policy;
 mod probe;
@@ -28,9 +29,9 @@ mod world_tests;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backend::Backend;
 pub use config::HubConfig;
@@ -149,6 +150,8 @@ pub struct LocalOptions {
 pub struct Hub {
     config: HubConfig,
     backends: RwLock<Vec<Arc<Backend>>>,
+    /// Whether it was told with whom it is paired.
+    has_met: AtomicBool,
     probes: Mutex<Option<Vec<JoinHandle<()>>>>,
     look: Option<Box<dyn Fn() -> LocalView + Send + Sync>>,
     dialer: Dialer,
@@ -188,6 +191,7 @@ impl Hub {
         Ok(Arc::new(Hub {
             config,
             backends: RwLock::new(own),
+            has_met: AtomicBool::new(false),
             probes: Mutex::new(None),
             look,
             dialer,
@@ -204,17 +208,82 @@ impl Hub {
         self.config.waits()
     }
 
+    /// How long is waited for a backend: its owner's patience, with a server outside.
+    fn waits_of(&self, backend: &Backend) -> Waits {
+        let waits = self.waits();
+        match self.config.external_ms.filter(|_| backend.kind == Kind::External) {
+            Some(ms) => {
+                let wait = Duration::from_millis(ms);
+                Waits { head: wait, answer: wait, idle: wait, ..waits }
+            }
+            None => waits,
+        }
+    }
+
     /// The backends of this moment.
     fn backends(&self) -> Vec<Arc<Backend>> {
         self.backends.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a backend in, in the place of one at the same address; whether there is a place.
+    /// Asks, of the machines that this one is paired with, exactly these from now on; those that
+    /// paired by a code of this one call, and are not asked. What was typed stays; its machine is
+    /// spoken to as it was paired.
+    pub fn meet(self: &Arc<Hub>, peers: Vec<Peer>) {
+        let is_asked = |peer: &Peer| !peer.address.is_empty() && !peer.paired_here;
+        let peers: Vec<Peer> = peers.into_iter().filter(is_asked).collect();
+        let is_gone = |node: &String| !peers.iter().any(|peer| peer.node == *node);
+        for node in self.backends().iter().filter_map(|own| own.node.clone()).filter(is_gone) {
+            self.remove(&node);
+        }
+        for peer in peers {
+            let name = peer.name.clone();
+            match self.missing(peer) {
+                Ok(None) => {}
+                Ok(Some(backend)) => {
+                    if !probe::join(self, backend) {
+                        tracing::warn!(name, "there is no place for a machine that was paired");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, name, "a machine that was paired is left out"),
+            }
+        }
+        self.has_met.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was told with whom it is paired: its store may not be there yet.
+    fn has_met(&self) -> bool {
+        self.has_met.load(Ordering::Relaxed)
+    }
+
+    /// The backend of a peer, unless there is one already.
+    fn missing(&self, peer: Peer) -> Result<Option<Arc<Backend>>, HubError> {
+        let mut options = BackendOptions::paired(peer);
+        let target = options.target()?;
+        let is_there = |own: &&Arc<Backend>| {
+            let is_place = own.target.as_ref().is_some_and(|own| own.is_place_of(&target));
+            own.kind == Kind::Appliance && is_place
+        };
+        let backends = self.backends();
+        let old = backends.iter().find(is_there);
+        if let Some(typed) = old.filter(|old| old.node.is_none()) {
+            options.name = Some(typed.name.clone());
+            // A key that was typed is what its owner wants to be shown.
+            if let Some(key) = &typed.key {
+                (options.key, options.node) = (Some(key.clone()), None);
+            }
+        }
+        let backend = options.backend()?;
+        Ok((!old.is_some_and(|old| old.is_same(&backend))).then_some(backend))
+    }
+
+    /// Takes a backend in, in the place of one at the same address or of the same machine; whether
+    /// there is a place.
     fn add(&self, backend: Arc<Backend>) -> bool {
         let mut own = self.backends.write().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |old: &Arc<Backend>| match (&old.target, &backend.target) {
-            (Some(old), Some(new)) => old.is_place_of(new),
-            _ => false,
+        let is_it = |old: &Arc<Backend>| {
+            let is_machine = old.node.is_some() && old.node == backend.node;
+            let places = old.target.as_ref().zip(backend.target.as_ref());
+            is_machine || places.is_some_and(|(old, new)| old.is_place_of(new))
         };
         own.retain(|old| !is_it(old));
         let has_place = own.len() < HUB_BACKENDS_MAX;
@@ -270,5 +339,85 @@ impl Hub {
         names.sort_unstable();
         names.dedup();
         names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(node: &str, address: &str) -> Peer {
+        let (node, address) = (node.to_owned(), address.to_owned());
+        Peer {
+            name: format!("name of {node}"),
+            key: format!("key of {node}"),
+            node,
+            address,
+            ..Peer::default()
+        }
+    }
+
+    fn typed(address: &str, key: Option<&str>) -> BackendOptions {
+        let (kind, address, key) = (Kind::Appliance, address.to_owned(), key.map(str::to_owned));
+        BackendOptions { kind, address, name: None, key, certificate: None, node: None }
+    }
+
+    /// Where it asks, and with which key.
+    fn asked(hub: &Hub) -> Vec<(String, String)> {
+        let of = |own: &Arc<Backend>| {
+            let target = own.target.as_ref()?;
+            let scheme = if target.is_https { "https" } else { "http" };
+            let address = format!("{scheme}://{}", target.authority());
+            Some((address, own.key.clone().unwrap_or_default()))
+        };
+        let mut asked: Vec<_> = hub.backends().iter().filter_map(of).collect();
+        asked.sort();
+        asked
+    }
+
+    fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
+        of.iter().map(|(address, key)| (address.to_string(), key.to_string())).collect()
+    }
+
+    #[test]
+    fn a_hub_asks_those_that_are_paired_now_and_keeps_what_it_knows_of_them() {
+        let hub = Hub::new(HubConfig::default(), vec![typed("typed", None)], None).unwrap();
+        let caller = Peer { paired_here: true, ..peer("caller", "http://caller:9999") };
+        hub.meet(vec![peer("a", "http://a:8080"), caller, peer("silent", "")]);
+        let both = pairs(&[("http://a:8080", "key of a"), ("http://typed:8080", "")]);
+        assert_eq!(asked(&hub), both, "who only calls is not asked");
+        let known = hub.backends().into_iter().find(|own| own.node.is_some()).unwrap();
+        hub.meet(vec![peer("a", "http://a:8080"), peer("b", "http://b:8080")]);
+        let is_known = |own: &Arc<Backend>| Arc::ptr_eq(own, &known);
+        assert!(hub.backends().iter().any(is_known), "how it stands is not forgotten");
+        // Paired again at another address, and with another key; the other one was forgotten.
+        hub.meet(vec![Peer { key: "new".into(), ..peer("a", "http://moved:8080") }]);
+        let moved = pairs(&[("http://moved:8080", "new"), ("http://typed:8080", "")]);
+        assert_eq!(asked(&hub), moved);
+        let paired = BackendOptions::paired(peer("a", "http://a:8080"));
+        assert!(hub.add(paired.backend().unwrap()));
+        assert_eq!(asked(&hub), both, "one machine is one backend");
+        hub.meet(Vec::new());
+        assert_eq!(asked(&hub), pairs(&[("http://typed:8080", "")]));
+    }
+
+    #[test]
+    fn a_machine_that_was_typed_and_paired_is_spoken_to_as_it_was_paired() {
+        let given = vec![typed("NANO", None), typed("other:8080", Some("typed"))];
+        let hub = Hub::new(HubConfig::default(), given, None).unwrap();
+        let over_tls = |peer: Peer| Peer { certificate: Some([7; 32]), ..peer };
+        let peers = vec![
+            over_tls(peer("a", "https://nano:8080")),
+            over_tls(peer("b", "https://other:8080")),
+        ];
+        hub.meet(peers.clone());
+        let expected = [("https://nano:8080", "key of a"), ("https://other:8080", "typed")];
+        assert_eq!(asked(&hub), pairs(&expected), "with the key that was typed, if one was");
+        assert!(hub.backends().iter().all(|own| own.trust.is_some()));
+        let names = || hub.backends().iter().map(|own| own.name.clone()).collect::<Vec<_>>();
+        let before = names();
+        assert!(before.contains(&"other:8080".to_owned()), "{before:?}");
+        hub.meet(peers);
+        assert_eq!(names(), before);
     }
 }

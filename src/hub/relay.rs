@@ -20,24 +20,25 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::Hub;
 use super::ask::Asked;
 use super::backend::{Backend, Busy};
 use super::dial::{Call, DialError, describe};
+use super::hand::Handing;
 use super::health::Failure;
-use super::policy::{Speech, Standing, rank};
+use super::policy::{Kind, Speech, Standing, rank};
 use super::retry::{self, Next, Outcome, Stakes};
 use super::stream::{self, Incoming};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
 use crate::server::frames::Form;
-use crate::server::{ApiError, Here, Untaken};
+use crate::server::{ApiError, Here, JobHand, Untaken};
 
 /// The header that names who wrote an answer.
 pub(super) const HOST: HeaderName = HeaderName::from_static("x-jetforge-host");
 /// When a caller may try again if nobody can answer.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 /// For how long a server is full that does not say.
 const FULL_MS: u64 = 1000;
 /// Headers of an answer that the client gets as well.
@@ -57,6 +58,8 @@ pub(super) struct Trip {
     pub here: Here,
     /// Whether a job asks, for whom an answer that failed must not look like a whole one.
     pub is_job: bool,
+    /// The job that asks, where an appliance can have it in its own queue.
+    hand: Option<JobHand>,
     /// Who may be tried, best first.
     left: VecDeque<Arc<Backend>>,
     tried: Vec<Arc<Backend>>,
@@ -111,11 +114,14 @@ pub(super) async fn relay(hub: Arc<Hub>, asked: Asked, here: Here) -> Response {
 
 impl Trip {
     fn plan(hub: Arc<Hub>, asked: Asked, here: Here) -> Result<Trip, ApiError> {
-        let is_job = crate::server::is_job();
         let (left, tried, told) = (VecDeque::new(), Vec::new(), Vec::new());
-        let mut trip = Trip { hub, asked, here, is_job, left, tried, was_taken: false, told };
+        let hand = asked.admitted.parts.extensions.get::<JobHand>().cloned();
+        let is_job = hand.is_some();
+        // One that streams is read as it is written.
+        let hand = hand.filter(|_| !asked.streams);
+        let mut trip = Trip { hub, asked, here, is_job, hand, left, tried, was_taken: false, told };
         trip.rank();
-        match trip.left.is_empty() {
+        match trip.left.is_empty() && !trip.is_held() {
             true => Err(nobody(&trip.hub, &trip.asked)),
             false => Ok(trip),
         }
@@ -127,6 +133,15 @@ impl Trip {
         self.hub.look_at_local();
         let now_ms = self.hub.now_ms();
         let mut backends = self.hub.backends();
+        if let Some(holder) = self.hand.as_ref().and_then(JobHand::holder) {
+            let own = backends.iter().find(|own| own.identity() == holder.host);
+            // Whoever has it writes it, or nobody does, unless it is no backend any more.
+            if own.is_some() || !self.hub.has_met() {
+                let is_tried = |own: &&Arc<Backend>| self.tried.iter().any(|t| Arc::ptr_eq(own, t));
+                self.left = own.filter(|own| !is_tried(own)).into_iter().cloned().collect();
+                return;
+            }
+        }
         backends.retain(|own| !self.tried.iter().any(|tried| Arc::ptr_eq(own, tried)));
         let views: Vec<_> = backends.iter().map(|backend| backend.view(now_ms)).collect();
         let is_out = |idx: usize| matches!(views[idx].standing, Standing::Ejected { .. });
@@ -134,6 +149,11 @@ impl Trip {
         let order = order.filter(|&idx| self.tried.is_empty() || !is_out(idx));
         let n_left = self.hub.config().n_try.saturating_sub(self.tried.len());
         self.left = order.take(n_left).map(|idx| Arc::clone(&backends[idx])).collect();
+    }
+
+    /// Whether somebody has the job that asks.
+    fn is_held(&self) -> bool {
+        self.hand.as_ref().is_some_and(|hand| hand.holder().is_some())
     }
 
     /// The next backend to be tried.
@@ -156,8 +176,10 @@ impl Trip {
             ApiError { status: StatusCode::BAD_GATEWAY, kind: "upstream_error", ..error }
                 .into_response()
         });
-        if !self.was_taken {
-            response.extensions_mut().insert(Untaken);
+        if self.is_held() {
+            response.extensions_mut().insert(Untaken::Held);
+        } else if !self.was_taken {
+            response.extensions_mut().insert(Untaken::ByAnybody);
         }
         response
     }
@@ -174,7 +196,8 @@ impl Trip {
     /// first wins, and the other one is left.
     async fn attempt(&mut self, first: Arc<Backend>) -> (Arc<Backend>, Result<Opened, Missed>) {
         let hedge = Duration::from_millis(self.hub.config().hedge_ms);
-        let second = self.left.front().filter(|_| !hedge.is_zero() && !self.asked.is_kept).cloned();
+        let is_once = self.asked.is_kept || self.hand.is_some();
+        let second = self.left.front().filter(|_| !hedge.is_zero() && !is_once).cloned();
         let Some(second) = second else {
             let opened = self.open(&first).await;
             return (first, opened);
@@ -222,9 +245,20 @@ impl Trip {
             backend.n_answered.fetch_add(1, Ordering::Relaxed);
         }
         if has_words {
-            backend.state().health.answered(now_ms, now_ms - start_ms);
+            let mut state = backend.state();
+            // How long a job took says nothing of how long others wait.
+            let wait_ms = match self.is_handed(backend) {
+                true => state.health.first_word_ms(now_ms),
+                false => now_ms - start_ms,
+            };
+            state.health.answered(now_ms, wait_ms);
         }
         opened
+    }
+
+    /// Whether what is asked is a job that a backend can have in its own queue.
+    fn is_handed(&self, backend: &Backend) -> bool {
+        self.hand.is_some() && backend.kind == Kind::Appliance
     }
 
     /// Sends the request and waits for the answer's head.
@@ -232,6 +266,9 @@ impl Trip {
         let Some(target) = &backend.target else {
             return Ok(self.here.answer(self.asked.admitted.clone()).await);
         };
+        if let Some(hand) = self.hand.as_ref().filter(|_| self.is_handed(backend)) {
+            return Handing { trip: self, hand, backend, target }.run().await;
+        }
         let path = self.asked.path_for(backend);
         let call = Call {
             method: Method::POST,
@@ -241,7 +278,7 @@ impl Trip {
             key: backend.key.as_deref(),
             trust: backend.trust.as_ref(),
         };
-        let waits = self.hub.waits();
+        let waits = self.hub.waits_of(backend);
         let wait = if self.asked.streams { waits.head } else { waits.answer };
         tokio::select! {
             answer = self.hub.dialer().send(target, call, wait) => answer,
@@ -270,12 +307,12 @@ impl Trip {
             if is_here {
                 return Ok(Opened::Whole(response));
             }
-            let left = self.hub.waits().answer.saturating_sub(start.elapsed());
+            let left = self.hub.waits_of(backend).answer.saturating_sub(start.elapsed());
             return self.whole(backend, response, &kind, left).await.map(Opened::Whole);
         };
         let headers = passed(response.headers());
         let mut incoming = Incoming::new(Arc::clone(backend), busy, response.into_body(), form);
-        match incoming.hold(self.hub.waits().idle).await {
+        match incoming.hold(self.hub.waits_of(backend).idle).await {
             Ok(()) => Ok(Opened::Stream(incoming, headers)),
             Err((failure, why)) => {
                 Err(self.failed(backend, DialError { was_sent: true, failure, why }))
@@ -305,6 +342,9 @@ impl Trip {
             .map_err(|error| lost(Failure::Wrong, format!("an answer that is no JSON: {error}")))?;
         let body = match (self.asked.need.speech, value) {
             (Speech::Openai | Speech::Llama, Value::Object(mut fields)) => {
+                if backend.kind == Kind::External {
+                    complete(&mut fields);
+                }
                 fields.insert("jetforge_host".to_owned(), backend.name.clone().into());
                 Bytes::from(Value::Object(fields).to_string())
             }
@@ -387,8 +427,30 @@ fn nobody(hub: &Hub, asked: &Asked) -> ApiError {
         .at("model")
 }
 
+/// Says of a server's answer what clients count on and it has left out.
+fn complete(fields: &mut Map<String, Value>) {
+    let Some(choices) = fields.get_mut("choices").and_then(Value::as_array_mut) else { return };
+    for choice in choices.iter_mut().filter_map(Value::as_object_mut) {
+        let finish = choice.entry("finish_reason").or_insert(Value::Null);
+        if finish.is_null() {
+            *finish = "unknown".into();
+        }
+    }
+    let usage = fields.entry("usage").or_insert(Value::Null);
+    if usage.is_null() {
+        *usage = json!({});
+    }
+    let Some(usage) = usage.as_object_mut() else { return };
+    let n = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let n_total = n("prompt_tokens").saturating_add(n("completion_tokens"));
+    let total = usage.entry("total_tokens").or_insert(Value::Null);
+    if total.is_null() {
+        *total = n_total.into();
+    }
+}
+
 /// Reads a body whole.
-async fn collect(body: Body, wait: Duration) -> Result<Bytes, (Failure, String)> {
+pub(super) async fn collect(body: Body, wait: Duration) -> Result<Bytes, (Failure, String)> {
     let body = Limited::new(body, HUB_ANSWER_BYTES_MAX).collect();
     match tokio::time::timeout(wait, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

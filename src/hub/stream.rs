@@ -235,7 +235,7 @@ impl Flow {
 
     /// Passes one backend's frames on.
     async fn pass(&mut self, incoming: &mut Incoming) -> Part {
-        let idle = self.trip.hub.waits().idle;
+        let idle = self.trip.hub.waits_of(&incoming.backend).idle;
         loop {
             let Some(frame) = self.out.wait(self.form, incoming.next(idle)).await else {
                 return Part::Over;

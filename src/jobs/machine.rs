@@ -72,11 +72,11 @@ impl State {
 /// How a text goes on after a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// From its first token.
+    /// From its first token, and for the first time.
     Fresh,
     /// From its last durable token: those before it were computed again and were the same.
     Resumed,
-    /// Again from the first token, for the text came out as another one.
+    /// Again from the first token: none was durable, or the text came out as another one.
     Restarted,
 }
 
@@ -107,8 +107,10 @@ pub enum Happening {
     Refused(String),
     /// Not this time.
     Stumbled(String),
-    /// Nobody was there to take it.
+    /// Nobody was there to take it, or who has it is not there to say how it goes.
     Untaken(String),
+    /// It is given to another machine: which one, and its name there. `None` has it back.
+    Given(Option<String>),
     /// It took too long.
     TimedOut,
     /// The service ends, and not by this job.
@@ -169,6 +171,7 @@ pub fn next(
             way: Way::Restarted.name().to_owned(),
             ..ledger.clone()
         },
+        (State::Running, H::Given(to)) => LedgerRow { holder: to.clone(), ..ledger.clone() },
         (State::Running, H::Answered) => over(State::Done, None),
         (State::Running, H::Refused(why)) => over(State::Failed, Some(why.clone())),
         (State::Running, H::Stumbled(why)) => {
@@ -177,12 +180,12 @@ pub fn next(
                 true => over(State::Failed, Some(format!("after {n_attempt} attempts: {why}"))),
                 false => again(pause(n_attempt, policy), why.clone()),
             };
-            LedgerRow { n_attempt, ..row }
+            // Whoever had it is done with it.
+            LedgerRow { n_attempt, holder: None, ..row }
         }
         (State::Running, H::Untaken(why)) => again(untaken_pause(policy), why.clone()),
         (State::Running, H::TimedOut) => {
-            let what = "it took longer than a job may";
-            broken(ledger, ledger.n_broken + 1, what, now_ms, policy)
+            broken(ledger, ledger.n_broken + 1, "it took longer than a job may", now_ms, policy)
         }
         (State::Running, H::Crashed { n_token }) => {
             let has_progress = *n_token > ledger.n_token_start;
@@ -198,14 +201,13 @@ pub fn next(
             over(State::Failed, Some("its deadline has passed".to_owned()))
         }
         (State::Queued | State::Running, H::CancelAsked) => over(State::Cancelled, None),
+        // As a new one whose text may have begun.
         (State::Failed | State::Cancelled | State::SetAside, H::RetryAsked) => LedgerRow {
-            state: State::Queued.name().to_owned(),
-            due_ms: DUE_AT_ONCE,
-            n_attempt: 0,
-            n_broken: 0,
-            finished_ms: None,
-            reason: None,
-            ..ledger.clone()
+            epoch: ledger.epoch,
+            n_token_start: ledger.n_token_start,
+            way: ledger.way.clone(),
+            started_ms: ledger.started_ms,
+            ..fresh(DUE_AT_ONCE)
         },
         _ => return None,
     })
@@ -215,7 +217,7 @@ pub fn next(
 fn started(ledger: &LedgerRow, n_token: i64, now_ms: i64) -> LedgerRow {
     let way = match n_token > 0 {
         true => Way::Resumed,
-        false if ledger.epoch > 1 => Way::Restarted,
+        false if ledger.started_ms.is_some() => Way::Restarted,
         false => Way::Fresh,
     };
     LedgerRow {
@@ -276,6 +278,7 @@ pub fn fresh(due_ms: i64) -> LedgerRow {
         started_ms: None,
         finished_ms: None,
         reason: None,
+        holder: None,
     }
 }
 
@@ -342,6 +345,27 @@ mod tests {
         let other = [start(0), crash(7), start(7), Happening::Diverged];
         let row = after(&other);
         assert_eq!((row.way.as_str(), row.epoch, row.n_token_start), ("restarted", 2, 0));
+        // Nothing of it was durable yet.
+        for broken in [crash(0), Happening::Stopped, Happening::TimedOut] {
+            let row = after(&[start(0), broken.clone(), start(0)]);
+            assert_eq!((row.way.as_str(), row.epoch), ("restarted", 1), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_a_job_is_known_until_it_is_done_with_it() {
+        let given = |holder: Option<&str>| Happening::Given(holder.map(str::to_owned));
+        let has = |then: &[Happening]| {
+            let steps = [&[start(0), given(Some("nano job-1"))], then].concat();
+            after(&steps).holder.is_some()
+        };
+        let away = Happening::Untaken("away".to_owned());
+        for kept in [away, Happening::Stopped, Happening::TimedOut, crash(0)] {
+            assert!(has(std::slice::from_ref(&kept)), "{kept:?}");
+        }
+        assert!(!has(&[Happening::Stumbled("it failed there".to_owned())]));
+        assert!(!has(&[given(None)]));
+        assert!(!has(&[Happening::CancelAsked, Happening::RetryAsked]));
     }
 
     fn happening() -> impl Strategy<Value = Happening> {

@@ -4,7 +4,8 @@
 //! machine    what may become of a job: a pure function
 //! schedule   which job runs next: a pure function
 //! pace       whether jobs may run at all now, and why not
-//! queue      the two of them over the store
+//! job        what is asked for, stands, runs and ends
+//! queue      all of them over the store
 //! ```
 //!
 //! Nothing here runs a job: whoever can answer requests takes one, says how it went, and hears
@@ -12,6 +13,7 @@
 
 mod body;
 mod config;
+mod job;
 mod machine;
 mod pace;
 mod pieces;
@@ -19,10 +21,11 @@ mod queue;
 mod schedule;
 
 pub use config::JobsConfig;
+pub use job::{Asked, Counts, Ended, Job, Outcome, Run, Submitted, Taken};
 pub use machine::{Happening, State, Way};
 pub use pace::{AlwaysGo, Pace, Verdict};
 pub use pieces::{Piece, Place};
-pub use queue::{Asked, Counts, Ended, Job, Jobs, Outcome, Run, Submitted, Taken};
+pub use queue::Jobs;
 
 use crate::store::{Full, StoreError};
 

@@ -19,6 +19,12 @@ pub enum Verdict {
 pub trait Pace: Send + Sync {
     /// Whether they may at `now_ms` since the Unix epoch.
     fn verdict(&self, now_ms: i64) -> Verdict;
+
+    /// Whether the clock can be believed; until then jobs with a deadline or a moment to begin
+    /// wait.
+    fn knows_time(&self) -> bool {
+        true
+    }
 }
 
 /// Lets jobs run at any time, where nobody watches.

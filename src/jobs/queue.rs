@@ -8,107 +8,27 @@
 //! A job in hand is a job as it was at some revision, and so is a run of it. What is written starts
 //! from that revision or does not happen: a run that was taken back ends nothing.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::body::hash;
+use super::job::{Asked, Counts, Ended, Job, Outcome, Run, Submitted, Taken};
 use super::machine::{self, DUE_AT_ONCE, Happening, Policy, State};
 use super::pace::{Pace, Verdict, Windows};
 use super::pieces::{Piece, of_row, to_row};
 use super::schedule::{Next, Waiting, choose};
 use super::{JobsConfig, JobsError};
-use crate::base::limits::{JOBS_LISTED_MAX, JOBS_PURGE_EVERY_MS, JOBS_PURGE_IDLE_MS};
+use crate::base::limits::{
+    JOBS_AWAITED_MAX, JOBS_LISTED_MAX, JOBS_PURGE_EVERY_MS, JOBS_PURGE_IDLE_MS,
+};
 use crate::seal;
 use crate::store::{
-    AnswerRow, Append, CallbackRow, Changed, Insert, JobFilter, JobRow, NewJobRow, PieceRow,
-    QueueLimits, Store, StoreError, Update, now_ms,
+    Append, CallbackRow, Changed, Insert, JobFilter, JobRow, NewJobRow, PieceRow, QueueLimits,
+    Store, StoreError, Update, now_ms,
 };
 
-/// A job that somebody asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Whose it is.
-    pub tenant: u64,
-    /// How they call it: the same name and body is the same job.
-    pub request_id: Option<String>,
-    /// The path that answers its body.
-    pub endpoint: String,
-    /// JSON.
-    pub body: Vec<u8>,
-    /// Higher ones run first.
-    pub priority: i64,
-    /// Not before this time, in milliseconds since the Unix epoch.
-    pub not_before_ms: Option<i64>,
-    /// Not after this time.
-    pub deadline_ms: Option<i64>,
-    /// Attempts.
-    pub n_attempt_max: i64,
-    /// Whom to tell when it is over.
-    pub callback: Option<String>,
-    /// Somebody waits for it: it runs from the first moment on, by the one who asked.
-    pub starts_now: bool,
-}
-
-/// A job as it stands.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Job {
-    /// Its row.
-    pub row: JobRow,
-    /// Where it is.
-    pub state: State,
-}
-
-/// What became of a job that was asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Submitted {
-    /// It is new, and on the disk.
-    New(Job),
-    /// It was asked for before.
-    Known(Job),
-}
-
-/// A job to run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    /// The job.
-    pub job: Job,
-    /// Its body.
-    pub body: Vec<u8>,
-    /// What is durable of its text.
-    pub pieces: Vec<Piece>,
-}
-
-/// What to do now.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Taken {
-    /// Run this.
-    Run(Box<Run>),
-    /// Jobs are over that never ran: tell of it, and ask again.
-    Changed,
-    /// Ask again when something changes, and at this time at the latest.
-    Wait {
-        /// The time, if one is known.
-        until_ms: Option<i64>,
-    },
-}
-
-/// An answer as it goes over the wire.
-pub type Outcome = AnswerRow;
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ended {
-    /// What happened.
-    pub happening: Happening,
-    /// The answer, if there is one.
-    pub outcome: Option<Outcome>,
-    /// Pieces that are not durable yet, and where they end.
-    pub tail: Option<(i64, Vec<Piece>)>,
-}
-
-/// How many jobs there are in each state, counted in the table.
-pub type Counts = BTreeMap<&'static str, (i64, i64)>;
+/// Why jobs with a deadline, a moment to begin or hours of their own wait after a start.
+const NO_TIME: &str = "nobody has set this machine's clock yet";
 
 /// See the module. Clones share it.
 #[derive(Clone)]
@@ -177,7 +97,8 @@ impl Jobs {
     pub fn submit(&self, asked: Asked) -> Result<Submitted, JobsError> {
         let now = now_ms();
         self.purge(JOBS_PURGE_EVERY_MS)?;
-        let body_hash = hash(&asked.endpoint, &asked.body);
+        let limits = self.limits(asked.starts_now);
+        let body_hash = asked.digest.unwrap_or_else(|| hash(&asked.endpoint, &asked.body));
         let mut ledger = machine::fresh(asked.not_before_ms.unwrap_or(DUE_AT_ONCE));
         if asked.starts_now {
             let started = Happening::Started { n_token: 0 };
@@ -205,7 +126,7 @@ impl Jobs {
             callback: asked.callback,
             ledger,
         };
-        match self.0.store.insert_job(new, self.limits())? {
+        match self.0.store.insert_job(new, limits)? {
             Insert::New(row) => Ok(Submitted::New(Job::of(row)?)),
             Insert::Exists(row) if row.body_hash == body_hash => {
                 Ok(Submitted::Known(Job::of(row)?))
@@ -218,8 +139,16 @@ impl Jobs {
         }
     }
 
-    fn limits(&self) -> QueueLimits {
-        QueueLimits { n_max: self.0.config.n_waiting_max, bytes_max: self.0.config.bytes_max }
+    /// The room that there is; a queue that is full leaves some for those that are waited for.
+    fn limits(&self, is_awaited: bool) -> QueueLimits {
+        let (n_max, bytes_max) = (self.0.config.n_waiting_max, self.0.config.bytes_max);
+        match is_awaited {
+            true => QueueLimits {
+                n_max: n_max + JOBS_AWAITED_MAX,
+                bytes_max: bytes_max + bytes_max / 8,
+            },
+            false => QueueLimits { n_max, bytes_max },
+        }
     }
 
     /// A job of a tenant.
@@ -228,6 +157,15 @@ impl Jobs {
     /// If there is none of this id, or it is somebody else's.
     pub fn get(&self, tenant: u64, id: &str) -> Result<Job, JobsError> {
         let row = self.0.store.job(id)?.filter(|row| row.tenant == tenant as i64);
+        Job::of(row.ok_or(JobsError::Unknown)?)
+    }
+
+    /// A job of a tenant by how they called it.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn of_request(&self, tenant: u64, request_id: &str) -> Result<Job, JobsError> {
+        let row = self.0.store.job_of_request(tenant as i64, request_id)?;
         Job::of(row.ok_or(JobsError::Unknown)?)
     }
 
@@ -254,6 +192,23 @@ impl Jobs {
             n_max: n_max.clamp(1, JOBS_LISTED_MAX + 1),
         };
         self.0.store.jobs(&filter)?.into_iter().map(Job::of).collect()
+    }
+
+    /// The newest jobs, whoever they belong to.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn newest(&self, n_max: i64) -> Result<Vec<Job>, JobsError> {
+        let filter = JobFilter { tenant: None, state: None, before_n: None, n_max };
+        self.0.store.jobs(&filter)?.into_iter().map(Job::of).collect()
+    }
+
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// If it does not open.
+    pub fn body(&self, job: &Job) -> Result<Vec<u8>, JobsError> {
+        Ok(self.0.store.job_body(&job.row)?)
     }
 
     /// The answer of a job that is over, if it has one.
@@ -289,8 +244,8 @@ impl Jobs {
         Ok(found)
     }
 
-    /// The next job, which runs from now on. Jobs whose deadline has passed fail on the way, and
-    /// one whose texts do not open is set aside.
+    /// The next job, which runs from now on. Jobs whose deadline has passed fail on the way, by a
+    /// clock that is believed, and one whose texts do not open is set aside.
     ///
     /// # Errors
     /// If the store cannot be read or written.
@@ -299,8 +254,16 @@ impl Jobs {
         let now = now_ms();
         let rows = self.0.store.open_jobs()?;
         let jobs = rows.into_iter().map(Job::of).collect::<Result<Vec<_>, _>>()?;
-        let (running, queued): (Vec<&Job>, Vec<&Job>) =
+        let (running, mut queued): (Vec<&Job>, Vec<&Job>) =
             jobs.iter().partition(|job| job.state == State::Running);
+        let n_queued = queued.len();
+        if !self.0.pace.knows_time() {
+            let has_hours = self.0.windows != Windows::default();
+            let is_timeless =
+                |job: &Job| job.row.deadline_ms.is_none() && job.waiting().due_ms <= DUE_AT_ONCE;
+            queued.retain(|job| !has_hours && is_timeless(job));
+        }
+        let is_held = queued.len() < n_queued;
         let late = queued.iter().filter(|job| job.row.deadline_ms.is_some_and(|at| at <= now));
         let late: Vec<Update> =
             late.filter_map(|job| self.update(job, &Happening::DeadlinePassed, now)).collect();
@@ -317,7 +280,9 @@ impl Jobs {
         let next = choose(&waiting, &running, self.0.config.n_at_once, &verdict, now);
         let (n, reason, until_ms) = match next {
             Next::Start(n) => (Some(n), None, None),
-            Next::Wait { until_ms, reason } => (None, reason, until_ms),
+            Next::Wait { until_ms, reason } => {
+                (None, reason.or_else(|| is_held.then(|| NO_TIME.to_owned())), until_ms)
+            }
         };
         *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = reason;
         if let Some(job) = n.and_then(|n| queued.iter().find(|job| job.row.n == n)) {
@@ -325,6 +290,17 @@ impl Jobs {
         }
         let deadline = queued.iter().filter_map(|job| job.row.deadline_ms).min();
         Ok(Taken::Wait { until_ms: [until_ms, deadline].into_iter().flatten().min() })
+    }
+
+    /// Starts a job out of its turn, for somebody who waits for it; `None` unless it waited.
+    ///
+    /// # Errors
+    /// If the store cannot be read or written.
+    pub fn begin(&self, job: &Job) -> Result<Option<Run>, JobsError> {
+        match self.start(job, now_ms())? {
+            Taken::Run(run) => Ok(Some(*run)),
+            _ => Ok(None),
+        }
     }
 
     /// Starts a job, unless somebody was faster or it cannot be read.
@@ -369,6 +345,16 @@ impl Jobs {
     /// If the disk does not take it.
     pub fn restart(&self, job: &Job) -> Result<Option<Job>, JobsError> {
         self.happen(job, &Happening::Diverged, now_ms())
+    }
+
+    /// Writes down to which machine a running job is given, under a name that is new, or that none
+    /// has it; the job as it is then, `None` if this run of it is over.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn give(&self, job: &Job, host: Option<&str>) -> Result<Option<Job>, JobsError> {
+        let holder = host.map(|host| format!("{host} {}-{}", job.row.id, job.row.revision));
+        self.happen(job, &Happening::Given(holder), now_ms())
     }
 
     /// Says how a run ended. If it was taken back meanwhile, nothing changes.
@@ -451,7 +437,7 @@ impl Jobs {
             answer: None,
             pieces: None,
             calls_back,
-            limits: (*happening == Happening::RetryAsked).then(|| self.limits()),
+            limits: (*happening == Happening::RetryAsked).then(|| self.limits(false)),
         })
     }
 
@@ -521,29 +507,6 @@ impl Jobs {
         self.0.store.purge_jobs(up_ms, keep_ms, self.0.config.bytes_max / 10 * 9)?;
         *purged_at += Duration::from_millis(up_ms.unsigned_abs());
         Ok(())
-    }
-}
-
-impl Job {
-    fn of(row: JobRow) -> Result<Job, JobsError> {
-        match State::from_name(&row.ledger.state) {
-            Some(state) => Ok(Job { state, row }),
-            None => Err(JobsError::Record { id: row.id }),
-        }
-    }
-
-    /// It broke before.
-    fn is_suspect(&self) -> bool {
-        self.row.ledger.n_broken > 0
-    }
-
-    fn waiting(&self) -> Waiting {
-        Waiting {
-            n: self.row.n,
-            priority: self.row.priority,
-            due_ms: self.row.ledger.due_ms,
-            is_suspect: self.is_suspect(),
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Jobs over a real store, without anybody who answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::jobs::AlwaysGo;
 
@@ -174,7 +176,9 @@ fn a_break_beside_a_suspect_is_the_suspects() {
     run(&jobs).unwrap();
     drop(jobs);
     let (jobs, _) = open(dir.path(), JobsConfig { n_at_once: 1, ..JobsConfig::default() });
-    assert_eq!(run(&jobs).unwrap().job.row.id, suspect.row.id);
+    let again = run(&jobs).unwrap().job.row;
+    assert_eq!(again.id, suspect.row.id);
+    assert_eq!(again.ledger.way, "restarted", "nothing of it was durable yet");
     let sound = new(&jobs, asked("{}"));
     assert_eq!(run(&jobs).unwrap().job.row.id, sound.row.id, "it waits for nobody");
     drop(jobs);
@@ -247,6 +251,54 @@ fn the_queue_is_bounded_by_count_and_by_bytes() {
 }
 
 #[test]
+fn a_full_queue_leaves_room_for_those_that_are_waited_for() {
+    let awaited = |body: &str| Asked { starts_now: true, ..asked(body) };
+    let full = |n_waiting_max, bytes_max, body: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let config = JobsConfig { n_waiting_max, bytes_max, ..JobsConfig::default() };
+        let (jobs, _) = open(dir.path(), config);
+        new(&jobs, asked(body));
+        assert!(jobs.submit(asked(body)).is_err());
+        (dir, jobs)
+    };
+    let (_dir, jobs) = full(1, 1 << 20, "{}");
+    for _ in 0..JOBS_AWAITED_MAX {
+        let job = new(&jobs, awaited("{}"));
+        assert_eq!((job.state, job.row.ledger.way.as_str()), (State::Running, "fresh"));
+    }
+    let error = jobs.submit(awaited("{}")).unwrap_err();
+    assert!(matches!(error, JobsError::FullCount { n } if n == JOBS_AWAITED_MAX + 1), "{error}");
+    // What waits may take half of the bytes, and these an eighth of that more.
+    let (_dir, jobs) = full(9, 4000, &"x".repeat(1900));
+    new(&jobs, awaited(&"y".repeat(100)));
+    let error = jobs.submit(awaited(&"z".repeat(400))).unwrap_err();
+    assert!(matches!(error, JobsError::FullBytes { .. }), "{error}");
+}
+
+#[test]
+fn a_job_that_is_asked_for_again_begins_out_of_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    struct Hot;
+    impl Pace for Hot {
+        fn verdict(&self, _: i64) -> Verdict {
+            Verdict::Wait { reason: "the board is too hot".into(), until_ms: None }
+        }
+    }
+    let store = Store::open(dir.path()).unwrap().store;
+    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(Hot)).unwrap();
+    let job = new(&jobs, Asked { digest: Some(vec![7]), ..asked(r#"{"prompt": "p"}"#) });
+    assert_eq!((job.row.body_hash.clone(), run(&jobs)), (vec![7], None));
+    let begun = jobs.begin(&job).unwrap().unwrap();
+    assert_eq!(
+        (begun.job.state, begun.body.as_slice()),
+        (State::Running, &b"{\"prompt\": \"p\"}"[..])
+    );
+    assert_eq!(jobs.begin(&job).unwrap(), None, "it runs");
+    jobs.end(&begun.job, answered("x")).unwrap();
+    assert_eq!(jobs.begin(&begun.job).unwrap(), None, "it is over");
+}
+
+#[test]
 fn a_deadline_passes_and_times_and_priorities_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _) = open(dir.path(), JobsConfig::default());
@@ -260,6 +312,46 @@ fn a_deadline_passes_and_times_and_priorities_are_kept() {
     let late = jobs.get(0, &late.row.id).unwrap();
     assert_eq!(late.state, State::Failed);
     assert_eq!(late.row.ledger.reason.as_deref(), Some("its deadline has passed"));
+}
+
+#[test]
+fn times_do_not_count_before_somebody_has_set_the_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    struct Started(Arc<AtomicBool>);
+    impl Pace for Started {
+        fn verdict(&self, _: i64) -> Verdict {
+            Verdict::Go
+        }
+        fn knows_time(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+    let is_set = Arc::new(AtomicBool::new(false));
+    let store = Store::open(dir.path()).unwrap().store;
+    let pace = Box::new(Started(Arc::clone(&is_set)));
+    let (jobs, _) = Jobs::open(store, JobsConfig::default(), pace).unwrap();
+    let late = new(&jobs, Asked { deadline_ms: Some(1), ..asked("{}") });
+    let due = new(&jobs, Asked { not_before_ms: Some(1), ..asked("{}") });
+    let plain = new(&jobs, asked("{}"));
+    let state = |job: &Job| jobs.get(0, &job.row.id).unwrap().state;
+    assert_eq!(run(&jobs).unwrap().job.row.id, plain.row.id);
+    assert_eq!(run(&jobs), None);
+    assert_eq!((state(&late), state(&due)), (State::Queued, State::Queued));
+    assert_eq!(jobs.counts().unwrap().1.as_deref(), Some(NO_TIME));
+    jobs.end(&jobs.get(0, &plain.row.id).unwrap(), answered("x")).unwrap();
+    is_set.store(true, Ordering::Relaxed);
+    assert_eq!(run(&jobs).unwrap().job.row.id, due.row.id);
+    assert_eq!(state(&late), State::Failed);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap().store;
+    let hours = JobsConfig { windows_utc: vec!["00:00-00:00".into()], ..JobsConfig::default() };
+    let pace = Box::new(Started(Arc::clone(&is_set)));
+    let (jobs, _) = Jobs::open(store, hours, pace).unwrap();
+    new(&jobs, asked("{}"));
+    is_set.store(false, Ordering::Relaxed);
+    assert_eq!(run(&jobs), None, "nobody knows what hour it is");
+    is_set.store(true, Ordering::Relaxed);
+    assert!(run(&jobs).is_some());
 }
 
 #[test]

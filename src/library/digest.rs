@@ -7,6 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
+use crate::base::hash::hex;
 use crate::inference::Gguf;
 
 /// Bytes read at once: large enough for an SD card, small enough for a Nano's cache.
@@ -46,11 +47,6 @@ pub fn check_model(path: &Path, what: &str) -> Result<(), LibraryError> {
             Err(LibraryError::NotAModel { what: what.to_owned(), reason: error.to_string() })
         }
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checks that the first bytes are those of a GGUF file in this byte order.

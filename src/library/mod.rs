@@ -27,7 +27,7 @@ pub use catalog::{Catalog, CatalogEntry};
 pub use download::{PullEvent, PullOptions, PullRequest, Pulled, pull};
 pub use preset::{Preset, choose_preset};
 pub use record::Record;
-pub use store::{Store, StoredModel, Verified};
+pub use store::{Incoming, Store, StoredModel, Verified};
 pub use url::file_name_of;
 
 use crate::base::format::bytes;

@@ -8,13 +8,14 @@
 //! models/.name.gguf.preset.json how it is run where nobody says otherwise
 //! ```
 
-use std::io::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::LibraryError;
+use crate::base::file::{open_plain, replace};
 use crate::base::limits::RECORD_BYTES_MAX;
 
 /// What is known of a stored file.
@@ -58,10 +59,9 @@ pub fn beside(path: &Path) -> Beside {
 /// Reads a small JSON file; `None` when it is absent, too large or not what it should be.
 /// A record is a convenience: without it a model is hashed anew or downloaded from the start.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    if std::fs::metadata(path).ok()?.len() > RECORD_BYTES_MAX {
-        return None;
-    }
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    let mut text = Vec::new();
+    let n = open_plain(path).ok()?.take(RECORD_BYTES_MAX + 1).read_to_end(&mut text).ok()?;
+    if n as u64 > RECORD_BYTES_MAX { None } else { serde_json::from_slice(&text).ok() }
 }
 
 /// Writes a small JSON file so that it is either the old or the new one, whatever happens.
@@ -69,12 +69,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 /// # Errors
 /// When the directory cannot be written.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), LibraryError> {
-    let new = path.with_extension("json.new");
     let text = serde_json::to_vec_pretty(value).expect("records are plain data");
-    let mut file = std::fs::File::create(&new).map_err(LibraryError::io("write", &new))?;
-    file.write_all(&text).map_err(LibraryError::io("write", &new))?;
-    file.sync_all().map_err(LibraryError::io("write", &new))?;
-    std::fs::rename(&new, path).map_err(LibraryError::io("rename", &new))
+    replace(path, &text, 0o644).map_err(LibraryError::io("write", path))
 }
 
 /// Gives a finished file its name, and its record; the order makes a crash harmless, because a

@@ -4,16 +4,17 @@
 //! A person's store also sees the service's models, and only reads them.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::LibraryError;
-use super::digest::{CHUNK_BYTES, check_magic, check_model, hex, sha256_file};
+use super::digest::{CHUNK_BYTES, check_magic, check_model, sha256_file};
 use super::record::{self, Record, beside};
 use super::url::check_file_name;
 use crate::base::format::nearest;
+use crate::base::hash::hex;
 use crate::base::host::disk_free_bytes;
 use crate::base::limits::{DISK_RESERVE_BYTES, GGUF_SHARDS_MAX};
 
@@ -34,6 +35,51 @@ impl StoredModel {
     /// The record of each file, `None` where there is none.
     pub fn records(&self) -> Vec<Option<Record>> {
         self.files.iter().map(|file| record::read(&beside(file).record)).collect()
+    }
+}
+
+/// A model outside of the store, every shard of it open: who may read it there is not always who
+/// writes into the store.
+#[derive(Debug)]
+pub struct Incoming {
+    shards: Vec<Shard>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    file: File,
+    /// As it was named.
+    path: PathBuf,
+    /// Where that is.
+    origin: PathBuf,
+    size_bytes: u64,
+}
+
+impl Incoming {
+    /// Opens the model of a file, which is any shard of it.
+    ///
+    /// # Errors
+    /// When it is no model, or cannot be read.
+    pub fn open(path: &Path) -> Result<Incoming, LibraryError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        check_file_name(&name)?;
+        let shards =
+            shard_names(&name).into_iter().map(|name| Shard::open(path.with_file_name(name)));
+        let incoming = Incoming { shards: shards.collect::<Result<_, _>>()? };
+        check_model(path, &path.display().to_string())?;
+        Ok(incoming)
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Shard, LibraryError> {
+        let (file, size_bytes) = open_model(&path)?;
+        let origin = path.canonicalize().unwrap_or_else(|_| path.clone());
+        Ok(Shard { file, path, origin, size_bytes })
+    }
+
+    fn target(&self, dir: &Path) -> PathBuf {
+        dir.join(self.path.file_name().unwrap_or_default())
     }
 }
 
@@ -102,37 +148,30 @@ impl Store {
         })
     }
 
-    /// Copies a model from a path (every shard of it) into the store and records its hash.
-    /// `progress` gets bytes done and bytes in all.
+    /// Copies a model into the store and records its hash. `progress` gets bytes done and bytes in
+    /// all.
     ///
     /// # Errors
-    /// When it is no model, is there already (unless `force`), does not fit on the disk, or
-    /// cannot be copied.
+    /// When it is there already (unless `force`), does not fit on the disk, or cannot be copied.
     pub fn import(
         &self,
-        path: &Path,
+        incoming: &Incoming,
         force: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<StoredModel, LibraryError> {
-        let sources = shards_of(path)?;
         std::fs::create_dir_all(&self.dir).map_err(LibraryError::io("create", &self.dir))?;
-        let mut total = 0;
-        for source in &sources {
-            total += inspect_source(source)?;
-            let target = self.dir.join(source.file_name().unwrap_or_default());
-            if target.exists() && !force {
-                return Err(LibraryError::Exists { path: target });
-            }
+        let targets = || incoming.shards.iter().map(|shard| shard.target(&self.dir));
+        if let Some(path) = targets().find(|target| target.exists() && !force) {
+            return Err(LibraryError::Exists { path });
         }
-        check_model(path, &path.display().to_string())?;
+        let total: u64 = incoming.shards.iter().map(|shard| shard.size_bytes).sum();
         check_space(&self.dir, total)?;
         let mut done = 0;
-        for source in &sources {
-            let target = self.dir.join(source.file_name().unwrap_or_default());
-            let copied = copy(source, &target, &mut |n| progress(done + n, total))?;
+        for (shard, target) in incoming.shards.iter().zip(targets()) {
+            let copied = copy(shard, &target, &mut |n| progress(done + n, total))?;
             done += copied;
         }
-        let first = sources[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let first = incoming.shards[0].path.file_name().unwrap_or_default().to_string_lossy();
         self.find(model_name(&first))
     }
 
@@ -150,7 +189,7 @@ impl Store {
         let mut done = 0;
         for file in &model.files {
             let what = file.display().to_string();
-            inspect_source(file)?;
+            open_model(file)?;
             let (sha256, size_bytes) =
                 sha256_file(file, &mut |n| progress(done + n, model.size_bytes))?;
             done += size_bytes;
@@ -288,32 +327,28 @@ pub(super) fn model_name(file_name: &str) -> &str {
     }
 }
 
-fn shards_of(path: &Path) -> Result<Vec<PathBuf>, LibraryError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    check_file_name(&name)?;
-    Ok(shard_names(&name).iter().map(|shard| path.with_file_name(shard)).collect())
-}
-
-/// Size of a model file whose first bytes are right.
-fn inspect_source(path: &Path) -> Result<u64, LibraryError> {
-    let file = File::open(path).map_err(LibraryError::io("open", path))?;
+/// A model file whose first bytes are right, from its beginning, and its size.
+fn open_model(path: &Path) -> Result<(File, u64), LibraryError> {
+    let failed = || LibraryError::io("read", path);
+    let mut file = File::open(path).map_err(LibraryError::io("open", path))?;
     let mut start = Vec::new();
-    let mut head = Read::take(&file, 4);
-    head.read_to_end(&mut start).map_err(LibraryError::io("read", path))?;
+    (&file).take(4).read_to_end(&mut start).map_err(failed())?;
     check_magic(&start, &path.display().to_string())?;
-    Ok(file.metadata().map_err(LibraryError::io("read", path))?.len())
+    file.rewind().map_err(failed())?;
+    let size_bytes = file.metadata().map_err(failed())?.len();
+    Ok((file, size_bytes))
 }
 
-fn copy(source: &Path, target: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, LibraryError> {
+fn copy(shard: &Shard, target: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, LibraryError> {
     let part = beside(target).part;
-    let mut from = File::open(source).map_err(LibraryError::io("open", source))?;
+    let mut from = &shard.file;
     let mut to = open_part(&part)?;
     to.set_len(0).map_err(LibraryError::io("write", &part))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut done = 0;
     loop {
-        let n = from.read(&mut buffer).map_err(LibraryError::io("read", source))?;
+        let n = from.read(&mut buffer).map_err(LibraryError::io("read", &shard.path))?;
         if n == 0 {
             break;
         }
@@ -323,9 +358,8 @@ fn copy(source: &Path, target: &Path, progress: &mut dyn FnMut(u64)) -> Result<u
         progress(done);
     }
     to.sync_all().map_err(LibraryError::io("write", &part))?;
-    let origin = source.canonicalize().unwrap_or_else(|_| source.to_owned());
     let record = Record {
-        origin: origin.display().to_string(),
+        origin: shard.origin.display().to_string(),
         etag: None,
         size_bytes: done,
         sha256: hex(&hasher.finalize()),
@@ -382,17 +416,23 @@ mod tests {
         path
     }
 
+    fn import(store: &Store, path: &Path) -> Result<StoredModel, LibraryError> {
+        store.import(&Incoming::open(path)?, false, &mut |_, _| {})
+    }
+
     #[test]
     fn import_verify_remove() {
         let (dir, store) = store();
         let stick = write_model(&dir.path().join("usb"), "Tiny-Q4.gguf");
         let n = std::fs::metadata(&stick).unwrap().len();
         let mut last = (0, 0);
-        let model = store.import(&stick, false, &mut |done, all| last = (done, all)).unwrap();
+        let incoming = Incoming::open(&stick).unwrap();
+        let model = store.import(&incoming, false, &mut |done, all| last = (done, all)).unwrap();
         assert_eq!((model.name.as_str(), model.size_bytes, last), ("Tiny-Q4", n, (n, n)));
         assert_eq!(store.find("tiny-q4.gguf").unwrap(), model);
         assert_eq!(store.verify(&model, &mut |_, _| {}).unwrap(), Verified::Matches);
-        let again = store.import(&stick, false, &mut |_, _| {}).unwrap_err();
+        assert!(model.records()[0].as_ref().unwrap().origin.ends_with("usb/Tiny-Q4.gguf"));
+        let again = import(&store, &stick).unwrap_err();
         assert!(matches!(again, LibraryError::Exists { .. }));
 
         let mut bytes = std::fs::read(&model.files[0]).unwrap();
@@ -412,10 +452,10 @@ mod tests {
         let usb = dir.path().join("usb");
         write_shard(&usb, "big-00001-of-00002.gguf", 0);
         let second = usb.join("big-00002-of-00002.gguf");
-        let error = store.import(&second, false, &mut |_, _| {}).unwrap_err();
+        let error = import(&store, &second).unwrap_err();
         assert!(error.to_string().contains("00002"), "a missing shard is named: {error}");
         write_shard(&usb, "big-00002-of-00002.gguf", 1);
-        let model = store.import(&second, false, &mut |_, _| {}).unwrap();
+        let model = import(&store, &second).unwrap();
         assert_eq!((model.name.as_str(), model.files.len()), ("big", 2));
         assert!(model.files[0].ends_with("big-00001-of-00002.gguf"));
     }
@@ -437,12 +477,9 @@ mod tests {
         let (dir, store) = store();
         let page = dir.path().join("page.gguf");
         std::fs::write(&page, "<!DOCTYPE html>").unwrap();
-        let error = store.import(&page, false, &mut |_, _| {}).unwrap_err();
+        let error = import(&store, &page).unwrap_err();
         assert!(error.to_string().contains("web page"), "{error}");
         let other = dir.path().join("x.bin");
-        assert!(matches!(
-            store.import(&other, false, &mut |_, _| {}).unwrap_err(),
-            LibraryError::BadName { .. }
-        ));
+        assert!(matches!(import(&store, &other).unwrap_err(), LibraryError::BadName { .. }));
     }
 }

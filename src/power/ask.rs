@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::apply::{Actuator, ApplyError, Owner, Reverted};
 use super::config::PowerConfig;
 use super::governor::{Settings, Vitals};
-use super::profile::FanCurve;
+use super::profile::{Compute, FEEDING_KHZ, FanCurve};
 use super::sensors::Sensors;
 use super::writes::plan;
 use crate::base::limits::{POWER_ANSWER_MS, POWER_LINE_BYTES_MAX};
@@ -134,8 +134,12 @@ impl Helper {
             return Err(format!("this is no Jetson Nano: {}", self.sensors.board().name()));
         }
         let readings = self.sensors.read();
-        let bounds = self.config.supply_of(self.sensors.board()).bounds();
         let Settings { cpu_khz_max: khz, gpu_hz_max: hz, n_core, fan_pwm } = settings;
+        // What is to compute shows in the clocks: cores beside a GPU only feed it.
+        let feeds = (1..=FEEDING_KHZ).contains(&khz);
+        let compute = if feeds { Compute::Gpu } else { Compute::Both };
+        let supply = self.config.supply_of(self.sensors.board());
+        let bounds = supply.bounds(compute, readings.board_mw().is_some());
         // All cores are those that the supply feeds.
         let settings = Settings { n_core: n_core.or(bounds.n_core_max), ..settings };
         let is_within = khz == 0
@@ -263,6 +267,20 @@ mod tests {
         let weak = PowerConfig { supply: Some(Supply::Watts5), ..willing() };
         let (said, _) = answers(root.path(), weak, &["set 1428000 - - -", "set 918000 - 2 -"]);
         assert!(said[0].contains("on this supply") && said[1] == "done", "{said:?}");
+    }
+
+    #[test]
+    fn a_board_that_measures_no_watts_is_not_set_to_the_most_of_everything() {
+        let root = nano();
+        let all = ["set 1428000 921600000 - -"];
+        assert_eq!(answers(root.path(), willing(), &all).0, ["done"], "watts hold it");
+        std::fs::remove_dir_all(root.path().join("sys/bus/i2c/devices")).unwrap();
+        let (said, _) = answers(root.path(), willing(), &all);
+        assert!(said[0].contains("no clock of this GPU on this supply"), "{said:?}");
+        let either = ["set 918000 921600000 - -", "set 1428000 614400000 - -"];
+        assert_eq!(answers(root.path(), willing(), &either).0, ["done", "done"]);
+        let strong = PowerConfig { supply: Some(Supply::Barrel), ..willing() };
+        assert_eq!(answers(root.path(), strong, &all).0, ["done"]);
     }
 
     #[test]

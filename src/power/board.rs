@@ -101,6 +101,11 @@ impl Board {
         use BoardKind::{Nano, Nano2gb, NanoA02, NanoB01, NanoEmmc};
         matches!(self.kind, Nano | Nano2gb | NanoA02 | NanoB01 | NanoEmmc)
     }
+
+    /// Whether it has the firmware of a PC, or says nothing of itself.
+    pub fn is_pc(&self) -> bool {
+        self.kind == BoardKind::Pc
+    }
 }
 
 fn kind_of(compatible: &[String], memory_bytes: Option<u64>) -> BoardKind {

@@ -16,7 +16,7 @@ pub struct PowerConfig {
     pub profile: Profile,
     /// What feeds the board: `5w`, `10w`, `barrel` or `any`; unset takes `10w` for a Nano.
     pub supply: Option<Supply>,
-    /// What computes: `cpu` or `gpu`.
+    /// What computes: `cpu`, `gpu` or `both`; `auto` goes by what the engines say.
     pub compute: Compute,
     /// Whether the service may set clocks, cores and the fan.
     pub set_clocks: bool,
@@ -152,8 +152,9 @@ impl PowerConfig {
         }
     }
 
-    /// The policy for a board as it was read. Clocks are those of a Nano whose owner lets them be
-    /// set: on any other machine nothing is, and only the engine's pace is governed.
+    /// The policy for a board as it was read, and for what the engines say that computes. Clocks
+    /// are those of a Nano whose owner lets them be set: on any other machine nothing is, and only
+    /// the engine's pace is governed.
     ///
     /// # Errors
     /// As [`PowerConfig::check`].
@@ -161,9 +162,12 @@ impl PowerConfig {
         &self,
         board: &Board,
         readings: &Readings,
+        engines: Compute,
     ) -> Result<Policy, (&'static str, String)> {
         self.check()?;
+        let compute = if self.compute == Compute::Auto { engines } else { self.compute };
         let supply = self.supply_of(board);
+        let bounds = supply.bounds(compute, readings.board_mw().is_some());
         let gpu_hz = readings.gpus.iter().find(|gpu| !gpu.devfreq.is_empty());
         let gpu_hz = gpu_hz.map(|gpu| gpu.steps_hz.clone()).unwrap_or_default();
         // Clocks that nobody sets are no levels: one would be measured like the other.
@@ -172,12 +176,12 @@ impl PowerConfig {
         let has_gpu = readings.gpus.iter().any(|gpu| gpu.max_hz.is_some());
         let cpu = if is_set && has_cpu { readings.cpu.steps_khz.as_slice() } else { &[] };
         let gpu = if is_set && has_gpu { gpu_hz.as_slice() } else { &[] };
-        let ladder = Ladder::new(self.compute, cpu, gpu, supply.bounds());
-        let tier = |tier: Tier| self.tier_policy(tier, board, supply, &ladder);
+        let ladder = Ladder::new(compute, cpu, gpu, bounds);
+        let tier = |tier: Tier| self.tier_policy(tier, board, bounds, compute, &ladder);
         let is_jetson = board.is_nano() || board.kind == BoardKind::OtherJetson;
         Ok(Policy {
             profile: self.profile,
-            compute: self.compute,
+            compute,
             tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
             heat: self.heat(is_jetson, readings.throttle_at_mc())?,
             supply_mw: supply.limit_mw(),
@@ -217,17 +221,16 @@ impl PowerConfig {
         &self,
         tier: Tier,
         board: &Board,
-        supply: Supply,
+        supply: Bounds,
+        compute: Compute,
         ladder: &Ladder,
     ) -> TierPolicy {
         let config = self.tier(tier);
         let own = match tier {
             // Cores that compute stay on in eco: half of them need the rest of the board for
             // longer, which costs more energy a token than their lower clocks save.
-            Tier::Eco if board.is_nano() => match self.compute {
-                Compute::Cpu => Bounds { n_core_max: None, ..MODE_5W },
-                Compute::Gpu => MODE_5W,
-            },
+            Tier::Eco if board.is_nano() && compute == Compute::Gpu => MODE_5W,
+            Tier::Eco if board.is_nano() => Bounds { n_core_max: None, ..MODE_5W },
             _ => Bounds::default(),
         };
         let chosen = Bounds {
@@ -241,9 +244,9 @@ impl PowerConfig {
             gpu_hz_max: chosen.gpu_hz_max.or(own.gpu_hz_max),
             n_core_max: chosen.n_core_max.or(own.n_core_max),
         };
-        let bounds = bounds.and(supply.bounds());
+        let bounds = bounds.and(supply);
         TierPolicy {
-            level_max: ladder.highest(self.compute, bounds),
+            level_max: ladder.highest(compute, bounds),
             n_core: bounds.n_core_max.filter(|_| board.is_nano()),
             n_threads: config.n_threads,
             n_batch: config.n_batch,
@@ -311,7 +314,8 @@ mod tests {
         put(dir.path(), "sys/class/thermal/thermal_zone1/trip_point_0_temp", b"50000\n");
         let mut sensors = Sensors::open(dir.path());
         let readings = sensors.read();
-        let heat = PowerConfig::default().policy(sensors.board(), &readings).unwrap().heat;
+        let policy = PowerConfig::default().policy(sensors.board(), &readings, Compute::Auto);
+        let heat = policy.unwrap().heat;
         assert_eq!((heat.soft_mc, heat.hard_mc), (60_000, 61_000));
     }
 
@@ -320,11 +324,13 @@ mod tests {
         let dir = tree(PC);
         let mut sensors = Sensors::open(dir.path());
         let readings = sensors.read();
-        let policy = PowerConfig::default().policy(sensors.board(), &readings).unwrap();
+        let of =
+            |config: PowerConfig| config.policy(sensors.board(), &readings, Compute::Cpu).unwrap();
+        let policy = of(PowerConfig::default());
         assert_eq!((policy.ladder.top(), policy.supply_mw), (0, None));
         assert_eq!(policy.tiers[0].n_core, None);
         assert!(!policy.heat.needs_sensor);
-        let heat = |config: PowerConfig| config.policy(sensors.board(), &readings).unwrap().heat;
+        let heat = |config: PowerConfig| of(config).heat;
         let usual = heat(PowerConfig::default());
         assert!(usual.background_mc > 200_000, "its heat is its own to hold: {usual:?}");
         let asked = heat(PowerConfig { soft_limit_c: Some(80), ..PowerConfig::default() });

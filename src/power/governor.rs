@@ -45,6 +45,8 @@ pub enum Phase {
 pub struct EngineView {
     /// What it does now.
     pub phase: Phase,
+    /// What those that are loaded compute on.
+    pub compute: Compute,
     /// A number of the model that runs, for what was measured of it.
     pub model: u64,
     /// Tokens decoded since its start.
@@ -95,10 +97,8 @@ impl Vitals {
     /// Whether the board is at a level, as it says itself: a level of a clock that cannot be set
     /// is where it is.
     fn is_at(&self, level: Level, compute: Compute) -> bool {
-        match compute {
-            Compute::Cpu => level.cpu_khz == 0 || self.cpu_khz_max == Some(level.cpu_khz),
-            Compute::Gpu => level.gpu_hz == 0 || self.gpu_hz_max == Some(level.gpu_hz),
-        }
+        let cpu_is = level.cpu_khz == 0 || self.cpu_khz_max == Some(level.cpu_khz);
+        compute.holds(cpu_is, level.gpu_hz == 0 || self.gpu_hz_max == Some(level.gpu_hz))
     }
 }
 
@@ -317,10 +317,7 @@ struct Attempt {
 /// Under which what was measured of a model is kept: all that its meaning hangs on.
 fn key(policy: &Policy, tier: Tier, model: u64) -> String {
     let spec = &policy.tiers[tier as usize];
-    let compute = match policy.compute {
-        Compute::Cpu => "cpu",
-        Compute::Gpu => "gpu",
-    };
+    let compute = policy.compute.name();
     let n_core = spec.n_core.unwrap_or(0);
     let of_ladder = of_ladder(&policy.ladder);
     format!("{model:016x}-{}-{compute}-{n_core}-{}{of_ladder}", tier as usize, spec.level_max)
@@ -350,10 +347,10 @@ impl State {
         State { known: known.take(POWER_CALIBRATIONS_MAX).collect(), ..State::default() }
     }
 
-    /// The same on another ladder: heat stays as it was, levels begin anew.
+    /// The same on another ladder: heat and supply stay as they were, levels begin anew.
     pub fn on_ladder(self, ladder: &Ladder) -> State {
-        let State { known, heat, now_ms, .. } = self;
-        State { heat, now_ms, ..State::with_calibrations(known, ladder) }
+        let State { known, heat, brake, now_ms, .. } = self;
+        State { heat, brake, now_ms, ..State::with_calibrations(known, ladder) }
     }
 
     /// The tier of the profile; `auto` looks at who waits. It rises at once and falls late.

@@ -12,6 +12,8 @@
 //! of states, which the next look reads: no port and no signal is needed, and the choice survives a
 //! restart. Files that cannot be written or read never stop the looks: the pace is still told, and
 //! why nothing was set is kept for whoever asks.
+//!
+//! The ladder is of what the engines compute on, so it is another one as soon as they say it.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -23,7 +25,7 @@ use super::board::Board;
 use super::calibrate::Calibration;
 use super::config::PowerConfig;
 use super::governor::{Decision, EngineView, Policy, Settings, State, Vitals, govern};
-use super::profile::Profile;
+use super::profile::{Compute, Profile};
 use super::sensors::{Readings, Sensors};
 use super::sysfs::Sysfs;
 use super::tune::{Tuning, tuning};
@@ -36,6 +38,8 @@ use crate::base::limits::POWER_JOURNAL_BYTES_MAX;
 pub struct Keeper {
     config: PowerConfig,
     policy: Policy,
+    /// What the engines said last that computes.
+    compute: Compute,
     state: State,
     sensors: Sensors,
     readings: Readings,
@@ -73,7 +77,8 @@ impl Keeper {
         };
         let mut sensors = Sensors::open(root);
         let readings = sensors.read();
-        let policy = config.policy(sensors.board(), &readings)?;
+        let compute = Compute::default();
+        let policy = config.policy(sensors.board(), &readings, compute)?;
         let known = read_bounded(&calibrations(state_dir));
         let known = known.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         let state = State::with_calibrations(known, &policy.ladder);
@@ -82,6 +87,7 @@ impl Keeper {
         Ok(Keeper {
             config,
             policy,
+            compute,
             state,
             sensors,
             readings,
@@ -110,10 +116,8 @@ impl Keeper {
     /// # Errors
     /// As [`Keeper::open`]; the configuration before stays in force.
     pub fn configure(&mut self, config: PowerConfig) -> Result<(), (&'static str, String)> {
-        let policy = config.policy(self.sensors.board(), &self.readings)?;
-        if policy.ladder != self.policy.ladder {
-            self.state = std::mem::take(&mut self.state).on_ladder(&policy.ladder);
-        }
+        let policy = config.policy(self.sensors.board(), &self.readings, self.compute)?;
+        self.go_by(policy);
         match &mut self.asker {
             // Another helper comes with the next connection, and reads what is configured then.
             Some(asker) if config != self.config => {
@@ -126,9 +130,16 @@ impl Keeper {
             }
             None => {}
         }
-        (self.config, self.policy) = (config, policy);
+        self.config = config;
         (self.set, self.retry) = (None, None);
         Ok(())
+    }
+
+    fn go_by(&mut self, policy: Policy) {
+        if policy.ladder != self.policy.ladder {
+            self.state = std::mem::take(&mut self.state).on_ladder(&policy.ladder);
+        }
+        self.policy = policy;
     }
 
     /// What was read at the last look.
@@ -149,6 +160,15 @@ impl Keeper {
     /// Reads, decides, and sets what may be set. `now_ms` only ever grows.
     pub fn look(&mut self, engine: &EngineView, now_ms: u64) -> Decision {
         self.readings = self.sensors.read();
+        // Engines that are gone said last what computes.
+        if ![Compute::Auto, self.compute].contains(&engine.compute) {
+            self.compute = engine.compute;
+            let policy = self.config.policy(self.sensors.board(), &self.readings, self.compute);
+            // What cannot be was refused when it came.
+            if let Ok(policy) = policy {
+                self.go_by(policy);
+            }
+        }
         self.policy.profile = chosen(&self.state_dir).unwrap_or(self.config.profile);
         let vitals = Vitals::of(&self.readings);
         let n_known = n_points(self.state.calibrations());

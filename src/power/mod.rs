@@ -41,6 +41,6 @@ pub use config::PowerConfig;
 pub use energy::{EnergyMeter, NoEnergy};
 pub use governor::{Cause, Decision, EnginePace, EngineView, Phase};
 pub use keeper::{Keeper, choose, chosen, tune};
-pub use profile::{Profile, Tier};
+pub use profile::{Compute, Profile, Tier};
 pub use sensors::{Readings, Sensors};
 pub use watch::{Engines, Standing, Watch, Watching};

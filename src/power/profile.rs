@@ -102,10 +102,16 @@ impl Supply {
         }
     }
 
-    /// The clocks and cores that it can feed.
-    pub fn bounds(self) -> Bounds {
+    /// The clocks and cores that it can feed. A board of 10 W that measures no watts, such as the
+    /// 2 GB one, is not let run to find out: where cores and GPU may compute at once, the GPU stays
+    /// at the clock of NVIDIA's 5 W mode. Either of them alone takes less.
+    pub fn bounds(self, compute: Compute, is_measured: bool) -> Bounds {
+        let at_once = matches!(compute, Compute::Auto | Compute::Both);
         match self {
             Supply::Watts5 => MODE_5W,
+            Supply::Watts10 if at_once && !is_measured => {
+                Bounds { gpu_hz_max: MODE_5W.gpu_hz_max, ..Bounds::default() }
+            }
             Supply::Watts10 | Supply::Barrel | Supply::Any => Bounds::default(),
         }
     }
@@ -147,11 +153,46 @@ impl Bounds {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
-    /// The cores.
+    /// What the engines say; as long as they say nothing, the GPU is left alone.
     #[default]
+    Auto,
+    /// The cores.
     Cpu,
     /// The GPU.
     Gpu,
+    /// Cores and GPU: a part of the layers each, or a model each.
+    Both,
+}
+
+impl Compute {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::Auto => "auto",
+            Compute::Cpu => "cpu",
+            Compute::Gpu => "gpu",
+            Compute::Both => "both",
+        }
+    }
+
+    /// What computes where this does and the other.
+    pub fn and(self, other: Compute) -> Compute {
+        match (self, other) {
+            (Compute::Auto, one) | (one, Compute::Auto) => one,
+            (one, same) if one == same => one,
+            _ => Compute::Both,
+        }
+    }
+
+    /// Whether something holds of all clocks that a level of its ladder stands for: of the cores'
+    /// unless they only feed a GPU, of the GPU's where it computes.
+    pub fn holds(self, of_cpu: bool, of_gpu: bool) -> bool {
+        match self {
+            Compute::Auto | Compute::Cpu => of_cpu,
+            Compute::Gpu => of_gpu,
+            Compute::Both => of_cpu && of_gpu,
+        }
+    }
 }
 
 /// A step of the ladder: a clock of each. 0 is a clock that cannot be set.
@@ -165,7 +206,9 @@ pub struct Level {
 
 /// The clocks that what computes can take, lowest first, and never empty: a machine whose clocks
 /// cannot be set has one level of zeros. What does not compute follows: the GPU stays at its lowest
-/// beside cores that compute, and cores stay fast enough to feed a GPU.
+/// beside cores that compute, and cores stay fast enough to feed a GPU. Where both do, the clocks
+/// of both rise together. Where nobody said yet what computes, the GPU is left as it is, within
+/// what the supply gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ladder {
     levels: Vec<Level>,
@@ -175,7 +218,7 @@ pub struct Ladder {
 const CPU_KHZ_MIN: u32 = 300_000;
 const GPU_HZ_MIN: u64 = 150_000_000;
 /// Clock of cores that feed a GPU.
-const FEEDING_KHZ: u32 = 918_000;
+pub const FEEDING_KHZ: u32 = 918_000;
 
 impl Ladder {
     /// The ladder over these clocks, each list lowest first.
@@ -187,13 +230,24 @@ impl Ladder {
         let feeding = cpu.iter().copied().filter(|k| *k <= FEEDING_KHZ).max();
         let feeding = feeding.or(cpu.first().copied()).unwrap_or(0);
         let resting = gpu.first().copied().unwrap_or(0);
+        let ceiling = bounds.gpu_hz_max.and(gpu.last().copied()).unwrap_or(0);
+        let beside = |gpu_hz: u64| cpu.iter().map(|k| Level { cpu_khz: *k, gpu_hz }).collect();
         let mut levels: Vec<Level> = match compute {
-            Compute::Cpu => cpu.iter().map(|k| Level { cpu_khz: *k, gpu_hz: resting }).collect(),
+            Compute::Auto => beside(ceiling),
+            Compute::Cpu => beside(resting),
             Compute::Gpu => gpu.iter().map(|hz| Level { cpu_khz: feeding, gpu_hz: *hz }).collect(),
+            Compute::Both => {
+                let n = cpu.len().max(gpu.len());
+                let level = |i| Level {
+                    cpu_khz: spread(&cpu, i, n).unwrap_or(0),
+                    gpu_hz: spread(&gpu, i, n).unwrap_or(0),
+                };
+                (0..n).map(level).collect()
+            }
         };
-        let is_worth = |level: &Level| match compute {
-            Compute::Cpu => level.cpu_khz >= CPU_KHZ_MIN,
-            Compute::Gpu => level.gpu_hz >= GPU_HZ_MIN,
+        let is_worth = |level: &Level| {
+            let cpu_is = cpu.is_empty() || level.cpu_khz >= CPU_KHZ_MIN;
+            compute.holds(cpu_is, gpu.is_empty() || level.gpu_hz >= GPU_HZ_MIN)
         };
         if levels.iter().any(is_worth) {
             levels.retain(is_worth);
@@ -216,12 +270,18 @@ impl Ladder {
 
     /// The highest level within bounds, the lowest if there is none.
     pub fn highest(&self, compute: Compute, bounds: Bounds) -> usize {
-        let fits = |level: &Level| match compute {
-            Compute::Cpu => bounds.cpu_khz_max.is_none_or(|max| level.cpu_khz <= max),
-            Compute::Gpu => bounds.gpu_hz_max.is_none_or(|max| level.gpu_hz <= max),
+        let fits = |level: &Level| {
+            let cpu_fits = bounds.cpu_khz_max.is_none_or(|max| level.cpu_khz <= max);
+            compute.holds(cpu_fits, bounds.gpu_hz_max.is_none_or(|max| level.gpu_hz <= max))
         };
         self.levels.iter().rposition(fits).unwrap_or(0)
     }
+}
+
+/// The entry at place `i` of `n`, of a list that has fewer.
+fn spread<T: Copy>(list: &[T], i: usize, n: usize) -> Option<T> {
+    let last_idx = list.len().checked_sub(1)?;
+    Some(list[i * last_idx / n.saturating_sub(1).max(1)])
 }
 
 /// The fan by temperature: straight lines between points of degrees and pulse width.
@@ -275,10 +335,34 @@ mod tests {
         assert_eq!(ladder.level(0), Level { cpu_khz: 307_200, gpu_hz: 76_800_000 });
         assert_eq!(ladder.level(9).cpu_khz, 1_428_000);
         assert_eq!(ladder.highest(Compute::Cpu, MODE_5W), 0, "921.6 MHz is above 918");
-        let ladder = Ladder::new(Compute::Gpu, &cpu, &gpu, Supply::Watts5.bounds());
+        let weak = Supply::Watts5.bounds(Compute::Gpu, true);
+        let ladder = Ladder::new(Compute::Gpu, &cpu, &gpu, weak);
         assert_eq!(ladder.level(9), Level { cpu_khz: 307_200, gpu_hz: 614_400_000 });
+        let ladder = Ladder::new(Compute::Both, &cpu, &gpu[..3], Bounds::default());
+        let clocks = [0, 1, 9].map(|i| (ladder.level(i).cpu_khz, ladder.level(i).gpu_hz));
+        assert_eq!(clocks[..2], [(921_600, 153_600_000), (1_428_000, 614_400_000)]);
+        assert_eq!(clocks[2], clocks[1]);
+        assert_eq!(ladder.highest(Compute::Both, MODE_5W), 0);
         let none = Ladder::new(Compute::Gpu, &[], &[], Bounds::default());
         assert_eq!((none.top(), none.level(0)), (0, Level::default()));
+    }
+
+    #[test]
+    fn a_gpu_that_may_compute_is_not_held_at_its_lowest() {
+        let (cpu, gpu) = ([918_000, 1_428_000], [76_800_000, 614_400_000, 921_600_000]);
+        let gpu_hz = |compute: Compute, supply: Supply, is_measured: bool| {
+            let bounds = supply.bounds(compute, is_measured);
+            Ladder::new(compute, &cpu, &gpu, bounds).level(9).gpu_hz
+        };
+        assert_eq!(gpu_hz(Compute::Auto, Supply::Watts10, true), 0, "left as it is");
+        assert_eq!(gpu_hz(Compute::Auto, Supply::Watts5, true), 614_400_000);
+        assert_eq!(gpu_hz(Compute::Both, Supply::Watts10, true), 921_600_000);
+        assert_eq!(gpu_hz(Compute::Both, Supply::Watts10, false), 614_400_000, "unmeasured");
+        assert_eq!(gpu_hz(Compute::Gpu, Supply::Watts10, false), 921_600_000);
+        assert_eq!(gpu_hz(Compute::Cpu, Supply::Watts10, false), 76_800_000);
+        let all = [Compute::Auto, Compute::Cpu, Compute::Cpu];
+        assert_eq!(all.into_iter().fold(Compute::Auto, Compute::and), Compute::Cpu);
+        assert_eq!(Compute::Cpu.and(Compute::Gpu), Compute::Both);
     }
 
     #[test]

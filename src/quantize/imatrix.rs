@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::QuantizeError;
 use super::write::replace_file;
+use crate::base::hash::hex;
 use crate::base::limits::IMATRIX_BYTES_MAX;
 use crate::inference::backend::InputSums;
 use crate::inference::gguf::{Gguf, GgufBuilder, Value};
@@ -210,9 +211,4 @@ fn read_legacy(mut bytes: &[u8]) -> Option<Importance> {
         found.datasets.extend(dataset.map(|name| String::from_utf8_lossy(name).into_owned()));
     }
     Some(found)
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::QuantizeError;
 use super::folder::Folder;
-use super::imatrix::hex;
+use crate::base::hash::hex;
 use crate::inference::gguf::{Gguf, ShardBytes};
 
 /// Bytes that are hashed at a time.

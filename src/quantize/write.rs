@@ -14,7 +14,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Importance, Plan, QuantizeError, Source, TensorPlan};
+use crate::base::file;
 use crate::base::limits::{DISK_RESERVE_BYTES, QUANTIZE_CHUNK_WEIGHTS, THREADS_MAX};
+use crate::base::owner::as_owner_of;
 use crate::inference::gguf::{Metadata, TensorInfo, Value};
 use crate::inference::quant::{Codes, TensorType, dequantize, quantize};
 use crate::inference::{NativeError, NativeWriter, Target, convert};
@@ -95,16 +97,20 @@ fn whole_or_absent(
     write: impl FnOnce(&Path) -> Result<File, QuantizeError>,
 ) -> Result<Written, QuantizeError> {
     let partial = partial_of(target);
-    let had_leftover = partial.exists();
-    let file = write(&partial).inspect_err(|error| {
-        // What is left would be of no use to anyone, unless another run is at it.
-        if !matches!(error, QuantizeError::Busy { .. }) {
-            let _ = std::fs::remove_file(&partial);
-        }
-    })?;
-    publish(&file, &partial, target)?;
-    let n_bytes = file.metadata().map_err(QuantizeError::io(target))?.len();
-    Ok(Written { path: target.to_owned(), n_bytes, had_leftover })
+    let make = || {
+        let had_leftover = partial.exists();
+        let file = write(&partial).inspect_err(|error| {
+            // What is left would be of no use to anyone, unless another run is at it.
+            if !matches!(error, QuantizeError::Busy { .. }) {
+                let _ = std::fs::remove_file(&partial);
+            }
+        })?;
+        publish(&file, &partial, target)?;
+        let n_bytes = file.metadata().map_err(QuantizeError::io(target))?.len();
+        Ok(Written { path: target.to_owned(), n_bytes, had_leftover })
+    };
+    // In the service's store root follows no link that somebody left there.
+    as_owner_of(folder_of(target), make).map_err(QuantizeError::io(target))?
 }
 
 /// Writes the whole file under the name `partial`.
@@ -212,10 +218,8 @@ pub(super) fn partial_of(target: &Path) -> PathBuf {
 
 /// Writes a small file so that its name never stands for half of it.
 pub(super) fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), QuantizeError> {
-    let partial = partial_of(target);
-    let mut file = File::create(&partial).map_err(QuantizeError::io(&partial))?;
-    file.write_all(bytes).map_err(QuantizeError::io(&partial))?;
-    publish(&file, &partial, target)
+    let write = || file::replace(target, bytes, 0o644);
+    as_owner_of(folder_of(target), write).flatten().map_err(QuantizeError::io(target))
 }
 
 fn publish(file: &File, partial: &Path, target: &Path) -> Result<(), QuantizeError> {

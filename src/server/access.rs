@@ -26,7 +26,7 @@ const PUBLIC: [&str; 7] =
 /// Paths that ask for a peer's key themselves.
 const PEERS: [&str; 2] = ["/v1/sync/exchange", "/v1/sync/blobs"];
 /// Paths that need the scope of an administrator, with the methods that do.
-const ADMIN: [(&str, Option<Method>); 21] = [
+const ADMIN: [(&str, Option<Method>); 22] = [
     ("/v1/config", None),
     ("/v1/power", Some(Method::PUT)),
     ("/v1/pair/ask", None),
@@ -46,6 +46,7 @@ const ADMIN: [(&str, Option<Method>); 21] = [
     ("/v1/sync/now", None),
     ("/v1/sync/retry", None),
     ("/v1/sync/forget", None),
+    ("/v1/sync/peer", None),
     ("/v1/sync/export", None),
     ("/v1/sync/import", None),
 ];

@@ -4,7 +4,7 @@
 //! or, for events, line by line. `https` trusts the system's authorities unless it is told whom.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -108,6 +108,11 @@ impl Client {
             }
             Err(error) => Err(client.insecure(error)),
         }
+    }
+
+    /// By which address it sees this machine, if it is there.
+    pub fn seen_at(&self) -> Option<IpAddr> {
+        Some(self.connect().ok()?.local_addr().ok()?.ip())
     }
 
     /// `host:port`, or what stood for that.

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{self, HeaderName};
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -21,7 +21,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
 
-use super::ApiError;
+use super::{ApiError, autocoder};
 use crate::base::limits::HTTP_BODIES_BYTES_MAX;
 use crate::inference::Priority;
 use crate::store::Peer;
@@ -48,15 +48,20 @@ impl Here {
     }
 }
 
-/// Stands in the extensions of an answer that says that nobody took the request: whoever wants it
-/// done has lost nothing by asking again.
+/// Stands in the extensions of an answer that is none: whoever wants it has lost nothing by asking
+/// again.
 #[derive(Clone, Copy, Debug)]
-pub struct Untaken;
+pub enum Untaken {
+    /// Nobody took the request.
+    ByAnybody,
+    /// Somebody has it, who cannot say now how it goes.
+    Held,
+}
 
 impl Untaken {
-    /// Whether an answer says so.
-    pub fn is(answer: &Response) -> bool {
-        answer.extensions().get::<Untaken>().is_some()
+    /// What an answer says of that.
+    pub fn of(answer: &Response) -> Option<Untaken> {
+        answer.extensions().get::<Untaken>().copied()
     }
 }
 
@@ -93,6 +98,9 @@ pub trait Forward: Send + Sync {
     /// Takes a machine in that this one was paired with just now; whether there is a place for it.
     fn join(self: Arc<Self>, peer: Peer) -> bool;
 
+    /// Asks, of all machines that this one was ever paired with, exactly these from now on.
+    fn meet(self: Arc<Self>, peers: Vec<Peer>);
+
     /// Asks the machine that was paired as `node` for nothing any more: it was forgotten.
     fn leave(&self, node: &str);
 }
@@ -107,8 +115,11 @@ pub(super) async fn pass_on(
     // The gate has bounded it already.
     match Limited::new(body, HTTP_BODIES_BYTES_MAX).collect().await {
         Ok(body) => {
-            let request = Admitted { parts, body: body.to_bytes() };
-            forward.answer(request, Here(next)).await
+            let (path, body) = (parts.extensions.get::<MatchedPath>().cloned(), body.to_bytes());
+            let request = Admitted { parts, body: body.clone() };
+            let mut answer = forward.answer(request, Here(next)).await;
+            autocoder::put_id(path.as_ref().map(MatchedPath::as_str), &body, &mut answer);
+            answer
         }
         Err(_) => ApiError::invalid("the body broke off").into_response(),
     }

@@ -29,7 +29,7 @@ use super::forward::Forward;
 use super::intake::{Intake, drain};
 use super::jobs::{Door, asks_for_job};
 use super::keys::KeyFile;
-use super::pairing::{PairDesk, PairOffer};
+use super::pairing::{Card, PairDesk, PairOffer};
 use super::quota::{Held, Place};
 use super::ring::{Key, KeyRing};
 use super::settings::Settings;
@@ -42,7 +42,6 @@ use crate::jobs::Jobs;
 use crate::power::Watch;
 use crate::store::Store;
 use crate::sync::Node;
-use crate::tls::Fingerprint;
 
 /// The header with a request's name, in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -104,6 +103,8 @@ struct Shared {
     forward: OnceLock<Arc<dyn Forward>>,
     /// The dialects behind it.
     elsewhere: OnceLock<Router>,
+    /// The same, or those of here, with what is promised of their answers.
+    dialects: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
     settings: OnceLock<Arc<dyn Settings>>,
 }
@@ -136,6 +137,7 @@ impl Gate {
             sync_bell: Arc::default(),
             forward: OnceLock::new(),
             elsewhere: OnceLock::new(),
+            dialects: OnceLock::new(),
             pair_desk: OnceLock::new(),
             settings: OnceLock::new(),
         })))
@@ -220,17 +222,18 @@ impl Gate {
         Arc::clone(&self.0.sync_bell)
     }
 
-    /// Lets other machines pair by the codes of `state_dir` from now on; this one is called `name`
-    /// and shows `certificate`.
-    pub fn pair_with(
-        &self,
-        state_dir: &std::path::Path,
-        store: Store,
-        name: String,
-        certificate: Option<Fingerprint>,
-    ) {
+    /// Lets other machines pair by the codes of `state_dir` from now on, which are told what stands
+    /// on `card`.
+    pub fn pair_with(&self, state_dir: &std::path::Path, store: Store, card: Card) {
         let (offer, keys) = (PairOffer::new(state_dir), KeyFile::new(state_dir));
-        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, name, certificate));
+        let _ = self.0.pair_desk.set(PairDesk::new(offer, keys, store, card));
+    }
+
+    /// Says where the service listens.
+    pub fn listens_at(&self, address: std::net::SocketAddr) {
+        if let Some(desk) = self.pair_desk() {
+            desk.listens_at(address);
+        }
     }
 
     pub(super) fn pair_desk(&self) -> Option<&PairDesk> {
@@ -255,6 +258,15 @@ impl Gate {
 
     pub(super) fn elsewhere(&self) -> Option<Router> {
         self.0.elsewhere.get().cloned()
+    }
+
+    /// Says who answers messages of WebSockets that are whole requests.
+    pub(super) fn answer_messages(&self, dialects: Router) {
+        let _ = self.0.dialects.set(dialects);
+    }
+
+    pub(super) fn dialects(&self) -> Option<Router> {
+        self.0.dialects.get().cloned()
     }
 
     /// Who decides where requests are answered, if it is not always here.

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 use super::ServerError;
 use crate::base::file::replace;
+use crate::base::hash::hex;
 use crate::base::limits::{KEY_NAME_BYTES_MAX, KEYS_FILE_BYTES_MAX, KEYS_MAX};
 use crate::inference::Priority;
 
@@ -236,10 +237,6 @@ impl KeyFile {
 /// SHA-256 of a key.
 pub(super) fn hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The text of a new key.

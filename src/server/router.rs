@@ -51,7 +51,9 @@ pub fn router(gate: impl Into<Gate>) -> Router {
         door.answer_with(dialects.clone().layer(DefaultBodyLimit::disable()));
     }
     let promises = middleware::from_fn_with_state(gate.clone(), keep_promise);
-    let routes = dialects.route_layer(promises).merge(own.with_state(gate.clone()));
+    let dialects = dialects.route_layer(promises);
+    gate.answer_messages(dialects.clone().layer(DefaultBodyLimit::disable()));
+    let routes = dialects.merge(own.with_state(gate.clone()));
     behind(gate, routes.merge(page::routes()).merge(openapi::routes()))
 }
 

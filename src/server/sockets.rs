@@ -134,7 +134,7 @@ async fn without_panic(work: impl Future<Output = Result<(), ApiError>>) -> Resu
 }
 
 /// The id in a message, whatever else is wrong with it; empty where there is none.
-fn id_in(message: &[u8]) -> Value {
+pub(super) fn id_in(message: &[u8]) -> Value {
     #[derive(Deserialize)]
     struct Named {
         request_id: Option<Value>,

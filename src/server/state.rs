@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-use super::autocoder::Book;
+use super::autocoder::{Contexts, Notes};
 use super::live::Texts;
 use super::quota::Held;
 use super::shelf::Shelf;
@@ -73,8 +73,10 @@ pub struct Shared {
     pub options: ServeOptions,
     /// When it started.
     pub started: Instant,
-    /// Tasks by their ids, and their answers.
-    pub(super) book: Arc<Book>,
+    /// What became of the context chunks of recent tasks.
+    pub(super) contexts: Contexts,
+    /// Notes about answers that no store keeps.
+    pub(super) notes: Notes,
     /// Texts that are written over WebSockets.
     pub(super) texts: Texts,
     /// What became of completions, as editors tell.
@@ -122,7 +124,8 @@ impl Server {
             host,
             options,
             started: Instant::now(),
-            book: Arc::default(),
+            contexts: Contexts::default(),
+            notes: Notes::default(),
             texts: Texts::default(),
             events: Events::default(),
             shelf,

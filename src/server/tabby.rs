@@ -27,6 +27,7 @@ use super::prompts::text;
 use super::report::random_word;
 use super::request::request;
 use super::state::{Caller, Server};
+use crate::base::host::Host as Machine;
 use crate::inference::{EncodeOptions, ModelInfo, TokenId};
 
 /// Tokens of an answer, as of Tabby's own server.
@@ -35,6 +36,8 @@ const TOKENS_MAX: i64 = 64;
 const TEMPERATURE: f64 = 0.1;
 /// An answer ends before an empty line.
 const STOP: &str = "\n\n";
+/// Agents ask servers from 0.9 on for their settings; behind that number stands whose it is.
+const VERSION: &str = concat!("v0.21.0-jetforge-", env!("CARGO_PKG_VERSION"));
 /// What may become of an answer, and what is counted.
 const EVENTS: [&str; 3] = ["view", "select", "dismiss"];
 
@@ -78,22 +81,30 @@ async fn health(State(gate): State<Gate>, headers: HeaderMap) -> Json<Value> {
     if !gate.knows(&headers) {
         return Json(json!({"status": "ok"}));
     }
-    let model = gate.server().0.host.default_name();
+    let host = &gate.server().0.host;
+    let model = host.default_name();
+    let engines = host.engines();
+    let engine = engines.iter().find(|(name, _)| name == model).or(engines.first());
+    let info = engine.map(|(_, engine)| engine.info());
+    // Agents know devices without their numbers. A model that is not loaded is nowhere.
+    let device = info.and_then(|info| info.device().name.split(':').next()).unwrap_or("none");
+    let gpu = info.filter(|_| device == "cuda").map(|info| info.backend_name());
+    let machine = Machine::read();
     Json(json!({
         "status": "ok",
         "model": model,
         "chat_model": model,
-        "device": "cpu",
-        "arch": std::env::consts::ARCH,
-        "cpu_info": "",
-        "cpu_count": std::thread::available_parallelism().map_or(1, usize::from),
-        "cuda_devices": [],
+        "device": device,
+        "arch": machine.arch,
+        "cpu_info": machine.cpu_name,
+        "cpu_count": machine.n_threads,
+        "cuda_devices": Vec::from_iter(gpu),
         "version": {
-            "build_date": "",
-            "build_timestamp": "",
-            "git_sha": "",
-            // Agents ask servers from 0.9 on for their settings.
-            "git_describe": "v0.21.0-jetforge",
+            // The same source gives the same program: neither day nor place are in it.
+            "build_date": "unknown",
+            "build_timestamp": "unknown",
+            "git_sha": "unknown",
+            "git_describe": VERSION,
         },
     }))
 }

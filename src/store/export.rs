@@ -3,9 +3,16 @@
 //! ```text
 //! JSON lines   {"table": "jobs", "row": {…}}: texts opened, times as they are
 //! SQL          INSERT statements; texts stay sealed and open with this device's key alone
+//!
+//! jobs, pieces, records        out and in
+//! copies, held                 out: what did not count, and what was set aside, for people
 //! ```
 //!
 //! An import adds what is not there and changes nothing that is: the same file can be read twice.
+//!
+//! Pairings stay here, for their keys are two machines' secret, and so does what only the exchange
+//! with a peer is about: its marks, and what waits for it, which goes by a file of its own.
+//! So do files, and what is on the server of a shared store.
 
 use std::io::{BufRead, Read, Write};
 
@@ -13,6 +20,7 @@ use rusqlite::params_from_iter;
 use rusqlite::types::ValueRef;
 use serde_json::{Map, Value, json};
 
+use super::sync::{held_name, record_name};
 use super::{Store, StoreError};
 use crate::base::limits::STORE_LINE_BYTES_MAX;
 
@@ -32,20 +40,25 @@ pub struct Imported {
     pub n_added: usize,
     /// Rows that were there already.
     pub n_known: usize,
+    /// Rows that are for people alone.
+    pub n_left: usize,
 }
 
 /// A table with the order in which it is written.
-const TABLES: [(&str, &str); 2] = [
+const TABLES: [(&str, &str); 5] = [
     ("jobs", "SELECT * FROM jobs ORDER BY n"),
     (
         "pieces",
         "SELECT jobs.id AS job_id, pieces.epoch, pieces.end, pieces.sealed_pieces \
          FROM pieces JOIN jobs ON jobs.n = pieces.job ORDER BY job, pieces.epoch, pieces.end",
     ),
+    ("records", "SELECT kind, key, origin, sealed_entry FROM records ORDER BY n"),
+    ("copies", "SELECT kind, key, origin, sealed_entry FROM copies ORDER BY n"),
+    ("held", "SELECT peer, why, held_ms, sealed_entry FROM held ORDER BY n"),
 ];
 
 impl Store {
-    /// Writes everything that is kept.
+    /// Writes what is kept; see the module.
     ///
     /// # Errors
     /// If it cannot be read, something sealed does not open, or the writer fails.
@@ -85,7 +98,6 @@ impl Store {
         let number = |name: &str| {
             values.iter().find(|value| value.0 == name).and_then(|v| v.1.as_i64().ok())
         };
-        let id = text("id").or(text("job_id")).unwrap_or_default();
         let mut row = Map::new();
         for (name, value) in values {
             let value = match value {
@@ -95,8 +107,7 @@ impl Store {
                 ValueRef::Text(text) => json!(String::from_utf8_lossy(text)),
                 ValueRef::Blob(bytes) => match name.strip_prefix("sealed_") {
                     Some(what) => {
-                        let end = number("epoch").zip(number("end"));
-                        let opened = self.unseal(&sealed_name(what, id, end), bytes)?;
+                        let opened = self.unseal(&sealed_name(what, text, number), bytes)?;
                         json!(String::from_utf8_lossy(&opened))
                     }
                     None => json!(hex(bytes)),
@@ -116,7 +127,7 @@ impl Store {
     /// # Errors
     /// At the first line that cannot be read; then nothing was added.
     pub fn import(&self, lines: impl BufRead) -> Result<Imported, StoreError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut n_left) = (Vec::new(), 0);
         let mut lines = lines;
         for line in 1.. {
             let wrong = |why: String| StoreError::Line { line, why };
@@ -130,10 +141,12 @@ impl Store {
                 continue;
             }
             let value: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-            rows.push(self.row(&value).map_err(wrong)?);
+            let row = self.row(&value).map_err(wrong)?;
+            n_left += usize::from(row.is_none());
+            rows.extend(row);
         }
         self.write(move |connection| {
-            let mut imported = Imported::default();
+            let mut imported = Imported { n_left, ..Imported::default() };
             for (sql, values) in &rows {
                 match connection.prepare(sql)?.execute(params_from_iter(values))? {
                     0 => imported.n_known += 1,
@@ -147,14 +160,16 @@ impl Store {
         })
     }
 
-    /// A line as a statement with its values.
-    fn row(&self, line: &Value) -> Result<(String, Vec<rusqlite::types::Value>), String> {
+    /// A line as a statement with its values; nothing for one that is for people alone.
+    fn row(&self, line: &Value) -> Result<Option<Insertion>, String> {
         let table = line["table"].as_str().unwrap_or_default();
         let columns = columns(table).ok_or_else(|| format!("there is no table {table:?}"))?;
         let row = line["row"].as_object().ok_or("it has no row")?;
-        let id = row.get("id").or(row.get("job_id")).and_then(Value::as_str).unwrap_or_default();
+        if ["copies", "held"].contains(&table) {
+            return Ok(None);
+        }
+        let text = |name: &str| row.get(name).and_then(Value::as_str);
         let number = |name: &str| row.get(name).and_then(Value::as_i64);
-        let end = number("epoch").zip(number("end"));
         if let Some(name) = row.keys().find(|name| !columns.contains(&name.as_str())) {
             return Err(format!("{table} has no column {name:?}"));
         }
@@ -164,9 +179,9 @@ impl Store {
             values.push(match (name, value) {
                 ("state", Value::String(state)) if state == "running" => "queued".to_owned().into(),
                 (_, Value::Null) => rusqlite::types::Value::Null,
-                ("body" | "answer" | "pieces", Value::String(text)) => {
-                    let name = sealed_name(name, id, end);
-                    let sealed = self.seal(&name, text.as_bytes()).map_err(|e| e.to_string())?;
+                ("body" | "answer" | "pieces" | "entry", Value::String(opened)) => {
+                    let name = sealed_name(name, text, number);
+                    let sealed = self.seal(&name, opened.as_bytes()).map_err(|e| e.to_string())?;
                     sealed.into()
                 }
                 ("body_hash", Value::String(text)) => unhex(text).ok_or("no hash")?.into(),
@@ -175,15 +190,29 @@ impl Store {
                 _ => return Err(format!("{name} has a value of no type that is kept")),
             });
         }
-        Ok((insertion(table, columns), values))
+        Ok(Some((insertion(table, columns), values)))
     }
 }
 
-/// The name under which a column is sealed.
-fn sealed_name(what: &str, id: &str, end: Option<(i64, i64)>) -> String {
-    match (what, end) {
-        ("pieces", Some((epoch, end))) => format!("pieces of {id} up to {epoch}-{end}"),
-        _ => format!("{what} of {id}"),
+/// A statement with its values.
+type Insertion = (String, Vec<rusqlite::types::Value>);
+
+/// The name under which a column is sealed, by the others of its row.
+fn sealed_name<'a>(
+    what: &str,
+    text: impl Fn(&str) -> Option<&'a str>,
+    number: impl Fn(&str) -> Option<i64>,
+) -> String {
+    let of = |name: &str| text(name).unwrap_or_default();
+    match (what, number("epoch").zip(number("end"))) {
+        ("entry", _) => match text("peer") {
+            Some(peer) => held_name(peer),
+            None => record_name(of("kind"), of("key")),
+        },
+        ("pieces", Some((epoch, end))) => {
+            format!("pieces of {} up to {epoch}-{end}", of("job_id"))
+        }
+        _ => format!("{what} of {}", of("id")),
     }
 }
 
@@ -213,6 +242,7 @@ fn columns(table: &str) -> Option<&'static [&'static str]> {
             "started_ms",
             "finished_ms",
             "reason",
+            "holder",
             "status",
             "answer_type",
             "answer",
@@ -222,6 +252,8 @@ fn columns(table: &str) -> Option<&'static [&'static str]> {
             "callback_due_ms",
         ]),
         "pieces" => Some(&["job_id", "epoch", "end", "pieces"]),
+        "records" | "copies" => Some(&["kind", "key", "origin", "entry"]),
+        "held" => Some(&["peer", "why", "held_ms", "entry"]),
         _ => None,
     }
 }
@@ -231,7 +263,7 @@ fn insertion(table: &str, columns: &[&str]) -> String {
         return "INSERT OR IGNORE INTO pieces SELECT n, ?2, ?3, ?4 FROM jobs WHERE id = ?1".into();
     }
     let sealed = |name: &&str| match *name {
-        "body" | "answer" => format!("sealed_{name}"),
+        "body" | "answer" | "entry" => format!("sealed_{name}"),
         name => name.to_owned(),
     };
     let names: Vec<String> = columns.iter().map(sealed).collect();
@@ -275,4 +307,58 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         return None;
     }
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::{Peer, RecordRow, schema};
+
+    fn record(key: &str, text: &str) -> RecordRow {
+        let (kind, key, origin) = ("feedback".to_owned(), key.to_owned(), "nano".to_owned());
+        RecordRow { kind, key, origin, text: text.as_bytes().to_vec() }
+    }
+
+    #[test]
+    fn what_is_known_goes_out_whole_and_comes_back_where_that_is_safe() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let store = Store::open(dir.path()).unwrap().store;
+        store.insert_peer(Peer { node: "nano".into(), ..Peer::default() }).unwrap();
+        let known = [record("a", "it is good"), record("b", "it is not")];
+        let put = known.clone();
+        let put = move |tx: &mut crate::store::SyncTx<'_>| {
+            put.iter().try_for_each(|row| tx.put_record(row))?;
+            tx.put_copy(&record("b", "it was"))?;
+            tx.hold("nano", b"no entry", "it makes no sense")
+        };
+        store.sync(put).unwrap();
+        let mut lines = Vec::new();
+        assert_eq!(store.export(ExportFormat::JsonLines, &mut lines).unwrap(), 4);
+        let text = String::from_utf8(lines.clone()).unwrap();
+        for said in ["it is good", "it is not", "it was", "no entry", "it makes no sense"] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        let theirs = Store::open(other.path()).unwrap().store;
+        let imported = |n_added, n_known| Imported { n_added, n_known, n_left: 2 };
+        theirs.sync(|tx| tx.put_record(&record("b", "own"))).unwrap();
+        assert_eq!(theirs.import(&lines[..]).unwrap(), imported(1, 1));
+        assert_eq!(theirs.import(&lines[..]).unwrap(), imported(0, 2), "twice is once");
+        let found = theirs.sync_look(|tx| tx.records("feedback", 9)).unwrap();
+        assert_eq!(found, [known[0].clone(), record("b", "own")], "what was there has not changed");
+        let mut sql = Vec::new();
+        store.export(ExportFormat::Sql, &mut sql).unwrap();
+        let sql = String::from_utf8(sql).unwrap();
+        assert!(!sql.contains("it is good"), "sealed");
+        let mut plain = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut plain).unwrap();
+        plain.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+        plain.execute_batch(&sql).unwrap();
+        for (table, expected) in [("records", 2), ("copies", 1), ("held", 1)] {
+            let count = format!("SELECT count(*) FROM {table}");
+            let n: i64 = plain.query_row(&count, [], |row| row.get(0)).unwrap();
+            assert_eq!(n, expected, "{table}");
+        }
+    }
 }

@@ -16,9 +16,10 @@ use super::{Store, StoreError, schema};
 const COLUMNS: &str = "n, id, tenant, request_id, body_hash, endpoint, n_bytes, seed, priority, \
     created_ms, deadline_ms, n_attempt_max, callback, callback_state, state, due_ms, n_attempt, \
     n_broken, epoch, n_token_start, way, started_ms, finished_ms, reason, status, \
-    (SELECT coalesce(max(end), 0) FROM pieces WHERE job = jobs.n AND epoch = jobs.epoch), revision";
+    (SELECT coalesce(max(end), 0) FROM pieces WHERE job = jobs.n AND epoch = jobs.epoch), \
+    revision, holder";
 /// The ledger's columns, as [`of_ledger`] has their values.
-const LEDGER: [&str; 10] = [
+const LEDGER: [&str; 11] = [
     "state",
     "due_ms",
     "n_attempt",
@@ -29,6 +30,7 @@ const LEDGER: [&str; 10] = [
     "started_ms",
     "finished_ms",
     "reason",
+    "holder",
 ];
 /// States in which a job waits or runs.
 const OPEN: &str = "state IN ('queued', 'running')";
@@ -50,6 +52,7 @@ fn of_ledger(ledger: &LedgerRow) -> [&dyn ToSql; LEDGER.len()] {
         &ledger.started_ms,
         &ledger.finished_ms,
         &ledger.reason,
+        &ledger.holder,
     ]
 }
 
@@ -65,6 +68,7 @@ fn job_of(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         started_ms: row.get(21)?,
         finished_ms: row.get(22)?,
         reason: row.get(23)?,
+        holder: row.get(27)?,
     };
     Ok(JobRow {
         n: row.get(0)?,

@@ -144,3 +144,70 @@ fn know_key(writer: &Connection, sealer: &Sealer, path: &Path) -> Result<(), Sto
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params;
+
+    use super::*;
+    use crate::store::{AnswerRow, PieceRow};
+
+    const INSERT: &str = "INSERT INTO jobs (n, id, tenant, request_id, body_hash, endpoint, \
+        n_bytes, sealed_body, seed, priority, created_ms, n_attempt_max, state, due_ms, n_attempt, \
+        n_broken, epoch, n_token_start, way, status, answer_type, sealed_answer) VALUES \
+        (?1, ?2, 7, ?3, x'0102', '/completion', 9, ?4, 5, 1, 11, 3, ?5, 12, 1, 0, 1, 0, 'fresh', \
+        ?6, ?7, ?8)";
+
+    /// The file as the first program left it: its tables, with a job that waits and one that is
+    /// done.
+    fn first(dir: &Path) {
+        let sealer = Sealer::new(&device_key(&dir.join("device.key")).unwrap(), "jetforge state 1");
+        let seal = |name: &str, text: &str| sealer.wrap(name, text.as_bytes()).unwrap();
+        let mut file = connection::writer(&connection::file(dir)).unwrap();
+        schema::migrate_by(&mut file, &schema::STEPS[..1]).unwrap();
+        let touchstone = sealer.wrap("touchstone", TOUCHSTONE).unwrap();
+        schema::set_meta(&file, "touchstone", touchstone).unwrap();
+        let none: Option<i64> = None;
+        let body = seal("body of job-1", "waits");
+        file.execute(INSERT, params![1, "job-1", "mine", body, "queued", none, none, none])
+            .unwrap();
+        let (body, answer) = (seal("body of job-2", "asks"), seal("answer of job-2", "said"));
+        let media = "text/plain";
+        file.execute(INSERT, params![2, "job-2", none, body, "done", 200, media, answer]).unwrap();
+        let pieces = seal("pieces of job-1 up to 1-4", "a few");
+        file.execute("INSERT INTO pieces VALUES (1, 1, 4, ?1)", [pieces]).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_comes_to_the_newest_with_all_that_was_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        first(dir.path());
+        let Opened { store, notes } = open(dir.path()).unwrap();
+        assert!(notes.is_empty(), "{notes:?}");
+        let [waits, done] = ["job-1", "job-2"].map(|id| store.job(id).unwrap().unwrap());
+        assert_eq!(
+            (waits.tenant, waits.request_id.as_deref(), waits.n_token),
+            (7, Some("mine"), 4)
+        );
+        assert_eq!(
+            (waits.ledger.state.as_str(), waits.ledger.due_ms, waits.seed),
+            ("queued", 12, 5)
+        );
+        assert_eq!((done.ledger.state.as_str(), &done.body_hash), ("done", &vec![1, 2]));
+        assert_eq!(store.job_body(&waits).unwrap(), b"waits");
+        let pieces = PieceRow { epoch: 1, end: 4, pieces: b"a few".to_vec() };
+        assert_eq!(store.job_pieces(&waits, 1, 0).unwrap(), [pieces]);
+        let (status, media_type) = (200, "text/plain".to_owned());
+        let answer = AnswerRow { status, media_type, body: b"said".to_vec() };
+        assert_eq!(store.job_answer(&done).unwrap(), Some(answer));
+        assert_eq!((waits.revision, store.peers().unwrap()), (0, Vec::new()));
+        // Steps that look at what was there have done so.
+        let sum = "SELECT n FROM jobs WHERE piece_bytes = \
+                   (SELECT sum(length(sealed_pieces)) FROM pieces WHERE job = jobs.n)";
+        let n: i64 = store.read(|c| Ok(c.query_row(sum, [], |row| row.get(0))?)).unwrap();
+        assert_eq!(n, 1);
+        let before = dir.path().join(format!("state.{}.before", schema::NEWEST));
+        let before = connection::reader(&before).unwrap();
+        assert_eq!(schema::version(&before).unwrap(), 1, "as it was, should that be needed");
+    }
+}

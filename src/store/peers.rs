@@ -23,6 +23,8 @@ pub struct Peer {
     pub name: String,
     /// Where it is, such as `http://10.0.0.7:9999`; empty when it only calls us.
     pub address: String,
+    /// Whether it paired by a code that was shown here: then it is a hub.
+    pub paired_here: bool,
     /// The key that we send, sealed on the disk.
     pub key: String,
     /// SHA-256 of the key that it sends.
@@ -33,7 +35,8 @@ pub struct Peer {
     pub paired_ms: i64,
 }
 
-const COLUMNS: &str = "node, name, address, sealed_key, key_digest, certificate, paired_ms";
+const COLUMNS: &str = "node, name, address, sealed_key, key_digest, certificate, paired_ms, \
+    paired_here";
 
 fn key_name(node: &str) -> String {
     format!("key for {node}")
@@ -52,6 +55,7 @@ impl SyncTx<'_> {
             key_digest: row.array(4)?.ok_or(StoreError::Sealed { what: name })?,
             certificate: row.array(5)?,
             paired_ms: row.int(6)?,
+            paired_here: row.int(7)? != 0,
             node,
         })
     }
@@ -67,10 +71,11 @@ impl SyncTx<'_> {
         // Not a replacement: that deletes the row, and with it all that is told to the peer and was
         // heard of it.
         let sql = format!(
-            "INSERT INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+            "INSERT INTO peers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
              ON CONFLICT (node) DO UPDATE SET name = excluded.name, address = excluded.address, \
              sealed_key = excluded.sealed_key, key_digest = excluded.key_digest, \
-             certificate = excluded.certificate, paired_ms = excluded.paired_ms"
+             certificate = excluded.certificate, paired_ms = excluded.paired_ms, \
+             paired_here = excluded.paired_here"
         );
         // No text of a server has a zero, and no name needs one.
         let name = peer.name.replace('\0', "");
@@ -83,11 +88,13 @@ impl SyncTx<'_> {
             Bytes(&peer.key_digest),
             certificate,
             Int(peer.paired_ms),
+            Int(peer.paired_here.into()),
         ];
         self.run(&sql, &values).map(drop)
     }
 
-    fn known_peers(&mut self) -> Result<Vec<Peer>, StoreError> {
+    /// All peers, by their names.
+    pub fn known_peers(&mut self) -> Result<Vec<Peer>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM peers ORDER BY name, node");
         let rows = self.rows(&sql, &[])?;
         // One whose key does not open must not hide the others.
@@ -193,6 +200,24 @@ impl Store {
         })
     }
 
+    /// Keeps where a peer is called, and its certificate; whether there is such a peer.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn move_peer(
+        &self,
+        node: &str,
+        address: &str,
+        certificate: Option<[u8; 32]>,
+    ) -> Result<bool, StoreError> {
+        let (node, address) = (node.to_owned(), address.to_owned());
+        self.sync(move |tx| {
+            let sql = "UPDATE peers SET address = ?2, certificate = ?3 WHERE node = ?1";
+            let certificate = certificate.as_ref().map_or(Value::Null, |own| Bytes(own));
+            Ok(tx.run(sql, &[Text(&node), Text(&address), certificate])? > 0)
+        })
+    }
+
     /// Forgets a peer and what waits for it; whether there was one.
     ///
     /// # Errors
@@ -257,6 +282,7 @@ mod tests {
             key_digest: [i as u8; 32],
             certificate: (i % 2 == 0).then_some([7; 32]),
             paired_ms: 5,
+            paired_here: i % 2 == 0,
         }
     }
 
@@ -284,6 +310,20 @@ mod tests {
         assert!(store.delete_peer(&peer(1).node).unwrap());
         assert!(!store.delete_peer(&peer(1).node).unwrap());
         assert_eq!(store.peer(&peer(1).node).unwrap(), None);
+    }
+
+    #[test]
+    fn who_had_no_address_before_is_a_hub_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before = connection::writer(&connection::file(dir.path())).unwrap();
+        schema::migrate_by(&mut before, &schema::STEPS[..5]).unwrap();
+        let sql = "INSERT INTO peers VALUES ('pc', 'pc', '', x'00', x'00', NULL, 1), \
+                   ('nano', 'nano', 'http://nano:8080', x'00', x'00', NULL, 1)";
+        before.execute_batch(sql).unwrap();
+        drop(before);
+        let store = Store::open(dir.path()).unwrap().store;
+        let is_hub = |node| store.sync_look(move |tx| tx.has_paired_here(node)).unwrap();
+        assert_eq!([is_hub("pc"), is_hub("nano")], [true, false]);
     }
 
     #[test]

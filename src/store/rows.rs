@@ -1,7 +1,7 @@
 //! What goes into the tables of jobs and comes out of them.
 
 /// A job that is to be.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct NewJobRow {
     pub id: String,
@@ -20,7 +20,7 @@ pub struct NewJobRow {
 }
 
 /// What changes while a job lives.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct LedgerRow {
     pub state: String,
@@ -36,6 +36,8 @@ pub struct LedgerRow {
     pub started_ms: Option<i64>,
     pub finished_ms: Option<i64>,
     pub reason: Option<String>,
+    /// The machine that it was given to, and its name there.
+    pub holder: Option<String>,
 }
 
 /// A job as it stands, without its texts.

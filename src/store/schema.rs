@@ -6,7 +6,7 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 5] = [
+pub const STEPS: [&str; 6] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -145,6 +145,13 @@ CREATE TABLE forwarded (
     id              INTEGER NOT NULL,
     UNIQUE (source, id)
 ) STRICT;
+",
+    // Who paired by a code of this machine may be called as well; and which machine a job was
+    // given to, under which name.
+    "
+ALTER TABLE peers ADD COLUMN paired_here INTEGER NOT NULL DEFAULT 0;
+UPDATE peers SET paired_here = 1 WHERE address = '';
+ALTER TABLE jobs ADD COLUMN holder TEXT;
 ",
 ];
 

@@ -255,8 +255,8 @@ const KNOWN: &str = "shared_node";
 
 impl Store {
     /// Opens the store of a state directory whose tables of sync are shared with other processes.
-    /// One that is away is no reason to fail if this directory has used it before: it is tried
-    /// again with each use.
+    /// One that is away or busy is no reason to fail if this directory has used it before: it is
+    /// tried again with each use.
     ///
     /// # Errors
     /// As [`Store::open`]; and if the server refuses, or another key made the shared store.
@@ -276,7 +276,7 @@ impl Store {
                 store.write(move |c| Ok(schema::set_meta(c, KNOWN, kept)?))?;
                 shared
             }
-            Err(error @ StoreError::Away { .. }) if known.is_some() => {
+            Err(error @ (StoreError::Away { .. } | StoreError::Busy)) if known.is_some() => {
                 notes.push(format!("{error}; sync waits for it"));
                 Shared::lazy(dir, options, known)?
             }

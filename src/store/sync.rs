@@ -21,8 +21,8 @@ use crate::seal::Sealer;
 
 /// Ids between two looks at how many there are.
 const LOOK_EVERY: i64 = 512;
-/// Copies between two looks at what all of them take.
-const COPIES_LOOK_EVERY: i64 = 16;
+/// Rows that may be large between two looks at what all of them take.
+pub(super) const BYTES_LOOK_EVERY: i64 = 16;
 
 /// An entry of an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +111,11 @@ fn out_name(peer: &str, id: i64) -> String {
     format!("entry {id} for {peer}")
 }
 
-fn record_name(kind: &str, key: &str) -> String {
+pub(super) fn record_name(kind: &str, key: &str) -> String {
     format!("record of {kind} {key}")
 }
 
-fn held_name(peer: &str) -> String {
+pub(super) fn held_name(peer: &str) -> String {
     format!("entry held from {peer}")
 }
 
@@ -158,7 +158,7 @@ impl SyncTx<'_> {
     }
 
     /// Inserts a row; its number.
-    fn number(&mut self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
+    pub(super) fn number(&mut self, sql: &str, values: &[Value<'_>]) -> Result<i64, StoreError> {
         let n = self.one(&format!("{sql} RETURNING n"), values)?.map(|mut row| row.int(0));
         Ok(n.transpose()?.unwrap_or(0))
     }
@@ -169,10 +169,10 @@ impl SyncTx<'_> {
         rows.into_iter().map(|mut row| row.text(0)).collect()
     }
 
-    /// Whether a peer has paired by a code that was shown here: then it calls, and has no address.
+    /// Whether a peer has paired by a code that was shown here.
     pub fn has_paired_here(&mut self, peer: &str) -> Result<bool, StoreError> {
-        let row = self.one("SELECT address FROM peers WHERE node = ?1", &[Text(peer)])?;
-        row.map_or(Ok(false), |mut row| Ok(row.text(0)?.is_empty()))
+        let row = self.one("SELECT paired_here FROM peers WHERE node = ?1", &[Text(peer)])?;
+        row.map_or(Ok(false), |mut row| Ok(row.int(0)? != 0))
     }
 
     /// Where the logical clock stands.
@@ -378,7 +378,7 @@ impl SyncTx<'_> {
         let all = "DELETE FROM copies WHERE n <= \
                    (SELECT n FROM copies ORDER BY n DESC LIMIT 1 OFFSET ?1)";
         self.run(all, &[Int(SYNC_RECORDS_MAX)])?;
-        if n % COPIES_LOOK_EVERY == 0 {
+        if n % BYTES_LOOK_EVERY == 0 {
             let large = "DELETE FROM copies WHERE n IN (SELECT n FROM (SELECT n, \
                          sum(length(sealed_entry)) OVER (ORDER BY n DESC) AS n_bytes \
                          FROM copies) AS counted WHERE n_bytes > ?1)";
@@ -448,8 +448,10 @@ impl SyncTx<'_> {
     }
 
     /// It is done.
-    pub fn drop_act(&mut self, n: i64) -> Result<(), StoreError> {
-        self.run("DELETE FROM acts WHERE n = ?1", &[Int(n)]).map(drop)
+    pub fn drop_act(&mut self, kind: &str, key: &str) -> Result<(), StoreError> {
+        // Not by its number, which SQLite gives out again.
+        let sql = "DELETE FROM acts WHERE kind = ?1 AND key = ?2";
+        self.run(sql, &[Text(kind), Text(key)]).map(drop)
     }
 }
 

@@ -12,32 +12,25 @@ fn ledger(state: &str) -> LedgerRow {
     LedgerRow {
         state: state.to_owned(),
         due_ms: 1,
-        n_attempt: 0,
-        n_broken: 0,
         epoch: 1,
-        n_token_start: 0,
         way: "fresh".to_owned(),
-        started_ms: None,
         finished_ms: (state == "done").then_some(5),
-        reason: None,
+        ..LedgerRow::default()
     }
 }
 
 fn new_job(i: usize) -> NewJobRow {
     NewJobRow {
         id: format!("job-{i}"),
-        tenant: 0,
         request_id: Some(format!("request {i}")),
         body_hash: vec![i as u8; 32],
         endpoint: "/completion".to_owned(),
         body: format!("{{\"prompt\": \"secret {i}\"}}").into_bytes(),
         seed: 7,
-        priority: 0,
         created_ms: 1,
-        deadline_ms: None,
         n_attempt_max: 3,
-        callback: None,
         ledger: ledger("queued"),
+        ..NewJobRow::default()
     }
 }
 
@@ -128,102 +121,6 @@ fn random() -> impl FnMut(usize) -> usize {
         state ^= state << 17;
         (state % n as u64) as usize
     }
-}
-
-/// The two files as they are on the disk after a write was acknowledged.
-#[derive(Clone, Default)]
-struct Disk {
-    file: Vec<u8>,
-    log: Vec<u8>,
-}
-
-/// What a disk writes as a whole.
-const SECTOR: usize = 512;
-/// The log's own header, which is on the disk before anything behind it is written.
-const LOG_HEADER: usize = 32;
-
-impl Disk {
-    fn of(dir: &Path) -> Disk {
-        let read = |name: &str| fs::read(dir.join(name)).unwrap_or_default();
-        Disk { file: read("state.db"), log: read("state.db-wal") }
-    }
-
-    /// A disk that was `self` and lost its power on the way to `after`: of what was not synced yet
-    /// any sectors have arrived and the others have not, whatever their order.
-    fn torn(&self, after: &Disk, random: &mut impl FnMut(usize) -> usize) -> Disk {
-        let mut torn = self.clone();
-        if random(2) == 0 || self.file == after.file {
-            let has_new_header = self.log.get(..LOG_HEADER) != after.log.get(..LOG_HEADER);
-            if has_new_header && random(4) > 0 {
-                torn.log.resize(torn.log.len().max(LOG_HEADER), 0);
-                torn.log[..LOG_HEADER].copy_from_slice(&after.log[..LOG_HEADER]);
-            }
-            if torn.log.get(..LOG_HEADER) == after.log.get(..LOG_HEADER) {
-                arrive(&mut torn.log, &after.log, random);
-            }
-        } else {
-            // A page goes to its place when the log that has it is on the disk.
-            torn.log = after.log.clone();
-            arrive(&mut torn.file, &after.file, random);
-        }
-        torn
-    }
-}
-
-/// Puts some of the sectors of `after` into `torn`.
-fn arrive(torn: &mut Vec<u8>, after: &[u8], random: &mut impl FnMut(usize) -> usize) {
-    let share = 1 + random(9);
-    for (idx, sector) in after.chunks(SECTOR).enumerate() {
-        let start = idx * SECTOR;
-        if torn.get(start..start + sector.len()) != Some(sector) && random(10) < share {
-            torn.resize(torn.len().max(start + sector.len()), 0);
-            torn[start..start + sector.len()].copy_from_slice(sector);
-        }
-    }
-}
-
-/// Block-level replay: between each two acknowledged writes, whatever a disk makes of the sectors
-/// that were on their way, the store is the one before or the one after.
-#[test]
-fn a_disk_that_loses_and_reorders_what_was_not_synced_leaves_one_moment_or_the_next() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut moments = Vec::new();
-    {
-        let store = Store::open(dir.path()).unwrap().store;
-        let mut note = |store: &Store| moments.push((Disk::of(dir.path()), said(store)));
-        note(&store);
-        live(&store, &mut note);
-        // Enough for the log to go to its places and to begin anew, again and again.
-        for i in 4..18 {
-            let body = vec![b'a' + i as u8; 600_000];
-            store.insert_job(NewJobRow { body, ..new_job(i) }, LIMITS).unwrap();
-            note(&store);
-        }
-    }
-    let n_anew = moments.windows(2).filter(|m| m[0].0.log[..32] != m[1].0.log[..32]).count();
-    let n_moved = moments.windows(2).filter(|m| m[0].0.file != m[1].0.file).count();
-    assert!(n_anew > 2 && n_moved > 2, "{n_anew} logs, {n_moved} times to the file");
-    let mut random = random();
-    let (mut n_before, mut n_after) = (0, 0);
-    for (i, pair) in moments.windows(2).enumerate() {
-        let [(before, told_before), (after, told_after)] = pair else { continue };
-        for _ in 0..4 {
-            let torn = before.torn(after, &mut random);
-            let at = tempfile::tempdir().unwrap();
-            fs::copy(dir.path().join("device.key"), at.path().join("device.key")).unwrap();
-            fs::write(at.path().join("state.db"), &torn.file).unwrap();
-            fs::write(at.path().join("state.db-wal"), &torn.log).unwrap();
-            let opened = Store::open(at.path()).unwrap_or_else(|error| panic!("{i}: {error}"));
-            assert!(opened.notes.is_empty(), "{i}: {:?}", opened.notes);
-            let said = said(&opened.store);
-            match () {
-                () if said == *told_before => n_before += 1,
-                () if said == *told_after => n_after += 1,
-                () => panic!("write {i} left something else"),
-            }
-        }
-    }
-    assert!(n_before > 20 && n_after > 20, "{n_before} before, {n_after} after");
 }
 
 #[test]

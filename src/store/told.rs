@@ -16,9 +16,11 @@ use std::sync::{Arc, OnceLock};
 use rusqlite::{Connection, params};
 
 use super::sql::Value::{Bytes, Int, Text};
-use super::sync::SyncTx;
+use super::sync::{BYTES_LOOK_EVERY, SyncTx};
 use super::{AnswerRow, JobRow, Store, StoreError};
-use crate::base::limits::{SYNC_TOLD_BYTES_MAX, SYNC_TOLD_MAX, SYNC_TOLD_SEEN_MAX};
+use crate::base::limits::{
+    SYNC_TOLD_BATCH, SYNC_TOLD_BATCH_BYTES, SYNC_TOLD_BYTES_MAX, SYNC_TOLD_MAX, SYNC_TOLD_SEEN_MAX,
+};
 use crate::seal::Sealer;
 
 /// A job that came to be, is over, or is tried again.
@@ -85,7 +87,7 @@ impl SyncTx<'_> {
         let sealed = self.seal(&told_name(id), text)?;
         let sql = "INSERT INTO told (id, sealed_change) VALUES (?1, ?2)";
         let values = [Int(id as i64), Bytes(&sealed)];
-        if self.insert(sql, &values)? {
+        if self.number(sql, &values)? % BYTES_LOOK_EVERY == 0 {
             let sql = "DELETE FROM told WHERE n IN (SELECT n FROM (SELECT n, \
                        sum(length(sealed_change)) OVER newest AS n_bytes, \
                        count(*) OVER newest AS n_row FROM told \
@@ -122,23 +124,28 @@ impl Store {
         let _ = self.0.teller.tells.set(tells);
     }
 
-    /// What waits to be handed on, the oldest first.
+    /// What waits to be handed on, the oldest first: so much that it can be held at a time.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn told(&self, n_max: usize) -> Result<Vec<ToldRow>, StoreError> {
-        let rows: Vec<(i64, i64, Vec<u8>)> = self.read(|connection| {
+    pub fn told(&self) -> Result<Vec<ToldRow>, StoreError> {
+        self.read(|connection| {
             let sql = "SELECT n, id, sealed_change FROM told ORDER BY n LIMIT ?1";
-            let mut rows = connection.prepare(sql)?;
-            let rows =
-                rows.query_map([n_max as i64], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
-        })?;
-        let open = |(n, id, sealed): (i64, i64, Vec<u8>)| {
-            let id = id as u64;
-            ToldRow { n, id, text: self.0.sealer.unwrap(&told_name(id), &sealed) }
-        };
-        Ok(rows.into_iter().map(open).collect())
+            let mut statement = connection.prepare(sql)?;
+            let mut rows = statement.query([SYNC_TOLD_BATCH as i64])?;
+            let (mut told, mut n_bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                let (n, id, sealed): (i64, i64, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                n_bytes += sealed.len();
+                if !told.is_empty() && n_bytes > SYNC_TOLD_BATCH_BYTES {
+                    break;
+                }
+                let id = id as u64;
+                let text = self.0.sealer.unwrap(&told_name(id), &sealed);
+                told.push(ToldRow { n, id, text });
+            }
+            Ok(told)
+        })
     }
 
     /// It was handed on, up to the row `n`.
@@ -150,5 +157,35 @@ impl Store {
             connection.execute("DELETE FROM told WHERE n <= ?1", params![n])?;
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_handed_on_in_parts_that_can_be_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap().store;
+        let put = |n: u64, n_bytes: usize| {
+            let put = move |tx: &mut SyncTx<'_>| {
+                (0..n).try_for_each(|id| tx.put_told(id, &vec![b'x'; n_bytes]))
+            };
+            store.sync(put).unwrap();
+        };
+        let next = || {
+            let told = store.told().unwrap();
+            if let Some(last) = told.last() {
+                store.drop_told(last.n).unwrap();
+            }
+            told.len()
+        };
+        put(5, 1 << 20);
+        assert_eq!([next(), next(), next()], [3, 2, 0], "4 MiB, seals included");
+        put(1, SYNC_TOLD_BATCH_BYTES);
+        assert_eq!([next(), next()], [1, 0], "one at least");
+        put(SYNC_TOLD_BATCH as u64 + 1, 9);
+        assert_eq!([next(), next()], [SYNC_TOLD_BATCH, 1]);
     }
 }

@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 
 use super::SyncError;
 use super::blob::{self, Ask, BlobId, Haul, Hauled, Keep, Progress, Want};
+use super::clock::Stamp;
+use super::disk::Disk;
+use super::ledger::Ledger;
 use super::link::Change;
 use super::node::Node;
-use super::rules::{Record, blobs_of};
+use super::rules::{Record, blobs_of, is_taken_back};
 use super::spool::{Spool, Told};
-use crate::base::limits::{SYNC_ACTS_MAX, SYNC_FILES_SHOWN_MAX};
-use crate::store::ActRow;
+use crate::base::limits::{SYNC_ACTS_MAX, SYNC_FILES_SHOWN_MAX, SYNC_PASSED_MS_MAX};
+use crate::store::{ActRow, StoreError, SyncTx, now_ms};
 
 /// A file that this machine knows of.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +38,29 @@ pub struct FileView {
     pub n_bytes: u64,
     /// How far it is here.
     pub progress: Progress,
+}
+
+/// What a record asks of other rooms, by the entry that it was then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Act {
+    row: ActRow,
+    /// The id of that entry and its time; `None` if the record has gone.
+    entry: Option<(u64, Stamp)>,
+}
+
+impl Act {
+    /// Which thing it is about.
+    pub fn key(&self) -> &str {
+        &self.row.key
+    }
+}
+
+/// An act with what its record says, and not with all of its text.
+struct Asked {
+    act: Act,
+    is_job: bool,
+    is_taken_back: bool,
+    blobs: Vec<(BlobId, u64)>,
 }
 
 impl Node {
@@ -66,11 +92,16 @@ impl Node {
         let id = body["id"].as_str().and_then(BlobId::read).filter(|_| kind == "file");
         let key = format!("{}/{name}", self.node());
         let (kind, of) = (kind.to_owned(), key.clone());
-        let change = Change { kind, key, rank: 0, body, to: None, is_elsewhere: false };
-        let counts = self.change(change)?;
+        // What can fail comes before the entry: what fails behind it would tell it again.
         if let Some(id) = id {
             self.vault().keep(&id, Keep::named(&of)).map_err(Self::vault_failed)?;
-            self.let_pass(&[(of, id)])?;
+        }
+        let change = Change { kind, key, rank: 0, body, to: None, is_elsewhere: false };
+        let counts = self.change(change)?;
+        if let Some(id) = id
+            && let Err(error) = self.let_pass(&[(of, id)])
+        {
+            tracing::warn!(%error, name, "what had this name before stays");
         }
         Ok(counts)
     }
@@ -98,53 +129,82 @@ impl Node {
         Ok(())
     }
 
-    /// What records ask of other rooms, such as that a job be taken back: the oldest.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn acts(&self) -> Result<Vec<ActRow>, SyncError> {
-        self.acts_behind(0)
+    /// What records ask of other rooms, from behind a number on.
+    fn asked_behind(&self, n: i64) -> Result<Vec<Asked>, SyncError> {
+        let look = |tx: &mut SyncTx<'_>| {
+            let asked = tx.acts(n, SYNC_ACTS_MAX)?.into_iter().map(|row| {
+                let record = Ledger::new(tx, self.node()).record(&row.kind, &row.key)?;
+                let record = record.as_ref();
+                let entry = record.map(|record| (record.entry.id, record.entry.at));
+                Ok(Asked {
+                    act: Act { row, entry },
+                    is_job: record.is_some_and(|record| record.entry.kind == "job"),
+                    is_taken_back: record.is_some_and(|own| is_taken_back(own, self.node())),
+                    blobs: record.map(|record| blobs_of(&record.entry)).unwrap_or_default(),
+                })
+            });
+            asked.collect::<Result<Vec<Asked>, StoreError>>()
+        };
+        Ok(self.store().sync_look(look)?)
     }
 
-    fn acts_behind(&self, n: i64) -> Result<Vec<ActRow>, SyncError> {
-        Ok(self.store().sync_look(|tx| tx.acts(n, SYNC_ACTS_MAX))?)
-    }
-
-    /// It is done.
+    /// These are done. What came meanwhile about the same things asks for itself.
     ///
     /// # Errors
     /// If the disk does not take it.
-    pub fn acted(&self, n: i64) -> Result<(), SyncError> {
-        Ok(self.store().sync(move |tx| tx.drop_act(n))?)
+    pub fn acted(&self, acts: Vec<Act>) -> Result<(), SyncError> {
+        if acts.is_empty() {
+            return Ok(());
+        }
+        let node = self.node().to_owned();
+        Ok(self.store().sync(move |tx| {
+            for Act { row, entry } in acts {
+                let known = Ledger::new(tx, &node).record(&row.kind, &row.key)?;
+                if known.map(|known| known.entry.id) == entry.map(|(id, _)| id) {
+                    tx.drop_act(&row.kind, &row.key)?;
+                }
+            }
+            Ok(())
+        })?)
     }
 
     /// It is about something that is not here. Where other processes use the store it is left for
-    /// them; else it is done.
+    /// them, as long as one may still come that has it; else it is done.
     ///
     /// # Errors
     /// If the disk does not take it.
-    pub fn pass_on(&self, n: i64) -> Result<(), SyncError> {
-        if self.store().is_shared() { Ok(()) } else { self.acted(n) }
+    pub fn pass_on(&self, act: Act) -> Result<(), SyncError> {
+        let oldest = Stamp::of_ms(now_ms() - SYNC_PASSED_MS_MAX);
+        let may_come = act.entry.is_some_and(|(_, at)| at >= oldest);
+        match self.store().is_shared() && may_come {
+            true => Ok(()),
+            false => self.acted(vec![act]),
+        }
     }
 
-    /// Tells the peers which models this machine has, if they are others than was told last;
-    /// whether it told.
+    /// Tells the peers which models this machine has, if they are others than it told last; whether
+    /// it told. Other processes of the machine may have told of theirs since: that is no reason to
+    /// tell again, or two of them would go on for ever.
     ///
     /// # Errors
     /// If the store cannot be read, or the disk does not take it.
     pub fn tell_inventory(&self, body: Value) -> Result<bool, SyncError> {
-        let known = self.record("inventory", self.node())?;
-        if known.is_some_and(|known| known.entry.body == body) {
+        let mut told = self.told_models().lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none() {
+            *told = self.record("inventory", self.node())?.map(|known| known.entry.body);
+        }
+        if told.as_ref() == Some(&body) {
             return Ok(false);
         }
-        self.change(Change {
-            kind: "inventory".to_owned(),
-            key: self.node().to_owned(),
-            rank: 0,
-            body,
-            to: None,
-            is_elsewhere: false,
-        })
+        let (kind, key) = ("inventory".to_owned(), self.node().to_owned());
+        let change =
+            Change { kind, key, rank: 0, body: body.clone(), to: None, is_elsewhere: false };
+        let counts = self.change(change)?;
+        // Without a peer nobody was told.
+        if counts {
+            *told = Some(body);
+        }
+        Ok(counts)
     }
 
     /// Tells the peers what other processes of this machine have to tell; how many things.
@@ -162,7 +222,7 @@ impl Node {
     ///
     /// # Errors
     /// If the store cannot be read or written.
-    pub fn note_wants(&self) -> Result<Vec<ActRow>, SyncError> {
+    pub fn note_wants(&self) -> Result<Vec<Act>, SyncError> {
         let (others, next) = self.note_wants_behind(self.acts_from().load(Ordering::Relaxed))?;
         self.acts_from().store(next.unwrap_or(0), Ordering::Relaxed);
         Ok(others)
@@ -181,30 +241,27 @@ impl Node {
     }
 
     /// One look, and behind which act the next one begins.
-    fn note_wants_behind(&self, n: i64) -> Result<(Vec<ActRow>, Option<i64>), SyncError> {
-        let acts = self.acts_behind(n)?;
-        let next = acts.last().filter(|_| acts.len() == SYNC_ACTS_MAX).map(|act| act.n);
-        let (mut others, mut named, mut is_full) = (Vec::new(), Vec::new(), false);
-        for act in acts {
-            let Some(record) = self.record(&act.kind, &act.key)? else {
-                self.acted(act.n)?;
-                continue;
-            };
-            let is_job = record.entry.kind == "job";
-            let is_taken_back = is_job && record.entry.body["state"] == "cancelled";
-            let wants = blobs_of(&record.entry);
-            is_full |= !wants.is_empty() && !is_full && !self.want_all(&act, &wants, is_job);
-            // What has no place yet stays to be asked for later.
-            let is_left = is_full && !wants.is_empty();
-            match (is_taken_back, is_left) {
+    fn note_wants_behind(&self, n: i64) -> Result<(Vec<Act>, Option<i64>), SyncError> {
+        let asked = self.asked_behind(n)?;
+        let last = asked.last().filter(|_| asked.len() == SYNC_ACTS_MAX);
+        let next = last.map(|asked| asked.act.row.n);
+        let (mut others, mut done, mut named) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_full = false;
+        for Asked { act, is_job, is_taken_back, blobs } in asked {
+            let wants = !blobs.is_empty();
+            is_full |= wants && !is_full && !self.want_all(&act.row, &blobs, is_job);
+            match (is_taken_back, is_full && wants) {
                 (true, _) => others.push(act),
                 (false, false) => {
-                    named.extend(wants.first().filter(|_| !is_job).map(|(id, _)| (act.key, *id)));
-                    self.acted(act.n)?;
+                    let file = blobs.first().filter(|_| !is_job);
+                    named.extend(file.map(|(id, _)| (act.row.key.clone(), *id)));
+                    done.push(act);
                 }
+                // What has no place yet stays to be asked for later.
                 (false, true) => {}
             }
         }
+        self.acted(done)?;
         self.let_pass(&named)?;
         Ok((others, next))
     }

@@ -3,7 +3,7 @@
 use super::clock::Stamp;
 use super::disk::{Disk, Front};
 use super::link::Link;
-use super::rules::{Record, VOID, asks_for_act, is_of_before};
+use super::rules::{Record, VOID, asks_for_act, blobs_of, is_of_before, may_run};
 use super::wire::Entry;
 use crate::store::{OutRow, RecordRow, StoreError, SyncTx};
 
@@ -164,9 +164,14 @@ impl Disk for Ledger<'_, '_> {
         if !asks_for_act(entry) {
             return Ok(());
         }
-        // A job that was tried again meanwhile is not the one that was taken back.
+        // A job that was tried again meanwhile is not the one that was taken back, and one that
+        // another machine runs is nothing to take back here.
         let known = self.record(&entry.kind, &entry.key)?;
-        match known.is_some_and(|known| is_of_before(entry, &known)) {
+        let is_idle = |known: Record| {
+            let is_others = !may_run(&known, &self.node) && blobs_of(entry).is_empty();
+            is_of_before(entry, &known) || is_others
+        };
+        match known.is_some_and(is_idle) {
             true => Ok(()),
             false => self.tx.put_act(peer, &entry.kind, &entry.key),
         }

@@ -11,7 +11,7 @@
 //! the copy of a card: then two machines would speak under one name. It says nothing to anybody
 //! until its owner tells which it is: see [`Node::adopt`] and [`Node::renew`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -50,6 +50,8 @@ struct Shared {
     hauling: Mutex<()>,
     /// Behind which act to look next.
     acts_from: AtomicI64,
+    /// The models that this process told its peers of last, if it has.
+    told_models: Mutex<Option<serde_json::Value>>,
     started: Instant,
     live: Mutex<BTreeMap<String, Live>>,
 }
@@ -108,6 +110,7 @@ impl Node {
             vault,
             hauling: Mutex::default(),
             acts_from: AtomicI64::new(0),
+            told_models: Mutex::default(),
             started: Instant::now(),
             live: Mutex::default(),
         })))
@@ -143,23 +146,52 @@ impl Node {
         Ok(node)
     }
 
+    /// A peer by its name or node, if there is one.
+    pub(super) fn named(&self, peer: &str) -> Result<Option<Peer>, SyncError> {
+        let peers = self.peers()?;
+        let by_node = peers.iter().find(|known| known.node == peer);
+        let mut named = peers.iter().filter(|known| known.name == peer);
+        Ok(match (by_node, named.next(), named.next()) {
+            (Some(found), ..) | (None, Some(found), None) => Some(found.clone()),
+            // Two of one name are told apart by their nodes.
+            (None, Some(_), Some(_)) | (None, None, _) => None,
+        })
+    }
+
     /// Forgets a peer by its name or node, and what waits for it; who it was, if there is one.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn forget(&self, peer: &str) -> Result<Option<Peer>, SyncError> {
-        let peers = self.peers()?;
-        let by_node = peers.iter().find(|known| known.node == peer);
-        let mut named = peers.iter().filter(|known| known.name == peer);
-        let found = match (by_node, named.next(), named.next()) {
-            (Some(found), ..) | (None, Some(found), None) => found.clone(),
-            // Two of one name are told apart by their nodes.
-            (None, Some(_), Some(_)) | (None, None, _) => return Ok(None),
-        };
+        let Some(found) = self.named(peer)? else { return Ok(None) };
         self.0.store.delete_peer(&found.node)?;
         self.live().remove(&found.node);
         self.0.vault.forget(&found.node);
         Ok(Some(Peer { key: String::new(), ..found }))
+    }
+
+    /// Lets go of what is kept for machines that are peers no more: another process that shares the
+    /// store may have forgotten them. Which these are.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn part(&self) -> Result<Vec<String>, SyncError> {
+        let mut known: BTreeSet<String> = self.live().keys().cloned().collect();
+        known.extend(self.0.vault.wanted().into_iter().map(|(_, wanted)| wanted.peer));
+        let mut gone = Vec::new();
+        for node in known {
+            match self.0.store.peer(&node) {
+                // One that cannot be read is still one.
+                Ok(Some(_)) | Err(StoreError::Sealed { .. }) => {}
+                Ok(None) => {
+                    self.live().remove(&node);
+                    self.0.vault.forget(&node);
+                    gone.push(node);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(gone)
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -173,6 +205,10 @@ impl Node {
 
     pub(super) fn hauling(&self) -> &Mutex<()> {
         &self.0.hauling
+    }
+
+    pub(super) fn told_models(&self) -> &Mutex<Option<serde_json::Value>> {
+        &self.0.told_models
     }
 
     pub(super) fn acts_from(&self) -> &AtomicI64 {
@@ -236,21 +272,27 @@ impl Node {
         })
     }
 
-    /// Looks whether something was written since it last looked: who is well is called.
+    /// Looks whether something was written since it last looked: who is well is called. The peers
+    /// of that moment.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn look_for_news(&self) -> Result<(), SyncError> {
-        let now = self.mono_ms();
-        for peer in self.peers()? {
-            let link = self.look(|ledger| ledger.link(&peer.node))?;
+    pub fn look_for_news(&self) -> Result<Vec<Peer>, SyncError> {
+        let (now, node) = (self.mono_ms(), self.node());
+        let (peers, lasts) = self.0.store.sync_look(|tx| {
+            let peers = tx.known_peers()?;
+            let last = |peer: &Peer| Ok(Ledger::new(tx, node).link(&peer.node)?.last);
+            let lasts = peers.iter().map(last).collect::<Result<Vec<u64>, StoreError>>()?;
+            Ok((peers, lasts))
+        })?;
+        for (peer, last) in peers.iter().zip(lasts) {
             self.with(&peer.node, |live| {
-                if link.last > std::mem::replace(&mut live.last_seen, link.last) {
+                if last > std::mem::replace(&mut live.last_seen, last) {
                     live.pace.has_news(now);
                 }
             });
         }
-        Ok(())
+        Ok(peers)
     }
 
     /// Writes a change and tells the peers; whether it counts. Nothing is written without a peer.

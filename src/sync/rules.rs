@@ -83,6 +83,17 @@ pub fn is_of_before(entry: &Entry, known: &Record) -> bool {
     entry.kind == "job" && entry.rank / ROUND < known.entry.rank / ROUND
 }
 
+/// Whether a record is of a job that was taken back, and that `node` may be running.
+pub fn is_taken_back(record: &Record, node: &str) -> bool {
+    let Entry { kind, body, .. } = &record.entry;
+    kind == "job" && body["state"] == "cancelled" && may_run(record, node)
+}
+
+/// Whether a job may be one that `node` runs: nobody else says that it is its own.
+pub fn may_run(record: &Record, node: &str) -> bool {
+    owner(record).is_none_or(|owner| owner == node)
+}
+
 /// Whose a thing is; `None` if nobody who may say so has spoken of it.
 fn owner(record: &Record) -> Option<&str> {
     let body = &record.entry.body;

@@ -13,7 +13,6 @@ use super::link::{self, Bounds, Change, Talk};
 use super::node::Node;
 use super::say;
 use super::wire::{Hello, Refusal};
-use crate::base::limits::SYNC_TOLD_BATCH;
 use crate::store::{StoreError, SyncTx, ToldRow, now_ms};
 
 /// The talk of all processes with a peer.
@@ -65,7 +64,7 @@ impl Node {
     pub fn hand_on(&self) -> Result<usize, SyncError> {
         let mut n = 0;
         loop {
-            let told = self.store().told(SYNC_TOLD_BATCH)?;
+            let told = self.store().told()?;
             let Some(last) = told.last().map(|row| row.n) else { return Ok(n) };
             n += told.len();
             let (node, source) = (self.node().to_owned(), self.store().own_node()?);

@@ -157,6 +157,14 @@ pub enum Refusal {
         /// Who this is.
         node: String,
     },
+    /// It cannot be called there.
+    #[error("{address:?} is no address to call: {why}")]
+    Address {
+        /// Where.
+        address: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// It is no peer any more.
     #[error("{node} is not paired with this machine any more; `jetforge setup` pairs two machines")]
     Unpaired {

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::UpdateError;
-use super::keys::{SecretKey, TrustedKeys, hex};
+use super::keys::{SecretKey, TrustedKeys};
 use super::manifest::{Fit, Manifest};
+use crate::base::hash::hex;
 use crate::base::limits::{UPDATE_MANIFEST_BYTES_MAX, UPDATE_OFFERS_MAX, UPDATE_PROGRAM_BYTES_MAX};
 use crate::base::tar::{TarWriter, read_tar};
 

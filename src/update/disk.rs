@@ -5,7 +5,10 @@
 //! link     NAME.next -> its name -> the folder on the disk
 //! ```
 //!
-//! In tests the power can go before each of the system calls here; then nothing works any more.
+//! What a cut leaves at NAME.next goes with the next write of NAME, or with its removal.
+//!
+//! In tests the power can go before each of the system calls here; then nothing works any more. And
+//! a disk can be small.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,19 +16,28 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::UpdateError;
+use crate::base::host::disk_free_bytes;
 
 /// Writes, or stands in for one whose power goes.
 #[derive(Debug, Default)]
 pub struct Disk {
     #[cfg(test)]
     n_left: std::cell::Cell<Option<usize>>,
+    #[cfg(test)]
+    n_bytes: Option<u64>,
 }
 
 impl Disk {
     /// A disk whose power goes after so many calls.
     #[cfg(test)]
     pub fn cut_after(n: usize) -> Disk {
-        Disk { n_left: std::cell::Cell::new(Some(n)) }
+        Disk { n_left: std::cell::Cell::new(Some(n)), n_bytes: None }
+    }
+
+    /// A disk that has so much room for a folder's files.
+    #[cfg(test)]
+    pub fn of_size(n_bytes: u64) -> Disk {
+        Disk { n_left: std::cell::Cell::new(None), n_bytes: Some(n_bytes) }
     }
 
     /// Whether the power went.
@@ -43,6 +55,16 @@ impl Disk {
             None => {}
         }
         Ok(())
+    }
+
+    /// Bytes that are free for a folder's files.
+    pub fn free_bytes(&self, dir: &Path) -> u64 {
+        #[cfg(test)]
+        if let Some(n_bytes) = self.n_bytes {
+            let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap());
+            return n_bytes.saturating_sub(files.map(|about| about.len()).sum());
+        }
+        disk_free_bytes(dir).unwrap_or(u64::MAX)
     }
 
     /// Makes a folder that everybody may look into, if it is not there.
@@ -70,19 +92,19 @@ impl Disk {
             File::options().write(true).create(true).truncate(true).mode(mode).open(&next)
         };
         let mut file = open().map_err(&failed)?;
-        self.call().map_err(&failed)?;
-        if let Err(error) = fill(&mut file) {
-            // What is half would keep the room that the next one needs.
-            let _ = fs::remove_file(&next);
-            return Err(error);
-        }
-        let place = || {
+        let place = |file: File| {
             file.set_permissions(fs::Permissions::from_mode(mode))?;
             self.call()?;
             file.sync_all()?;
             self.rename(&next, path)
         };
-        place().map_err(failed)
+        let written = self.call().map_err(&failed).and_then(|()| fill(&mut file));
+        let written = written.and_then(|()| place(file).map_err(&failed));
+        // What is half would keep the room that the next one needs.
+        if written.is_err() && self.call().is_ok() {
+            let _ = fs::remove_file(&next);
+        }
+        written
     }
 
     /// Replaces a file by a text.
@@ -93,7 +115,7 @@ impl Disk {
     /// Lets a symbolic link lead to `target`.
     pub fn link(&self, path: &Path, target: &Path) -> Result<(), UpdateError> {
         let next = next_to(path);
-        self.remove(&next)?;
+        self.remove_one(&next)?;
         let place = || {
             self.call()?;
             std::os::unix::fs::symlink(target, &next)?;
@@ -102,8 +124,13 @@ impl Disk {
         place().map_err(UpdateError::file(path))
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it is there, and what a cut left of one that was to be.
     pub fn remove(&self, path: &Path) -> Result<(), UpdateError> {
+        self.remove_one(path)?;
+        self.remove_one(&next_to(path))
+    }
+
+    fn remove_one(&self, path: &Path) -> Result<(), UpdateError> {
         let remove = || {
             self.call()?;
             fs::remove_file(path)?;

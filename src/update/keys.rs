@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use super::UpdateError;
+use crate::base::hash::hex;
 use crate::base::limits::{UPDATE_KEYS_BYTES_MAX, UPDATE_KEYS_MAX};
 use crate::seal;
 
@@ -34,7 +35,8 @@ impl TrustedKeys {
     /// Reads a file of keys.
     ///
     /// # Errors
-    /// If there is none or no key in it, a line is none, or others than its owner may write it.
+    /// If there is none or no key in it, a line is none, or others than root or the caller may
+    /// write it.
     pub fn read(path: &Path) -> Result<TrustedKeys, UpdateError> {
         let wrong = |why: String| UpdateError::Keys { path: path.to_owned(), why };
         let file = match File::open(path) {
@@ -43,9 +45,12 @@ impl TrustedKeys {
             }
             file => file.map_err(UpdateError::file(path))?,
         };
-        let mode = file.metadata().map_err(UpdateError::file(path))?.mode();
-        if mode & 0o022 != 0 {
+        let about = file.metadata().map_err(UpdateError::file(path))?;
+        if about.mode() & 0o022 != 0 {
             return Err(wrong("others than its owner may write it; use chmod 644".to_owned()));
+        }
+        if ![0, rustix::process::geteuid().as_raw()].contains(&about.uid()) {
+            return Err(wrong("it belongs to somebody else; use chown root".to_owned()));
         }
         let mut text = String::new();
         let n = file.take(UPDATE_KEYS_BYTES_MAX + 1).read_to_string(&mut text);
@@ -158,11 +163,6 @@ impl SecretKey {
         let signature = self.0.sign(&[WHAT, manifest].concat());
         format!("ed25519 {} {}\n", hex(self.0.public_key().as_ref()), hex(signature.as_ref()))
     }
-}
-
-/// Bytes in small hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {

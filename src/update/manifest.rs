@@ -106,6 +106,10 @@ pub struct Fit {
     pub runs: Version,
     /// An older program, or the same once more, is taken too.
     pub takes_older: bool,
+    /// The version of the state store as it is now.
+    pub state_schema: i64,
+    /// A program that goes back to a copy of the state is taken too.
+    pub takes_state_back: bool,
 }
 
 impl Manifest {
@@ -162,7 +166,7 @@ impl Manifest {
     /// Whether it can follow what runs on a machine.
     ///
     /// # Errors
-    /// [`UpdateError::Unfit`] with the reason.
+    /// [`UpdateError::Unfit`] with the reason, or [`UpdateError::NewerState`].
     pub fn fits(&self, fit: &Fit) -> Result<(), UpdateError> {
         let unfit =
             |why: String| Err(UpdateError::Unfit { version: self.version.to_string(), why });
@@ -184,6 +188,9 @@ impl Manifest {
             }
             Ordering::Equal if !fit.takes_older => {
                 unfit("runs already; --force-older takes it once more".to_owned())
+            }
+            _ if self.state_schema < fit.state_schema && !fit.takes_state_back => {
+                Err(UpdateError::NewerState { version: self.version.to_string() })
             }
             _ => Ok(()),
         }
@@ -224,6 +231,8 @@ mod tests {
             glibc: Some(version("2.27")),
             runs: version("0.1.5"),
             takes_older: false,
+            state_schema: 0,
+            takes_state_back: false,
         };
         manifest.fits(&fit).unwrap();
         let refused = |fit: Fit, why: &str| {
@@ -235,6 +244,9 @@ mod tests {
         refused(Fit { runs: version("0.0.9"), ..fit.clone() }, "install 0.1 first");
         refused(Fit { runs: version("0.3"), ..fit.clone() }, "--force-older");
         refused(Fit { runs: version("0.2"), ..fit.clone() }, "runs already");
+        let newer_state = Fit { state_schema: 1, ..fit.clone() };
+        refused(newer_state.clone(), "--state-of-before");
+        manifest.fits(&Fit { takes_state_back: true, ..newer_state }).unwrap();
         manifest.fits(&Fit { runs: version("0.3"), takes_older: true, ..fit }).unwrap();
     }
 

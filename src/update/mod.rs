@@ -84,7 +84,7 @@ pub enum UpdateError {
         /// What differs.
         why: String,
     },
-    /// It is not for this machine, or not for now.
+    /// It is for other machines, or does not follow the version that runs.
     #[error("{version} {why}")]
     Unfit {
         /// The version that was offered.

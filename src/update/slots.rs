@@ -26,7 +26,7 @@ use super::UpdateError;
 use super::bundle::{Bundle, MANIFEST, PROGRAM, SIGNATURES, copy_summed};
 use super::disk::Disk;
 use super::manifest::{Manifest, Version};
-use crate::base::host::disk_free_bytes;
+use crate::base::host::Moment;
 use crate::base::limits::{
     UPDATE_FREE_BYTES_MIN, UPDATE_MANIFEST_BYTES_MAX, UPDATE_RECORD_BYTES_MAX, UPDATE_STARTS_MAX,
 };
@@ -79,7 +79,10 @@ pub struct Trial {
     pub version: String,
     /// How often it was started.
     pub n_start: u32,
-    /// Whether the present start came to an answer of the model.
+    /// The kernel's name for the start of the machine in which that was last.
+    #[serde(default)]
+    pub boot: String,
+    /// Whether that start came to an answer of the model.
     pub is_ready: bool,
     /// How its last start ended, if it did.
     pub why: Option<String>,
@@ -119,13 +122,15 @@ pub struct Record {
 pub struct Slots {
     dir: PathBuf,
     package: Package,
+    pub(super) boot: String,
     pub(super) disk: Disk,
 }
 
 impl Slots {
     /// The slots of a folder, which need not be there.
     pub fn new(dir: &Path, package: Package) -> Slots {
-        Slots { dir: dir.to_owned(), package, disk: Disk::default() }
+        let boot = Moment::now().map_or_else(|_| String::new(), |now| now.boot);
+        Slots { dir: dir.to_owned(), package, boot, disk: Disk::default() }
     }
 
     /// What is known. A record that does not read counts as none: then the package's runs.
@@ -216,7 +221,7 @@ impl Slots {
         self.disk.remove(&dir.join(MANIFEST))?;
         self.disk.remove(&dir.join(PROGRAM))?;
         let needed_bytes = bundle.manifest.n_bytes + UPDATE_FREE_BYTES_MIN;
-        let free_bytes = disk_free_bytes(&dir).unwrap_or(u64::MAX);
+        let free_bytes = self.disk.free_bytes(&dir);
         if free_bytes < needed_bytes {
             return Err(UpdateError::NoRoom { path: dir, free_bytes, needed_bytes });
         }
@@ -225,7 +230,8 @@ impl Slots {
         self.disk.write_text(&dir.join(MANIFEST), &bundle.manifest_text)?;
         let version = bundle.manifest.version.to_string();
         self.change(|record| {
-            let trial = Trial { slot, version, n_start: 0, is_ready: false, why: None };
+            let boot = String::new();
+            let trial = Trial { slot, version, n_start: 0, boot, is_ready: false, why: None };
             (record.trial, record.wants_start) = (Some(trial), true);
             Ok(())
         })?;
@@ -255,6 +261,7 @@ impl Slots {
             let slot = match &mut record.trial {
                 Some(trial) => {
                     trial.n_start += 1;
+                    trial.boot.clone_from(&self.boot);
                     trial.is_ready = false;
                     said.push(format!("{} is tried, start {}", trial.version, trial.n_start));
                     trial.slot

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::disk::Disk;
 use super::*;
-use crate::base::limits::{UPDATE_SETTLE_S, UPDATE_STARTS_MAX, UPDATE_TRIAL_S};
+use crate::base::limits::{
+    UPDATE_FREE_BYTES_MIN, UPDATE_SETTLE_S, UPDATE_STARTS_MAX, UPDATE_TRIAL_S,
+};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PACKAGED: &[u8] = b"the package's program";
@@ -124,7 +126,7 @@ fn program_of(text: &str) -> Vec<u8> {
 }
 
 fn ended(result: &str, code: &str, status: &str) -> Ended {
-    Ended { result: result.into(), code: code.into(), status: status.into() }
+    Ended { result: result.into(), code: code.into(), status: status.into(), is_started: true }
 }
 
 #[test]
@@ -214,6 +216,8 @@ fn of_a_folder_the_newest_that_fits_is_taken_and_the_others_are_named() {
         glibc: Some(version("2.31")),
         runs: version("1"),
         takes_older: false,
+        state_schema: 4,
+        takes_state_back: false,
     };
     let find = || Bundle::find(world.dir.path(), &world.keys(), &fit);
     assert!(find().unwrap_err().to_string().contains("no file *.update"));
@@ -298,6 +302,64 @@ fn what_nobody_would_start_again_is_given_up_at_once() {
     });
     assert!(why.contains("not whole"), "{why}");
     assert_eq!(world.slots().ended(&ended("signal", "killed", "9")).unwrap(), None);
+}
+
+#[test]
+fn a_start_that_does_not_come_to_the_program_says_nothing_of_its_configuration() {
+    let world = World::new();
+    world.apply(&world.slots(), &world.release("2")).unwrap();
+    for _ in 0..UPDATE_STARTS_MAX {
+        assert_eq!(world.start(), program_of("2"));
+        let before = Ended { is_started: false, ..ended("exit-code", "exited", "2") };
+        assert_eq!(world.slots().ended(&before).unwrap(), None);
+    }
+    assert_eq!(world.start(), PACKAGED);
+    assert!(world.why().ends_with("ended by: exit-code, before the program"), "{}", world.why());
+}
+
+#[test]
+fn only_what_is_ready_in_this_start_of_the_machine_is_ready() {
+    let world = World::new();
+    world.apply(&world.slots(), &world.release("2")).unwrap();
+    assert_eq!(world.watch(&[0]), [Look::Start]);
+    let is_ready = || world.slots().record().trial.unwrap().is_ready;
+    world.slots().ready(Ok(())).unwrap();
+    assert!(!is_ready(), "it is the program of before that is ready");
+    assert_eq!(world.slots().ready(Err("no".into())).unwrap(), None);
+    world.start();
+    world.slots().ready(Ok(())).unwrap();
+    assert!(is_ready());
+    // The power goes; whoever watches is there before the service.
+    let (mut slots, mut watch) = (world.slots(), Watch::default());
+    slots.boot = "the next".to_owned();
+    let mut look = |s: u64| slots.look(&mut watch, Duration::from_secs(s)).unwrap().0;
+    assert_eq!([look(0), look(UPDATE_SETTLE_S)], [Look::Wait; 2]);
+    slots.begin().unwrap();
+    slots.ready(Ok(())).unwrap();
+    assert_eq!([look(100), look(100 + UPDATE_SETTLE_S)], [Look::Wait, Look::Over]);
+    assert_eq!(world.runs(), "2");
+}
+
+#[test]
+fn what_is_half_written_takes_no_room_from_the_next_one() {
+    let begun = World::new();
+    let release = begun.release("2");
+    fs::create_dir_all(begun.path("update/a")).unwrap();
+    for name in ["jetforge.next", "manifest.toml.next"] {
+        fs::write(begun.path("update/a").join(name), program_of("1")).unwrap();
+    }
+    let n_bytes = program_of("2").len() as u64 + UPDATE_FREE_BYTES_MIN;
+    for (n_bytes, fits) in [(n_bytes, true), (n_bytes - 1, false)] {
+        let world = begun.copy();
+        let mut slots = world.slots();
+        slots.disk = Disk::of_size(n_bytes);
+        assert_eq!(world.apply(&slots, &release).is_ok(), fits, "{n_bytes}");
+    }
+    // A name that is not to be had.
+    let place = begun.path("folder");
+    fs::create_dir(&place).unwrap();
+    Disk::default().write_text(&place, b"text").unwrap_err();
+    assert!(!begun.path("folder.next").exists());
 }
 
 #[test]

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The while is longer than systemd's watchdog waits, so a program that is ready and then hangs is
-//! seen. The one who watches is a process of its own, which such a program does not hold up. Time
-//! is that of its own life: the clock of a board without a battery jumps.
+//! seen. What was ready before the machine itself was started anew counts for nothing. The one who
+//! watches is a process of its own, which such a program does not hold up. Time is that of its own
+//! life: the clock of a board without a battery jumps.
 
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub struct Ended {
     pub code: String,
     /// `EXIT_STATUS`: a number, or a signal's name.
     pub status: String,
+    /// Whether it came to the program at all. If not, systemd 237 tells code and status of an
+    /// earlier one.
+    pub is_started: bool,
 }
 
 /// What the one who watches is to do.
@@ -55,16 +59,19 @@ impl Slots {
     /// # Errors
     /// If the folder takes nothing.
     pub fn ready(&self, health: Result<(), String>) -> Result<Option<String>, UpdateError> {
-        self.change_trial(|record| match (&mut record.trial, health) {
-            (Some(trial), Ok(())) => {
-                trial.is_ready = true;
-                None
+        self.change_trial(|record| {
+            // What is ready before the first start of a trial is the program that ran.
+            let trial = record.trial.as_mut().filter(|trial| trial.n_start > 0)?;
+            match health {
+                Ok(()) => {
+                    trial.is_ready = true;
+                    None
+                }
+                Err(why) => {
+                    record.wants_start = true;
+                    Some(self.go_back(record, &format!("it is ready, but {why}")))
+                }
             }
-            (Some(_), Err(why)) => {
-                record.wants_start = true;
-                Some(self.go_back(record, &format!("it is ready, but {why}")))
-            }
-            (None, _) => None,
         })
     }
 
@@ -79,9 +86,13 @@ impl Slots {
             if ended.result == "success" {
                 return None;
             }
-            let why = format!("{}, {} {}", ended.result, ended.code, ended.status);
+            let how = match ended.is_started {
+                true => format!("{} {}", ended.code, ended.status),
+                false => "before the program".to_owned(),
+            };
+            let why = format!("{}, {how}", ended.result);
             trial.why = Some(why.trim_end_matches([' ', ',']).to_owned());
-            if (&*ended.code, &*ended.status) != ("exited", USAGE) {
+            if !ended.is_started || (&*ended.code, &*ended.status) != ("exited", USAGE) {
                 return None;
             }
             record.wants_start = true;
@@ -99,7 +110,7 @@ impl Slots {
         now: Duration,
     ) -> Result<(Look, Option<String>), UpdateError> {
         self.change(|record| {
-            Ok(match watch.step(record, now) {
+            Ok(match watch.step(record, &self.boot, now) {
                 Step::Wait => (Look::Wait, None),
                 Step::Over => (Look::Over, None),
                 Step::Keep => (Look::Over, Some(self.keep(record))),
@@ -147,18 +158,19 @@ enum Step {
 }
 
 impl Watch {
-    fn step(&mut self, record: &Record, now: Duration) -> Step {
+    fn step(&mut self, record: &Record, boot: &str, now: Duration) -> Step {
         if record.wants_start {
             return Step::Start;
         }
         let Some(trial) = &record.trial else { return Step::Over };
+        let is_ready = trial.is_ready && trial.boot == boot;
         // A crash in between is another start, whose time begins anew.
         let since = match self.ready {
             Some((n_start, since)) if n_start == trial.n_start => since,
             _ => now,
         };
-        self.ready = trial.is_ready.then_some((trial.n_start, since));
-        match trial.is_ready {
+        self.ready = is_ready.then_some((trial.n_start, since));
+        match is_ready {
             true if now - since >= Duration::from_secs(UPDATE_SETTLE_S) => Step::Keep,
             _ if now >= Duration::from_secs(UPDATE_TRIAL_S) => Step::Late,
             _ => Step::Wait,

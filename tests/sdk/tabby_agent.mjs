@@ -17,7 +17,9 @@ const promises = {
   async connects() {
     assert.ok(await agent.initialize({ config }));
     assert.equal(agent.getStatus(), "ready");
-    assert.equal(agent.getServerHealthState().device, "cpu");
+    const state = agent.getServerHealthState();
+    assert.equal(state.device, "cpu");
+    assert.ok(state.cpu_count >= 1 && state.arch, JSON.stringify(state));
   },
   async completes() {
     const text = "def add(a, b):\n    \n\nprint(add(1, 2))\n";
@@ -25,10 +27,11 @@ const promises = {
       filepath: "/tmp/add.py", language: "python", text, position: text.indexOf("\n\nprint"),
       manually: true,
     });
-    assert.ok(typeof answer.id === "string" && Array.isArray(answer.choices), answer);
+    assert.ok(typeof answer.id === "string", JSON.stringify(answer));
+    assert.ok(answer.choices.length > 0, "it has something to say");
+    assert.ok(answer.choices.every((choice) => choice.text.trim()), JSON.stringify(answer));
     assert.equal(agent.getStatus(), "ready");
     assert.deepEqual(agent.getIssues().filter((issue) => issue === "connectionFailed"), []);
-    promises.answer = answer;
   },
   async tells() {
     for (const type of ["view", "select", "dismiss"]) {

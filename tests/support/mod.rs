@@ -1,11 +1,13 @@
 //! What several test modules share.
 
+pub mod engine;
 pub mod fake;
 pub mod hosted;
 pub mod http;
 pub mod postgres;
 pub mod recipe;
 pub mod run;
+pub mod shapes;
 pub mod skip;
 pub mod socket;
 pub mod source;

@@ -96,15 +96,26 @@ impl Postgres {
         told.recv().unwrap().unwrap_or_else(|said| panic!("it does not start: {said}"));
     }
 
+    /// Stops the server and each process of it, or lets them go on: its system still takes
+    /// connections and bytes for it.
+    pub fn stop(&self, is_stopped: bool) {
+        let Some(child) = &self.child else { return };
+        let signal = if is_stopped { Signal::STOP } else { Signal::CONT };
+        let own = child.id() as i32;
+        // The first one first: it makes the others.
+        kill_process(Pid::from_raw(own).unwrap(), signal).unwrap();
+        for pid in children(own) {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+        }
+    }
+
     /// Kills the server and each process of it with -9.
     pub fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
-        let pid = child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children(child.id() as i32);
         child.kill().unwrap();
         child.wait().unwrap();
-        let children = children.unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        for pid in children {
             let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
             // A server does not start while one of the old processes is left.
             while Path::new(&format!("/proc/{pid}/stat")).exists() && is_alive(pid) {
@@ -127,6 +138,12 @@ impl Postgres {
         assert!(done.status.success(), "{sql}: {}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
     }
+}
+
+/// The processes that a process made.
+fn children(pid: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    children.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Whether a process has not ended: one that nobody has waited for yet has.

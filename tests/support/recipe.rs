@@ -68,6 +68,30 @@ impl Recipe {
         Recipe { json: golden_json(&format!("lora/{name}")), values: vec![] }
     }
 
+    /// Its keys and their values.
+    pub fn keys(&self) -> Vec<(String, Value)> {
+        let rows = self.json["metadata"].as_array().expect("a recipe has keys");
+        let key = |row: &Json| row[0].as_str().expect("a key is text").to_owned();
+        rows.iter().map(|row| (key(row), value(&row[1], &row[2]))).collect()
+    }
+
+    /// The same with another value under a key that it has.
+    pub fn with(mut self, key: &str, value: impl Into<Json>) -> Recipe {
+        let rows = self.json["metadata"].as_array_mut().expect("a recipe has keys");
+        let row = rows.iter_mut().find(|row| row[0] == key).expect("the recipe has the key");
+        row[2] = value.into();
+        self
+    }
+
+    /// The same with an array of `n` items, those it has and others behind them.
+    pub fn with_items(self, key: &str, n: usize, other: impl Fn(usize) -> Json) -> Recipe {
+        let rows = self.json["metadata"].as_array().expect("a recipe has keys");
+        let row = rows.iter().find(|row| row[0] == key).expect("the recipe has the key");
+        let mut items = row[2].as_array().expect("an array").clone();
+        items.extend((items.len()..n).map(other));
+        self.with(key, items)
+    }
+
     /// SHA-256 of the first file.
     pub fn sha256(&self) -> &str {
         self.json["files"][0]["sha256"].as_str().expect("a recipe has files")

@@ -1,6 +1,11 @@
 //! The stand-in for libcuda: built with the C++ compiler that is there, once for its sources, and
 //! opened as often as a test wants a device with a fate of its own.
+//!
+//! `JETFORGE_TEST_LIBCUDA` names a driver's library to open instead (`benches/gpu/run.sh`). Its
+//! device has one fate: tests that order another are skipped. Other orders of threads are what such
+//! a device has anyhow, from run to run.
 
+use std::ffi::{CString, c_char};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -34,14 +39,79 @@ pub fn device(conf: &str) -> Option<(Result<Device, CudaError>, tempfile::TempDi
     Some((Device::open(&path, 0), dir))
 }
 
-/// A copy of the stand-in with its directions beside it.
+/// Whether tests run on a device of a driver's.
+pub fn is_real() -> bool {
+    real().is_some()
+}
+
+fn real() -> Option<PathBuf> {
+    std::env::var_os("JETFORGE_TEST_LIBCUDA").map(PathBuf::from)
+}
+
+/// Whether a driver's device is as `conf` orders it.
+fn is_so(library: &Path, conf: &str) -> bool {
+    conf.lines().all(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["order", ..] => true,
+        ["capability", major, _] => {
+            let info = Device::open(library, 0).map(|device| device.info().clone());
+            let (has, _) = info.expect("the driver has a device").capability;
+            // Tensor cores are the difference.
+            major.parse::<u32>().is_ok_and(|major| (major >= 8) == (has >= 8))
+        }
+        _ => false,
+    })
+}
+
+/// A copy of the stand-in with its directions beside it; or the driver's library, if its device is
+/// as they are.
 pub fn copy(conf: &str) -> Option<(PathBuf, tempfile::TempDir)> {
+    if let Some(library) = real() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        if is_so(&library, conf) {
+            return Some((library, dir));
+        }
+        skip("cuda-real", &format!("a real device takes no orders ({})", conf.replace('\n', ", ")));
+        return None;
+    }
     let built = built()?;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("libcuda.so.1");
     std::fs::copy(built, &path).expect("a copy");
     std::fs::write(dir.path().join("libcuda.so.1.conf"), conf).expect("directions");
     Some((path, dir))
+}
+
+/// A stand-in that can be told what is to fail while it is open.
+pub struct Directed(libloading::Library);
+
+impl Directed {
+    /// The stand-in of this copy.
+    pub fn of(library: &Path) -> Directed {
+        // SAFETY: loading it runs no more than constructors of the stand-in.
+        Directed(unsafe { libloading::Library::new(library) }.expect("the stand-in"))
+    }
+
+    /// Orders what `conf` says in place of what was to fail before; calls count from here.
+    pub fn direct(&self, conf: &str) {
+        let lines = CString::new(conf).expect("text");
+        type Direct = unsafe extern "C" fn(*const c_char);
+        // SAFETY: this is the function's type, and the text ends in a zero byte.
+        unsafe {
+            let direct = self.0.get::<Direct>(b"stand_in_direct\0").expect("the stand-in has it");
+            direct(lines.as_ptr());
+        }
+    }
+}
+
+/// A call that a stand-in was asked: its name, and the kernel or the bytes that it is about.
+pub type Call = (String, String);
+
+/// The calls that a stand-in that was told to `log` was asked, in their order.
+pub fn calls(library: &Path) -> Vec<Call> {
+    let log = library.with_file_name("libcuda.so.1.log");
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let words = log.lines().filter_map(|line| line.split_once(' '));
+    words.map(|(call, about)| (call.to_owned(), about.to_owned())).collect()
 }
 
 fn built() -> Option<&'static Path> {

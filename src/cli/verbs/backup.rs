@@ -29,6 +29,7 @@ use super::first_boot::STAMP;
 use crate::app::App;
 use crate::base::file::{self, Draft};
 use crate::base::format::bytes;
+use crate::base::hash::hex;
 use crate::base::limits::TAR_FILES_MAX;
 use crate::base::owner::{as_owner_of, is_root};
 use crate::base::tar::{TarWriter, read_tar};
@@ -168,15 +169,18 @@ fn write_archive(app: &App, with_log: bool, out: &mut Draft) -> io::Result<(usiz
     let (mut sums, mut n_bytes) = (String::new(), 0);
     for Item { name, path } in &items {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+        let open = || match file::open_plain(path) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                Err(io::Error::other("there are more folders in folders than it takes"))
+            }
+            opened => opened,
+        };
         let file = match name.starts_with("state/") {
-            true => as_owner_of(&app.dirs.state, || File::open(path)).flatten(),
-            false => File::open(path),
+            true => as_owner_of(&app.dirs.state, open).flatten(),
+            false => open(),
         };
         let file = file.map_err(named)?;
         let about = file.metadata()?;
-        if about.is_dir() {
-            return Err(named(io::Error::other("there are more folders in folders than it takes")));
-        }
         let mut summed = Summed { from: BufReader::new(file), sum: Sha256::new() };
         tar.add(name, about.mode() & 0o777, about.len(), &mut summed).map_err(named)?;
         sums.push_str(&line(summed.sum, name));
@@ -215,8 +219,7 @@ fn gather(
 }
 
 fn line(sum: Sha256, name: &str) -> String {
-    let hex: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{hex}  {name}\n")
+    format!("{}  {name}\n", hex(&sum.finalize()))
 }
 
 /// What is read, summed.
@@ -302,7 +305,7 @@ pub fn go_on(app: &App) -> anyhow::Result<bool> {
 /// Gives a restore up that was cut.
 pub fn forget(app: &App) -> io::Result<()> {
     let root = &app.dirs.root_state;
-    file::remove(&root.join(MARK))?;
+    file::remove_for_good(&root.join(MARK))?;
     file::discard(&root.join(NEXT))
 }
 
@@ -339,7 +342,7 @@ fn finish(app: &App) -> anyhow::Result<bool> {
         file::replace(&root.join(STAMP), b"", 0o600)?;
         let _ = std::fs::remove_dir_all(&next);
         File::open(root)?.sync_all()?;
-        std::fs::remove_file(&mark)
+        file::remove_for_good(&mark)
     };
     place().context("the restore is not done; it goes on with the next start")?;
     Ok(true)

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::base::host::Host;
 use crate::base::owner::as_owner_of;
 use crate::bench::{
-    self, Advice, Candidate, Figure, Limits, Machine, Profile, Report, Tests, advise, compare,
+    self, Advice, Candidate, Figure, Limits, Machine, Profile, Report, Tests, Work, advise, compare,
 };
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
@@ -260,6 +260,7 @@ fn this_machine(limits: Limits, n_threads: usize) -> Profile {
         limits,
         n_threads,
         power_mode: "nothing to set",
+        has_nano_gpu: false,
         is_measured: true,
     }
 }
@@ -276,6 +277,7 @@ fn candidates(app: &App, available_bytes: u64) -> anyhow::Result<Vec<Candidate>>
             n_params: shapes.sum(),
             file_bytes: gguf.file_bytes() as f64,
             n_ctx_fits: context_that_fits(&gguf, &app.load_options(), available_bytes),
+            work: Work::of_file(&gguf),
             is_here: true,
         });
     }
@@ -292,6 +294,7 @@ fn candidates(app: &App, available_bytes: u64) -> anyhow::Result<Vec<Candidate>>
             n_params: f64::from(entry.params_m) * 1e6,
             file_bytes: bytes as f64,
             n_ctx_fits: if fits { 4096 } else { 0 },
+            work: Work::of_size(f64::from(entry.params_m) * 1e6, bytes as f64),
             is_here: false,
         });
     }
@@ -310,6 +313,9 @@ fn context_that_fits(gguf: &Gguf, load: &LoadOptions, available_bytes: u64) -> u
 fn print_advice(advice: &Advice, profile: &Profile) -> anyhow::Result<u8> {
     let mut rows =
         vec![["model", "weights", "file", "decode", "prefill", ""].map(str::to_owned).to_vec()];
+    if profile.has_nano_gpu {
+        rows[0].splice(5..5, ["GPU decode", "GPU prefill"].map(str::to_owned));
+    }
     for (i, verdict) in advice.verdicts.iter().enumerate() {
         let candidate = &verdict.candidate;
         let rate = |rate: Option<f64>| rate.map_or(String::new(), |r| format!("{r:.1} tok/s"));
@@ -319,14 +325,18 @@ fn print_advice(advice: &Advice, profile: &Profile) -> anyhow::Result<u8> {
             None => "works".to_owned(),
         };
         let here = if candidate.is_here { "" } else { " (to pull)" };
-        rows.push(vec![
+        let mut row = Vec::from([
             format!("{}{here}", candidate.name),
             format!("{:.2}e9", candidate.n_params / 1e9),
             format!("{:.2} GB", candidate.file_bytes / 1e9),
             rate(Some(verdict.decode)),
             rate(verdict.prefill),
-            word,
         ]);
+        if let Some(gpu) = verdict.gpu {
+            row.extend([rate(Some(gpu.decode)), rate(Some(gpu.prefill))]);
+        }
+        row.push(word);
+        rows.push(row);
     }
     let mut out = anstream::stdout().lock();
     let kind = if profile.is_measured { "measured limits" } else { "a prediction from a profile" };
@@ -363,9 +373,7 @@ fn print(reports: &[Report], form: Form) -> anyhow::Result<()> {
 }
 
 fn figure_table(figures: &[Figure]) -> String {
-    let mut rows = vec![bench::HEAD.map(str::to_owned).to_vec()];
-    rows.extend(bench::rows(figures).into_iter().map(|row| row.to_vec()));
-    table(&rows)
+    table(&bench::table(figures))
 }
 
 fn compare_files(first: &PathBuf, second: &PathBuf) -> anyhow::Result<u8> {

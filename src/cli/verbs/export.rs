@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::app::App;
 use crate::cli::{Context, exit, terminal};
-use crate::store::{ExportFormat, Store};
+use crate::store::{ExportFormat, Imported, Store};
 
 /// Options of `export`.
 #[derive(Debug, Args)]
@@ -84,10 +84,12 @@ pub fn import(context: &Context, args: &ImportArgs) -> anyhow::Result<u8> {
         None => store.import(std::io::stdin().lock())?,
         Some(file) => store.import(BufReader::new(file))?,
     };
-    terminal::note(format!(
-        "{} rows added, {} were there already",
-        imported.n_added, imported.n_known
-    ));
+    let Imported { n_added, n_known, n_left } = imported;
+    let left = match n_left {
+        0 => String::new(),
+        n => format!(", {n} are of sync and stay where they were"),
+    };
+    terminal::note(format!("{n_added} rows added, {n_known} were there already{left}"));
     Ok(exit::OK)
 }
 

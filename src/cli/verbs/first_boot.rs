@@ -149,8 +149,10 @@ fn renamed(lines: &str, before: &str, name: &str) -> String {
     for line in lines.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let is_own = words.first() == Some(&OWN_ADDRESS);
-        let line = match is_own && words.contains(&before) {
-            true => words.into_iter().filter(|word| *word != before).collect::<Vec<_>>().join("\t"),
+        // It may have the new one, from a run that was cut.
+        let is_old = |word: &&str| [before, name].contains(word);
+        let line = match is_own && words.iter().any(is_old) {
+            true => words.into_iter().filter(|word| !is_old(word)).collect::<Vec<_>>().join("\t"),
             false => line.to_owned(),
         };
         if line != OWN_ADDRESS {

@@ -71,6 +71,9 @@ pub struct HubServeArgs {
     /// Key to show to servers outside that have none of their own
     #[arg(long, value_name = "KEY")]
     external_key: Option<String>,
+    /// Seconds that a server outside may take
+    #[arg(long, value_name = "S")]
+    external_timeout: Option<u32>,
     /// File with an address and its key on each line
     #[arg(long, value_name = "FILE")]
     backend_keys: Option<PathBuf>,
@@ -111,6 +114,7 @@ impl HubServeArgs {
             settings.extend(value.map(|value| Setting { key, value, option }));
         };
         let list = |own: &[String]| (!own.is_empty()).then(|| own.to_vec().into());
+        let wait = self.external_timeout.map(|s| (i64::from(s) * 1000).into());
         let file = self.backend_keys.as_ref().map(|path| path.display().to_string().into());
         add("server.host", "--host", self.host.clone().map(Into::into));
         add("server.n_parallel", "--parallel", self.parallel.map(|n| i64::from(n).into()));
@@ -118,6 +122,7 @@ impl HubServeArgs {
         add("hub.port", "--port", self.port.map(|port| i64::from(port).into()));
         add("hub.nano", "--nano", list(&self.nano));
         add("hub.external_llama", "--external-llama", list(&self.external_llama));
+        add("hub.external_ms", "--external-timeout", wait);
         add("hub.key_file", "--backend-keys", file);
         add("hub.local", "--no-local", self.no_local.then_some(false.into()));
         Ok(settings)

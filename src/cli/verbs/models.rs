@@ -8,11 +8,12 @@ use serde_json::json;
 
 use crate::app::{App, EMBEDDED_NAME};
 use crate::base::format::bytes;
+use crate::base::owner::become_owner_of;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, FAINT, GOOD, STRONG, bytes_bar, print_json, styled, table};
 use crate::cli::{Context, exit};
 use crate::inference::EMBEDDED_MODEL;
-use crate::library::{LibraryError, StoredModel, Verified};
+use crate::library::{Incoming, LibraryError, StoredModel, Verified};
 
 /// Options of `models`.
 #[derive(Debug, Args)]
@@ -68,6 +69,10 @@ enum What {
 /// Does what is asked with the store.
 pub fn run(context: &Context, args: &ModelsArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
+    // What is brought is for who calls to read; the store is its owner's.
+    if !matches!(args.what, Some(What::Import { .. })) {
+        become_owner_of(app.store.dir())?;
+    }
     match &args.what {
         None => list(&app, false)?,
         Some(What::List { available: false, json }) => list(&app, *json)?,
@@ -157,8 +162,10 @@ fn available(app: &App, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn import(app: &App, path: &std::path::Path, force: bool, as_json: bool) -> anyhow::Result<()> {
+    let incoming = Incoming::open(path)?;
+    become_owner_of(app.store.dir())?;
     let bar = bytes_bar("copying");
-    let result = app.store.import(path, force, &mut |done, total| {
+    let result = app.store.import(&incoming, force, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

@@ -1,9 +1,10 @@
 //! `jetforge monitor`: the service and the board on one screen, anew every second.
 //!
-//! Plain text under two escape sequences (home, and clear to the end of each line and below), so it
-//! works over ssh and on a serial console, and Ctrl-C leaves nothing behind. Speed is what the
-//! service's sequences had more than a second ago; a sequence that came or went in between counts
-//! with what it shows.
+//! Plain text under a few escape sequences of a VT100 (home, and clear to the end of each line and
+//! below), so it works over ssh and on a serial console. Lines do not wrap while a screen is
+//! written, so that the terminal cuts what is too long for it, and Ctrl-C leaves nothing behind.
+//! Speed is what the service's sequences had more than a second ago; a sequence that came or went
+//! in between counts with what it shows.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -62,7 +63,7 @@ pub fn run(context: &Context, args: &MonitorArgs) -> anyhow::Result<u8> {
             return Ok(exit::OK);
         }
         let screen = screen.replace('\n', "\x1b[K\r\n");
-        write!(out, "\x1b[H{screen}\x1b[J")?;
+        write!(out, "\x1b[?7l\x1b[H{screen}\x1b[J\x1b[?7h")?;
         out.flush()?;
         drop(out);
         std::thread::sleep(Duration::from_secs(args.every));

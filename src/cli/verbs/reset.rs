@@ -7,6 +7,7 @@
 //!
 //! If power goes in between, the first start, whose stamp is gone, finds the mark and goes on.
 //! What the owner wrote by hand into the configuration stays, and so do models, if not asked for.
+//! Of a link in the state the link goes, and nothing that it leads to.
 //! The mark lies where only root writes, and root removes what is the service's as the service's
 //! user.
 
@@ -74,18 +75,18 @@ pub fn finish(app: &App) -> anyhow::Result<()> {
     let (models, goes) = (app.store.dir(), text == AND_MODELS);
     let is_kept = |path: &Path| path.ends_with(MARK) || !goes && models.starts_with(path);
     let sweep = || -> std::io::Result<()> {
-        file::remove(&root.join(STAMP))?;
+        file::remove_for_good(&root.join(STAMP))?;
         backup::forget(app)?;
-        if goes {
-            as_owner_of(models, || empty(models, &|_| false)).flatten()?;
-        }
         for name in [CARD, CHOICES] {
             file::remove(&app.dirs.config.join(name))?;
         }
         for dir in [&app.dirs.cache, state] {
             as_owner_of(dir, || empty(dir, &is_kept)).flatten()?;
         }
-        discard(&root.join(MARK))
+        if goes {
+            as_owner_of(models, || empty(models, &|_| false)).flatten()?;
+        }
+        file::remove_for_good(&root.join(MARK))
     };
     sweep().context("the reset is not done; it goes on with the next start")
 }

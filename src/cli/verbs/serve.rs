@@ -360,6 +360,7 @@ pub(super) fn launch(
             listener.also(*port).map_err(|source| ServerError::Bind { address, source })?;
         }
         let listener = listener.secured(service.identity.clone());
+        service.gate.listens_at(listener.address());
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let [interrupt, terminate, hangup] = signals.map(signal);
         announce(&listener.url())?;
@@ -523,7 +524,7 @@ fn announce(url: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-fn address_of(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+pub(super) fn address_of(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     if host.ends_with(".sock") {
         return Err(
             CliError::usage("--host: sockets of files are not served; use an address").into()

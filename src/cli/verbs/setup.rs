@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use crate::app::machine_name;
+use super::serve::address_of;
 use crate::cli::exit::CliError;
 use crate::cli::remote::{Remote, with_port};
 use crate::cli::terminal::{self, print_json};
@@ -65,14 +65,17 @@ pub fn run(context: &Context, args: &SetupArgs) -> anyhow::Result<u8> {
         Some(code) => code.clone(),
         None => asked()?,
     };
-    let name = args.name.clone().unwrap_or_else(machine_name);
+    // Where a hub of this configuration will be.
+    let listens = address_of(&app.config().server.host, app.config().hub.port).ok();
+    let mut card = app.card(listens);
+    card.name = args.name.clone().unwrap_or(card.name);
     let paired = match store {
         Some(store) => {
-            let peer = pair_and_keep(&store, &address, &code, &name)?;
+            let peer = pair_and_keep(&store, &address, &code, &card)?;
             json!({"node": peer.node, "name": peer.name})
         }
         None => {
-            let said = json!({"address": address, "code": code, "name": name});
+            let said = json!({"address": address, "code": code, "name": card.name});
             let hub = Remote { url: args.hub.clone(), key: args.key.clone(), pin: None };
             let hub = hub.hub(&app)?;
             hub.post("POST", "/v1/pair/ask", said.to_string().as_bytes())?

@@ -20,6 +20,7 @@ use crate::cli::{Context, exit};
 use crate::server::{Client, ClientError, KeyFile, peer_key_name};
 use crate::store::StoreError;
 use crate::sync::{BlobId, Imported, Node, StickHead, asks_of, read_frame};
+use crate::tls::Fingerprint;
 
 /// Options of `sync`.
 #[derive(Debug, Args)]
@@ -49,6 +50,17 @@ enum What {
     Forget {
         /// Its name or node, as `status` shows them
         peer: String,
+    },
+    /// Say where a peer is called; an empty address waits for its calls
+    Peer {
+        /// Its name or node, as `status` shows them
+        peer: String,
+        /// http://HOST:PORT or https://HOST:PORT
+        #[arg(long, value_name = "URL")]
+        address: String,
+        /// SHA-256 of its certificate, where that is not the one of the pairing
+        #[arg(long, value_name = "SHA256")]
+        peer_certificate: Option<Fingerprint>,
     },
     /// The card of this machine was moved here from another one, which is out of use
     Adopt,
@@ -116,6 +128,14 @@ pub fn run(context: &Context, args: &SyncArgs) -> anyhow::Result<u8> {
         What::Forget { peer } => {
             let name = forget(&client, own(args, &app)?, peer, &app.dirs.state)?;
             terminal::note(format!("{name} is forgotten; forget this machine there as well"));
+        }
+        What::Peer { peer, address, peer_certificate } => {
+            let own = own(args, &app)?;
+            let (name, address) = call_at(&client, own, peer, address, *peer_certificate)?;
+            terminal::note(match address.is_empty() {
+                true => format!("{name} is not called any more; it calls"),
+                false => format!("{name} is called at {address}"),
+            });
         }
         What::Send { file, name, what } => {
             let own = own(args, &app)?;
@@ -195,14 +215,41 @@ fn alone(args: &SyncArgs, app: &App) -> anyhow::Result<Node> {
     })
 }
 
+/// Text as a part of a query.
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02x}")).collect()
+}
+
+/// Has a peer called elsewhere; its name and where.
+fn call_at(
+    client: &Client,
+    own: Option<Node>,
+    peer: &str,
+    address: &str,
+    pin: Option<Fingerprint>,
+) -> anyhow::Result<(String, String)> {
+    let Some(sync) = own else {
+        let pin = pin.map(|pin| format!("&certificate={pin}")).unwrap_or_default();
+        let query = format!("peer={}&address={}{pin}", escaped(peer), escaped(address));
+        let told = client.json("POST", &format!("/v1/sync/peer?{query}"))?;
+        let text = |name: &str| terminal::plain(told[name].as_str().unwrap_or_default());
+        return Ok((text("name"), text("address")));
+    };
+    let found = sync.call_at(peer, address, pin.map(|pin| pin.0))?;
+    let found = found.ok_or_else(|| unknown(peer))?;
+    Ok((found.name, found.address))
+}
+
+fn unknown(peer: &str) -> CliError {
+    CliError::usage(format!("there is no one peer {peer:?}; see `sync status`"))
+}
+
 fn forget(client: &Client, own: Option<Node>, peer: &str, dir: &Path) -> anyhow::Result<String> {
     let Some(sync) = own else {
-        let escaped: String = peer.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let told = client.json("POST", &format!("/v1/sync/forget?peer={escaped}"))?;
+        let told = client.json("POST", &format!("/v1/sync/forget?peer={}", escaped(peer)))?;
         return Ok(told["name"].as_str().unwrap_or_default().to_owned());
     };
-    let unknown = || CliError::usage(format!("there is no one peer {peer:?}; see `sync status`"));
-    let forgotten = sync.forget(peer)?.ok_or_else(unknown)?;
+    let forgotten = sync.forget(peer)?.ok_or_else(|| unknown(peer))?;
     // A machine that asked us to pair has none there.
     let _ = KeyFile::new(dir).revoke(&peer_key_name(&forgotten.node));
     Ok(forgotten.name)

@@ -9,7 +9,7 @@
 //! that shares the table.
 //!
 //! A plan knows nothing of adapters: an [`Adapter`] is looked up by the weight at hand. It is made
-//! for one plan, and holds its matrices as f32 whatever the file's type.
+//! for one plan, or half of one, and holds its matrices as f32 whatever the file's type.
 
 use std::collections::BTreeMap;
 
@@ -116,6 +116,57 @@ impl Adapter {
     /// # Errors
     /// If the file is no adapter, one for another architecture, or its shapes do not fit.
     pub fn read(gguf: &Gguf, plan: &Plan, arch: &str) -> Result<Adapter, AdapterError> {
+        let file = AdapterFile::read(gguf, arch)?;
+        file.check_is_used(&[plan])?;
+        file.adapter(plan)
+    }
+
+    /// Reads an adapter for a plan that was split: each half takes the pairs of its own matrices.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`].
+    pub fn read_halves(
+        gguf: &Gguf,
+        (head, tail): (&Plan, &Plan),
+        arch: &str,
+    ) -> Result<(Adapter, Adapter), AdapterError> {
+        let file = AdapterFile::read(gguf, arch)?;
+        file.check_is_used(&[head, tail])?;
+        Ok((file.adapter(head)?, file.adapter(tail)?))
+    }
+
+    /// What it adds to `weight`, if anything.
+    pub fn part(&self, weight: WeightId) -> Option<&AdapterPart> {
+        self.parts.get(weight.0)?.as_ref()
+    }
+
+    /// What it adds to each weight of the plan.
+    pub fn into_parts(self) -> Vec<Option<AdapterPart>> {
+        self.parts
+    }
+
+    /// Norm vectors of the file, which have no effect, here as in llama.cpp.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    /// Bytes of its matrices.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().flatten().map(|part| part.a.len() + part.b.len()).sum()
+    }
+}
+
+/// An adapter's file, whose tensors are pairs.
+struct AdapterFile<'a> {
+    gguf: &'a Gguf,
+    pairs: Pairs<'a>,
+    skipped: Vec<String>,
+    alpha: f32,
+}
+
+impl<'a> AdapterFile<'a> {
+    /// Checks what the file says of itself, and finds its pairs.
+    fn read(gguf: &'a Gguf, arch: &str) -> Result<AdapterFile<'a>, AdapterError> {
         let metadata = gguf.metadata();
         for (key, expected) in
             [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", arch)]
@@ -133,38 +184,44 @@ impl Adapter {
         }
         let alpha = metadata.f32("adapter.lora.alpha")?.unwrap_or(0.0);
         let (pairs, skipped) = pairs(gguf)?;
+        if pairs.is_empty() {
+            return Err(AdapterError::Empty);
+        }
+        Ok(AdapterFile { gguf, pairs, skipped, alpha })
+    }
+
+    /// Refuses a pair that none of the plans has a matrix for.
+    fn check_is_used(&self, plans: &[&Plan]) -> Result<(), AdapterError> {
+        let is_used = |name: &&String| {
+            plans.iter().any(|plan| {
+                uses(plan).iter().any(|&(WeightId(i), usage)| {
+                    plan.weights[i].name == **name && is_for(name, usage)
+                })
+            })
+        };
+        match self.pairs.keys().find(|name| !is_used(name)) {
+            Some(name) => Err(AdapterError::NoMatrix { name: name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What of it a plan uses.
+    fn adapter(&self, plan: &Plan) -> Result<Adapter, AdapterError> {
         let mut parts: Vec<Option<AdapterPart>> = plan.weights.iter().map(|_| None).collect();
-        let uses = uses(plan);
-        for (name, (a, b)) in &pairs {
-            let mut is_used = false;
-            for &(WeightId(i), usage) in &uses {
-                let spec = &plan.weights[i];
-                if spec.name == *name && (usage == Use::Table) == (name == TOKEN_EMBD) {
-                    parts[i] = Some(part(gguf, spec, usage, (a, b), alpha)?);
-                    is_used = true;
-                }
-            }
-            if !is_used {
-                return Err(AdapterError::NoMatrix { name: name.clone() });
+        for (WeightId(i), usage) in uses(plan) {
+            let spec = &plan.weights[i];
+            let pair = self.pairs.get(&spec.name).filter(|_| is_for(&spec.name, usage));
+            if let Some(&pair) = pair {
+                parts[i] = Some(part(self.gguf, spec, usage, pair, self.alpha)?);
             }
         }
-        if pairs.is_empty() { Err(AdapterError::Empty) } else { Ok(Adapter { parts, skipped }) }
+        Ok(Adapter { parts, skipped: self.skipped.clone() })
     }
+}
 
-    /// What it adds to `weight`, if anything.
-    pub fn part(&self, weight: WeightId) -> Option<&AdapterPart> {
-        self.parts.get(weight.0)?.as_ref()
-    }
-
-    /// Norm vectors of the file, which have no effect, here as in llama.cpp.
-    pub fn skipped(&self) -> &[String] {
-        &self.skipped
-    }
-
-    /// Bytes of its matrices.
-    pub fn bytes(&self) -> usize {
-        self.parts.iter().flatten().map(|part| part.a.len() + part.b.len()).sum()
-    }
+/// Whether the pair for the tensor `name` changes this use of it.
+fn is_for(name: &str, usage: Use) -> bool {
+    (usage == Use::Table) == (name == TOKEN_EMBD)
 }
 
 /// The weights that an adapter can change.

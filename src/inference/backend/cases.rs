@@ -33,6 +33,9 @@ pub const MATMUL: &[MatMulCase] = &[
     MatMulCase { n_rows: 47, n_cols_min: 500, n: 31, n_threads: 3 },
     MatMulCase { n_rows: 70, n_cols_min: 1056, n: 55, n_threads: 2 },
     MatMulCase { n_rows: 35, n_cols_min: 800, n: 26, n_threads: 2 },
+    // Three panels a task: pairs of them and a last one, beside tiles of columns of all lengths.
+    MatMulCase { n_rows: 16 * 19 - 3, n_cols_min: 288, n: 45, n_threads: 1 },
+    MatMulCase { n_rows: 16 * 12, n_cols_min: 512, n: 64, n_threads: 1 },
     MatMulCase { n_rows: 130, n_cols_min: 896, n: 7, n_threads: 2 },
     MatMulCase { n_rows: 33, n_cols_min: 4864, n: 5, n_threads: 3 },
     MatMulCase { n_rows: 20, n_cols_min: 18_944, n: 1, n_threads: 2 },

@@ -66,13 +66,15 @@ pub struct DeviceReport {
     pub why: String,
     /// Whether there is a GPU that could not be used.
     pub is_fallback: bool,
+    /// Whether the first layers are the CPU's beside a GPU.
+    pub is_split: bool,
 }
 
 impl DeviceReport {
     /// The CPU, which was asked for.
     pub(super) fn cpu() -> DeviceReport {
         let why = "as configured".to_owned();
-        DeviceReport { name: "cpu".to_owned(), why, is_fallback: false }
+        DeviceReport { name: "cpu".to_owned(), why, is_fallback: false, is_split: false }
     }
 
     /// The CPU, because of what a GPU answered.
@@ -82,7 +84,7 @@ impl DeviceReport {
             true => format!("the GPU cannot be used: {error}"),
             false => "there is no CUDA driver".to_owned(),
         };
-        DeviceReport { name: "cpu".to_owned(), why, is_fallback: has_driver }
+        DeviceReport { name: "cpu".to_owned(), why, is_fallback: has_driver, is_split: false }
     }
 }
 
@@ -194,6 +196,7 @@ impl Prepared {
             _ => "as configured".to_owned(),
         };
         let name = format!("cuda:{}", ordinal(options));
+        let is_split = halves.is_some();
         let (runner, backend_name): (Box<dyn Runner>, String) = match halves {
             None => {
                 let backend = new(&self.plan)?;
@@ -211,7 +214,7 @@ impl Prepared {
                 (Box::new(SplitRunner::new(head, n_head, tail)), name)
             }
         };
-        let report = DeviceReport { name, why, is_fallback: false };
+        let report = DeviceReport { name, why, is_fallback: false, is_split };
         Ok(Placed { runner, draft, backend_name, memory, report })
     }
 
@@ -259,9 +262,6 @@ impl Prepared {
         options: &LoadOptions,
     ) -> Result<(MemoryPlan, Option<Halves>), InferenceError> {
         self.check_gpu()?;
-        if !options.adapters.is_empty() {
-            return Err(unsupported("LoRA adapters").into());
-        }
         if let Some(draft) = &self.draft {
             draft.prepared.check_gpu().map_err(|error| draft.broken(error.into()))?;
         }

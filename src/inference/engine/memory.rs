@@ -72,7 +72,7 @@ pub struct MemoryPlan {
     pub packed_bytes: u64,
     /// KV cache of the whole context.
     pub kv_bytes: u64,
-    /// Buffers.
+    /// Buffers, and adapters.
     pub scratch_bytes: u64,
     /// Weights, KV cache and buffers of the draft model; 0 without one.
     pub draft_bytes: u64,
@@ -170,6 +170,8 @@ pub(super) struct Prepared {
     pub config: CpuConfig,
     pub n_ctx: usize,
     pub n_parallel: usize,
+    /// Matrices of adapters, wherever they are multiplied.
+    pub adapter_bytes: u64,
     pub draft: Option<Box<PreparedDraft>>,
 }
 
@@ -221,7 +223,9 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    let mut prepared = Prepared { hparams, plan, config, n_ctx, n_parallel, draft: None };
+    let adapter_bytes = adapter_bytes(&options.adapters)?;
+    let mut prepared =
+        Prepared { hparams, plan, config, n_ctx, n_parallel, adapter_bytes, draft: None };
     if let Some(source) = &options.draft {
         let name = source.to_string();
         let draft = prepare_draft(source, &prepared, options);
@@ -233,6 +237,17 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         prepared.draft = Some(Box::new(PreparedDraft { name, gguf, prepared: draft }));
     }
     Ok(prepared)
+}
+
+/// Bytes of adapters as they are computed with, in f32.
+fn adapter_bytes(paths: &[PathBuf]) -> Result<u64, InferenceError> {
+    let mut n_bytes = 0u64;
+    for path in paths {
+        let gguf = Gguf::open(path)?;
+        let sizes = gguf.tensors().iter().map(|tensor| tensor.n_elements().saturating_mul(4));
+        n_bytes = sizes.fold(n_bytes, u64::saturating_add);
+    }
+    Ok(n_bytes)
 }
 
 /// Sizes a draft model: as many places as its model has, each with pages of its own for the context
@@ -309,7 +324,7 @@ impl Prepared {
             weights_bytes: sizes.weights,
             packed_bytes: sizes.packed,
             kv_bytes: sizes.kv,
-            scratch_bytes: sizes.scratch,
+            scratch_bytes: sizes.scratch.saturating_add(self.adapter_bytes),
             draft_bytes: self.draft.as_deref().map_or(0, draft),
             reserve_bytes: RESERVE_BYTES,
             available_bytes: gpu.map_or(available_bytes, |gpu| gpu.free_bytes),

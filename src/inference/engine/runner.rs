@@ -149,7 +149,7 @@ impl Runner for CpuBackend {
     }
 }
 
-/// Adapters and gathered inputs are the CPU's: a model that needs them is loaded there.
+/// Gathered inputs are the CPU's: a model that needs them is loaded there.
 impl Runner for CudaBackend {
     fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         CudaBackend::forward(self, batch)
@@ -183,8 +183,8 @@ impl Runner for CudaBackend {
         CudaBackend::count_on(self, beat);
     }
 
-    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
-        Err(BackendError::CpuOnly { what: "applying LoRA adapters" })
+    fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {
+        CudaBackend::add_adapter(self, gguf, arch)
     }
 
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {

@@ -187,10 +187,14 @@ impl Sequence {
 
     /// How many of a row's largest logits its next pick wants, at most `n_max`; 0 for all of them.
     pub fn n_top(&self, info: &ModelInfo, n_max: usize) -> usize {
-        if self.matcher.is_some() || self.group.request.wants_logprobs {
+        if self.wants_all_logits() {
             return 0;
         }
         self.sampler.n_top(self.forbidden(info).len(), n_max)
+    }
+
+    fn wants_all_logits(&self) -> bool {
+        self.matcher.is_some() || self.group.request.wants_logprobs
     }
 
     /// Tokens that it may not pick.
@@ -210,7 +214,9 @@ impl Sequence {
             None => Since::Arrival(now - self.group.arrived),
         };
         self.first_token.get_or_insert(now);
-        let (top, forbidden) = (row.runner.top(row.row_idx), self.forbidden(info));
+        // Where others of the step want few, a few of this row are there as well.
+        let top = if self.wants_all_logits() { &[] } else { row.runner.top(row.row_idx) };
+        let forbidden = self.forbidden(info);
         let (token, probs) = match self.sampler.sample_top(top, forbidden, Some(&info.tokenizer)) {
             Some(token) => (token, None),
             None => self.pick_of_all(info, row.read()?)?,

@@ -5,8 +5,9 @@
 //! page     [ the head's layers | the tail's ]
 //! ```
 //!
-//! Both see the same batches and the same pages, so each keeps the keys and values of its layers
-//! and nobody else needs to know. What crosses between them is a row for each token.
+//! Both see the same batches and the same pages, so each keeps the keys and values of its layers,
+//! and the adapters' pairs for its matrices, and nobody else needs to know. What crosses between
+//! them is a row for each token.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 use super::runner::Runner;
 use crate::inference::backend::cpu::CpuBackend;
 use crate::inference::backend::cuda::CudaBackend;
-use crate::inference::backend::{AdapterIdx, BackendError, Batch, PageIdx};
+use crate::inference::backend::{Adapter, AdapterIdx, BackendError, Batch, PageIdx};
 use crate::inference::gguf::Gguf;
 
 /// Runs the halves of a plan one after the other.
@@ -77,10 +78,16 @@ impl Runner for SplitRunner {
 
     fn count_on(&mut self, beat: &Arc<AtomicU64>) {
         self.head.count_on(beat);
+        self.tail.count_on(beat);
     }
 
-    fn add_adapter(&mut self, _gguf: &Gguf, _arch: &str) -> Result<AdapterIdx, BackendError> {
-        Err(BackendError::CpuOnly { what: "applying LoRA adapters" })
+    fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {
+        let plans = (self.head.plan(), self.tail.plan());
+        let (head, tail) = Adapter::read_halves(gguf, plans, arch).map_err(Box::new)?;
+        // A GPU may have no memory for it. The head refuses none that the tail took, since both
+        // have as many, so their numbers are alike.
+        self.tail.take_adapter(tail)?;
+        self.head.take_adapter(head)
     }
 
     fn copy_page(&mut self, from: PageIdx, to: PageIdx) -> Result<(), BackendError> {

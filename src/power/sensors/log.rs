@@ -4,6 +4,9 @@
 //! (the kernel's `ABI/testing/dev-kmsg`). A record that was overwritten before it was read is
 //! `EPIPE`, and the next read goes on behind it. The file stays open, so each record is looked at
 //! once. In tests it is an ordinary file, which has many lines a read.
+//!
+//! Reading it takes no rights while `kernel.dmesg_restrict` is 0, and `CAP_SYSLOG` else; a unit's
+//! `DevicePolicy=` must let it through either way.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -34,7 +37,9 @@ impl KernelLog {
         let file = OpenOptions::new().read(true).custom_flags(flags).open(sysfs.path("dev/kmsg"));
         let file = file.map_err(|error| match error.kind() {
             ErrorKind::NotFound => "no log of the kernel".to_owned(),
-            ErrorKind::PermissionDenied => "only root may read the kernel's log".to_owned(),
+            ErrorKind::PermissionDenied => {
+                "the kernel's log is for root alone, see kernel.dmesg_restrict".to_owned()
+            }
             kind => kind.to_string(),
         });
         KernelLog { file, n_over_current: 0, rest: String::new() }

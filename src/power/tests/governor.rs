@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::power::board::Board;
 use crate::power::config::PowerConfig;
 use crate::power::governor::{Cause, Decision, EngineView, Phase, Policy, State, Vitals, govern};
-use crate::power::profile::{Profile, Supply, Tier};
+use crate::power::profile::{Compute, Profile, Supply, Tier};
 use crate::power::sensors::{Readings, Sensors};
 use crate::power::tests::trees::nano;
 
@@ -20,7 +20,8 @@ pub fn policy_of(config: &PowerConfig) -> Policy {
         let readings = sensors.read();
         (sensors.board().clone(), readings)
     });
-    PowerConfig { set_clocks: true, ..config.clone() }.policy(board, readings).unwrap()
+    let config = PowerConfig { set_clocks: true, ..config.clone() };
+    config.policy(board, readings, Compute::Cpu).unwrap()
 }
 
 fn of(profile: Profile) -> Policy {
@@ -55,6 +56,7 @@ impl Run {
         self.n_decoded += if phase == Phase::Decode { 10 } else { 0 };
         let engine = EngineView {
             phase,
+            compute: Compute::Cpu,
             model: 7,
             n_decoded: self.n_decoded,
             n_sequence: u32::from(phase != Phase::Idle),
@@ -187,7 +189,7 @@ fn a_level_that_the_board_is_not_at_is_not_measured() {
     let dir = nano();
     let mut sensors = Sensors::open(dir.path());
     let readings = sensors.read();
-    run.policy = config.policy(sensors.board(), &readings).unwrap();
+    run.policy = config.policy(sensors.board(), &readings, Compute::Cpu).unwrap();
     assert_eq!(run.policy.ladder.top(), 0, "clocks that nobody may set");
     run.wait(300, Phase::Decode, 1);
     assert!(run.state.calibrations().is_empty());
@@ -233,7 +235,14 @@ fn looks() -> impl Strategy<Value = Vec<Look>> {
         Look {
             after_ms,
             vitals: Vitals { temp_mc, board_mw, n_over_current, ..Vitals::default() },
-            engine: EngineView { phase, model, n_decoded, n_sequence, n_interactive },
+            engine: EngineView {
+                phase,
+                compute: Compute::Cpu,
+                model,
+                n_decoded,
+                n_sequence,
+                n_interactive,
+            },
         }
     });
     prop::collection::vec(look, 1..120)
@@ -243,11 +252,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn limits_hold_whatever_comes(looks in looks(), profile in 0..4usize, supply in 0..3usize) {
+    fn limits_hold_whatever_comes(
+        looks in looks(), profile in 0..4usize, supply in 0..3usize, compute in 0..3usize,
+    ) {
+        let compute = [Compute::Cpu, Compute::Gpu, Compute::Both][compute];
         let supply = [Supply::Watts5, Supply::Watts10, Supply::Barrel][supply];
         let profile = Profile::ALL[profile];
-        let policy =
-            policy_of(&PowerConfig { profile, supply: Some(supply), ..PowerConfig::default() });
+        let supplied = PowerConfig { supply: Some(supply), ..PowerConfig::default() };
+        let policy = policy_of(&PowerConfig { profile, compute, ..supplied });
         let top = policy.ladder.top();
         let (mut state, mut now_ms, mut raised_ms) = (State::default(), 5_000, 0);
         let mut before: Option<(Decision, Look)> = None;
@@ -262,6 +274,7 @@ proptest! {
             let spec = &policy.tiers[now.tier as usize];
             prop_assert!(now.level_idx <= spec.level_max && now.pace.duty_permille <= 1000);
             prop_assert!(supply != Supply::Watts5 || now.settings.cpu_khz_max <= 918_000);
+            prop_assert!(supply != Supply::Watts5 || now.settings.gpu_hz_max <= 640_000_000);
             prop_assert!(supply != Supply::Watts5 || now.settings.n_core == Some(2));
             if look.vitals.temp_mc.is_some_and(|mc| (policy.heat.hard_mc..=150_000).contains(&mc)) {
                 prop_assert_eq!(now.pace.duty_permille, 0, "nothing at the hard limit");

@@ -6,7 +6,7 @@ use super::trees::{PC, nano, put, tree};
 use crate::power::config::PowerConfig;
 use crate::power::governor::{EngineView, Phase};
 use crate::power::keeper::{Keeper, choose, chosen};
-use crate::power::profile::{Profile, Tier};
+use crate::power::profile::{Compute, Profile, Tier};
 use crate::power::sysfs::Sysfs;
 
 const MAX: &str = "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq";
@@ -17,11 +17,18 @@ fn open(root: &Path, state: &Path) -> Keeper {
 }
 
 fn idle(keeper: &mut Keeper, seconds: std::ops::Range<u64>) {
-    seconds.for_each(|s| drop(keeper.look(&EngineView::default(), s * 1000)));
+    let view = EngineView { compute: Compute::Cpu, ..EngineView::default() };
+    seconds.for_each(|s| drop(keeper.look(&view, s * 1000)));
 }
 
-const WORK: EngineView =
-    EngineView { phase: Phase::Prefill, model: 1, n_decoded: 0, n_sequence: 1, n_interactive: 1 };
+const WORK: EngineView = EngineView {
+    phase: Phase::Prefill,
+    compute: Compute::Cpu,
+    model: 1,
+    n_decoded: 0,
+    n_sequence: 1,
+    n_interactive: 1,
+};
 
 #[test]
 fn idle_goes_down_a_request_goes_up_and_stop_goes_back() {
@@ -36,6 +43,31 @@ fn idle_goes_down_a_request_goes_up_and_stop_goes_back() {
     assert_eq!(max(), 306_000);
     keeper.stop().unwrap();
     assert_eq!(max(), 1_428_000);
+}
+
+#[test]
+fn the_gpu_keeps_its_clock_until_it_is_known_that_it_only_rests() {
+    const GPU_MAX: &str = "sys/devices/gpu.0/devfreq/57000000.gpu/max_freq";
+    let (root, state) = (nano(), tempfile::tempdir().unwrap());
+    let clocks = || [MAX, GPU_MAX].map(|path| Sysfs::new(root.path()).number(path).unwrap());
+    let mut keeper = open(root.path(), state.path());
+    let by = |compute| EngineView { compute, ..WORK };
+    keeper.look(&by(Compute::Auto), 1000);
+    assert_eq!(clocks(), [1_428_000, 921_600_000], "a model that is being loaded");
+    keeper.look(&by(Compute::Gpu), 2000);
+    assert_eq!(clocks(), [918_000, 921_600_000], "cores that feed it");
+    keeper.look(&by(Compute::Auto), 3000);
+    assert_eq!(clocks(), [918_000, 921_600_000], "who said nothing now said it before");
+    keeper.look(&by(Compute::Both), 4000);
+    assert_eq!(clocks(), [1_428_000, 921_600_000]);
+    keeper.look(&by(Compute::Cpu), 5000);
+    assert_eq!(clocks(), [1_428_000, 76_800_000]);
+    let config = PowerConfig { compute: Compute::Gpu, set_clocks: true, ..PowerConfig::default() };
+    keeper.configure(config).unwrap();
+    keeper.look(&by(Compute::Cpu), 6000);
+    assert_eq!(clocks(), [918_000, 921_600_000], "whatever the engines say");
+    keeper.stop().unwrap();
+    assert_eq!(clocks(), [1_428_000, 921_600_000]);
 }
 
 #[test]

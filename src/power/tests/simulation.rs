@@ -10,7 +10,7 @@
 
 use crate::power::config::PowerConfig;
 use crate::power::governor::{Cause, Decision, EngineView, Phase, Policy, State, Vitals, govern};
-use crate::power::profile::{Profile, Supply};
+use crate::power::profile::{Compute, Profile, Supply};
 use crate::power::tests::governor::policy_of;
 
 /// Numbers that look random, from a seed (splitmix64).
@@ -184,6 +184,7 @@ impl World {
         let is_busy = u32::from(self.phase != Phase::Idle);
         let engine = EngineView {
             phase: self.phase,
+            compute: Compute::Cpu,
             model: 1,
             n_decoded: self.tokens as u64,
             n_sequence: is_busy,

@@ -26,15 +26,15 @@ use crate::server::request;
 use crate::server::state::{Caller, ServeOptions, Server};
 
 /// What came of a task.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::server) struct Answer {
+#[derive(Debug)]
+pub(super) struct Answer {
     pub code: String,
     pub n_tokens: usize,
     pub inference_ms: u64,
     pub confidence: f64,
     pub model: String,
     pub temperature: Value,
-    pub(super) context: Choice,
+    pub context: Choice,
 }
 
 impl Answer {
@@ -58,11 +58,6 @@ impl Answer {
             "generated_code": self.code,
             "metadata": metadata,
         })
-    }
-
-    /// Bytes that it takes where it is kept.
-    pub fn n_bytes(&self) -> usize {
-        self.code.len() + self.model.len() + 16 * (self.context.chosen.len() + 16)
     }
 }
 

@@ -1,68 +1,131 @@
 //! What stands around the answers: tasks and how they stand, notes about answers, the log, and what
 //! a request went through.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::book::{Entry, Stage};
-use crate::base::limits::{FEEDBACK_BYTES_MAX, LOG_LINES_MAX};
+use super::context::Choice;
+use super::kind_of;
+use super::message::Kind;
+use crate::base::limits::{
+    FEEDBACK_BYTES_MAX, FEEDBACK_MAX, JOBS_LISTED_MAX, LOG_LINES_MAX, TASKS_LISTED_MAX,
+};
+use crate::inference::TenantId;
+use crate::jobs::{Job, Jobs, JobsError, State as JobState};
 use crate::server::fields::Fields;
+use crate::server::report::random_word;
 use crate::server::state::{Caller, Server};
 use crate::server::sync::ask as ask_sync;
 use crate::server::timeline::timelines;
 use crate::server::{ApiError, Gate, logs};
+use crate::sync::{Node, SyncError};
 
-/// `GET /tasks`: the caller's tasks, the latest first.
-pub(super) async fn tasks(State(server): State<Server>, caller: Caller) -> Json<Value> {
-    let tasks = server.0.book.list(caller.tenant);
-    let tasks: Vec<Value> = tasks.iter().map(|(id, entry)| view(id, entry)).collect();
-    Json(json!({ "tasks": tasks }))
+/// A task that is kept, with its texts as far as they open.
+struct Kept {
+    id: String,
+    job: Job,
+    body: Value,
+    answer: Value,
+}
+
+impl Kept {
+    /// The task of a job; `None` if it is none, or has no name.
+    fn of(jobs: &Jobs, job: Job) -> Option<Kept> {
+        kind_of(&job.row.endpoint)?;
+        let read = |text: Vec<u8>| serde_json::from_slice(&text).unwrap_or_default();
+        let body: Value = jobs.body(&job).map(read).unwrap_or_default();
+        // A hub calls the job of a task otherwise than the task.
+        let id = body["request_id"].as_str().map(str::to_owned).or(job.row.request_id.clone())?;
+        let answer = jobs.outcome(&job).ok().flatten();
+        let answer = answer.map(|answer| read(answer.body)).unwrap_or_default();
+        Some(Kept { id, job, body, answer })
+    }
+
+    /// How it stands.
+    fn view(&self, server: &Server) -> Value {
+        let row = &self.job.row;
+        let kind = kind_of(&row.endpoint).flatten().map(Kind::name);
+        let kind = kind.or(self.body["request_type"].as_str());
+        let status = match self.job.state {
+            JobState::Queued => "pending",
+            JobState::Running => "running",
+            JobState::Done => "completed",
+            JobState::Cancelled => "cancelled",
+            JobState::Failed | JobState::SetAside => "failed",
+        };
+        let mut task = json!({
+            "request_id": self.id,
+            "request_type": kind.unwrap_or(Kind::Generation.name()),
+            "status": status,
+            "created_at": row.created_ms / 1000,
+            "job": row.id,
+        });
+        match (self.job.state, self.answer["metadata"].get("error"), &row.ledger.reason) {
+            (JobState::Done | JobState::Running, ..) => {}
+            (_, Some(error), _) => task["error"] = error.clone(),
+            (_, None, Some(reason)) => task["error"] = json!({ "message": reason }),
+            (_, None, None) => {}
+        }
+        if let Some(choice) = server.0.contexts.find(TenantId(row.tenant as u64), &self.id) {
+            task["context"] = context(&choice);
+        }
+        task
+    }
+}
+
+/// Asks the jobs something; without a store there are no tasks to tell of.
+async fn ask<T: Send + 'static>(
+    gate: &Gate,
+    question: impl FnOnce(&Jobs) -> Result<T, JobsError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let missing = "this service keeps no tasks; see its first lines for the reason";
+    gate.jobs().ok_or_else(|| ApiError::not_supported(missing))?.ask(question).await
+}
+
+/// `GET /tasks`: the caller's tasks among its latest jobs, the latest first.
+pub(super) async fn tasks(
+    State(gate): State<Gate>,
+    caller: Caller,
+) -> Result<Json<Value>, ApiError> {
+    let found = ask(&gate, move |jobs| {
+        let found = jobs.list(caller.tenant.0, None, None, JOBS_LISTED_MAX)?;
+        let kept = found.into_iter().filter_map(|job| Kept::of(jobs, job));
+        Ok(kept.take(TASKS_LISTED_MAX).collect::<Vec<Kept>>())
+    });
+    let tasks: Vec<Value> = found.await?.iter().map(|kept| kept.view(gate.server())).collect();
+    Ok(Json(json!({ "tasks": tasks })))
 }
 
 /// `GET /tasks/{id}`: one of them, with its answer.
 pub(super) async fn task(
-    State(server): State<Server>,
+    State(gate): State<Gate>,
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let entry = server.0.book.find(caller.tenant, &id);
-    let entry = entry.ok_or_else(|| ApiError::not_found("no task has this id"))?;
-    let mut task = view(&id, &entry);
-    if let Stage::Answered(answer) = &entry.stage {
-        task["answer"] = answer.to_json(&id, false);
+    let found = ask(&gate, move |jobs| {
+        let newest = match jobs.of_request(caller.tenant.0, &id) {
+            Ok(job) => vec![job],
+            Err(JobsError::Unknown) => jobs.list(caller.tenant.0, None, None, JOBS_LISTED_MAX)?,
+            Err(error) => return Err(error),
+        };
+        Ok(newest.into_iter().filter_map(|job| Kept::of(jobs, job)).find(|kept| kept.id == id))
+    });
+    let kept = found.await?.ok_or_else(|| ApiError::not_found("no task has this id"))?;
+    let mut task = kept.view(gate.server());
+    if kept.job.state == JobState::Done {
+        task["answer"] = kept.answer;
     }
     Ok(Json(task))
 }
 
-fn view(id: &str, entry: &Entry) -> Value {
-    let mut task = json!({
-        "request_id": id,
-        "request_type": entry.kind.name(),
-        "status": "running",
-        "created_at": entry.created_at,
-    });
-    match &entry.stage {
-        Stage::Running(_) => {}
-        Stage::Answered(answer) => {
-            task["status"] = "completed".into();
-            task["model"] = answer.model.as_str().into();
-            task["context"] = context(entry);
-        }
-        Stage::Failed(error) => {
-            task["status"] = "failed".into();
-            task["error"] = error.to_json()["error"].clone();
-        }
-    }
-    task
-}
-
 /// What became of a task's context chunks.
-fn context(entry: &Entry) -> Value {
-    let Stage::Answered(answer) = &entry.stage else { return Value::Null };
-    let choice = &answer.context;
+fn context(choice: &Choice) -> Value {
     let [direct, dependencies, interfaces, examples] = choice.n_class;
     json!({
         "budget": choice.n_max,
@@ -77,6 +140,47 @@ fn context(entry: &Entry) -> Value {
     })
 }
 
+/// Notes that no store keeps: there is no peer that could be told of them.
+#[derive(Default)]
+pub(in crate::server) struct Notes(Mutex<VecDeque<(TenantId, Value)>>);
+
+impl Notes {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(TenantId, Value)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, tenant: TenantId, note: Value) {
+        let mut notes = self.lock();
+        if notes.len() >= FEEDBACK_MAX {
+            notes.pop_front();
+        }
+        notes.push_back((tenant, note));
+    }
+
+    fn of(&self, tenant: TenantId) -> Vec<Value> {
+        let notes = self.lock();
+        notes.iter().filter(|(whose, _)| *whose == tenant).map(|(_, note)| note.clone()).collect()
+    }
+}
+
+/// The notes of a caller that the store keeps, the latest first.
+fn told(sync: &Node, tenant: TenantId) -> Result<Vec<Value>, SyncError> {
+    let own = format!("{}/{}-", sync.node(), tenant.0);
+    // Those of peers stand among them.
+    let records = sync.records("feedback", 4 * FEEDBACK_MAX)?;
+    let notes = records.into_iter().filter(|record| record.entry.key.starts_with(&own));
+    Ok(notes.take(FEEDBACK_MAX).map(|record| record.entry.body).collect())
+}
+
+/// A caller's notes, the oldest first.
+async fn notes(gate: &Gate, tenant: TenantId) -> Result<Vec<Value>, ApiError> {
+    let mut notes = gate.server().0.notes.of(tenant);
+    if let Some(sync) = gate.sync() {
+        notes.extend(ask_sync(sync, move |sync| told(sync, tenant)).await?.into_iter().rev());
+    }
+    Ok(notes)
+}
+
 /// `POST /feedback`: a note about an answer, kept as it is, and told to the peers.
 pub(super) async fn feedback(
     State(gate): State<Gate>,
@@ -89,17 +193,27 @@ pub(super) async fn feedback(
         let message = format!("feedback has more than {FEEDBACK_BYTES_MAX} bytes");
         return Err(ApiError::invalid(message));
     }
-    if let Some(sync) = gate.sync() {
-        let note = note.clone();
-        ask_sync(sync, move |sync| sync.note("feedback", note)).await?;
+    let tenant = caller.tenant;
+    let is_told = match gate.sync() {
+        Some(sync) => {
+            let (name, note) = (format!("{}-{}", tenant.0, random_word(16)), note.clone());
+            ask_sync(sync, move |sync| sync.tell_own("feedback", &name, note)).await?
+        }
+        None => false,
+    };
+    if !is_told {
+        gate.server().0.notes.put(tenant, note);
     }
-    let n_feedback = gate.server().0.book.note(caller.tenant, note);
+    let n_feedback = notes(&gate, tenant).await?.len();
     Ok(Json(json!({"request_id": id, "status": "success", "n_feedback": n_feedback})))
 }
 
 /// `GET /feedback`: the caller's notes.
-pub(super) async fn feedbacks(State(gate): State<Gate>, caller: Caller) -> Json<Value> {
-    Json(json!({ "feedback": gate.server().0.book.notes(caller.tenant) }))
+pub(super) async fn feedbacks(
+    State(gate): State<Gate>,
+    caller: Caller,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({ "feedback": notes(&gate, caller.tenant).await? })))
 }
 
 /// Which lines of the log are wanted.
@@ -128,10 +242,20 @@ pub(super) async fn debug_one(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let found = timelines(&gate, |timeline| timeline.id == id);
-    let tasks = gate.server().0.book.find_any(&id);
+    let tasks = match gate.jobs() {
+        None => Vec::new(),
+        Some(door) => {
+            let kept = door.ask(move |jobs| {
+                let found = jobs.newest(JOBS_LISTED_MAX)?.into_iter();
+                let kept = found.filter_map(|job| Kept::of(jobs, job));
+                Ok(kept.filter(|kept| kept.id == id).collect::<Vec<Kept>>())
+            });
+            kept.await?
+        }
+    };
     if found.is_empty() && tasks.is_empty() {
         return Err(ApiError::not_found("no recent request has this id"));
     }
-    let tasks: Vec<Value> = tasks.iter().map(|entry| view(&id, entry)).collect();
+    let tasks: Vec<Value> = tasks.iter().map(|kept| kept.view(gate.server())).collect();
     Ok(Json(json!({ "requests": found, "tasks": tasks })))
 }

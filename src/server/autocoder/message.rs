@@ -23,8 +23,15 @@ const BESIDE: [&str; 7] =
     ["request_id", "request_type", "prompt", "parameters", "context_chunks", "code", "language"];
 
 /// What says how an answer comes, and not what it is: the same task comes by several doors.
-const BY_THE_WAY: [&str; 5] =
-    ["stream", "stream_options", "on_disconnect", "priority", "deadline_ms"];
+const BY_THE_WAY: [&str; 7] = [
+    "request_id",
+    "stream",
+    "stream_options",
+    "on_disconnect",
+    "priority",
+    "deadline_ms",
+    "cache_result",
+];
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +114,11 @@ impl Task {
     }
 }
 
-fn check_id(id: Option<&str>) -> Result<(), ApiError> {
+/// Whether a task may have this id.
+///
+/// # Errors
+/// With what ids are made of.
+pub(super) fn check_id(id: Option<&str>) -> Result<(), ApiError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     match id {
         Some(id)
@@ -197,6 +208,9 @@ mod tests {
         let expected = json!({"temperature": 0, "max_tokens": 8, "top_p": 0.9});
         assert_eq!((own(&nested), own(&flat)), (expected.clone(), expected));
         assert_eq!(read(json!({"prompt": "p"})).unwrap().parameters.0["max_tokens"], 1024);
+        assert_eq!(nested.digest(), flat.digest(), "its id is not what it is about");
+        let other = read(json!({"prompt": "p", "request_type": "test"})).unwrap();
+        assert_ne!(other.digest(), read(json!({"prompt": "p"})).unwrap().digest());
     }
 
     #[test]

@@ -1,83 +1,94 @@
 //! AutoCoder's dialect: a message of the PC and its one answer, over HTTP and over a WebSocket.
 //!
 //! ```text
-//! message --> Task --> Book: new, running or answered? --> context by its budget --> engine
-//! answer  <-- kept under its id, the same whichever way it is asked for again <--------+
+//! message --> Task --> context by its budget --> engine --> answer
+//! a named one is a job from its first moment on: its id stands for it and for its answer
 //! ```
 //!
 //! `message` reads the two forms of a task, `context` chooses its chunks, `answer` has it written,
-//! `book` keeps what came of it, `socket` and `desk` are the other doors.
+//! `contexts` remembers what became of chunks, `socket` and `desk` are the other doors. That a task
+//! is taken in as a job, and answered from what is kept, is the promise of `jobs`, before this.
 
 mod answer;
-mod book;
 mod context;
+mod contexts;
 mod desk;
 mod message;
 mod socket;
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use self::answer::Answer;
-pub(super) use self::book::Book;
-use self::book::Claim;
-use self::message::{Kind, Task};
+pub(super) use self::contexts::Contexts;
+pub(super) use self::desk::Notes;
+use self::message::{Kind, Task, check_id};
 use super::fields::Fields;
-use super::jobs::tap;
-use super::sockets::id_of;
+use super::sockets::{id_in, id_of};
 use super::state::{Caller, Server};
 use super::{ApiError, Gate};
-use axum::extract::FromRequest;
 
 /// What became of a task's context chunks.
 const CONTEXT: HeaderName = HeaderName::from_static("x-jetforge-context");
 
 /// The dialect's routes.
 pub(super) fn routes() -> Router<Server> {
-    Router::new()
-        .route("/generate", post(generate))
-        .route("/refactor", post(refactor))
-        .route("/explain", post(explain))
-        .route("/test", post(test))
-        .route("/tasks", get(desk::tasks))
-        .route("/tasks/{id}", get(desk::task))
+    let route = |router: Router<Server>, (path, kind): (&str, Option<Kind>)| {
+        let answer = move |server, caller, request| answer(server, caller, request, kind);
+        router.route(path, post(answer))
+    };
+    PATHS.into_iter().fold(Router::new(), route)
 }
 
 /// Those that need more than the models.
 pub(super) fn desk_routes() -> Router<Gate> {
     Router::new()
         .route("/ws", get(socket::open))
+        .route("/tasks", get(desk::tasks))
+        .route("/tasks/{id}", get(desk::task))
         .route("/feedback", get(desk::feedbacks).post(desk::feedback))
         .route("/logs", get(desk::logs))
         .route("/debug", get(desk::debug))
         .route("/debug/{id}", get(desk::debug_one))
 }
 
-async fn generate(State(server): State<Server>, caller: Caller, request: Request) -> Response {
-    over_http(server, caller, request, None).await
+/// The dialect's paths for a task, and the kind that each stands for.
+const PATHS: [(&str, Option<Kind>); 4] = [
+    ("/generate", None),
+    ("/refactor", Some(Kind::Refactoring)),
+    ("/explain", Some(Kind::Explanation)),
+    ("/test", Some(Kind::Test)),
+];
+
+/// The kind that a path of a task stands for; `None` for a path of others.
+fn kind_of(path: &str) -> Option<Option<Kind>> {
+    PATHS.iter().find(|(own, _)| *own == path).map(|(_, kind)| *kind)
 }
 
-async fn refactor(State(server): State<Server>, caller: Caller, request: Request) -> Response {
-    over_http(server, caller, request, Some(Kind::Refactoring)).await
+/// Whether a path takes tasks.
+pub(super) fn is_path(path: &str) -> bool {
+    kind_of(path).is_some()
 }
 
-async fn explain(State(server): State<Server>, caller: Caller, request: Request) -> Response {
-    over_http(server, caller, request, Some(Kind::Explanation)).await
+/// What tells a task from others, whichever form and path it came in; `None` for what is none.
+pub(super) fn digest(path: &str, body: &Map<String, Value>) -> Option<Vec<u8>> {
+    let task = Task::read(Fields(body.clone()), kind_of(path)?).ok()?;
+    Some(task.digest().to_vec())
 }
 
-async fn test(State(server): State<Server>, caller: Caller, request: Request) -> Response {
-    over_http(server, caller, request, Some(Kind::Test)).await
+/// Gives a task that has no id the name of its job, so that it is the same by every door.
+pub(super) fn put_name(path: &str, body: &mut Map<String, Value>, name: &str) {
+    if is_path(path) && check_id(Some(name)).is_ok() {
+        body.entry("request_id").or_insert_with(|| name.into());
+    }
 }
 
-/// Answers a body; `kind` is what the route stands for.
-async fn over_http(
-    server: Server,
+/// Answers a body; `kind` is what the path stands for.
+async fn answer(
+    State(server): State<Server>,
     caller: Caller,
     request: Request,
     kind: Option<Kind>,
@@ -89,46 +100,35 @@ async fn over_http(
     let id = id_of(fields.get("request_id"));
     let asked = async {
         let task = Task::read(fields, kind)?;
-        let (id, is_flat) = (task.id.clone(), task.is_flat);
-        Ok((id, is_flat, ask(server, caller, task).await?))
+        let answer = answer::write(&server, &caller, &task).await?;
+        Ok((task, answer))
     };
-    match asked.await {
-        Ok((id, is_flat, answer)) => {
-            let mut response = Json(answer.to_json(&id, is_flat)).into_response();
-            if let Ok(said) = HeaderValue::from_str(&answer.context.in_words()) {
-                response.headers_mut().insert(CONTEXT, said);
-            }
-            response
-        }
-        Err(error) => with_id(error, id).into_response(),
+    let (task, answer) = match asked.await {
+        Ok(answered) => answered,
+        Err(error) => return with_id(error, id).into_response(),
+    };
+    let mut response = Json(answer.to_json(&task.id, task.is_flat)).into_response();
+    if let Ok(said) = HeaderValue::from_str(&answer.context.in_words()) {
+        response.headers_mut().insert(CONTEXT, said);
     }
+    if task.is_named {
+        server.0.contexts.put(caller.tenant, &task.id, answer.context);
+    }
+    response
 }
 
-/// The answer to a task: written now, being written, or kept.
-async fn ask(server: Server, caller: Caller, task: Task) -> Result<Arc<Answer>, ApiError> {
-    let book = Arc::clone(&server.0.book);
-    let ticket = match book.claim(&caller, &task)? {
-        Claim::Answered(answer) => return Ok(answer),
-        Claim::Running(waiting) => return waiting.answer().await,
-        Claim::New(ticket) => ticket,
-    };
-    let waiting = ticket.waiting();
-    let is_named = task.is_named;
-    let work = async move {
-        let result = answer::write(&server, &caller, &task).await;
-        ticket.finish(result);
-    };
-    // Whoever named a task may come back for its answer; nobody can for one without a name. A job
-    // is not left by its caller, and hears its own tokens only in its own task.
-    match is_named && tap::current().is_none() {
-        true => drop(tokio::spawn(work)),
-        false => work.await,
+/// Gives an error that was said elsewhere the id of the task in `body`.
+pub(super) fn put_id(path: Option<&str>, body: &[u8], answer: &mut Response) {
+    if let Some(error) = answer.extensions_mut().get_mut::<ApiError>()
+        && path.is_some_and(is_path)
+        && !error.extra.contains_key("request_id")
+    {
+        *error = with_id(error.clone(), id_in(body));
     }
-    waiting.answer().await
 }
 
 /// The error of the task `id`.
-fn with_id(mut error: ApiError, id: Value) -> ApiError {
+pub(super) fn with_id(mut error: ApiError, id: Value) -> ApiError {
     error.extra.insert("request_id".to_owned(), id);
     error
 }

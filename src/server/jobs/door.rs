@@ -50,6 +50,8 @@ pub(super) struct Live {
     pub tap: Tap,
     /// Somebody took it back.
     pub cancelled: Arc<Notify>,
+    /// Nobody wants it any more, wherever it is.
+    pub unwanted: watch::Sender<bool>,
 }
 
 impl Door {
@@ -137,7 +139,7 @@ impl Door {
     }
 
     /// Asks the jobs something, on a thread that may wait for the disk.
-    pub(super) async fn ask<T: Send + 'static>(
+    pub async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Jobs) -> Result<T, JobsError> + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -229,7 +231,8 @@ impl From<JobsError> for ApiError {
         let message = error.to_string();
         let conflict = |message| ApiError::new(StatusCode::CONFLICT, "conflict_error", message);
         match error {
-            JobsError::Conflict { .. } | JobsError::Illegal { .. } => conflict(message),
+            JobsError::Conflict { .. } => conflict(message).at("request_id"),
+            JobsError::Illegal { .. } => conflict(message),
             JobsError::Unknown => ApiError::not_found(message),
             JobsError::FullCount { .. } => {
                 let status = StatusCode::TOO_MANY_REQUESTS;

@@ -1,7 +1,7 @@
 //! Jobs over HTTP: taken in, run through the dialects as any request, and told of.
 //!
 //! ```text
-//! POST /v1/jobs, Prefer: respond-async, Idempotency-Key, on_disconnect: detach
+//! POST /v1/jobs, Prefer: respond-async, Idempotency-Key, on_disconnect: detach, named tasks
 //!   -> on the disk -> acknowledged -> the runner posts its body to its endpoint, in this process
 //!   -> the tap hears the tokens -> pieces on the disk -> readers of /v1/jobs/ID/events
 //! ```
@@ -12,6 +12,7 @@
 mod callback;
 mod door;
 mod events;
+mod hand;
 mod promise;
 mod routes;
 mod runner;
@@ -20,10 +21,10 @@ pub(super) mod tap;
 mod tests;
 
 pub(super) use door::Door;
+pub use hand::JobHand;
 pub(super) use promise::{asks_for_job, keep_promise};
 pub(super) use routes::routes;
 pub use runner::JobRunner;
-pub use tap::is_job;
 
 /// Paths that jobs may be for, and a short name where there is one.
 const ENDPOINTS: [(&str, &str); 23] = [

@@ -4,6 +4,7 @@
 //! Prefer: respond-async      202 and where the job is
 //! Idempotency-Key: NAME      a job from the first moment on, and its caller waits for it;
 //! on_disconnect: detach      its answer is kept, also when the caller leaves
+//! a task of AutoCoder's      the same, if it has a name; what cannot be written now is refused
 //! Prefer: wait=SECONDS       beside one of these: the caller waits so long, then 202 as above
 //! ```
 //!
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -26,10 +27,11 @@ use super::door::Door;
 use super::endpoint;
 use super::events::Frames;
 use super::routes::{placed, request_id, submit, whole};
-use super::runner::{self, Reader};
-use crate::inference::Priority;
-use crate::jobs::{Asked, Job, Outcome, Run, State as JobState, Submitted};
-use crate::server::{ApiError, Caller, Gate};
+use super::runner::{self, Head, Reader};
+use crate::jobs::{Asked, Job, Jobs, JobsError, Outcome, Run, State as JobState, Submitted};
+use crate::server::sockets::id_of;
+use crate::server::{ApiError, Caller, Gate, autocoder};
+use crate::store::now_ms;
 
 /// The header that names the job of an answer.
 const JOB_HEADER: &str = "x-jetforge-job";
@@ -62,21 +64,29 @@ pub(in crate::server) async fn keep_promise(
         return ApiError::invalid("the body broke off").into_response();
     };
     let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
-    let Some((wish, fields)) = wish(&parts.headers, &body) else {
+    let Some((wish, fields)) = wish(path, &parts.headers, &body) else {
         return next.run(Request::from_parts(parts, Body::from(body))).await;
     };
+    let digest = autocoder::digest(path, &fields);
+    if wish == Wish::Named && digest.is_none() {
+        // What is wrong with it is said at once.
+        return next.run(Request::from_parts(parts, Body::from(body))).await;
+    }
+    let id = id_of(fields.get("request_id"));
     let patience = preferences(&parts.headers).find_map(|word| word.strip_prefix("wait="));
     let patience = patience.and_then(|n| n.parse::<u32>().ok());
     let patience = patience.map(|seconds| Duration::from_secs(seconds.into()));
-    let asked = asked(&parts.headers, &caller, path, fields, &wish);
+    let asked = asked(&parts.headers, &caller, path, fields, wish);
+    let asked = asked.map(|asked| Asked { digest, ..asked });
     let kept = match (asked, wish, patience) {
         (Err(error), ..) => Err(error),
         (Ok(asked), Wish::Later, None) => submit(&door, asked).await.map(applied),
-        (Ok(asked), wish, _) => {
-            wait(&door, asked, caller.priority, patience, wish == Wish::Streamed).await
-        }
+        (Ok(asked), wish, _) => wait(&door, asked, caller, patience, wish).await,
     };
-    kept.unwrap_or_else(IntoResponse::into_response)
+    kept.unwrap_or_else(|error| match autocoder::is_path(path) {
+        true => autocoder::with_id(error, id).into_response(),
+        false => error.into_response(),
+    })
 }
 
 /// The words of all fields `Prefer`.
@@ -98,24 +108,31 @@ enum Wish {
     Kept,
     /// That it is kept as the stream that it is.
     Streamed,
+    /// That its name stands for its answer.
+    Named,
 }
 
 /// The wish of a request, with its fields; `None` for one that has none.
-fn wish(headers: &HeaderMap, body: &Bytes) -> Option<(Wish, Map<String, Value>)> {
+fn wish(path: &str, headers: &HeaderMap, body: &Bytes) -> Option<(Wish, Map<String, Value>)> {
     let is_async = preferences(headers).any(is_async);
     let has_key = headers.contains_key("idempotency-key");
+    let is_task = autocoder::is_path(path);
     // Most requests do not ask, and are not parsed twice.
     let name = b"on_disconnect";
-    if !is_async && !has_key && !body.windows(name.len()).any(|window| window == name) {
+    let has_name = || body.windows(name.len()).any(|window| window == name);
+    if !is_async && !has_key && !is_task && !has_name() {
         return None;
     }
     let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return None };
     let detaches = fields.get("on_disconnect").and_then(Value::as_str) == Some("detach");
-    let streams = fields.get("stream") == Some(&Value::Bool(true));
+    // A task's answer comes in one piece, whatever it says.
+    let streams = !is_task && fields.get("stream") == Some(&Value::Bool(true));
+    let is_named = is_task && fields.get("request_id").is_some_and(|id| !id.is_null());
     match () {
         () if is_async => Some((Wish::Later, fields)),
         () if (has_key || detaches) && streams => Some((Wish::Streamed, fields)),
         () if has_key || detaches => Some((Wish::Kept, fields)),
+        () if is_named => Some((Wish::Named, fields)),
         () => None,
     }
 }
@@ -125,16 +142,16 @@ fn asked(
     caller: &Caller,
     path: &str,
     fields: Map<String, Value>,
-    wish: &Wish,
+    wish: Wish,
 ) -> Result<Asked, ApiError> {
-    let fields = if *wish == Wish::Streamed { fields } else { whole(fields) };
+    let fields = if wish == Wish::Streamed { fields } else { whole(fields) };
     Ok(Asked {
         tenant: caller.tenant.0,
         request_id: request_id(headers, fields.get("request_id").and_then(Value::as_str))?,
         endpoint: path.to_owned(),
         body: Value::Object(fields).to_string().into_bytes(),
-        n_attempt_max: N_ATTEMPT,
-        starts_now: *wish != Wish::Later,
+        n_attempt_max: if wish == Wish::Named { 1 } else { N_ATTEMPT },
+        starts_now: wish != Wish::Later,
         ..Asked::default()
     })
 }
@@ -150,49 +167,50 @@ fn applied(mut response: Response) -> Response {
 async fn wait(
     door: &Door,
     asked: Asked,
-    priority: Priority,
+    caller: Caller,
     patience: Option<Duration>,
-    streams: bool,
+    wish: Wish,
 ) -> Result<Response, ApiError> {
-    let tenant = asked.tenant;
-    let (head, begun) = oneshot::channel();
+    let (tenant, streams) = (asked.tenant, wish == Wish::Streamed);
+    let (head, mut begun) = oneshot::channel();
     let (frames, received) = mpsc::channel(1);
-    let reader = streams.then_some(Reader { head, frames });
+    let reader = Reader { head, frames: streams.then_some(frames) };
     let until = patience.map(|patience| Instant::now() + patience);
     // Heard from before it can end.
     let mut changes = door.changes();
     // In a task of its own: if the caller leaves meanwhile, what is on the disk runs all the same.
-    let submitted = tokio::spawn(taken_in(door.clone(), asked, priority, reader));
+    let submitted = tokio::spawn(taken_in(door.clone(), asked, caller, reader));
     let broken = |_| ApiError::internal("the job could not be taken in");
-    let job = match submitted.await.map_err(broken)?? {
-        Submitted::New(job) => job,
-        Submitted::Known(job) => again(door, tenant, job).await?,
-    };
+    let job = submitted.await.map_err(broken)??;
     // Nobody tells, where the job is known or ends before it begins.
-    if let Ok((status, headers)) = begun.await {
+    if streams && let Ok((status, headers)) = (&mut begun).await {
         let mut response = Response::new(Body::new(Frames(received)));
         (*response.status_mut(), *response.headers_mut()) = (status, headers);
         return Ok(named(response, &job));
     }
-    let id = job.row.id;
+    let (n, id) = (job.row.n, job.row.id);
     let mut stopping = door.stopping();
     loop {
         changes.mark_unchanged();
-        let wanted = id.clone();
-        let found = door
-            .ask(move |jobs| {
-                let job = jobs.get(tenant, &wanted)?;
-                let outcome = if job.state.is_over() { jobs.outcome(&job)? } else { None };
-                Ok((job, outcome))
-            })
-            .await?;
+        let stops_now = *stopping.borrow_and_update();
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        match found {
-            (job, outcome) if job.state.is_over() => return Ok(answer(&job, outcome)),
-            // The disk does not take its end, or the service stops.
-            _ if *stopping.borrow_and_update() => return Err(stops(&id)),
-            (job, _) if left == Some(Duration::ZERO) => return placed(door, job).await,
-            _ => {}
+        let is_due = stops_now || left == Some(Duration::ZERO);
+        // The end of each wakes everybody who waits: the disk is not asked about what runs.
+        if is_due || !door.live().values().any(|live| live.job.row.n == n) {
+            match found(door, tenant, id.clone()).await? {
+                (job, outcome) if job.state.is_over() => {
+                    return answer(&job, outcome, begun.try_recv().ok());
+                }
+                (job, outcome) if wish == Wish::Named && job.state == JobState::Queued => {
+                    let said =
+                        outcome.is_some().then(|| answer(&job, outcome, begun.try_recv().ok()));
+                    return said.unwrap_or_else(|| Err(waits(&job)));
+                }
+                // The disk does not take its end, or the service stops.
+                _ if stops_now => return Err(stops(&id)),
+                (job, _) if is_due => return placed(door, job).await,
+                _ => {}
+            }
         }
         tokio::select! {
             _ = changes.changed() => {}
@@ -202,24 +220,38 @@ async fn wait(
     }
 }
 
+/// A job as it stands on the disk, with its answer, or that of its last try.
+async fn found(door: &Door, tenant: u64, id: String) -> Result<(Job, Option<Outcome>), ApiError> {
+    let found = door.ask(move |jobs| {
+        let job = jobs.get(tenant, &id)?;
+        let outcome = jobs.outcome(&job)?;
+        Ok((job, outcome))
+    });
+    found.await
+}
+
 /// Takes a job in, and runs it if that is to be at once.
 async fn taken_in(
     door: Door,
     asked: Asked,
-    priority: Priority,
-    reader: Option<Reader>,
-) -> Result<Submitted, ApiError> {
+    caller: Caller,
+    reader: Reader,
+) -> Result<Job, ApiError> {
     let Some(_entering) = door.enter().await else { return Err(stopping()) };
     let (body, starts_now) = (asked.body.clone(), asked.starts_now);
-    let submitted = door.ask(move |jobs| jobs.submit(asked)).await?;
-    match &submitted {
-        Submitted::New(job) if starts_now => {
+    let entered = door.ask(move |jobs| match jobs.submit(asked)? {
+        Submitted::New(job) => {
             let run = Run { job: job.clone(), body, pieces: Vec::new() };
-            runner::start(&door, run, priority, reader);
+            Ok((job, starts_now.then_some(run)))
         }
-        _ => door.tell(),
+        Submitted::Known(job) => again(jobs, job, starts_now),
+    });
+    let (job, run) = entered.await?;
+    match run {
+        Some(run) => runner::start(&door, run, caller, Some(reader)),
+        None => door.tell(),
     }
-    Ok(submitted)
+    Ok(job)
 }
 
 fn stopping() -> ApiError {
@@ -231,38 +263,58 @@ fn stops(id: &str) -> ApiError {
     ApiError::unavailable(message, Duration::from_secs(5))
 }
 
-/// A job that was asked for before; one that failed of what passes is tried again.
-async fn again(door: &Door, tenant: u64, job: Job) -> Result<Job, ApiError> {
-    let passes = job.row.status.is_none_or(|status| status == 429 || status >= 500);
-    if job.state != JobState::Failed || !passes {
-        return Ok(job);
-    }
-    let id = job.row.id;
-    let job = door.ask(move |jobs| jobs.retry(tenant, &id)).await?;
-    door.tell();
-    Ok(job)
+/// A job that waits for something, as a service that is not there for it now.
+fn waits(job: &Job) -> ApiError {
+    let why = job.row.ledger.reason.as_deref().unwrap_or("it is not due yet");
+    let message = format!("job {} waits ({why}); ask again for its answer", job.row.id);
+    ApiError::unavailable(message, Duration::from_secs(5))
 }
 
-/// The stored answer of a job as an answer of now.
-fn answer(job: &Job, outcome: Option<Outcome>) -> Response {
-    let response = match outcome {
-        Some(outcome) => {
-            let status = u16::try_from(outcome.status).ok();
-            let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-            let mut response = Response::new(Body::from(outcome.body));
-            *response.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            if let Ok(kind) = HeaderValue::from_str(&outcome.media_type) {
-                response.headers_mut().insert(header::CONTENT_TYPE, kind);
-            }
-            response
-        }
-        None => {
-            let why = job.row.ledger.reason.as_deref().unwrap_or("it was taken back");
-            let message = format!("job {} is {}: {why}", job.row.id, job.state.name());
-            ApiError::new(StatusCode::CONFLICT, "conflict_error", message).into_response()
-        }
+/// A job that was asked for before. One that failed of what passes is tried again, and what waits
+/// for its turn or its next try begins now if somebody waits for it.
+fn again(jobs: &Jobs, job: Job, starts_now: bool) -> Result<(Job, Option<Run>), JobsError> {
+    // A model that was not there may be by now.
+    let passes = |status| [404, 408, 429].contains(&status) || status >= 500;
+    let job = match job.state == JobState::Failed && job.row.status.is_none_or(passes) {
+        true => jobs.retry(job.row.tenant as u64, &job.row.id)?,
+        false => job,
     };
-    named(response, job)
+    let ledger = &job.row.ledger;
+    let may_begin = ledger.due_ms <= now_ms() || ledger.reason.is_some();
+    let begins = starts_now && job.state == JobState::Queued && may_begin;
+    let run = if begins { jobs.begin(&job)? } else { None };
+    Ok((job, run))
+}
+
+/// The stored answer of a job as an answer of now, with what of its head is ours if it was written
+/// for this caller.
+///
+/// # Errors
+/// Why there is none.
+fn answer(job: &Job, outcome: Option<Outcome>, head: Option<Head>) -> Result<Response, ApiError> {
+    let Some(outcome) = outcome else {
+        let why = job.row.ledger.reason.as_deref().unwrap_or("it was taken back");
+        let message = format!("job {} is {}: {why}", job.row.id, job.state.name());
+        return Err(match job.state {
+            JobState::Failed => ApiError::internal(message),
+            _ => ApiError::conflict(message),
+        });
+    };
+    let status = u16::try_from(outcome.status).ok();
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+    let mut response = Response::new(Body::from(outcome.body));
+    *response.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Ok(kind) = HeaderValue::from_str(&outcome.media_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    if let Some((_, told)) = head.filter(|(status, _)| *status == response.status()) {
+        let is_ours = |name: &HeaderName| {
+            *name == header::RETRY_AFTER || name.as_str().starts_with("x-jetforge-")
+        };
+        let ours = told.into_iter().filter_map(|(name, value)| Some((name?, value)));
+        response.headers_mut().extend(ours.filter(|(name, _)| is_ours(name)));
+    }
+    Ok(named(response, job))
 }
 
 /// An answer with the name of its job.

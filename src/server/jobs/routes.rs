@@ -16,7 +16,7 @@ use super::{ENDPOINTS, endpoint, events};
 use crate::base::limits::{JOBS_ATTEMPTS_MAX, JOBS_LISTED_MAX, REQUEST_ID_BYTES_MAX};
 use crate::jobs::{Asked, Job, Place, State as JobState, Submitted};
 use crate::server::fields::Fields;
-use crate::server::{ApiError, Caller, Gate};
+use crate::server::{ApiError, Caller, Gate, autocoder};
 
 /// Attempts of a job that names no number.
 const N_ATTEMPT: i64 = 3;
@@ -93,11 +93,16 @@ fn asked(
     let body = body.ok_or_else(|| ApiError::field("body", "body must be the request's object"))?;
     let time = |name: &str| fields.int(name, 0..=i64::MAX);
     let own_id = fields.str("request_id")?.or(body.get("request_id").and_then(Value::as_str));
-    let body = whole(body.clone());
+    let name = request_id(headers, own_id)?;
+    let mut body = whole(body.clone());
+    if let Some(name) = &name {
+        autocoder::put_name(endpoint, &mut body, name);
+    }
     Ok(Asked {
         tenant,
-        request_id: request_id(headers, own_id)?,
+        request_id: name,
         endpoint: endpoint.to_owned(),
+        digest: autocoder::digest(endpoint, &body),
         body: Value::Object(body).to_string().into_bytes(),
         priority: fields.int("priority", -100..=100)?.unwrap_or(0),
         not_before_ms: time("not_before_ms")?,

@@ -16,11 +16,12 @@ use http_body_util::{BodyExt, Limited};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::callback;
 use super::door::{Door, Live};
+use super::hand::JobHand;
 use super::tap::{Drained, Tap, heard_by};
 use crate::base::limits::JOB_ANSWER_BYTES_MAX;
 use crate::inference::{Priority, TenantId};
@@ -86,7 +87,8 @@ pub(super) async fn take(door: Door) {
         let taken = door.ask(|jobs| jobs.take()).await;
         let pause = match taken {
             Ok(Taken::Run(run)) => {
-                start(&door, *run, Priority::Background, None);
+                let caller = Caller { priority: Priority::Background, ..Caller::default() };
+                start(&door, *run, caller, None);
                 continue;
             }
             Ok(Taken::Changed) => {
@@ -112,24 +114,30 @@ pub(super) async fn take(door: Door) {
     }
 }
 
-/// Who reads an answer while it is written.
+/// How an answer begins.
+pub(super) type Head = (StatusCode, HeaderMap);
+
+/// Who waits for an answer while it is written.
 pub(super) struct Reader {
     /// Hears how it begins.
-    pub head: oneshot::Sender<(StatusCode, HeaderMap)>,
-    /// And what follows.
-    pub frames: mpsc::Sender<Bytes>,
+    pub head: oneshot::Sender<Head>,
+    /// And what follows, where it is read as it comes.
+    pub frames: Option<mpsc::Sender<Bytes>>,
 }
 
-/// Runs a job in a task of its own.
-pub(super) fn start(door: &Door, run: Run, priority: Priority, reader: Option<Reader>) {
+/// Runs a job in a task of its own, in the class and the place of whoever waits for it.
+pub(super) fn start(door: &Door, run: Run, caller: Caller, reader: Option<Reader>) {
     let seed = u32::try_from(run.job.row.seed).unwrap_or(0);
+    let (unwanted, is_unwanted) = watch::channel(false);
     let live = Live {
         job: run.job.clone(),
         tap: Tap::new(seed, &run.pieces),
         cancelled: Arc::new(Notify::new()),
+        unwanted,
     };
     let run_idx = door.begin(live.clone());
-    let work = post(door.dialects(), run, priority, reader);
+    let hand = JobHand::new(door.clone(), run_idx, live.tap.clone(), is_unwanted);
+    let work = post(door.dialects(), run, (caller, hand), reader);
     tokio::spawn(attend(door.clone(), run_idx, live, work));
 }
 
@@ -159,6 +167,9 @@ async fn attend(
         _ = stopping.wait_for(|stops| *stops) => (Happening::Stopped, None),
     };
     work.abort();
+    if matches!(happening, Happening::CancelAsked | Happening::DeadlinePassed) {
+        live.unwanted.send_replace(true);
+    }
     if happening == Happening::Answered {
         live.tap.end();
     }
@@ -244,14 +255,14 @@ fn limit(door: &Door, job: &Job) -> (Duration, Happening) {
     }
 }
 
-/// What was answered, and whether that says that nobody took the job.
-type Ran = (Outcome, bool);
+/// What was answered, and where that is none: nobody took the job, or somebody still has it.
+type Ran = (Outcome, Option<Untaken>);
 
 /// Posts a job's body to its endpoint.
 async fn post(
     dialects: Option<Router>,
     run: Run,
-    priority: Priority,
+    (caller, hand): (Caller, JobHand),
     reader: Option<Reader>,
 ) -> Result<Ran, String> {
     let Some(dialects) = dialects else { return Err("nobody answers yet".to_owned()) };
@@ -263,15 +274,16 @@ async fn post(
         fields.remove("on_disconnect");
     }
     let tenant = TenantId(row.tenant as u64);
-    let caller = Caller { tenant, priority, request_id: row.id.clone(), ..Caller::default() };
+    let caller = Caller { tenant, request_id: row.id.clone(), ..caller };
     let request = Request::post(row.endpoint.as_str())
         .header(header::CONTENT_TYPE, "application/json")
         .extension(caller)
+        .extension(hand)
         .body(Body::from(body.to_string()))
         .map_err(|error| error.to_string())?;
     let answer = TowerToHyperService::new(dialects).call(request).await;
-    let mut is_untaken = false;
-    let (parts, body) = match answer.inspect(|answer| is_untaken = Untaken::is(answer)) {
+    let mut untaken = None;
+    let (parts, body) = match answer.inspect(|answer| untaken = Untaken::of(answer)) {
         Ok(answer) => in_form_of(Some(&row.endpoint), &row.id, answer).into_parts(),
         Err(never) => match never {},
     };
@@ -280,18 +292,18 @@ async fn post(
     let media_type = parts.headers.get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
     let (status, media_type) = (i64::from(parts.status.as_u16()), media_type.to_owned());
-    Ok((Outcome { status, media_type, body }, is_untaken))
+    Ok((Outcome { status, media_type, body }, untaken))
 }
 
 /// A whole answer, told to whoever reads it as long as anybody does.
 async fn collected(
     body: Body,
     reader: Option<Reader>,
-    begin: (StatusCode, HeaderMap),
+    begin: Head,
 ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let mut body = Limited::new(body, JOB_ANSWER_BYTES_MAX);
     let mut all = Vec::new();
-    let mut frames = reader.map(|reader| {
+    let mut frames = reader.and_then(|reader| {
         let _ = reader.head.send(begin);
         reader.frames
     });
@@ -309,7 +321,7 @@ async fn collected(
 
 /// What an answer means for its job.
 fn judge(ran: Result<Ran, String>) -> (Happening, Option<Outcome>) {
-    let (outcome, is_untaken) = match ran {
+    let (outcome, untaken) = match ran {
         Ok(ran) => ran,
         Err(why) => return (Happening::Stumbled(why), None),
     };
@@ -321,8 +333,13 @@ fn judge(ran: Result<Ran, String>) -> (Happening, Option<Outcome>) {
         () if status.is_success() => Happening::Answered,
         () if status.is_client_error() && !passes.contains(&status) => Happening::Refused(why),
         () if status == StatusCode::NOT_IMPLEMENTED => Happening::Refused(why),
-        () if is_untaken => Happening::Untaken(format!("no backend took it: {why}")),
-        () => Happening::Stumbled(why),
+        () => match untaken {
+            Some(Untaken::ByAnybody) => Happening::Untaken(format!("no backend took it: {why}")),
+            Some(Untaken::Held) => {
+                Happening::Untaken(format!("who has it is not done with it: {why}"))
+            }
+            None => Happening::Stumbled(why),
+        },
     };
     (happening, Some(outcome))
 }

@@ -40,11 +40,6 @@ pub(in crate::server) fn heard_by_sync<T>(tap: Option<Tap>, work: impl FnOnce() 
     }
 }
 
-/// Whether it is a job that asks here.
-pub fn is_job() -> bool {
-    current().is_some()
-}
-
 /// The tap of the job that runs here, if one does.
 pub(in crate::server) fn current() -> Option<Tap> {
     TAP.try_with(Tap::clone).ok()
@@ -140,11 +135,23 @@ impl Tap {
     pub fn heard(&self, prompt_idx: usize, event: &Event) {
         if let Event::Text { answer_idx, text, tokens, .. } = event {
             let tokens: Vec<TokenId> = tokens.iter().map(|token| token.token).collect();
-            self.lock().add((prompt_idx, *answer_idx), text, &tokens);
+            self.hear((prompt_idx, *answer_idx), text, &tokens);
         }
         if let Event::Failed(_) = event {
             self.lock().has_failed = true;
         }
+    }
+
+    /// Hears a piece of a text, by prompt and answer.
+    pub fn hear(&self, at: (usize, usize), text: &str, tokens: &[TokenId]) {
+        self.lock().add(at, text, tokens);
+    }
+
+    /// Whoever writes begins anew: what came in this run is void as well.
+    pub fn forget(&self) {
+        let mut heard = self.lock();
+        heard.now.clear();
+        heard.diverge();
     }
 
     /// The answer is whole: a text that ended before its durable tokens did is another one.

@@ -3,7 +3,8 @@
 //! One exchange at a time; a new one ends the one before. Each spends a try of the code, and a
 //! wrong letter closes it, so nobody can learn letters by beginning again and again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -13,7 +14,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::{
-    FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
+    Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
     pair_and_keep, part,
 };
 use crate::pair::{Code, Hello, PairError, Role, Side};
@@ -23,7 +24,7 @@ use crate::server::keys::{Class, Grant, KeyFile, Scope};
 use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, Store, StoreError, now_ms};
-use crate::tls::Fingerprint;
+use crate::sync::host_of;
 
 /// When to come back if the disk is slow.
 const RETRY: Duration = Duration::from_secs(1);
@@ -41,9 +42,8 @@ struct Inner {
     offer: PairOffer,
     keys: KeyFile,
     store: Store,
-    name: String,
-    /// Its certificate, where the service speaks TLS.
-    certificate: Option<Fingerprint>,
+    card: Card,
+    listens: OnceLock<SocketAddr>,
     session: Mutex<Option<Session>>,
 }
 
@@ -55,17 +55,20 @@ struct Session {
 }
 
 impl PairDesk {
-    /// A desk that keeps those who pair in `store`, calls this machine `name` and tells its
-    /// `certificate`.
-    pub fn new(
-        offer: PairOffer,
-        keys: KeyFile,
-        store: Store,
-        name: String,
-        certificate: Option<Fingerprint>,
-    ) -> PairDesk {
-        let session = Mutex::default();
-        PairDesk(Arc::new(Inner { offer, keys, store, name, certificate, session }))
+    /// A desk that keeps those who pair in `store` and tells what stands on `card`.
+    pub fn new(offer: PairOffer, keys: KeyFile, store: Store, card: Card) -> PairDesk {
+        let (listens, session) = (OnceLock::new(), Mutex::default());
+        PairDesk(Arc::new(Inner { offer, keys, store, card, listens, session }))
+    }
+
+    /// Tells from now on that the service is here.
+    pub fn listens_at(&self, address: SocketAddr) {
+        let _ = self.0.listens.set(address);
+    }
+
+    fn card(&self) -> Card {
+        let own = &self.0.card;
+        Card { listens: self.0.listens.get().copied().or(own.listens), ..own.clone() }
     }
 
     fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
@@ -118,6 +121,8 @@ impl PairDesk {
         }
         let theirs = part(fields.0.get("public").and_then(Value::as_str));
         let theirs = theirs.ok_or_else(|| ApiError::field("public", "64 hex digits"))?;
+        // What cannot be kept spends no try.
+        self.0.store.peers().map_err(unkept)?;
         let code = self.0.offer.spend().map_err(internal)?;
         let closed = "no code is open; `jetforge pair` on this machine shows one";
         let code = code.ok_or_else(|| ApiError::not_found(closed))?;
@@ -135,6 +140,7 @@ impl PairDesk {
         let theirs = Introduction::open(&sealer, FROM_STARTER, sealed)
             .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
         let node = self.0.store.node().map_err(internal)?;
+        let known = self.0.store.peer(&theirs.node).ok().flatten();
         let key_name = peer_key_name(&theirs.node);
         // Of a machine that pairs again, the new key alone counts.
         let _ = self.0.keys.revoke(&key_name);
@@ -145,20 +151,23 @@ impl PairDesk {
             at_once: None,
         };
         let key = self.0.keys.create(&key_name, grant).map_err(internal)?;
-        let certificate = self.0.certificate.map(|own| own.to_string());
-        let ours = Introduction { node, name: self.0.name.clone(), key, certificate };
+        let Card { name, certificate, .. } = self.card();
+        let certificate = certificate.map(|own| own.to_string());
+        // It knows where this one is: it called.
+        let ours = Introduction { node, name, key, certificate, address: None };
+        let told = theirs.address.as_ref().filter(|address| host_of(address).is_some());
         let peer = Peer {
             node: theirs.node.clone(),
             name: theirs.name.clone(),
-            address: String::new(),
+            // Who pairs again and says nothing is where it was.
+            address: told.cloned().or(known.map(|known| known.address)).unwrap_or_default(),
+            paired_here: true,
             key: theirs.key.clone(),
             key_digest: ours.key_digest(),
             certificate: theirs.fingerprint().ok().flatten().map(|own| own.0),
             paired_ms: now_ms(),
         };
-        self.0.store.insert_peer(peer).map_err(|error| {
-            ApiError::unavailable(format!("the pairing is not kept: {error}"), RETRY)
-        })?;
+        self.0.store.insert_peer(peer).map_err(unkept)?;
         self.0.offer.close().map_err(internal)?;
         tracing::info!(peer = theirs.name, node = theirs.node, "paired");
         Ok(json!({ "sealed": ours.seal(&sealer, FROM_ANSWERER).map_err(internal)? }))
@@ -171,8 +180,11 @@ async fn ask(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, Ap
     let desk = gate.pair_desk().cloned().ok_or_else(missing)?;
     let text = |name: &str| fields.0.get(name).and_then(Value::as_str).unwrap_or_default();
     let (address, code) = (text("address").to_owned(), text("code").to_owned());
-    let name = if text("name").is_empty() { desk.0.name.as_str() } else { text("name") }.to_owned();
-    let asked = move || pair_and_keep(&desk.0.store, &address, &code, &name);
+    let mut card = desk.card();
+    if !text("name").is_empty() {
+        card.name = text("name").to_owned();
+    }
+    let asked = move || pair_and_keep(&desk.0.store, &address, &code, &card);
     let peer = tokio::task::spawn_blocking(asked).await.map_err(internal)?;
     let peer = peer.map_err(not_paired)?;
     let mut told = json!({ "node": peer.node, "name": peer.name });
@@ -189,7 +201,7 @@ fn not_paired(error: PairingError) -> ApiError {
         PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
             ApiError::field("code", message)
         }
-        PairingError::Store(StoreError::Busy | StoreError::Closed) => {
+        PairingError::Store(StoreError::Busy | StoreError::Closed | StoreError::Away { .. }) => {
             ApiError::unavailable(message, RETRY)
         }
         PairingError::Store(StoreError::PeersFull { .. }) => ApiError::conflict(message),
@@ -204,6 +216,10 @@ async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, A
     // It writes to the disk.
     let told = tokio::task::spawn_blocking(move || desk.step(&fields)).await;
     Ok(Json(told.map_err(internal)??))
+}
+
+fn unkept(error: StoreError) -> ApiError {
+    ApiError::unavailable(format!("the pairing cannot be kept: {error}"), RETRY)
 }
 
 fn refused(error: PairError) -> ApiError {
@@ -230,6 +246,8 @@ mod tests {
     fn what_is_not_kept_here_is_no_fault_of_the_other_machine() {
         let status = |error: PairingError| not_paired(error).status.as_u16();
         assert_eq!(status(StoreError::Busy.into()), 503);
+        let away = StoreError::Away { place: "hub".into(), why: "it was killed".into() };
+        assert_eq!(status(away.into()), 503);
         assert_eq!(status(StoreError::PeersFull { n: 64 }.into()), 409);
         assert_eq!(status(std::io::Error::other("the disk is full").into()), 500);
         assert_eq!(status(PairingError::Spent), 400);
@@ -242,7 +260,7 @@ mod tests {
         let offer = PairOffer::new(dir.path());
         let store = Store::open(dir.path()).unwrap().store;
         let keys = KeyFile::new(dir.path());
-        let desk = PairDesk::new(offer.clone(), keys, store, "nano".to_owned(), None);
+        let desk = PairDesk::new(offer.clone(), keys, store, Card::default());
         let public = hex(&Hello::new().unwrap().public);
         let say = |said: Value| desk.step(&Fields(said.as_object().unwrap().clone()));
         let begin = || {
@@ -271,7 +289,7 @@ mod tests {
         offer.make().unwrap();
         let store = Store::open(dir.path()).unwrap().store;
         let keys = KeyFile::new(dir.path());
-        let desk = PairDesk::new(offer, keys, store, "nano".to_owned(), None);
+        let desk = PairDesk::new(offer, keys, store, Card::default());
         let public = hex(&Hello::new().unwrap().public);
         let said = json!({"step": "hello", "version": VERSION, "public": public});
         let fields = Fields(said.as_object().unwrap().clone());

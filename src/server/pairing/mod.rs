@@ -14,6 +14,8 @@ mod offer;
 mod spent;
 mod starter;
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -72,6 +74,38 @@ pub enum PairingError {
     Store(#[from] StoreError),
 }
 
+/// What a machine tells another one of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Card {
+    /// What people call it.
+    pub name: String,
+    /// Its certificate, where it speaks TLS.
+    pub certificate: Option<Fingerprint>,
+    /// Where it is called, if its owner says so.
+    pub address: Option<String>,
+    /// Where it listens.
+    pub listens: Option<SocketAddr>,
+}
+
+impl Card {
+    /// Where a machine calls this one that has a connection with it at `seen`; `None` if it cannot
+    /// as far as this one knows.
+    fn address_for(&self, seen: Option<IpAddr>) -> Option<String> {
+        if self.address.is_some() {
+            return self.address.clone();
+        }
+        let (listens, seen) = (self.listens?, seen?.to_canonical());
+        let ip = match listens.ip() {
+            all if all.is_unspecified() => seen,
+            // Nobody else reaches that.
+            own if own.is_loopback() && !seen.is_loopback() => return None,
+            one => one,
+        };
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        Some(format!("{scheme}://{}", SocketAddr::new(ip, listens.port())))
+    }
+}
+
 /// What each side tells the other at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Introduction {
@@ -84,6 +118,9 @@ pub(super) struct Introduction {
     /// SHA-256 of its certificate, where it speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// Where it can be called, such as `http://10.0.0.7:9999`, if it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 impl Introduction {
@@ -132,4 +169,43 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 fn part(text: Option<&str>) -> Option<Part> {
     let bytes = unhex(text?)?;
     <[u8; PART_LEN]>::try_from(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_tells_an_address_that_the_other_one_can_reach() {
+        let card = |listens: &str| Card { listens: listens.parse().ok(), ..Card::default() };
+        let told = |card: &Card, seen: &str| card.address_for(seen.parse().ok());
+        let all = card("0.0.0.0:9999");
+        assert_eq!(told(&all, "10.0.0.7").unwrap(), "http://10.0.0.7:9999");
+        assert_eq!(told(&all, "::ffff:10.0.0.7").unwrap(), "http://10.0.0.7:9999");
+        assert_eq!(told(&card("[::]:99"), "fd00::7").unwrap(), "http://[fd00::7]:99");
+        assert_eq!(told(&card("10.0.0.8:99"), "10.0.0.7").unwrap(), "http://10.0.0.8:99");
+        let own = card("127.0.0.1:99");
+        assert_eq!(told(&own, "127.0.0.1").unwrap(), "http://127.0.0.1:99");
+        assert_eq!((told(&own, "10.0.0.7"), told(&card("no"), "10.0.0.7")), (None, None));
+        let certificate = Some(Fingerprint([7; 32]));
+        let over_tls = Card { certificate, ..card("0.0.0.0:9999") };
+        assert_eq!(told(&over_tls, "10.0.0.7").unwrap(), "https://10.0.0.7:9999");
+        let owners = Card { address: Some("http://pc.example:80".into()), ..over_tls };
+        assert_eq!(told(&owners, "10.0.0.7").unwrap(), "http://pc.example:80");
+    }
+
+    #[test]
+    fn programs_that_tell_no_address_and_those_that_do_understand_each_other() {
+        let (node, name) = ("0123456789abcdef".to_owned(), "pc".to_owned());
+        let key = format!("jf-{}", "0".repeat(64));
+        let address = Some("http://10.0.0.7:9999".to_owned());
+        let ours = Introduction { node, name, key, certificate: None, address };
+        let mut told = serde_json::to_value(&ours).unwrap();
+        // What an older program says: it has no such field. A newer one may have others.
+        told.as_object_mut().unwrap().remove("address");
+        let older: Introduction = serde_json::from_value(told.clone()).unwrap();
+        assert_eq!(older, Introduction { address: None, ..ours });
+        told["later"] = 1.into();
+        assert_eq!(serde_json::from_value::<Introduction>(told).unwrap(), older);
+    }
 }

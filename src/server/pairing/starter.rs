@@ -3,13 +3,14 @@
 use serde_json::{Value, json};
 
 use super::spent::Spent;
-use super::{FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
+use super::{Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::{Client, random_key};
 use crate::store::{Peer, Store, now_ms};
 
 /// Pairs with the appliance at `address` by the code that it shows, and keeps it in `store`, with
-/// its certificate where it speaks TLS. This machine is called `name` there.
+/// its certificate where it speaks TLS. It gets to know what stands on `card`, and calls this
+/// machine if it can.
 ///
 /// What proves the code is told within TLS or without, and so is the certificate: whoever stands in
 /// between can neither read nor change it, but shows another one.
@@ -20,12 +21,20 @@ pub fn pair_and_keep(
     store: &Store,
     address: &str,
     code: &str,
-    name: &str,
+    card: &Card,
 ) -> Result<Peer, PairingError> {
     let code = Code::read(code)?;
+    // What cannot be kept spends no code.
+    store.peers()?;
     let (node, key) = (store.node()?, random_key()?);
-    let ours = Introduction { node, name: name.to_owned(), key, certificate: None };
     let (client, shown) = Client::meet(address)?;
+    let ours = Introduction {
+        node,
+        name: card.name.clone(),
+        key,
+        certificate: card.certificate.map(|own| own.to_string()),
+        address: card.address_for(client.seen_at()),
+    };
     let spent = Spent::new(store.dir());
     let theirs = pair_with(&client, code, &spent, &ours)?;
     let told = theirs.fingerprint()?;
@@ -39,6 +48,7 @@ pub fn pair_and_keep(
         // Everybody who calls it means the same port.
         address: format!("{scheme}://{}", client.place()),
         key_digest: ours.key_digest(),
+        paired_here: false,
         key: theirs.key,
         certificate: told.map(|own| own.0),
         paired_ms: now_ms(),

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::base::limits::{SYNC_CALL_MS, SYNC_CONNECT_MS, SYNC_MESSAGE_BYTES_MAX};
 use crate::store::Peer;
+use crate::sync::host_of;
 use crate::tls::{Fingerprint, TlsError, Trust};
 
 /// Why a call did not work.
@@ -64,17 +65,6 @@ pub(super) async fn exchange(
         Ok(result) => result,
         Err(_) => Err(passing(format!("no answer within {} s", SYNC_CALL_MS / 1000))),
     }
-}
-
-/// `host:port` of `http://host:port`, and whether it is `https`.
-fn host_of(address: &str) -> Option<(&str, bool)> {
-    let (rest, is_https) = match address.strip_prefix("https://") {
-        Some(rest) => (rest, true),
-        None => (address.strip_prefix("http://")?, false),
-    };
-    let rest = rest.trim_end_matches('/');
-    let is_plain = !rest.is_empty() && !rest.contains(['/', '@', '?', '#']);
-    (is_plain && !rest.contains(char::is_whitespace)).then_some((rest, is_https))
 }
 
 fn address_of(host: &str) -> String {
@@ -132,22 +122,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_a_host_and_a_port() {
-        assert_eq!(host_of("http://10.0.0.7:9999/"), Some(("10.0.0.7:9999", false)));
-        assert_eq!(host_of("https://pc.lan:8080"), Some(("pc.lan:8080", true)));
+    fn an_address_without_a_port_means_that_of_http() {
         assert_eq!(address_of("pc.lan"), "pc.lan:80");
         assert_eq!(address_of("[::1]:99"), "[::1]:99");
-        for wrong in [
-            "",
-            "pc.lan",
-            "ftp://pc",
-            "https://",
-            "http://",
-            "http://a@b",
-            "http://a b",
-            "http://a/b",
-        ] {
-            assert_eq!(host_of(wrong), None, "{wrong}");
-        }
     }
 }

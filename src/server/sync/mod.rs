@@ -5,7 +5,7 @@
 //! POST /v1/sync/blobs      the same for pieces of files
 //! GET  /v1/sync            how each link stands
 //! GET  /v1/sync/appliances what each peer told of itself
-//! POST /v1/sync/forget     ends a pairing
+//! POST /v1/sync/forget     ends a pairing             /peer    where a peer is called
 //! POST /v1/sync/now        call every peer now          /retry   what was set aside
 //! GET  /v1/sync/export     what waits, as lines         /import  such lines
 //! ```

@@ -20,6 +20,7 @@ use crate::store::{Peer, StoreError};
 use crate::sync::{
     Ask, BlobId, Change, HAUL_BYTES_MAX, Mark, Node, PeerStanding, Record, SyncError,
 };
+use crate::tls::Fingerprint;
 
 /// Entries of a list of those that were set aside.
 const N_HELD_SHOWN: usize = 100;
@@ -39,6 +40,7 @@ pub(in crate::server) fn routes() -> Router<Gate> {
         .route("/v1/sync/appliances", get(appliances))
         .route("/v1/sync/now", post(now))
         .route("/v1/sync/retry", post(retry))
+        .route("/v1/sync/peer", post(call_at))
         .route("/v1/sync/forget", post(forget))
         .route("/v1/sync/export", get(export))
         .route("/v1/sync/import", post(import))
@@ -223,6 +225,34 @@ async fn retry(
 }
 
 #[derive(Deserialize)]
+struct PlaceQuery {
+    peer: String,
+    address: String,
+    /// SHA-256 of its certificate, where that is not the one of the pairing.
+    #[serde(default)]
+    certificate: Option<String>,
+}
+
+/// Says where a peer is called, or by an empty address that it is not.
+async fn call_at(
+    State(gate): State<Gate>,
+    Query(PlaceQuery { peer, address, certificate }): Query<PlaceQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let pin = certificate.map(|text| text.parse::<Fingerprint>()).transpose();
+    let pin = pin.map_err(|error| ApiError::field("certificate", error.to_string()))?;
+    let pin = pin.map(|pin| pin.0);
+    let named = peer.clone();
+    let found = ask(&sync(&gate)?, move |sync| sync.call_at(&named, &address, pin)).await?;
+    let found = found.ok_or_else(|| unknown(&peer))?;
+    gate.wake_sync();
+    Ok(Json(json!({ "node": found.node, "name": found.name, "address": found.address })))
+}
+
+fn unknown(peer: &str) -> ApiError {
+    ApiError::not_found(format!("there is no one peer {peer:?}"))
+}
+
+#[derive(Deserialize)]
 struct ForgetQuery {
     peer: String,
 }
@@ -234,8 +264,7 @@ async fn forget(
 ) -> Result<Json<Value>, ApiError> {
     let named = peer.clone();
     let forgotten = ask(&sync(&gate)?, move |sync| sync.forget(&named)).await?;
-    let unknown = || ApiError::not_found(format!("there is no one peer {peer:?}"));
-    let forgotten = forgotten.ok_or_else(unknown)?;
+    let forgotten = forgotten.ok_or_else(|| unknown(&peer))?;
     let key_name = peer_key_name(&forgotten.node);
     let keys = gate.clone();
     let revoked = tokio::task::spawn_blocking(move || keys.revoke_key(&key_name)).await;

@@ -10,8 +10,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::ask;
 use super::call::{CallError, exchange};
 use super::known::tell_inventory;
-use crate::base::limits::{SYNC_ACTS_MAX, SYNC_HAULS_MAX};
+use crate::base::limits::SYNC_HAULS_MAX;
 use crate::server::jobs::Door;
+use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
 use crate::sync::{Ask, Node};
@@ -35,7 +36,7 @@ impl SyncRunner {
         let task = gate.sync().cloned().map(|sync| {
             let (door, wake) = (gate.jobs().cloned(), gate.sync_bell());
             let (gate, troubles) = (gate.clone(), Troubles::default());
-            let runner = Runner { sync, door, wake, gate, troubles };
+            let runner = Runner { sync, door, wake, gate, troubles, met: None };
             tokio::spawn(runner.run())
         });
         SyncRunner { task }
@@ -55,30 +56,29 @@ struct Runner {
     wake: Arc<Notify>,
     gate: Gate,
     troubles: Troubles,
+    /// The peers of the last look.
+    met: Option<Vec<Peer>>,
 }
 
 /// What did not work at the last look, so that the log hears of it once and not with every look.
 #[derive(Default)]
-struct Troubles(BTreeMap<String, String>);
+struct Troubles(BTreeMap<&'static str, String>);
 
 impl Troubles {
     /// What is tried at each look.
     const STORE: &str = "sync cannot look at its store";
     const SPOOL: &str = "what other processes have to tell waits";
     const WANTS: &str = "files of peers are not asked for yet";
+    const JOBS: &str = "jobs that peers took back go on";
 
     /// Whether this is news: that something does not work, or does not for another reason.
-    fn is_news(&mut self, of: &str, why: &str) -> bool {
-        // Jobs that were taken back have names without end.
-        if self.0.len() >= SYNC_ACTS_MAX {
-            self.0.clear();
-        }
-        self.0.insert(of.to_owned(), why.to_owned()).is_none_or(|before| before != why)
+    fn is_news(&mut self, of: &'static str, why: &str) -> bool {
+        self.0.insert(of, why.to_owned()).is_none_or(|before| before != why)
     }
 
     /// Tells the log how something went.
-    fn tell(&mut self, of: &str, error: Option<&dyn std::fmt::Display>) {
-        let Some(why) = error.map(ToString::to_string) else {
+    fn tell(&mut self, of: &'static str, why: Option<String>) {
+        let Some(why) = why else {
             self.0.remove(of);
             return;
         };
@@ -104,8 +104,9 @@ impl Runner {
                 }
                 counted = Some(Instant::now());
             }
-            let looked = self.look(&mut calls, &mut called).await.err().map(|error| error.message);
-            self.troubles.tell(Troubles::STORE, looked.as_ref().map(|why| why as _));
+            let looked = self.look(&mut calls, &mut called).await;
+            let why = looked.as_ref().err().map(|error| error.message.clone());
+            self.troubles.tell(Troubles::STORE, why);
             // A file may take an hour; what is said of it goes on beside it.
             while let Some(done) = hauls.try_join_next() {
                 match done {
@@ -113,7 +114,7 @@ impl Runner {
                     Err(_) => hauled.clear(),
                 }
             }
-            for peer in ask(&self.sync, Node::peers).await.unwrap_or_default() {
+            for peer in looked.unwrap_or_default() {
                 let is_due = !peer.address.is_empty() && !hauled.contains(&peer.node);
                 if is_due && self.sync.may_haul(&peer.node) {
                     hauled.insert(peer.node.clone());
@@ -134,27 +135,43 @@ impl Runner {
         }
     }
 
-    /// Does what is asked, and calls who is due.
+    /// Does what is asked, and calls who is due; the peers.
     async fn look(
         &mut self,
         calls: &mut JoinSet<String>,
         called: &mut BTreeSet<String>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Vec<Peer>, ApiError> {
         ask(&self.sync, Node::hand_on).await?;
         self.act().await?;
-        let peers = ask(&self.sync, |sync| {
-            sync.look_for_news()?;
-            sync.peers()
-        });
+        let peers = ask(&self.sync, Node::look_for_news).await?;
+        self.meet(&peers).await?;
         let now = self.sync.mono_ms();
-        for peer in peers.await? {
+        for peer in &peers {
             let is_due = !peer.address.is_empty() && self.sync.due_ms(&peer.node) <= now;
             // Whose key was taken back is not called either.
             let is_due = is_due && !self.gate.is_revoked(&peer.key_digest);
             if is_due && called.insert(peer.node.clone()) {
-                calls.spawn(call(self.sync.clone(), peer));
+                calls.spawn(call(self.sync.clone(), peer.clone()));
             }
         }
+        Ok(peers)
+    }
+
+    /// Takes up who was paired and who was forgotten since the last look, here or by another
+    /// process that shares the store.
+    async fn meet(&mut self, peers: &[Peer]) -> Result<(), ApiError> {
+        if self.met.as_deref() == Some(peers) {
+            return Ok(());
+        }
+        for node in ask(&self.sync, Node::part).await? {
+            let (gate, name) = (self.gate.clone(), peer_key_name(&node));
+            let revoked = tokio::task::spawn_blocking(move || gate.revoke_key(&name)).await;
+            revoked.map_err(|_| ApiError::internal("a key could not be taken back"))?;
+        }
+        if let Some(forward) = self.gate.forward() {
+            Arc::clone(forward).meet(peers.to_vec());
+        }
+        self.met = Some(peers.to_vec());
         Ok(())
     }
 
@@ -163,19 +180,21 @@ impl Runner {
         let told = ask(&self.sync, |sync| Ok((sync.take_in_spool(), sync.note_wants())));
         let (spooled, wanted) = told.await?;
         // A disk that is full is no reason to call nobody.
-        self.troubles.tell(Troubles::SPOOL, spooled.as_ref().err().map(|error| error as _));
-        self.troubles.tell(Troubles::WANTS, wanted.as_ref().err().map(|error| error as _));
+        self.troubles.tell(Troubles::SPOOL, spooled.as_ref().err().map(ToString::to_string));
+        self.troubles.tell(Troubles::WANTS, wanted.as_ref().err().map(ToString::to_string));
         let Some(door) = &self.door else { return Ok(()) };
         for act in wanted.unwrap_or_default() {
-            let of = format!("the job {} that a peer took back goes on", act.key);
-            let taken = door.take_back(act.key).await;
-            let why = taken.as_ref().err().map(|error| &error.message);
-            self.troubles.tell(&of, why.map(|why| why as _));
+            let taken = door.take_back(act.key().to_owned()).await;
             match taken {
                 // One that fails is no reason to call nobody, nor to forget it.
-                Err(error) if error.status.is_server_error() => {}
-                Ok(false) => ask(&self.sync, move |sync| sync.pass_on(act.n)).await?,
-                Ok(true) | Err(_) => ask(&self.sync, move |sync| sync.acted(act.n)).await?,
+                Err(error) if error.status.is_server_error() => {
+                    self.troubles.tell(Troubles::JOBS, Some(error.message));
+                }
+                Ok(false) => ask(&self.sync, move |sync| sync.pass_on(act)).await?,
+                Ok(true) | Err(_) => {
+                    self.troubles.tell(Troubles::JOBS, None);
+                    ask(&self.sync, move |sync| sync.acted(vec![act])).await?;
+                }
             }
         }
         Ok(())
@@ -247,15 +266,16 @@ mod tests {
     #[test]
     fn what_does_not_work_is_news_once_for_each_reason() {
         let mut troubles = Troubles::default();
-        let full: &dyn std::fmt::Display = &"the disk is full";
+        let full = || Some("the disk is full".to_owned());
         assert!(troubles.is_news(Troubles::SPOOL, "the disk is full"));
         assert!(!troubles.is_news(Troubles::SPOOL, "the disk is full"));
         assert!(troubles.is_news(Troubles::WANTS, "the disk is full"), "something else");
         assert!(troubles.is_news(Troubles::SPOOL, "no such folder"), "another reason");
         troubles.tell(Troubles::SPOOL, None);
-        troubles.tell(Troubles::SPOOL, Some(full));
+        troubles.tell(Troubles::SPOOL, full());
         assert!(!troubles.is_news(Troubles::SPOOL, "the disk is full"), "it was told again");
-        (0..1000).for_each(|n| troubles.tell(&format!("job {n}"), Some(full)));
-        assert!(troubles.0.len() <= SYNC_ACTS_MAX);
+        // However many jobs there are.
+        assert!(troubles.is_news(Troubles::JOBS, "the disk is full"));
+        assert!((0..1000).all(|_| !troubles.is_news(Troubles::JOBS, "the disk is full")));
     }
 }

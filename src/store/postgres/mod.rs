@@ -10,8 +10,9 @@
 //!
 //! The driver waits on a small runtime of its own, which a thread of another one may not do, so
 //! each transaction has a thread for as long as it takes. Beside the ways to a server and back that
-//! costs nothing.
+//! costs nothing. Nobody waits for ever: see [`line`].
 
+mod line;
 mod schema;
 mod wire;
 
@@ -112,6 +113,11 @@ impl Postgres {
                 lent.wire = Some(wire);
                 Ok((lent, false))
             }
+            // It is there, and busy with another one that opens; that waited long enough.
+            Err(StoreError::Busy) => {
+                drop(pool);
+                Err(StoreError::Busy)
+            }
             Err(error) => {
                 let pause = SHARED_PAUSE_MS_MIN << pool.n_failed.min(16);
                 let pause = Duration::from_millis(pause.min(SHARED_PAUSE_MS_MAX));
@@ -195,7 +201,7 @@ impl Database for Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         let kept = std::mem::take(&mut self.pool().kept);
-        // Farewells wait, too.
+        // Their runtimes may not end on a thread of another one.
         let _ = apart(move || {
             drop(kept);
             Ok(())

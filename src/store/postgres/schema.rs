@@ -11,7 +11,8 @@
 //! ```
 
 /// See the module.
-pub const STEPS: [&str; 1] = ["
+pub const STEPS: [&str; 2] = [
+    "
 CREATE SCHEMA IF NOT EXISTS jetforge;
 
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BIGINT NOT NULL);
@@ -104,7 +105,12 @@ CREATE TABLE forwarded (
 );
 
 INSERT INTO meta VALUES ('version', 0);
-"];
+",
+    "
+ALTER TABLE peers ADD COLUMN paired_here BIGINT NOT NULL DEFAULT 0;
+UPDATE peers SET paired_here = 1 WHERE address = '';
+",
+];
 
 /// The newest version.
 pub const NEWEST: i64 = STEPS.len() as i64;

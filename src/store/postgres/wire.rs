@@ -14,12 +14,15 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
-use postgres::error::SqlState;
-use postgres::types::{ToSql, Type};
-use postgres::{Client, Config, NoTls, SimpleQueryMessage, Statement};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Config, SimpleQueryMessage, Statement};
 
+use super::line::{Fault, Line};
 use super::schema::{NEWEST, STEPS};
-use crate::base::limits::{SHARED_CONNECT_MS, SHARED_SILENCE_MS, SHARED_STATEMENT_MS};
+use crate::base::limits::{
+    SHARED_ANSWER_MS, SHARED_CONNECT_MS, SHARED_SILENCE_MS, SHARED_STATEMENT_MS,
+};
 use crate::seal::Sealer;
 use crate::store::StoreError;
 use crate::store::peers::drawn_node;
@@ -33,7 +36,7 @@ const LOCK: i64 = 0x6a65_7466_6f72_6765;
 
 /// See the module.
 pub struct Wire {
-    client: Client,
+    line: Line,
     place: String,
     statements: HashMap<String, Statement>,
     /// A statement failed: the transaction ends without effect, whatever its owner thinks.
@@ -62,7 +65,8 @@ impl Wire {
         let mut config = Config::new();
         config.user(&place.user).dbname(&place.database).port(place.port);
         config.application_name("jetforge");
-        config.connect_timeout(Duration::from_millis(SHARED_CONNECT_MS));
+        // A name may have an address that is dead before one that is not.
+        config.connect_timeout(Duration::from_millis(SHARED_CONNECT_MS / 2));
         config.tcp_user_timeout(Duration::from_millis(SHARED_SILENCE_MS));
         config.keepalives_idle(Duration::from_millis(SHARED_SILENCE_MS));
         config.keepalives_interval(Duration::from_millis(SHARED_SILENCE_MS));
@@ -74,9 +78,10 @@ impl Wire {
             config.password(password);
         }
         let place = place.to_string();
-        let client = config.connect(NoTls).map_err(|error| said(&place, &error))?;
+        let line = Line::open(&config, SHARED_CONNECT_MS);
+        let line = line.map_err(|fault| meant(&place, &fault))?;
         let statements = HashMap::new();
-        let mut wire = Wire { client, place, statements, has_failed: false, is_free: true };
+        let mut wire = Wire { line, place, statements, has_failed: false, is_free: true };
         // What is told to be on the disk is.
         wire.batch(&format!(
             "SET search_path = jetforge; SET synchronous_commit = on; SET client_encoding = 'UTF8';
@@ -89,8 +94,12 @@ impl Wire {
     }
 
     fn batch(&mut self, sql: &str) -> Result<(), StoreError> {
-        let done = self.client.batch_execute(sql);
-        done.map_err(|error| self.failed(&error))
+        self.batch_within(SHARED_ANSWER_MS, sql)
+    }
+
+    fn batch_within(&mut self, ms: u64, sql: &str) -> Result<(), StoreError> {
+        let done = self.line.ask(ms, async |client| client.batch_execute(sql).await);
+        done.map_err(|fault| self.failed(&fault))
     }
 
     /// Makes the tables what this program knows, and itself known to them.
@@ -140,7 +149,8 @@ impl Wire {
     /// The version of the tables, whose row is held from now on.
     fn version(&mut self) -> Result<i64, StoreError> {
         let sql = "SELECT value FROM jetforge.meta WHERE key = 'version' FOR UPDATE";
-        let said = self.client.simple_query(sql).map_err(|error| self.failed(&error))?;
+        let said = self.line.ask(SHARED_ANSWER_MS, async |client| client.simple_query(sql).await);
+        let said = said.map_err(|fault| self.failed(&fault))?;
         let version = said.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
             _ => None,
@@ -160,12 +170,15 @@ impl Wire {
     /// If the server is away, or a newer program changed the tables.
     pub fn begin(&mut self, how: Begin) -> Result<(), StoreError> {
         (self.has_failed, self.is_free) = (false, false);
+        // There is nothing to wait for: who is silent now is not there.
+        let begin = match how {
+            Begin::Look => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            Begin::Write => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        };
+        self.batch_within(SHARED_CONNECT_MS, begin)?;
         match how {
-            Begin::Look => self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
-            Begin::Write => {
-                self.batch("BEGIN ISOLATION LEVEL READ COMMITTED")?;
-                self.version().map(drop)
-            }
+            Begin::Look => Ok(()),
+            Begin::Write => self.version().map(drop),
         }
     }
 
@@ -186,24 +199,25 @@ impl Wire {
 
     /// Whether it can be used again.
     pub fn is_sound(&self) -> bool {
-        self.is_free && !self.client.is_closed()
+        self.is_free && !self.line.is_closed()
     }
 
     fn refuses(&self, why: &str) -> StoreError {
         StoreError::Shared { place: self.place.clone(), why: why.to_owned() }
     }
 
-    fn failed(&mut self, error: &postgres::Error) -> StoreError {
+    fn failed(&mut self, fault: &Fault) -> StoreError {
         self.has_failed = true;
-        said(&self.place, error)
+        meant(&self.place, fault)
     }
 
     fn statement(&mut self, sql: &str) -> Result<Statement, StoreError> {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
         }
-        let made = self.client.prepare(&sql.replace('?', "$"));
-        let made = made.map_err(|error| self.failed(&error))?;
+        let own = sql.replace('?', "$");
+        let made = self.line.ask(SHARED_ANSWER_MS, async |client| client.prepare(&own).await);
+        let made = made.map_err(|fault| self.failed(&fault))?;
         self.statements.insert(sql.to_owned(), made.clone());
         Ok(made)
     }
@@ -213,25 +227,27 @@ impl Sql for Wire {
     fn run(&mut self, sql: &str, values: &[Value<'_>]) -> Result<u64, StoreError> {
         let statement = self.statement(sql)?;
         let values: Vec<_> = values.iter().map(driven).collect();
-        let done = self.client.execute(&statement, &values);
-        done.map_err(|error| self.failed(&error))
+        let run = async |client: &Client| client.execute(&statement, &values).await;
+        let done = self.line.ask(SHARED_ANSWER_MS, run);
+        done.map_err(|fault| self.failed(&fault))
     }
 
     fn rows(&mut self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
         let statement = self.statement(sql)?;
         let values: Vec<_> = values.iter().map(driven).collect();
-        let rows = self.client.query(&statement, &values);
-        let rows = rows.map_err(|error| self.failed(&error))?;
-        let row = |row: &postgres::Row| {
+        let query = async |client: &Client| client.query(&statement, &values).await;
+        let rows = self.line.ask(SHARED_ANSWER_MS, query);
+        let rows = rows.map_err(|fault| self.failed(&fault))?;
+        let row = |row: &tokio_postgres::Row| {
             let cells = (0..row.len()).map(|i| cell_of(row, i));
             cells.collect::<Result<Vec<Cell>, _>>().map(Row)
         };
         let found = rows.iter().map(row).collect::<Result<Vec<_>, _>>();
-        found.map_err(|error| self.failed(&error))
+        found.map_err(|error| self.failed(&Fault::Said(error)))
     }
 }
 
-fn cell_of(row: &postgres::Row, i: usize) -> Result<Cell, postgres::Error> {
+fn cell_of(row: &tokio_postgres::Row, i: usize) -> Result<Cell, tokio_postgres::Error> {
     let cell = match *row.columns()[i].type_() {
         Type::INT8 => row.try_get::<_, Option<i64>>(i)?.map(Cell::Int),
         Type::INT4 => row.try_get::<_, Option<i32>>(i)?.map(|n| Cell::Int(n.into())),
@@ -252,9 +268,18 @@ fn driven<'a>(value: &'a Value<'a>) -> &'a (dyn ToSql + Sync) {
     }
 }
 
-/// What an error means to who waits. Only the server's sentence is told: its details may name what
-/// is in a row.
-fn said(place: &str, error: &postgres::Error) -> StoreError {
+/// What it means to who waits that there is no answer.
+fn meant(place: &str, fault: &Fault) -> StoreError {
+    let away = |why: String| StoreError::Away { place: place.to_owned(), why };
+    match fault {
+        Fault::Said(error) => said(place, error),
+        Fault::Silent(ms) => away(format!("it has said nothing for {} s", ms / 1000)),
+        Fault::System(error) => away(error.to_string()),
+    }
+}
+
+/// What an error means. Only the server's sentence is told: its details may name what is in a row.
+fn said(place: &str, error: &tokio_postgres::Error) -> StoreError {
     let place = place.to_owned();
     let Some(told) = error.as_db_error() else {
         let mut why = error.to_string();

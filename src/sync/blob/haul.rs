@@ -133,8 +133,6 @@ pub struct Hauled {
     pub of: Option<BlobId>,
     /// A piece or an outline was kept.
     pub is_kept: bool,
-    /// A blob is here whole by it.
-    pub is_whole: bool,
     /// What was given is not what it should be.
     pub is_wrong: bool,
 }
@@ -221,7 +219,9 @@ pub fn hear<H: Hold>(hold: &mut H, peer: &str, haul: &Haul) -> Result<Hauled, H:
             }
             hold.append(&want.id, i, bytes)?;
             hauled.is_kept = true;
-            hauled.is_whole = i + 1 == outline.n_piece() && hold.finish(&want.id, &outline)?;
+            if i + 1 == outline.n_piece() {
+                hold.finish(&want.id, &outline)?;
+            }
         }
         // It came twice or late.
         _ => {}

@@ -35,6 +35,8 @@ use crate::store::now_ms;
 const SEAL_BYTES: usize = KEY_LEN + TAG_LEN;
 /// Bytes of a sealed piece that is not the last one.
 const STRIDE: u64 = (PIECE_BYTES + SEAL_BYTES) as u64;
+/// How the files of a blob end that is to come.
+const WANTING: [&str; 2] = [".part", ".want"];
 /// Bytes of a note.
 const NOTE_BYTES_MAX: u64 = 4096;
 
@@ -348,9 +350,15 @@ impl Vault {
     }
 
     /// What is to come, the oldest want first; behind the others what was put off, the least often
-    /// first.
+    /// first. What is here is not to come: the power may have gone before its want did, or its
+    /// owner put it in.
     pub fn wanted(&self) -> Vec<(BlobId, Wanted)> {
-        let read = |id: BlobId| self.wanted_one(&id).map(|own| (id, own));
+        let read = |id: BlobId| {
+            if self.is_whole(&id) {
+                self.remove(&id, &WANTING);
+            }
+            self.wanted_one(&id).map(|own| (id, own))
+        };
         let mut wanted: Vec<(BlobId, Wanted)> = self.files(".want").filter_map(read).collect();
         wanted.sort_unstable_by_key(|(id, own)| (own.n_off, own.since_ms, *id));
         wanted
@@ -431,10 +439,12 @@ impl Vault {
     /// Lets a blob go, with all that is known of it; whether there was one.
     pub fn drop_blob(&self, id: &BlobId) -> bool {
         let was_there = !matches!(self.progress(id), Progress::Absent);
-        for what in ["", ".part", ".want", ".note", ".outline"] {
-            let _ = fs::remove_file(self.path(id, what));
-        }
+        self.remove(id, &["", ".part", ".want", ".note", ".outline"]);
         was_there
+    }
+
+    fn remove(&self, id: &BlobId, files: &[&str]) {
+        files.iter().for_each(|end| drop(fs::remove_file(self.path(id, end))));
     }
 
     /// Wants nothing of a peer any more, nor keeps what came of it so far.
@@ -537,7 +547,7 @@ impl Hold for Vault {
         fs::rename(&part, self.path(id, ""))?;
         File::open(&self.dir)?.sync_all()?;
         // After that: a want without its blob would begin anew.
-        let _ = fs::remove_file(self.path(id, ".want"));
+        self.remove(id, &WANTING);
         Ok(true)
     }
 

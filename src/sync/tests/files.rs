@@ -4,10 +4,10 @@ use std::io::Cursor;
 
 use serde_json::json;
 
-use super::store::{Side, body, change, exchange, ledger, open, pair, submit};
+use super::store::{Side, acts, body, change, exchange, ledger, open, pair, submit};
 use crate::base::limits::SYNC_ACTS_MAX;
 use crate::store::{AnswerRow, Changed, Update};
-use crate::sync::{BlobId, Imported, Progress};
+use crate::sync::{BlobId, Imported, Progress, Spool, Told};
 
 /// Calls of `a` about blobs until none moves; how many pieces came to it.
 fn haul(a: &Side, b: &Side) -> usize {
@@ -142,12 +142,12 @@ fn what_has_no_place_yet_keeps_no_job_from_being_taken_back() {
     let blobs = home.path().join("blobs");
     std::fs::write(&blobs, "").unwrap();
     let looks = [(); 3].map(|()| a.sync.note_wants().unwrap());
-    let found: Vec<&str> = looks.iter().flatten().map(|act| act.key.as_str()).collect();
+    let found: Vec<&str> = looks.iter().flatten().map(|act| act.key()).collect();
     assert_eq!(found, ["job-1"], "behind {} that wait", ids.len());
-    a.sync.acted(looks.iter().flatten().next().unwrap().n).unwrap();
+    a.sync.acted(looks.into_iter().flatten().collect()).unwrap();
     // And what waited is wanted once it can be.
     std::fs::remove_file(&blobs).unwrap();
-    while !a.sync.acts().unwrap().is_empty() {
+    while !acts(&a).is_empty() {
         a.sync.note_wants().unwrap();
     }
     assert_eq!(a.sync.vault().wanted().len(), ids.len());
@@ -181,4 +181,71 @@ fn a_file_that_another_one_replaced_goes_and_what_is_kept_is_shown() {
     let files = alone.sync.files().unwrap();
     assert_eq!((files.len(), files[0].id, files[0].what.as_str()), (1, id, "kept"));
     assert_eq!((files[0].n_bytes, &files[0].progress), (18, &Progress::Whole));
+}
+
+#[test]
+fn a_job_is_taken_back_where_it_may_run_and_as_it_was_when_somebody_looked() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    submit(&a, "job-1");
+    exchange(&a, &b);
+    // Its owner takes it back: the other side has nothing to do.
+    a.sync.change(change("job", "job-1", json!({"state": "cancelled"}))).unwrap();
+    exchange(&a, &b);
+    assert_eq!(body(&b, "job", "job-1")["state"], "cancelled");
+    assert!(acts(&b).is_empty(), "it does not run there");
+    // Between a look and its end something newer is told.
+    submit(&a, "job-2");
+    exchange(&a, &b);
+    b.sync.change(change("job", "job-2", json!({"state": "cancelled"}))).unwrap();
+    exchange(&a, &b);
+    let looked = a.sync.note_wants().unwrap();
+    assert_eq!(looked.iter().map(|act| act.key()).collect::<Vec<_>>(), ["job-2"]);
+    b.sync.change(change("job", "job-2", json!({"state": "cancelled", "again": 1}))).unwrap();
+    exchange(&a, &b);
+    a.sync.acted(looked.clone()).unwrap();
+    assert_eq!(acts(&a), ["job-2"], "what came meanwhile asks for itself");
+    a.sync.acted(a.sync.note_wants().unwrap()).unwrap();
+    assert!(acts(&a).is_empty());
+}
+
+#[test]
+fn what_cannot_be_kept_is_not_told_and_what_is_told_is_told_once() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    let id = send(&a, "first", b"text");
+    exchange(&a, &b);
+    let told = Told {
+        kind: "file".into(),
+        name: "second".into(),
+        body: json!({"id": id, "n_bytes": 4, "what": "file"}),
+    };
+    Spool::new(home.path()).put(&told).unwrap();
+    // Its note cannot be written, as on a full disk: a folder has its name.
+    let note = home.path().join(format!("blobs/{id}.note"));
+    std::fs::remove_file(&note).unwrap();
+    std::fs::create_dir(&note).unwrap();
+    assert!((0..3).all(|_| a.sync.take_in_spool().is_err()));
+    assert_eq!(body(&a, "file", &format!("{}/second", a.sync.node())), json!(null));
+    std::fs::remove_dir(&note).unwrap();
+    assert_eq!((a.sync.take_in_spool().unwrap(), a.sync.take_in_spool().unwrap()), (1, 0));
+    exchange(&a, &b);
+    assert_eq!(b.sync.files().unwrap().len(), 2);
+}
+
+#[test]
+fn what_another_process_let_go_of_is_let_go_of_here() {
+    let (home, pc_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (open(home.path()), open(pc_home.path()));
+    pair(&a, &b);
+    send(&b, "repo", b"text");
+    exchange(&a, &b);
+    a.sync.note_wants().unwrap();
+    assert_eq!((a.sync.vault().wanted().len(), a.sync.part().unwrap().len()), (1, 0));
+    assert!(a.store.delete_peer(b.sync.node()).unwrap());
+    assert_eq!(a.sync.part().unwrap(), [b.sync.node()]);
+    assert!(a.sync.vault().wanted().is_empty(), "it would never come");
+    assert!(a.sync.part().unwrap().is_empty(), "once");
 }

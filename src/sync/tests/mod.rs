@@ -1,5 +1,6 @@
 //! The machine under everything that can happen to it.
 
+mod blocks;
 mod files;
 mod memory;
 pub mod random;

@@ -24,6 +24,7 @@ use super::quantize::{model_stem, open_source};
 use crate::app::App;
 use crate::base::config::Setting;
 use crate::base::format::bytes;
+use crate::base::owner::become_owner_of;
 use crate::cli::exit::CliError;
 use crate::cli::terminal::{self, STRONG, bytes_bar, note, print_json, styled};
 use crate::cli::{Context, exit};
@@ -134,6 +135,7 @@ pub fn run(context: &Context, args: &SetupModelArgs) -> anyhow::Result<u8> {
 impl Job<'_> {
     /// The file is there: only its preset may be missing, or be another board's.
     fn keep(&self) -> anyhow::Result<Option<Outcome>> {
+        become_owner_of(self.app.store.dir())?;
         let model = open(&self.target)?;
         let made_as = model.metadata().str("jetforge.quantize.recipe").ok().flatten();
         if made_as != Some(self.recipe.name) {
@@ -161,10 +163,18 @@ impl Job<'_> {
         {
             return Err(CliError::no_room(format!("{}: {refusal}", entry.name)).into());
         }
-        let Some(path) = self.source()? else { return Ok(None) };
-        let opened = open_source(&path)?;
-        let source = opened.gguf();
+        // What is named by its path is for who calls to read; the store is its owner's.
+        let named = self.named().map(open_source).transpose()?;
         let importance = self.args.imatrix.as_deref().map(Importance::read).transpose()?;
+        become_owner_of(self.app.store.dir())?;
+        let opened = match named {
+            Some(named) => named,
+            None => match self.stored()? {
+                Some(path) => open_source(&path)?,
+                None => return Ok(None),
+            },
+        };
+        let source = opened.gguf();
         let plan = self.plan(source, self.recipe, importance.as_ref())?;
         let outline = plan.outline(source, Some(self.packed_for))?;
         let (preset, memory) = self.preset(&outline, Some(source))?;
@@ -198,18 +208,17 @@ impl Job<'_> {
         Ok(Some(Outcome { preset, memory, n_bytes, was_here: false }))
     }
 
-    /// Where the weights are, fetched if need be; `None` if a dry run would fetch them.
-    fn source(&self) -> anyhow::Result<Option<PathBuf>> {
-        let model = &self.args.model;
-        if let Some(path) = &self.args.from {
-            return Ok(Some(path.clone()));
-        }
-        if Path::new(model).exists() {
-            return Ok(Some(model.into()));
-        }
+    /// Where the weights are, if that was said.
+    fn named(&self) -> Option<&Path> {
+        let model = Path::new(&self.args.model);
+        self.args.from.as_deref().or_else(|| model.exists().then_some(model))
+    }
+
+    /// Where the weights are in the store, fetched if need be; `None` if a dry run would do that.
+    fn stored(&self) -> anyhow::Result<Option<PathBuf>> {
         let store = &self.app.store;
         let Some(entry) = &self.entry else {
-            let found = store.find(model)?;
+            let found = store.find(&self.args.model)?;
             return Ok(Some(found.files[0].clone()));
         };
         if entry.source_url.is_empty() {

@@ -12,7 +12,6 @@
 mod release;
 mod steps;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use crate::base::file;
 use crate::base::format::bytes;
 use crate::base::host::Host;
 use crate::base::limits::{UPDATE_RECORD_BYTES_MAX, UPDATE_SETTLE_S, UPDATE_TRIAL_S};
@@ -95,6 +95,9 @@ struct From {
     /// Take an older program too, or the same once more
     #[arg(long)]
     force_older: bool,
+    /// Also one that goes back to a copy of the state, and loses the jobs since
+    #[arg(long)]
+    state_of_before: bool,
 }
 
 /// Does what is asked.
@@ -133,13 +136,16 @@ fn target() -> String {
 fn find(root: &Path, slots: &Slots, from: &From) -> anyhow::Result<Bundle> {
     let keys = TrustedKeys::read(&root.join(KEYS))?;
     let libc = Host::read().libc;
-    let runs =
-        slots.version(slots.record().runs).context("the program that runs has no version")?;
+    let runs = slots.record().runs;
+    let state_schema = slots.state_schema(runs);
+    let runs = slots.version(runs).context("the program that runs has no version")?;
     let fit = Fit {
         target: target(),
         glibc: libc.strip_prefix("glibc ").and_then(|text| Version::read(text).ok()),
         runs,
         takes_older: from.force_older,
+        state_schema,
+        takes_state_back: from.state_of_before,
     };
     let (bundle, passed) = Bundle::find(&from.file, &keys, &fit)?;
     passed.iter().for_each(|why| terminal::note(terminal::plain(&format!("passed over: {why}"))));
@@ -213,12 +219,15 @@ fn tell_of_start(root: &Path) {
 /// What a way back lost. The file is the service's, so root reads it as the service, and no further
 /// than it should be long.
 fn lost(root: &Path) -> Option<String> {
-    let file = steps::lost_file(root);
+    let path = steps::lost_file(root);
     let read = || {
         let mut text = String::new();
-        File::open(&file)?.take(UPDATE_RECORD_BYTES_MAX).read_to_string(&mut text).map(|_| text)
+        file::open_plain(&path)?
+            .take(UPDATE_RECORD_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map(|_| text)
     };
-    owner::as_owner_of(file.parent()?, read).ok()?.ok()
+    owner::as_owner_of(path.parent()?, read).ok()?.ok()
 }
 
 fn status(root: &Path, as_json: bool) -> anyhow::Result<u8> {

@@ -5,11 +5,12 @@
 //!                 state    as jetforge, in its sandbox: a copy before a trial, the way back after
 //! ExecStartPost   ready    as root   asks /health
 //! ExecStopPost    ended    as root   how it ended
-//! update.service  watch    as root   keeps or gives up; 0 asks for a start of the service
+//! update.service  watch    as root   keeps or gives up; 0 asks for a start of the service, 7 is
+//!                                    the end, and anything else is tried again
 //! ```
 //!
-//! Root touches the folder of slots alone. An ordinary start, with nothing on trial, costs a look
-//! at two files.
+//! Root touches the folder of slots alone; of the state it asks as the service. An ordinary start,
+//! with nothing on trial, costs a look at two files, and opens the state store for its version.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use clap::Subcommand;
 
 use super::slots;
 use crate::base::dirs::{Dirs, Role};
+use crate::base::file;
+use crate::base::owner::as_owner_of;
 use crate::cli::remote::Remote;
 use crate::cli::terminal::note;
 use crate::cli::{Context, exit};
@@ -26,6 +29,8 @@ use crate::update::{Ended, Look, Watch};
 
 /// In the directory of states: what a way back lost.
 const LOST: &str = "update-lost.txt";
+/// There too, from where the state fits to a program on trial until that ended: it was started.
+const FITS: &str = "update-fits";
 /// The directory of states of the service, below the root.
 const STATE: &str = "var/lib/jetforge";
 /// How often a service that just said that it is ready is asked, a second apart.
@@ -46,7 +51,8 @@ pub enum Step {
     /// After a stop, as root: how it ended
     #[command(hide = true)]
     Ended,
-    /// While a program is on trial, as root; ends with 0 if the service is to be started anew
+    /// While a program is on trial, as root; ends with 0 if the service is to be started anew, and
+    /// with 7 if there is nothing to watch
     #[command(hide = true)]
     Watch,
     /// A package was installed: its program runs from now on
@@ -77,7 +83,9 @@ pub fn run(context: &Context, root: &Path, step: &Step) -> anyhow::Result<u8> {
                 word.to_string_lossy().chars().filter(|c| !c.is_control()).take(32).collect()
             };
             let [result, code, status] = ["SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"].map(word);
-            slots.ended(&Ended { result, code, status })?.iter().for_each(note);
+            let is_started = was_started(context).unwrap_or(false);
+            let ended = Ended { result, code, status, is_started };
+            slots.ended(&ended)?.iter().for_each(note);
         }
         Step::Watch => return watch(root),
         Step::Package => slots.take_package()?,
@@ -93,7 +101,7 @@ fn watch(root: &Path) -> anyhow::Result<u8> {
         said.iter().for_each(note);
         match look {
             Look::Start => return Ok(exit::OK),
-            Look::Over => return Ok(exit::FAILURE),
+            Look::Over => return Ok(exit::NOTHING),
             Look::Wait => std::thread::sleep(Duration::from_secs(1)),
         }
     }
@@ -118,19 +126,34 @@ fn health(context: &Context) -> Result<(), String> {
     answer.map(drop).map_err(why)
 }
 
+/// The directory of states, as the unit has it.
+fn state_dir(context: &Context) -> anyhow::Result<PathBuf> {
+    Ok(Dirs::new(Role::from_env(&context.env)?, &context.env)?.state)
+}
+
+/// Whether it came from [`state`] to the program on trial, which ended now.
+fn was_started(context: &Context) -> anyhow::Result<bool> {
+    let dir = state_dir(context)?;
+    let mark = dir.join(FITS);
+    Ok(as_owner_of(&dir, || std::fs::remove_file(&mark).is_ok())?)
+}
+
 /// Lets the state store fit to the program that is about to start. On trial, what cannot be done is
 /// a start that failed; else it is the service's own to say.
 fn state(context: &Context, root: &Path) -> anyhow::Result<u8> {
-    let slots = slots(root)?;
-    let dirs = Dirs::new(Role::from_env(&context.env)?, &context.env)?;
+    let (slots, dir) = (slots(root)?, state_dir(context)?);
     let (schema, is_tried) = (slots.state_schema(slots.active()), slots.record().trial.is_some());
     let fitted = || -> anyhow::Result<()> {
-        if let Some(lost) = go_back(&dirs.state, schema)? {
+        file::remove(&dir.join(FITS))?;
+        if let Some(lost) = go_back(&dir, schema)? {
             note(&lost);
-            std::fs::write(dirs.state.join(LOST), lost + "\n")?;
+            std::fs::write(dir.join(LOST), lost + "\n")?;
         }
-        if is_tried && let Some(kept) = keep_before(&dirs.state, schema)? {
-            note(format!("the state as it is now is kept as {}", kept.display()));
+        if is_tried {
+            if let Some(kept) = keep_before(&dir, schema)? {
+                note(format!("the state as it is now is kept as {}", kept.display()));
+            }
+            file::replace(&dir.join(FITS), b"", 0o600)?;
         }
         Ok(())
     };

@@ -45,6 +45,11 @@ const N_STORED: usize = 4;
 /// Bits of the low plane.
 const LOW_BITS: u32 = 7;
 
+/// Bytes of the longest expanded panel of `n_block` blocks: one in two planes.
+pub const fn panel_bytes_max(n_block: usize) -> usize {
+    n_block.div_ceil(GROUP_BLOCKS) * (size_of::<Head>() + 2 * PLANE_BYTES)
+}
+
 /// Sums of two column tiles with two panels: `[tile of columns * 2 + panel][column][row]`.
 pub type Sums = [[[f32; PANEL_ROWS]; TILE_COLS]; TILES * TILES];
 /// The same as the tiles store them.

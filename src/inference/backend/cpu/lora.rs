@@ -14,7 +14,7 @@ use super::matmul::{Matrix, matmul};
 use super::{CpuBackend, STRIDE_LEN};
 use crate::base::limits::ADAPTERS_MAX;
 use crate::inference::backend::{
-    Adapter, AdapterIdx, AdapterPart, BackendError, Batch, BatchError, BufId, Rows, WeightId,
+    Adapter, AdapterIdx, AdapterPart, BackendError, Batch, BatchError, BufId, Plan, Rows, WeightId,
 };
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::{TensorType, dequantize};
@@ -43,10 +43,22 @@ impl CpuBackend {
     /// # Errors
     /// If the file does not fit the model, or too many adapters are loaded.
     pub fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {
+        self.take_adapter(Adapter::read(gguf, &self.plan, arch).map_err(Box::new)?)
+    }
+
+    /// The plan that it runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Takes an adapter that was read for its plan, as [`CpuBackend::add_adapter`] does.
+    ///
+    /// # Errors
+    /// If too many adapters are loaded.
+    pub fn take_adapter(&mut self, adapter: Adapter) -> Result<AdapterIdx, BackendError> {
         if self.lora.adapters.iter().flatten().count() >= ADAPTERS_MAX {
             return Err(BackendError::TooManyAdapters);
         }
-        let adapter = Adapter::read(gguf, &self.plan, arch).map_err(Box::new)?;
         self.lora.adapters.push(Some(adapter));
         Ok(self.lora.adapters.len() as AdapterIdx - 1)
     }

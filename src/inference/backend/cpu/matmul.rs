@@ -32,8 +32,9 @@ use crate::inference::quant::{Codes, TensorType};
 const TASK_BYTES: usize = 384 << 10;
 /// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
 /// away, and vectors were faster.
-#[cfg(target_arch = "x86_64")]
 const AMX_COLS: usize = 32;
+/// Panels that the tiles take at a time.
+const TILE_PANELS: usize = 2;
 /// Columns of a tile of expanded panels.
 const WIDE_COLS: usize = 8;
 /// Tasks for each thread, at least: enough to even out the threads.
@@ -92,12 +93,17 @@ pub fn matmul(
     assert!(w.data.len() == n_unit * unit_bytes);
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
     let held_bytes = match needs_acts(w.ty) && x.n >= EXPAND_COLS {
-        true => unit_bytes.max(wide_bytes(isa, w)),
+        true => unit_bytes.max(wide_bytes(isa, w, x.n)),
         false => unit_bytes.max(1),
     };
     let task_units =
         (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(TASK_BYTES / held_bytes).max(1);
-    let task_units = if needs_acts(w.ty) { task_units } else { task_units.next_multiple_of(4) };
+    let task_units = match needs_acts(w.ty) {
+        // However long they are: half of what tiles multiply of a single panel is thrown away.
+        true if has_tiles(isa, x.n) => task_units.next_multiple_of(TILE_PANELS),
+        true => task_units,
+        false => task_units.next_multiple_of(4),
+    };
     pool.run(n_unit.div_ceil(task_units), &|task_idx, _| {
         let start = task_idx * task_units;
         // SAFETY: tasks own disjoint rows; the instruction set is of this machine; operands have
@@ -106,11 +112,16 @@ pub fn matmul(
     });
 }
 
-/// Bytes of an expanded panel.
-fn wide_bytes(isa: Isa, w: Matrix<'_>) -> usize {
+/// Whether so many columns are multiplied on tiles.
+fn has_tiles(isa: Isa, n: usize) -> bool {
+    isa == Isa::Amx && n >= AMX_COLS
+}
+
+/// Bytes of an expanded panel that meets `n` columns.
+fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
     let n_block = w.n_cols / 32;
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx {
+    if has_tiles(isa, n) {
         macro_rules! of {
             ($format:ident) => {
                 const { amx::Form::of::<$format>() }.panel_bytes(n_block)
@@ -118,8 +129,18 @@ fn wide_bytes(isa: Isa, w: Matrix<'_>) -> usize {
         }
         return with_format!(w.ty, of);
     }
-    let _ = isa;
+    let _ = (isa, n);
     n_block * WIDE_BYTES
+}
+
+/// Bytes of what a thread expands at most at a time, of matrices of `n_cols` columns.
+pub fn expanded_bytes_max(isa: Isa, n_cols: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return TASK_BYTES.max(TILE_PANELS * amx::panel_bytes_max(n_cols / 32));
+    }
+    let _ = isa;
+    TASK_BYTES.max(n_cols / 32 * WIDE_BYTES)
 }
 
 /// Whether weights of this type meet activations rounded to 8 bits.
@@ -426,7 +447,7 @@ unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let (n, n_block, form) = (job.x.n, job.w.n_cols / 32, const { amx::Form::of::<F>() });
-    if n < AMX_COLS {
+    if !has_tiles(Isa::Amx, n) {
         // SAFETY: passed on.
         return unsafe { panels::<Avx512Lanes, F>(job, start, end) };
     }
@@ -442,6 +463,7 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
             amx::expand::<F>(panel, n_block, wide.add(i * wide_bytes));
         }
         let mut tiles = None;
+        const { assert!(TILE_PANELS == amx::TILES) };
         for col in (0..n).step_by(amx::TILES * amx::TILE_COLS) {
             let n_left = [n - col, (n - col).saturating_sub(amx::TILE_COLS)];
             let n = n_left.map(|n| n.min(amx::TILE_COLS));

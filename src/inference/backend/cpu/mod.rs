@@ -161,7 +161,9 @@ impl CpuBackend {
         let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
-        bufs + acts + partials + config.n_threads * (1 << 20)
+        let cols = plan.weights.iter().filter(|w| !w.is_vector).map(|w| w.n_cols);
+        let expanded = matmul::expanded_bytes_max(config.isa, cols.max().unwrap_or(0));
+        bufs + acts + partials + config.n_threads * expanded.max(1 << 20)
     }
 
     /// Lets `n` threads compute from now on, of those of the configuration; `None` for all.

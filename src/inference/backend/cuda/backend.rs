@@ -22,9 +22,10 @@ use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::kv::KvPages;
 use super::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, NormShape,
-    Replays, RowKernels, RowShape, TensorCores,
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, LoraKernels,
+    NormShape, Replays, RowKernels, RowShape, TensorCores,
 };
+use super::lora::Lora;
 use super::outputs::Outputs;
 use super::prepare::{Prepared, Preparer};
 use super::progress;
@@ -33,7 +34,8 @@ use super::steps::{Step, Steps, host_buf};
 use super::weights::Weights;
 use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
-    AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun, Op, PageIdx, Plan, Rows,
+    Adapter, AdapterIdx, AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun, Op,
+    PageIdx, Plan, Rows,
 };
 use crate::inference::gguf::Gguf;
 
@@ -61,6 +63,7 @@ pub struct CudaBackend {
     gemv: GemvKernels,
     rows: RowKernels,
     attention: AttentionKernels,
+    lora: Lora,
     weights: Weights,
     kv: KvPages,
     bufs: Vec<Buffer>,
@@ -115,7 +118,9 @@ impl CudaBackend {
         let rows = RowKernels::load(device)?;
         let shape = largest_attention(&plan, &config);
         let attention = AttentionKernels::load(device, shape, config.n_batch)?;
+        let lora = LoraKernels::load(device)?;
         selftest::run(device, (&gemv, &rows, &attention), &types, shape)?;
+        selftest::adapters(device, &lora)?;
         if let Err(error) = selftest::tensor_cores(device, &gemv, &types) {
             gemv.refuse_tensor_cores(error.to_string());
         }
@@ -132,6 +137,7 @@ impl CudaBackend {
             gemv,
             rows,
             attention,
+            lora: Lora::new(lora),
             weights,
             kv,
             bufs,
@@ -167,11 +173,7 @@ impl CudaBackend {
 
     /// Bytes of the host for batches as in `config`: what is sent, and what comes back.
     pub fn host_bytes(plan: &Plan, config: &CudaConfig) -> usize {
-        let rows = [plan.output, plan.embedding.1].map(|buf| match plan.bufs[buf.0] {
-            (width, Rows::Tokens) => width * config.n_batch,
-            (width, Rows::Outputs) => width * config.n_outputs,
-        });
-        4 * rows[0].max(rows[1]) + Preparer::host_bytes_max(plan, config)
+        Outputs::host_bytes(plan, config) + Preparer::host_bytes_max(plan, config)
     }
 
     /// Counts on `beat` from now on, as the device gets on with long batches.
@@ -234,10 +236,44 @@ impl CudaBackend {
         self.kv.write(page, bytes)
     }
 
+    /// The plan that it runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Loads an adapter for this model, which is of architecture `arch`. Its number is not given
+    /// out again, so it may stand for it in the key of a cache.
+    ///
+    /// # Errors
+    /// If the file does not fit the model, too many adapters are loaded, or the device has no
+    /// memory for it; those that are there stay.
+    pub fn add_adapter(&mut self, gguf: &Gguf, arch: &str) -> Result<AdapterIdx, BackendError> {
+        self.take_adapter(Adapter::read(gguf, &self.plan, arch).map_err(Box::new)?)
+    }
+
+    /// Takes an adapter that was read for its plan, as [`CudaBackend::add_adapter`] does.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::add_adapter`].
+    pub fn take_adapter(&mut self, adapter: Adapter) -> Result<AdapterIdx, BackendError> {
+        let n_adapter = self.lora.n_adapter() + 1;
+        self.preparer.make_room(&self.plan, &self.config, n_adapter)?;
+        self.lora.add(&self.device, (&self.plan, &self.config), adapter)
+    }
+
+    /// Forgets an adapter. Batches that ask for it are refused from now on.
+    ///
+    /// # Errors
+    /// If the device has no memory for the tables of the others; then it stays.
+    pub fn remove_adapter(&mut self, adapter: AdapterIdx) -> Result<(), BackendError> {
+        self.lora.remove(&self.device, (&self.plan, &self.config), adapter)
+    }
+
     /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
     ///
     /// # Errors
-    /// If the batch breaks a rule of [`Batch::check`] or asks for adapters, or the device fails.
+    /// If the batch breaks a rule of [`Batch::check`] or asks for an adapter that is not loaded, or
+    /// the device fails.
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<Vec<&[f32]>, BackendError> {
         self.launch(self.steps.steps.len(), batch)?;
         self.read_all(self.plan.output, batch)
@@ -308,18 +344,17 @@ impl CudaBackend {
     }
 
     fn launch(&mut self, n_steps: usize, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.outputs.forget();
         batch.check(self.config.n_batch, self.plan.n_vocab, self.kv.n_page())?;
-        let mut asked = batch.spans.iter().flat_map(|span| span.adapters);
-        if let Some(&(adapter, _)) = asked.next() {
-            return Err(BatchError::Adapter { adapter }.into());
-        }
+        self.lora.check(batch)?;
         if batch.outputs.len() > self.config.n_outputs {
             return Err(BatchError::Outputs.into());
         }
         if batch.tokens.is_empty() {
             return Ok(());
         }
-        let prepared = self.preparer.prepare(&self.plan, &self.steps, &self.weights, batch)?;
+        let of = (&self.weights, &self.lora);
+        let prepared = self.preparer.prepare(&self.plan, &self.steps, of, batch)?;
         self.bufs[self.steps.host.1.0] = prepared.rows.clone();
         let mut replays = std::mem::take(&mut self.replays);
         let runs = self.column_runs(batch);
@@ -383,18 +418,19 @@ impl CudaBackend {
             found.expect("there is room for the input of every product of the plan")
         };
         match step {
-            Step::MatMul { weight, bias, out, adds } => {
+            Step::MatMul { x, weight, bias, out, adds } => {
                 let w = self.weights.matrix(weight);
                 let bias = bias.map(|id| self.weights.vector(id));
                 let to = (&self.bufs[out.0], shape.stride, adds);
-                let inputs = inputs(w.n_cols);
-                if self.plan.bufs[out.0].1 == Rows::Outputs {
-                    return self.gemv.multiply(w, inputs, bias, to, 0..shape.n_rows);
-                }
+                let (inputs, rows) = (inputs(w.n_cols), self.plan.bufs[out.0].1);
+                let all = [(0..shape.n_rows, false)];
+                let runs = if rows == Rows::Outputs { &all[..] } else { runs };
                 runs.iter().try_for_each(|(columns, is_prompt)| match is_prompt {
                     true => self.gemv.multiply_prompt(w, inputs, bias, to, columns.clone()),
                     false => self.gemv.multiply(w, inputs, bias, to, columns.clone()),
-                })
+                })?;
+                let x = (&self.bufs[x.0], self.shape(x, batch).stride);
+                self.lora.apply(weight, sent.adapters(rows), x, (to.0, to.1))
             }
             Step::Stage { x } => {
                 let x = &self.bufs[x.0];

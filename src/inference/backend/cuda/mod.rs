@@ -9,6 +9,7 @@
 //! selftest   each kernel's smallest cases, before a model is trusted to them
 //! steps      a plan as launches            weights, kv    what stays on the device
 //! prepare    what the host makes of a batch, sent in one copy (upload)
+//! lora       adapters, and which of them a batch asks for
 //! outputs    what of its logits comes back
 //! backend    runs the steps of a batch                 progress   how far the device is with them
 //! ```
@@ -40,6 +41,7 @@ pub mod driver;
 mod images;
 mod kv;
 pub mod launch;
+mod lora;
 mod outputs;
 mod prepare;
 mod progress;

@@ -37,17 +37,35 @@ impl Outputs {
         PAIR_BYTES * Outputs::n_top_max(plan) * config.n_outputs
     }
 
+    /// Bytes of the host: rows of the output or of embeddings, and pairs as they come and as they
+    /// are.
+    pub fn host_bytes(plan: &Plan, config: &CudaConfig) -> usize {
+        4 * Outputs::n_floats_max(plan, config) + 2 * Outputs::n_bytes(plan, config)
+    }
+
+    /// Values of the most rows that are read at a time.
+    fn n_floats_max(plan: &Plan, config: &CudaConfig) -> usize {
+        let floats = [plan.output, plan.embedding.1].map(|buf| match plan.bufs[buf.0] {
+            (width, Rows::Tokens) => width * config.n_batch,
+            (width, Rows::Outputs) => width * config.n_outputs,
+        });
+        floats[0].max(floats[1])
+    }
+
     /// Memory for the largest batch.
     ///
     /// # Errors
     /// If the device has none.
     pub fn new(device: &Device, plan: &Plan, config: &CudaConfig) -> Result<Outputs, CudaError> {
         let pairs = device.allocate("the largest logits", Outputs::n_bytes(plan, config))?;
-        let (top, words, rows) = (Vec::new(), Vec::new(), Vec::new());
+        let n_pair = Outputs::n_top_max(plan) * config.n_outputs;
+        let (top, words) = (Vec::with_capacity(n_pair), Vec::with_capacity(2 * n_pair));
+        let rows = Vec::with_capacity(Outputs::n_floats_max(plan, config));
         Ok(Outputs { pairs, top, n_top: 0, words, rows })
     }
 
-    /// Fetches the `n_top` largest of each row of `logits`; none of them for 0.
+    /// Fetches the `n_top` largest of each row of `logits`, of which nothing was fetched yet; none
+    /// of them for 0.
     ///
     /// # Errors
     /// If the driver refuses, or something before failed.
@@ -58,7 +76,6 @@ impl Outputs {
         n_top: usize,
     ) -> Result<(), CudaError> {
         self.n_top = n_top;
-        self.top.clear();
         if n_top == 0 || shape.n_rows == 0 {
             return Ok(());
         }
@@ -68,6 +85,11 @@ impl Outputs {
         let pairs = self.words.as_chunks::<2>().0.iter();
         self.top.extend(pairs.map(|&[logit, token]| (token.to_bits(), logit)));
         Ok(())
+    }
+
+    /// Forgets what was fetched of the batch before.
+    pub fn forget(&mut self) {
+        self.top.clear();
     }
 
     /// What was fetched of a row.

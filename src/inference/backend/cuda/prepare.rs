@@ -1,14 +1,15 @@
 //! What the host makes of a batch before the device begins: rows of the embedding, where tokens
-//! stand and what they see, angles, and which rows are wanted.
+//! stand and what they see, angles, which rows are wanted, and what adapters each asks for.
 
 use super::CudaError;
 use super::backend::CudaConfig;
 use super::driver::{Buffer, Device};
-use super::launch::{AttentionBatch, Likeness, TokenSpan};
+use super::launch::{AttentionBatch, Likeness, LoraUses, TokenSpan};
+use super::lora::Lora;
 use super::steps::{Steps, host_buf};
 use super::upload::Upload;
 use super::weights::Weights;
-use crate::inference::backend::{AttentionSpec, Batch, ColumnRun, Op, PAGE_LEN, Plan};
+use crate::inference::backend::{AttentionSpec, Batch, ColumnRun, Op, PAGE_LEN, Plan, Rows};
 
 /// Which positions the tokens of a layer see: causal, and how many at most.
 type Sight = (bool, Option<usize>);
@@ -34,6 +35,10 @@ pub struct Prepared {
     /// The rows that are wanted.
     pub outputs: Buffer,
     attention: Vec<(Sight, AttentionBatch)>,
+    /// What tokens and output rows ask for: the first adapter of each, the second, and so on.
+    adapters: [Vec<LoraUses>; 2],
+    /// The adapters that there were.
+    generation: u64,
 }
 
 impl Prepared {
@@ -42,9 +47,16 @@ impl Prepared {
         let found = self.attention.iter().find(|(sight, _)| *sight == sight_of(spec));
         &found.expect("every sight of the plan was prepared").1
     }
-}
 
-impl Prepared {
+    /// The adapters that rows ask for.
+    pub fn adapters(&self, rows: Rows) -> &[LoraUses] {
+        let [tokens, outputs] = &self.adapters;
+        match rows {
+            Rows::Tokens => tokens,
+            Rows::Outputs => outputs,
+        }
+    }
+
     /// What the launches of this batch have in common with others of so many steps.
     pub fn likeness(&self, n_steps: usize, batch: &Batch<'_>, runs: &[ColumnRun]) -> Likeness {
         Likeness {
@@ -52,6 +64,7 @@ impl Prepared {
             runs: runs.to_vec(),
             n_rows: (batch.tokens.len(), batch.outputs.len()),
             n_split: self.attention.iter().map(|(_, of)| of.n_split()).collect(),
+            adapters: (self.adapters[0].len(), self.generation),
             places: [self.start, self.rows.address(), self.outputs.address()],
         }
     }
@@ -76,7 +89,21 @@ impl Preparer {
 
     /// Bytes of the largest batch; one whose sequences share many pages may need more, and gets it.
     pub fn n_bytes_max(plan: &Plan, config: &CudaConfig) -> usize {
-        n_bytes(plan, &sights(plan), (config.n_batch, config.n_outputs, config.n_page))
+        n_bytes(plan, &sights(plan), (config.n_batch, config.n_outputs, config.n_page), 0)
+    }
+
+    /// Makes room for the largest batch whose rows ask for so many adapters each.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn make_room(
+        &mut self,
+        plan: &Plan,
+        config: &CudaConfig,
+        n_adapter: usize,
+    ) -> Result<(), CudaError> {
+        let sizes = (config.n_batch, config.n_outputs, config.n_page);
+        self.upload.begin(n_bytes(plan, &self.sights, sizes, n_adapter))
     }
 
     /// Takes the rows of the next batch, where others make them.
@@ -93,15 +120,16 @@ impl Preparer {
         &mut self,
         plan: &Plan,
         steps: &Steps,
-        weights: &Weights,
+        (weights, lora): (&Weights, &Lora),
         batch: &Batch<'_>,
     ) -> Result<Prepared, CudaError> {
         let (n, n_outputs) = (batch.tokens.len(), batch.outputs.len());
         let used = batch.spans.iter().flat_map(|s| &s.pages[..n_page_of(s.pos + s.n_tokens)]);
         let pages: Vec<u32> = used.copied().collect();
         let n_page = pages.len().max(self.n_page);
-        self.upload.begin(n_bytes(plan, &self.sights, (n, n_outputs, n_page)))?;
-        self.look_up(plan, steps, weights, batch);
+        let n_asked = Lora::n_asked(batch);
+        self.upload.begin(n_bytes(plan, &self.sights, (n, n_outputs, n_page), n_asked))?;
+        self.look_up(plan, steps, (weights, lora), batch);
         let padding = std::iter::repeat(0);
         let on_device = self.upload.put(pages.iter().copied().chain(padding).take(n_page));
         let rows = self.upload.put(self.rows.iter().map(|x| x.to_bits()));
@@ -123,24 +151,35 @@ impl Preparer {
             let of = AttentionBatch::new(tokens, (&pages, &on_device), &mut self.upload);
             attention.push((sight, of));
         }
+        let (adapters, generation) = (lora.put(batch, &mut self.upload), lora.generation());
         self.upload.send()?;
-        Ok(Prepared { rows, start: on_device.address(), angles, outputs, attention })
+        let start = on_device.address();
+        Ok(Prepared { rows, start, angles, outputs, attention, adapters, generation })
     }
 
     /// The operations of the host on each row.
-    fn look_up(&mut self, plan: &Plan, steps: &Steps, weights: &Weights, batch: &Batch<'_>) {
+    fn look_up(
+        &mut self,
+        plan: &Plan,
+        steps: &Steps,
+        (weights, lora): (&Weights, &Lora),
+        batch: &Batch<'_>,
+    ) {
         let (ops, buf) = &steps.host;
         let width = plan.bufs[buf.0].0;
         // Rows that were given are there.
         self.rows.resize(batch.tokens.len() * width, 0.0);
         let mut table_row = vec![0f32; width];
-        let positions = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.n_tokens);
+        let places = batch.spans.iter().flat_map(|span| {
+            (span.pos..span.pos + span.n_tokens).map(move |pos| (pos, span.adapters))
+        });
         let rows = self.rows.chunks_exact_mut(width);
-        for ((row, &token), pos) in rows.zip(batch.tokens).zip(positions) {
+        for ((row, &token), (pos, adapters)) in rows.zip(batch.tokens).zip(places) {
             for op in ops {
                 let (table, idx) = match *op {
                     Op::Embed { table, .. } => {
                         weights.table_row(table, token as usize, row);
+                        lora.adapt_row(table, token as usize, adapters, row);
                         continue;
                     }
                     Op::Scale { factor, .. } => {
@@ -185,13 +224,19 @@ fn row_bytes(plan: &Plan, config: &CudaConfig) -> usize {
     4 * config.n_batch * host_buf(plan).map_or(0, |buf| plan.bufs[buf.0].0)
 }
 
-/// Bytes of all pieces for so many tokens, outputs and pages.
-fn n_bytes(plan: &Plan, sights: &[Sight], (n, n_outputs, n_page): (usize, usize, usize)) -> usize {
+/// Bytes of all pieces for so many tokens, outputs and pages, and adapters that a row asks for.
+fn n_bytes(
+    plan: &Plan,
+    sights: &[Sight],
+    (n, n_outputs, n_page): (usize, usize, usize),
+    n_asked: usize,
+) -> usize {
     let width = host_buf(plan).map_or(0, |buf| plan.bufs[buf.0].0);
     let angles = plan.ropes.iter().map(|spec| 8 * n * spec.inv_freq.len());
     let tokens = sights.iter().map(|_| n * AttentionBatch::TOKEN_BYTES);
     let rest = [4 * n * width, 4 * n_outputs, 4 * n_page];
-    Upload::bytes_of(rest.into_iter().chain(angles).chain(tokens))
+    let adapters = Lora::piece_bytes(n_asked, [n, n_outputs]);
+    Upload::bytes_of(rest.into_iter().chain(angles).chain(tokens).chain(adapters))
 }
 
 /// Where the tokens of a batch stand, and what they see.

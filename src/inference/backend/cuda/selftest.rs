@@ -9,8 +9,8 @@ use std::ops::Range;
 use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, Matrix,
-    NormShape, RowKernels, RowShape, TokenSpan,
+    AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, LoraKernels,
+    LoraPair, LoraTable, LoraUses, Matrix, NormShape, RowKernels, RowShape, TokenSpan,
 };
 use super::strips::{STRIP_ROWS, pack_strip, strip_bytes};
 use super::upload::Upload;
@@ -74,6 +74,45 @@ pub fn tensor_cores(
         }
     }
     Ok(())
+}
+
+/// Runs the cases of the kernels for adapters: two of them, and a row that asks for neither.
+///
+/// # Errors
+/// As [`run`].
+pub fn adapters(device: &Device, kernels: &LoraKernels) -> Result<(), CudaError> {
+    // Ranks that fill no thread block, and an output that does not fill its second one.
+    let (n_out, ranks, scale) = (130, [6, 1], 0.25);
+    let [(a, b), (a1, b1)] = ranks
+        .map(|rank| (activations(rank, WIDTH, WIDTH, 12), activations(rank, n_out, n_out, 13)));
+    let pairs = [(&a, &b, ranks[0]), (&a1, &b1, ranks[1])];
+    let pair = |(a, b, rank): (&Vec<f32>, &Vec<f32>, usize)| {
+        Ok::<_, CudaError>(Some(LoraPair { a: send(device, a)?, b: send(device, b)?, rank, scale }))
+    };
+    let place = device.allocate("the self-test", 2 * LoraTable::SLOT_BYTES)?;
+    let on_device = pairs.into_iter().map(pair).collect::<Result<_, _>>()?;
+    let table = LoraTable::write(on_device, (n_out, WIDTH), place)?;
+    let asked: [Option<(usize, f32)>; N_ROWS] = [Some((1, -2.0)), None, Some((0, 0.5))];
+    let mut upload = Upload::new(device, 64)?;
+    let uses = LoraUses::new(&asked, &mut upload);
+    upload.send()?;
+    let (x, y) = (rows_of(14), activations(N_ROWS, n_out, n_out, 15));
+    let (mut hidden, mut expected) = (vec![0.0; N_ROWS * ranks[0]], wide(&y));
+    let (on_device, out) = (send(device, &vec![0.0; hidden.len()])?, send(device, &y)?);
+    kernels.apply(&table, &uses, (&send(device, &x)?, WIDTH), (&out, n_out), &on_device)?;
+    let rows = hidden.chunks_exact_mut(ranks[0]).zip(expected.chunks_exact_mut(n_out));
+    for (((hidden, y), x), asked) in rows.zip(x.chunks_exact(WIDTH)).zip(asked) {
+        let Some((slot, factor)) = asked else { continue };
+        let (a, b, rank) = pairs[slot];
+        let narrow = hidden[..rank].iter_mut().zip(a.chunks_exact(WIDTH));
+        for ((hidden, a), b) in narrow.zip(b.chunks_exact(n_out)) {
+            let terms = a.iter().zip(x).map(|(a, x)| f64::from(*a) * f64::from(*x));
+            *hidden = f64::from(scale * factor) * terms.sum::<f64>();
+            y.iter_mut().zip(b).for_each(|(y, b)| *y += f64::from(*b) * *hidden);
+        }
+    }
+    expect("lora_down_f32", &on_device, &hidden)?;
+    expect("lora_up_f32", &out, &expected)
 }
 
 /// How products are made.

@@ -4,7 +4,8 @@
 //! Embed, Scale, AddRow, AddPosition     at the beginning: rows that the host makes and sends, or
 //!                                       sends for whoever ran the layers before
 //! MatMul                             -> Stage, where its input is not staged yet; the product
-//! MatMul y; Add x += y               -> the product added to x, where nothing else reads y
+//! MatMul y; Add x += y               -> the product added to x, where nothing else reads y, and
+//!                                       x is not what is multiplied
 //! anything else                      -> as it is
 //! ```
 
@@ -19,8 +20,10 @@ pub enum Step {
         /// The rows.
         x: BufId,
     },
-    /// `out (+)= weight . what was staged last + bias`
+    /// `out (+)= weight . x + bias`, where `x` is what was staged last
     MatMul {
+        /// The rows, as they were before they were staged.
+        x: BufId,
         /// The matrix.
         weight: WeightId,
         /// Added to each row.
@@ -78,8 +81,10 @@ impl Steps {
                         steps.push(Step::Stage { x });
                         staged = Some(x);
                     }
-                    let sum = sum_of(plan, at, out);
+                    // What adapters add to a product reads its input after it.
+                    let sum = sum_of(plan, at, out).filter(|&sum| sum != x);
                     steps.push(Step::MatMul {
+                        x,
                         weight,
                         bias,
                         out: sum.unwrap_or(out),
@@ -122,8 +127,20 @@ mod tests {
     use super::*;
     use crate::inference::backend::{PlanBuilder, Rows};
 
-    /// `x` is multiplied twice, and the second product added to it.
-    fn plan(reads_product_later: bool) -> Plan {
+    /// What becomes of a product.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Use {
+        /// It is added to a buffer.
+        Added,
+        /// And read later.
+        ReadLater,
+        /// It is added to what was multiplied.
+        AddedToInput,
+    }
+
+    /// `x` is multiplied twice, the second product added to `z`, or to `x`, and `x` multiplied
+    /// again.
+    fn plan(usage: Use) -> Plan {
         let mut b = PlanBuilder::new(8, 0, 1, 2);
         let [x, y, z] = [(); 3].map(|()| b.buf(4, Rows::Tokens));
         let w: Vec<WeightId> = (0..3).map(|i| b.matrix(format!("w{i}"), 4, 4)).collect();
@@ -131,8 +148,8 @@ mod tests {
         b.op(Op::Scale { x, factor: 2.0 });
         b.op(Op::MatMul { x, weight: w[1], bias: None, out: z });
         b.op(Op::MatMul { x, weight: w[2], bias: None, out: y });
-        b.op(Op::Add { x, y });
-        if reads_product_later {
+        b.op(Op::Add { x: if usage == Use::AddedToInput { x } else { z }, y });
+        if usage == Use::ReadLater {
             b.op(Op::Add { x: z, y });
         }
         b.op(Op::MatMul { x, weight: w[1], bias: None, out: z });
@@ -143,21 +160,28 @@ mod tests {
     #[test]
     fn an_input_is_staged_once_and_a_product_is_added_where_nothing_else_reads_it() {
         let (x, y, z) = (BufId(0), BufId(1), BufId(2));
-        let product = |i, out, adds| Step::MatMul { weight: WeightId(i), bias: None, out, adds };
-        let fused = Steps::compile(&plan(false)).expect("it begins with rows");
-        assert_eq!(fused.host.0.len(), 2);
-        let tail = [Step::Stage { x }, product(1, z, false)];
+        let product = |i, out, adds| {
+            let weight = WeightId(i);
+            Step::MatMul { x, weight, bias: None, out, adds }
+        };
+        let steps = |usage| {
+            let steps = Steps::compile(&plan(usage)).expect("it begins with rows");
+            assert_eq!((steps.host.0.len(), steps.n_embedding), (2, steps.steps.len()));
+            steps.steps
+        };
         let head = [Step::Stage { x }, product(1, z, false)];
-        assert_eq!(fused.steps, [&head[..], &[product(2, x, true)], &tail].concat());
-        assert_eq!(fused.n_embedding, fused.steps.len());
-        let plain = Steps::compile(&plan(true)).expect("it begins with rows");
-        let sums = [Op::Add { x, y }, Op::Add { x: z, y }].map(Step::Op);
-        assert_eq!(plain.steps, [&head[..], &[product(2, y, false)], &sums, &tail].concat());
+        let last = product(1, z, false);
+        let add = |x| Step::Op(Op::Add { x, y });
+        assert_eq!(steps(Use::Added), [&head[..], &[product(2, z, true), last]].concat());
+        let plain = [product(2, y, false), add(z), add(z), last];
+        assert_eq!(steps(Use::ReadLater), [&head[..], &plain].concat());
+        let again = [product(2, y, false), add(x), Step::Stage { x }, last];
+        assert_eq!(steps(Use::AddedToInput), [&head[..], &again].concat());
     }
 
     #[test]
     fn rows_that_are_looked_up_in_the_middle_are_refused() {
-        let mut late = plan(false);
+        let mut late = plan(Use::Added);
         late.ops.push(Op::AddRow { x: BufId(2), row: WeightId(0) });
         assert!(matches!(Steps::compile(&late), Err(CudaError::Unsupported { .. })));
     }

@@ -136,7 +136,8 @@ pub unsafe fn peak(n_step: usize) {
 /// shaped.
 ///
 /// # Safety
-/// The tiles are shaped; `acts` and `codes` are there.
+/// The tiles are shaped; `acts` and `codes` are there. `n_step` is 1 where tiles are half as deep,
+/// since a step goes on by 64 weights.
 #[inline(always)]
 pub unsafe fn add_tiles(
     acts: [*const i8; TILES],
@@ -144,7 +145,8 @@ pub unsafe fn add_tiles(
     n_step: usize,
     out: &mut Ints,
 ) {
-    // SAFETY: reads 64 bytes of each column and 1,024 of each panel a step, and writes four tiles.
+    // SAFETY: reads at most 64 bytes of each column and 1,024 of each panel a step, and writes four
+    // tiles.
     unsafe {
         asm!(
             "tilezero tmm0",

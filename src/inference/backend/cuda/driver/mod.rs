@@ -20,12 +20,13 @@ mod module;
 
 use std::ffi::{c_int, c_uint};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::CudaError;
 use super::images::Images;
 use super::symbols::{Handle, SUCCESS, Symbols};
+use crate::base::limits::{DEVICE_LAUNCH_PRODUCTS_MAX, DEVICE_LAUNCH_PRODUCTS_MIN};
 pub use event::Event;
 pub use graph::Graph;
 pub use memory::Buffer;
@@ -124,6 +125,10 @@ impl Drop for Context {
 struct Shared {
     context: Arc<Context>,
     stream: Handle,
+    /// Multiply-adds of a launch, at most.
+    launch_products_max: AtomicUsize,
+    /// Launches that the driver took.
+    n_launch: AtomicU64,
 }
 
 // SAFETY: as for `Context`.
@@ -134,7 +139,12 @@ unsafe impl Sync for Shared {}
 impl Shared {
     /// A stream of its own in a context that is current.
     fn new(context: Arc<Context>) -> Result<Shared, CudaError> {
-        let mut shared = Shared { context, stream: std::ptr::null_mut() };
+        let mut shared = Shared {
+            context,
+            stream: std::ptr::null_mut(),
+            launch_products_max: AtomicUsize::new(DEVICE_LAUNCH_PRODUCTS_MAX),
+            n_launch: AtomicU64::new(0),
+        };
         // SAFETY: the driver writes one handle; the context is current.
         let code = unsafe { (shared.context.symbols.cuStreamCreate)(&raw mut shared.stream, 0) };
         shared.check("cuStreamCreate", code)?;
@@ -266,6 +276,30 @@ impl Device {
     /// Bytes that have come from the device since it was opened, for all who share it.
     pub fn n_bytes_read(&self) -> u64 {
         self.shared.context.n_read.load(Ordering::Relaxed)
+    }
+
+    /// Multiply-adds of a launch, at most, where there is a choice.
+    pub fn launch_products_max(&self) -> usize {
+        self.shared.launch_products_max.load(Ordering::Relaxed)
+    }
+
+    /// The same device with other such bounds, for all who share its stream.
+    #[must_use]
+    pub fn with_launch_products(self, n_max: usize) -> Device {
+        self.shared.launch_products_max.store(n_max, Ordering::Relaxed);
+        self
+    }
+
+    /// Makes later launches half as large, but for [`DEVICE_LAUNCH_PRODUCTS_MIN`].
+    pub fn shorten_launches(&self) {
+        let n_max = self.launch_products_max();
+        let n_half = (n_max / 2).max(DEVICE_LAUNCH_PRODUCTS_MIN).min(n_max);
+        self.shared.launch_products_max.store(n_half, Ordering::Relaxed);
+    }
+
+    /// Launches on its stream so far, also those that were recorded.
+    pub fn n_launch(&self) -> u64 {
+        self.shared.n_launch.load(Ordering::Relaxed)
     }
 
     /// Waits until everything that was asked for is done.

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::CudaError;
 use super::super::symbols::{Handle, NOT_FOUND, SUCCESS};
@@ -239,6 +240,8 @@ impl Kernel {
                 std::ptr::null_mut(),
             )
         };
-        shared.check("cuLaunchKernel", code)
+        shared.check("cuLaunchKernel", code)?;
+        shared.n_launch.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 }

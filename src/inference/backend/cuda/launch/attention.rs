@@ -3,7 +3,7 @@
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
 use super::super::upload::Upload;
-use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
+use super::assert_rows;
 use crate::inference::backend::PAGE_LEN;
 
 const THREADS: u32 = 128;
@@ -186,13 +186,13 @@ impl AttentionBatch {
         self.n_span
     }
 
-    /// How many tokens from `first` on go in one launch. A tile that begins in one and ends in the
-    /// next is computed by the first.
-    fn tokens_of_launch(&self, first: usize, width: usize) -> usize {
+    /// How many tokens from `first` on go in one launch of `n_max` multiply-adds. A tile that
+    /// begins in one and ends in the next is computed by the first.
+    fn tokens_of_launch(&self, first: usize, width: usize, n_max: usize) -> usize {
         let mut work = 0;
         let tokens = self.tokens[first..].iter().take_while(|token| {
             work += 2 * width * (token.end - token.start);
-            work <= LAUNCH_PRODUCTS_MAX
+            work <= n_max
         });
         tokens.count().max(1)
     }
@@ -200,6 +200,7 @@ impl AttentionBatch {
 
 /// The kernels for attention.
 pub struct AttentionKernels {
+    device: Device,
     append: Kernel,
     attn: Kernel,
     join: Kernel,
@@ -227,6 +228,7 @@ impl AttentionKernels {
         let join = device.load("attn_join_f32", ptx!("attn_join_f32"))?;
         let widest = shape.kernel().0;
         Ok(AttentionKernels {
+            device: device.clone(),
             append: module.kernel(&format!("kv_append_{name}"), THREADS)?,
             attn: module.kernel(&format!("attn_{name}_d{widest}"), THREADS)?,
             join: join.kernel("attn_join_f32", THREADS)?,
@@ -314,7 +316,8 @@ impl AttentionKernels {
         let n_chunk = (n_head / n_kv_head).div_ceil(shape.kernel().1);
         let mut first = 0;
         while first < n_tokens {
-            let n = batch.tokens_of_launch(first, n_head * head_dim);
+            let n_max = self.device.launch_products_max();
+            let n = batch.tokens_of_launch(first, n_head * head_dim, n_max);
             let args = args.clone().size(first);
             // SAFETY: a block for each tile, key head and span, and buffers and pages as asserted.
             unsafe { self.attn.launch([n * n_chunk, n_kv_head, n_span], args) }?;

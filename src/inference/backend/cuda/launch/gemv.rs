@@ -8,7 +8,7 @@ use crate::inference::quant::TensorType;
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel, Module};
 use super::super::strips::{STRIP_ROWS, input_bytes, n_group, strip_bytes};
-use super::{LAUNCH_PRODUCTS_MAX, assert_rows};
+use super::assert_rows;
 
 /// Columns of a gemm, at most.
 const COLUMNS_MAX: usize = 16;
@@ -30,7 +30,7 @@ const MMA_CAPABILITY: (u32, u32) = (8, 0);
 const FEW_STRIPS: usize = 128;
 
 /// The kernels of a type by its name in the sources, and their PTX.
-const fn names(ty: TensorType) -> (&'static str, &'static str, &'static str) {
+pub(super) const fn names(ty: TensorType) -> (&'static str, &'static str, &'static str) {
     macro_rules! module {
         ($ty:literal in $file:literal) => {
             ($ty, $file, ptx!($file))
@@ -171,6 +171,7 @@ pub enum TensorCores {
 
 /// The kernels of some types.
 pub struct GemvKernels {
+    device: Device,
     stage: Kernel,
     types: Vec<Products>,
     tensor_cores: TensorCores,
@@ -206,7 +207,7 @@ impl GemvKernels {
         };
         // Those before had one or two.
         let is_large = device.info().capability >= (6, 0);
-        Ok(GemvKernels { stage, types: loaded, tensor_cores, is_large })
+        Ok(GemvKernels { device: device.clone(), stage, types: loaded, tensor_cores, is_large })
     }
 
     /// Whether [`GemvKernels::multiply_prompt`] goes by tensor cores.
@@ -281,7 +282,8 @@ impl GemvKernels {
             } else {
                 products.gemv.iter().find(|(c, _)| *c >= taken).expect("no more than the most")
             };
-            let most = (LAUNCH_PRODUCTS_MAX / (w.n_rows * w.n_cols)).next_multiple_of(*columns);
+            let most = self.device.launch_products_max() / (w.n_rows * w.n_cols);
+            let most = most.next_multiple_of(*columns);
             let taken = if is_gemm { taken.min(most.max(*columns)) } else { taken };
             let column_bytes = input_bytes(w.n_cols);
             let n_read = taken.next_multiple_of(*columns) * column_bytes;

@@ -4,23 +4,22 @@
 //! panics where they are wrong: they follow from a plan, not from a file or a request.
 
 mod attention;
+mod counts;
 mod gemv;
+mod lora;
 mod replay;
 mod rows;
 
 pub use attention::{
     AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, KvFormat, TokenSpan,
 };
+pub use counts::ProductCost;
 pub use gemv::{GemvKernels, Inputs, Matrix, TensorCores};
+pub use lora::{LoraKernels, LoraPair, LoraTable, LoraUses};
 pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
 
 use super::driver::Buffer;
-
-/// Multiply-adds of one launch, at most, where there is a choice: less than a tenth of a second on
-/// the smallest device. A board that draws its screen with the same processor ends a launch of
-/// seconds.
-const LAUNCH_PRODUCTS_MAX: usize = 4 << 30;
 
 /// Asserts that a buffer holds `n_rows` rows of `stride` words, the last of them `width`.
 fn assert_rows(buffer: &Buffer, n_rows: usize, width: usize, stride: usize) {

@@ -16,6 +16,9 @@ pub struct Likeness {
     pub n_rows: (usize, usize),
     /// Shares of attention, for each set of positions that layers see.
     pub n_split: Vec<usize>,
+    /// How many adapters a row asks for, at most, and a number that is another one when adapters
+    /// came or went.
+    pub adapters: (usize, u64),
     /// Where what is sent begins, with its pages, and where its rows and wanted outputs are: all
     /// else follows from these and the counts.
     pub places: [u64; 3],

@@ -1,0 +1,108 @@
+//! A running job in the hands of whoever gives it to another machine.
+//!
+//! Who gets it is on the disk before it does, with the name that it has there. So a program that
+//! dies meanwhile asks the same machine for the same job again, and nobody writes it twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use super::door::Door;
+use super::tap::Tap;
+use crate::inference::TokenId;
+use crate::server::ApiError;
+
+/// The machine that has a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Which machine.
+    pub host: String,
+    /// What the job is called there.
+    pub name: String,
+}
+
+/// See the module. Stands in the extensions of a job's request; clones share it.
+#[derive(Clone)]
+pub struct JobHand {
+    door: Door,
+    run_idx: u64,
+    tap: Tap,
+    unwanted: watch::Receiver<bool>,
+    is_settled: Arc<AtomicBool>,
+}
+
+impl JobHand {
+    pub(super) fn new(
+        door: Door,
+        run_idx: u64,
+        tap: Tap,
+        unwanted: watch::Receiver<bool>,
+    ) -> JobHand {
+        JobHand { door, run_idx, tap, unwanted, is_settled: Arc::default() }
+    }
+
+    /// Who has it and is not done with it.
+    pub fn holder(&self) -> Option<Holder> {
+        let is_settled = self.is_settled.load(Ordering::Relaxed);
+        let live = self.door.live();
+        let job = live.get(&self.run_idx).filter(|_| !is_settled).map(|live| &live.job)?;
+        let (host, name) = job.row.ledger.holder.as_ref()?.split_once(' ')?;
+        Some(Holder { host: host.to_owned(), name: name.to_owned() })
+    }
+
+    /// Writes down that `host`, a word without blanks, gets it, under a name that is new.
+    ///
+    /// # Errors
+    /// If the disk does not take it, or the run is over.
+    pub async fn give(&self, host: &str) -> Result<Holder, ApiError> {
+        self.is_settled.store(false, Ordering::Relaxed);
+        self.write_down(Some(host.to_owned())).await?;
+        self.holder().ok_or_else(over)
+    }
+
+    /// Writes down that nobody has it: it was not sent, or not taken.
+    ///
+    /// # Errors
+    /// As [`JobHand::give`].
+    pub async fn take_back(&self) -> Result<(), ApiError> {
+        self.write_down(None).await
+    }
+
+    async fn write_down(&self, host: Option<String>) -> Result<(), ApiError> {
+        // What was said before is made durable under the job's revision of then.
+        let _flushing = self.door.flushing().lock().await;
+        let job = self.door.live().get(&self.run_idx).map(|live| live.job.clone());
+        let job = job.ok_or_else(over)?;
+        let given = self.door.ask(move |jobs| jobs.give(&job, host.as_deref())).await?;
+        let given = given.ok_or_else(over)?;
+        if let Some(live) = self.door.live().get_mut(&self.run_idx) {
+            live.job = given;
+        }
+        Ok(())
+    }
+
+    /// Whoever has it is done with it.
+    pub fn settle(&self) {
+        self.is_settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Hears a piece of its text, in their order from the first one.
+    pub fn hear(&self, prompt_idx: usize, answer_idx: usize, text: &str, tokens: &[TokenId]) {
+        self.tap.hear((prompt_idx, answer_idx), text, tokens);
+    }
+
+    /// What was heard is void: it is written anew.
+    pub fn begin_anew(&self) {
+        self.tap.forget();
+    }
+
+    /// Waits for the end of the run; whether nobody wants the job any more.
+    pub async fn is_unwanted(mut self) -> bool {
+        self.unwanted.wait_for(|is_so| *is_so).await.is_ok()
+    }
+}
+
+fn over() -> ApiError {
+    ApiError::conflict("this run of the job is over")
+}
