@@ -17,7 +17,7 @@ use jetforge::inference::{
 };
 
 use crate::cli::jetforge;
-use crate::cuda_engine::{Part, on_cpu, on_cuda, try_backend, try_forward};
+use crate::cuda_engine::{Part, on_cpu, on_cuda, try_backend, try_forward, write};
 use crate::serve::Process;
 use crate::support::engine::start;
 use crate::support::http::get;
@@ -115,6 +115,7 @@ fn bench_on_a_nano_tells_what_was_predicted_beside_what_it_measures() {
     std::fs::create_dir_all(&tree).expect("a folder");
     std::fs::write(tree.join("compatible"), "nvidia,jetson-nano\0nvidia,tegra210\0").expect("file");
     let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let source = write(elsewhere.path(), "llama", TensorType::Q4_0);
     let predicted = |options: &LoadOptions, root: &Path| {
         let tests = Tests {
             n_prompt: vec![9],
@@ -129,8 +130,7 @@ fn bench_on_a_nano_tells_what_was_predicted_beside_what_it_measures() {
             ..Tests::default()
         };
         let limits = Limits::default();
-        let measured =
-            bench::measure(&ModelSource::Embedded, options, &tests, &limits, &mut |_| {});
+        let measured = bench::measure(&source, options, &tests, &limits, &mut |_| {});
         let (_, figures, _) = measured.expect("it is measured");
         let with = figures.into_iter().filter(|figure| figure.predicted.is_some());
         with.map(|figure| figure.test).collect::<Vec<_>>()

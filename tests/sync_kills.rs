@@ -660,7 +660,9 @@ fn two_services_lose_and_double_nothing_for_an_hour() {
     println!("{n_run} runs in {} s: {sum}", start.elapsed().as_secs());
     assert!(sum.n_fault.iter().all(|n| *n > 0), "each fault happens");
     assert!(sum.n_death.iter().all(|n| *n > 0), "each way to die happens");
-    assert!(sum.n_broken_text > 0 && sum.n_unsure > 0 && sum.n_file > 0);
+    // In a run or two chance may leave something out.
+    let is_all = sum.n_broken_text > 0 && sum.n_unsure > 0 && sum.n_file > 0;
+    assert!(n_run < 8 || is_all, "all that it is about happens");
 }
 
 #[test]

@@ -173,7 +173,11 @@ impl Handing<'_> {
             let fault = match self.look(path).await {
                 Ok(view) if is_over(&view) => {
                     self.hand.settle();
-                    return Ok(answer(&view));
+                    let answer = answer(&view);
+                    if !answer.status().is_success() {
+                        self.hand.pass_on();
+                    }
+                    return Ok(answer);
                 }
                 Ok(_) if place.waits_long() => {
                     let why = format!("{path} waits there");

@@ -135,8 +135,10 @@ impl Helper {
         }
         let readings = self.sensors.read();
         let Settings { cpu_khz_max: khz, gpu_hz_max: hz, n_core, fan_pwm } = settings;
+        let khz_then = stands(khz, readings.cpu.cores.first().and_then(|core| core.max_khz));
+        let hz_then = stands(hz, readings.gpus.iter().find_map(|gpu| gpu.max_hz));
         // What is to compute shows in the clocks: cores beside a GPU only feed it.
-        let feeds = (1..=FEEDING_KHZ).contains(&khz);
+        let feeds = (1..=FEEDING_KHZ).contains(&khz_then);
         let compute = if feeds { Compute::Gpu } else { Compute::Both };
         let supply = self.config.supply_of(self.sensors.board());
         let bounds = supply.bounds(compute, readings.board_mw().is_some());
@@ -148,10 +150,9 @@ impl Helper {
             return Err(format!("{khz} kHz is no clock of these cores on this supply"));
         }
         let mut steps = readings.gpus.iter().flat_map(|gpu| &gpu.steps_hz);
-        let is_within =
-            hz == 0 || steps.any(|step| *step == hz) && bounds.gpu_hz_max.is_none_or(|m| hz <= m);
-        if !is_within {
-            return Err(format!("{hz} Hz is no clock of this GPU on this supply"));
+        let is_step = hz == 0 || steps.any(|step| *step == hz);
+        if !is_step || bounds.gpu_hz_max.is_some_and(|most| hz_then > most) {
+            return Err(format!("{hz_then} Hz is no clock of this GPU on this supply"));
         }
         let n_most = readings.cpu.cores.len().min(bounds.n_core_max.unwrap_or(usize::MAX));
         if n_core.is_some_and(|n| n == 0 || n > n_most) {
@@ -168,6 +169,11 @@ impl Helper {
         let changes = self.actuator.changes(&plan(&settings, &readings));
         changes.and_then(|changes| self.actuator.apply(&changes)).map_err(|error| error.to_string())
     }
+}
+
+/// A clock that is not named stays, and counts as it stands.
+fn stands<T: Default + PartialEq>(asked: T, now: Option<T>) -> T {
+    if asked == T::default() { now.unwrap_or_default() } else { asked }
 }
 
 fn line_of(settings: &Settings) -> String {
@@ -279,6 +285,9 @@ mod tests {
         assert!(said[0].contains("no clock of this GPU on this supply"), "{said:?}");
         let either = ["set 918000 921600000 - -", "set 1428000 614400000 - -"];
         assert_eq!(answers(root.path(), willing(), &either).0, ["done", "done"]);
+        let one_by_one = ["set 918000 921600000 - -", "set 1428000 - - -"];
+        let (said, _) = answers(root.path(), willing(), &one_by_one);
+        assert!(said[0] == "done" && said[1].contains("921600000 Hz is no clock"), "{said:?}");
         let strong = PowerConfig { supply: Some(Supply::Barrel), ..willing() };
         assert_eq!(answers(root.path(), strong, &all).0, ["done"]);
     }

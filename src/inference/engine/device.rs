@@ -111,6 +111,8 @@ pub(super) struct Placed {
     pub runner: Box<dyn Runner>,
     /// What runs the draft model.
     pub draft: Option<Box<dyn Runner>>,
+    /// The files of the adapters that the runner has.
+    pub adapters: Vec<Gguf>,
     /// What computes.
     pub backend_name: String,
     pub memory: MemoryPlan,
@@ -178,10 +180,24 @@ impl Prepared {
         let available_bytes = options.memory_max_bytes.unwrap_or(u64::MAX);
         let memory = self.fit(gguf, available_bytes, None)?;
         let plan = self.plan.clone();
-        let backend = CpuBackend::new(plan, Arc::clone(gguf), self.config.clone())?;
+        let mut backend = CpuBackend::new(plan, Arc::clone(gguf), self.config.clone())?;
         let draft = self.draft.as_ref().map(|draft| draft.on_cpu()).transpose()?;
+        let adapters = self.add_adapters(&mut backend, options)?;
         let backend_name = backend.describe();
-        Ok(Placed { runner: Box::new(backend), draft, backend_name, memory, report })
+        Ok(Placed { runner: Box::new(backend), draft, adapters, backend_name, memory, report })
+    }
+
+    fn add_adapters(
+        &self,
+        runner: &mut dyn Runner,
+        options: &LoadOptions,
+    ) -> Result<Vec<Gguf>, InferenceError> {
+        let added = options.adapters.iter().map(|path| {
+            let gguf = Gguf::open(path)?;
+            runner.add_adapter(&gguf, self.hparams.arch.name)?;
+            Ok(gguf)
+        });
+        added.collect()
     }
 
     fn on_gpu(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
@@ -197,7 +213,7 @@ impl Prepared {
         };
         let name = format!("cuda:{}", ordinal(options));
         let is_split = halves.is_some();
-        let (runner, backend_name): (Box<dyn Runner>, String) = match halves {
+        let (mut runner, backend_name): (Box<dyn Runner>, String) = match halves {
             None => {
                 let backend = new(&self.plan)?;
                 let name = backend.describe();
@@ -214,8 +230,9 @@ impl Prepared {
                 (Box::new(SplitRunner::new(head, n_head, tail)), name)
             }
         };
+        let adapters = self.add_adapters(&mut *runner, options)?;
         let report = DeviceReport { name, why, is_fallback: false, is_split };
-        Ok(Placed { runner, draft, backend_name, memory, report })
+        Ok(Placed { runner, draft, adapters, backend_name, memory, report })
     }
 
     /// The memory plan where the options say that the model runs.

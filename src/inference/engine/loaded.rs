@@ -87,7 +87,7 @@ impl Model {
             (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), placed)
         });
         let (tokenizer, placed) = (tokenizer?, placed?);
-        let Placed { mut runner, draft, backend_name, memory, report } = placed;
+        let Placed { runner, draft, adapters, backend_name, memory, report } = placed;
         let (ours, n_vocab) = ((gguf.metadata(), &tokenizer), prepared.hparams.n_vocab);
         let draft = prepared.draft.take().zip(draft);
         let draft = draft.map(|(draft, runner)| DraftModel::load(*draft, runner, ours, n_vocab));
@@ -100,12 +100,6 @@ impl Model {
             }
             (ModelSource::Embedded, _) => "default".to_owned(),
         };
-        let mut adapter_ggufs = Vec::with_capacity(options.adapters.len());
-        for path in &options.adapters {
-            let gguf = Gguf::open(path)?;
-            runner.add_adapter(&gguf, prepared.hparams.arch.name)?;
-            adapter_ggufs.push(gguf);
-        }
         let info = ModelInfo {
             hparams: prepared.hparams,
             tokenizer,
@@ -119,7 +113,7 @@ impl Model {
             backend_name,
             device: report,
             adapters: options.adapters.clone(),
-            adapter_ggufs,
+            adapter_ggufs: adapters,
             draft: options.draft.clone(),
             gguf,
         };

@@ -172,6 +172,8 @@ pub(super) struct Prepared {
     pub n_parallel: usize,
     /// Matrices of adapters, wherever they are multiplied.
     pub adapter_bytes: u64,
+    /// Those of the largest one, which pass through the host's memory on the way to a GPU.
+    pub adapter_bytes_max: u64,
     pub draft: Option<Box<PreparedDraft>>,
 }
 
@@ -223,9 +225,17 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
         },
         isa: Isa::choose(options.isa.as_deref())?,
     };
-    let adapter_bytes = adapter_bytes(&options.adapters)?;
-    let mut prepared =
-        Prepared { hparams, plan, config, n_ctx, n_parallel, adapter_bytes, draft: None };
+    let (adapter_bytes, adapter_bytes_max) = adapter_bytes(&plan, &options.adapters)?;
+    let mut prepared = Prepared {
+        hparams,
+        plan,
+        config,
+        n_ctx,
+        n_parallel,
+        adapter_bytes,
+        adapter_bytes_max,
+        draft: None,
+    };
     if let Some(source) = &options.draft {
         let name = source.to_string();
         let draft = prepare_draft(source, &prepared, options);
@@ -239,15 +249,22 @@ pub(super) fn prepare(gguf: &Gguf, options: &LoadOptions) -> Result<Prepared, In
     Ok(prepared)
 }
 
-/// Bytes of adapters as they are computed with, in f32.
-fn adapter_bytes(paths: &[PathBuf]) -> Result<u64, InferenceError> {
-    let mut n_bytes = 0u64;
+/// Bytes of adapters as they are computed with, in f32, and of the largest. Each part of a matrix
+/// that the plan takes apart has all of A.
+fn adapter_bytes(plan: &Plan, paths: &[PathBuf]) -> Result<(u64, u64), InferenceError> {
+    let (mut all, mut most) = (0u64, 0);
     for path in paths {
         let gguf = Gguf::open(path)?;
-        let sizes = gguf.tensors().iter().map(|tensor| tensor.n_elements().saturating_mul(4));
-        n_bytes = sizes.fold(n_bytes, u64::saturating_add);
+        let sizes = plan.weights.iter().filter_map(|weight| {
+            let n = |end: &str| Some(gguf.tensor(&format!("{}{end}", weight.name))?.n_elements());
+            let n_row = weight.shape.get(1).copied().unwrap_or(1).max(1);
+            let b = n(".lora_b")?.saturating_mul(weight.n_rows as u64) / n_row;
+            Some(n(".lora_a")?.saturating_add(b).saturating_mul(4))
+        });
+        let n_bytes = sizes.fold(0, u64::saturating_add);
+        (all, most) = (all.saturating_add(n_bytes), most.max(n_bytes));
     }
-    Ok(n_bytes)
+    Ok((all, most))
 }
 
 /// Sizes a draft model: as many places as its model has, each with pages of its own for the context
@@ -320,11 +337,13 @@ impl Prepared {
             }
         });
         let draft = |draft: &PreparedDraft| draft.needed_bytes(gpu, n_ctx);
+        let passes = gpu.filter(|gpu| gpu.is_shared).map_or(0, |_| self.adapter_bytes_max);
+        let adapters = self.adapter_bytes.saturating_add(passes);
         MemoryPlan {
             weights_bytes: sizes.weights,
             packed_bytes: sizes.packed,
             kv_bytes: sizes.kv,
-            scratch_bytes: sizes.scratch.saturating_add(self.adapter_bytes),
+            scratch_bytes: sizes.scratch.saturating_add(adapters),
             draft_bytes: self.draft.as_deref().map_or(0, draft),
             reserve_bytes: RESERVE_BYTES,
             available_bytes: gpu.map_or(available_bytes, |gpu| gpu.free_bytes),

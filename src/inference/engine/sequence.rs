@@ -74,6 +74,10 @@ impl Sequence {
     ) -> Result<Sequence, EngineError> {
         let request = &group.request;
         let mut sampler = sampler(info, request, answer_idx)?;
+        // A text that another model wrote may have tokens that this one lacks.
+        let is_known = |token: &&TokenId| (**token as usize) < info.hparams.n_vocab;
+        let prediction = request.speculation.prediction.iter().take_while(is_known);
+        let prediction: Vec<TokenId> = prediction.copied().collect();
         request.prompt.iter().for_each(|&token| sampler.accept(token));
         Ok(Sequence {
             id,
@@ -92,7 +96,7 @@ impl Sequence {
             sampler,
             matcher,
             answer: Answer::new(&request.stop, request.n_indent),
-            lookup: PromptLookup::new(&request.speculation.prediction),
+            lookup: PromptLookup::new(&prediction),
             luck: Luck::default(),
             is_drafted: false,
             admitted: None,

@@ -26,12 +26,19 @@ use crate::server::timeline::timelines;
 use crate::server::{ApiError, Gate, logs};
 use crate::sync::{Node, SyncError};
 
-/// A task that is kept, with its texts as far as they open.
+/// A task that is kept, with what is told of its texts: a list of tasks must not hold them all.
 struct Kept {
     id: String,
     job: Job,
-    body: Value,
-    answer: Value,
+    /// What was asked for, where its path does not say it.
+    asked: Option<String>,
+    /// What its answer says that went wrong.
+    error: Option<Value>,
+}
+
+fn answer_of(jobs: &Jobs, job: &Job) -> Value {
+    let answer = jobs.outcome(job).ok().flatten();
+    answer.and_then(|answer| serde_json::from_slice(&answer.body).ok()).unwrap_or_default()
 }
 
 impl Kept {
@@ -40,18 +47,20 @@ impl Kept {
         kind_of(&job.row.endpoint)?;
         let read = |text: Vec<u8>| serde_json::from_slice(&text).unwrap_or_default();
         let body: Value = jobs.body(&job).map(read).unwrap_or_default();
+        let text = |name: &str| body[name].as_str().map(str::to_owned);
         // A hub calls the job of a task otherwise than the task.
-        let id = body["request_id"].as_str().map(str::to_owned).or(job.row.request_id.clone())?;
-        let answer = jobs.outcome(&job).ok().flatten();
-        let answer = answer.map(|answer| read(answer.body)).unwrap_or_default();
-        Some(Kept { id, job, body, answer })
+        let id = text("request_id").or(job.row.request_id.clone())?;
+        let is_well = matches!(job.state, JobState::Queued | JobState::Running | JobState::Done);
+        let error = (!is_well).then(|| answer_of(jobs, &job)["metadata"]["error"].take());
+        let error = error.filter(|error| !error.is_null());
+        Some(Kept { id, asked: text("request_type"), job, error })
     }
 
     /// How it stands.
     fn view(&self, server: &Server) -> Value {
         let row = &self.job.row;
         let kind = kind_of(&row.endpoint).flatten().map(Kind::name);
-        let kind = kind.or(self.body["request_type"].as_str());
+        let kind = kind.or(self.asked.as_deref());
         let status = match self.job.state {
             JobState::Queued => "pending",
             JobState::Running => "running",
@@ -66,7 +75,7 @@ impl Kept {
             "created_at": row.created_ms / 1000,
             "job": row.id,
         });
-        match (self.job.state, self.answer["metadata"].get("error"), &row.ledger.reason) {
+        match (self.job.state, &self.error, &row.ledger.reason) {
             (JobState::Done | JobState::Running, ..) => {}
             (_, Some(error), _) => task["error"] = error.clone(),
             (_, None, Some(reason)) => task["error"] = json!({ "message": reason }),
@@ -114,12 +123,18 @@ pub(super) async fn task(
             Err(JobsError::Unknown) => jobs.list(caller.tenant.0, None, None, JOBS_LISTED_MAX)?,
             Err(error) => return Err(error),
         };
-        Ok(newest.into_iter().filter_map(|job| Kept::of(jobs, job)).find(|kept| kept.id == id))
+        let kept = newest.into_iter().filter_map(|job| Kept::of(jobs, job));
+        let kept = kept.into_iter().find(|kept| kept.id == id);
+        Ok(kept.map(|kept| {
+            let is_done = kept.job.state == JobState::Done;
+            let answer = is_done.then(|| answer_of(jobs, &kept.job));
+            (kept, answer)
+        }))
     });
-    let kept = found.await?.ok_or_else(|| ApiError::not_found("no task has this id"))?;
+    let (kept, answer) = found.await?.ok_or_else(|| ApiError::not_found("no task has this id"))?;
     let mut task = kept.view(gate.server());
-    if kept.job.state == JobState::Done {
-        task["answer"] = kept.answer;
+    if let Some(answer) = answer {
+        task["answer"] = answer;
     }
     Ok(Json(task))
 }

@@ -70,16 +70,21 @@ impl JobHand {
     }
 
     async fn write_down(&self, host: Option<String>) -> Result<(), ApiError> {
-        // What was said before is made durable under the job's revision of then.
-        let _flushing = self.door.flushing().lock().await;
-        let job = self.door.live().get(&self.run_idx).map(|live| live.job.clone());
-        let job = job.ok_or_else(over)?;
-        let given = self.door.ask(move |jobs| jobs.give(&job, host.as_deref())).await?;
-        let given = given.ok_or_else(over)?;
-        if let Some(live) = self.door.live().get_mut(&self.run_idx) {
-            live.job = given;
-        }
-        Ok(())
+        let (door, run_idx) = (self.door.clone(), self.run_idx);
+        // A run that is ended meanwhile would know another revision than the disk.
+        let written = tokio::spawn(async move {
+            // What was said before is made durable under the job's revision of then.
+            let _flushing = door.flushing().lock().await;
+            let job = door.live().get(&run_idx).map(|live| live.job.clone());
+            let job = job.ok_or_else(over)?;
+            let given = door.ask(move |jobs| jobs.give(&job, host.as_deref())).await?;
+            let given = given.ok_or_else(over)?;
+            if let Some(live) = door.live().get_mut(&run_idx) {
+                live.job = given;
+            }
+            Ok(())
+        });
+        written.await.map_err(|_| over())?
     }
 
     /// Whoever has it is done with it.
@@ -95,6 +100,11 @@ impl JobHand {
     /// What was heard is void: it is written anew.
     pub fn begin_anew(&self) {
         self.tap.forget();
+    }
+
+    /// Whoever wrote it gave it up: another one begins at the start.
+    pub fn pass_on(&self) {
+        self.tap.pass_on();
     }
 
     /// Waits for the end of the run; whether nobody wants the job any more.

@@ -154,6 +154,13 @@ impl Tap {
         heard.diverge();
     }
 
+    /// Another one writes from the start: what came in this run, if anything did, is void.
+    pub fn pass_on(&self) {
+        if !self.lock().now.is_empty() {
+            self.forget();
+        }
+    }
+
     /// The answer is whole: a text that ended before its durable tokens did is another one.
     pub fn end(&self) {
         let mut heard = self.lock();
@@ -274,6 +281,20 @@ mod tests {
         add(&tap, "a", &[1]);
         tap.end();
         assert!(tap.drain().unwrap().has_diverged, "a shorter one is another one");
+    }
+
+    #[test]
+    fn what_one_machine_gave_up_is_no_beginning_of_anothers_text() {
+        let tap = Tap::new(5, &[]);
+        tap.pass_on();
+        assert!(tap.drain().is_none(), "nothing was heard");
+        add(&tap, "abc", &[1, 2, 3]);
+        assert!(!tap.drain().unwrap().has_diverged);
+        tap.pass_on();
+        add(&tap, "xy", &[7, 8]);
+        let drained = tap.drain().unwrap();
+        assert_eq!((drained.pieces, drained.end), (vec![piece("xy", &[7, 8])], 2));
+        assert!(drained.has_diverged);
     }
 
     #[test]
