@@ -50,7 +50,7 @@ impl Kept {
         let text = |name: &str| body[name].as_str().map(str::to_owned);
         // A hub calls the job of a task otherwise than the task.
         let id = text("request_id").or(job.row.request_id.clone())?;
-        let is_well = matches!(job.state, JobState::Queued | JobState::Running | JobState::Done);
+        let is_well = matches!(job.state, JobState::Running | JobState::Done);
         let error = (!is_well).then(|| answer_of(jobs, &job)["metadata"]["error"].take());
         let error = error.filter(|error| !error.is_null());
         Some(Kept { id, asked: text("request_type"), job, error })
