@@ -113,7 +113,8 @@ depends() {
     needs="libc6 (>= $(newest_glibc "$binary"))"
     # No `grep -q`, whose early end would break the pipe.
     [ -z "$(readelf -d "$binary" | grep libgcc_s)" ] || needs+=", libgcc-s1 | libgcc1"
-    echo "$needs, systemd (>= 237), passwd"
+    # procps has the /bin/kill that tells the service to read its configuration again.
+    echo "$needs, systemd (>= 237), passwd, procps"
 }
 
 control() {

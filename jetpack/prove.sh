@@ -54,7 +54,7 @@ make_root() {
         /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1) || true
     register_emulator
     as_root mmdebstrap --quiet --mode=root --arch=arm64 --variant=minbase \
-        --include=systemd-sysv,udev,dbus,kmod,iproute2,wget \
+        --include=systemd-sysv,udev,dbus,kmod,iproute2,procps,wget \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         "$suite" "$work/$suite.part.tar" "${mirror:?no mirror of Debian is known}"

@@ -27,7 +27,8 @@ use crate::base::host::Host;
 use crate::hosting::HostError;
 use crate::hub::{HubConfig, HubError};
 use crate::inference::{
-    DeviceChoice, DiskCache, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions,
+    DeviceChoice, DiskCache, InferenceError, LoadOptions, LoadProgress, Model, ModelSource,
+    SamplerOptions,
 };
 use crate::jobs::JobsConfig;
 use crate::library::{Catalog, LibraryError, Preset, PullOptions, Store};
@@ -359,14 +360,15 @@ impl App {
         configured.unwrap_or_else(|| Host::read().memory_available_bytes)
     }
 
-    /// Loads the configured model.
+    /// Loads the configured model, and counts on `progress` how far it is.
     ///
     /// # Errors
     /// When it is not there, cannot be read, or does not fit.
-    pub fn load(&self) -> Result<Model, AppError> {
+    pub fn load(&self, progress: &LoadProgress) -> Result<Model, AppError> {
         let source = self.model_source()?;
         let options = self.load_options_of(&source);
-        Model::load(&source, &options).map_err(|error| App::inference(&source, error))
+        let model = Model::load_counted(&source, &options, progress);
+        model.map_err(|error| App::inference(&source, error))
     }
 
     /// An inference error with the model that it is about.

@@ -32,7 +32,7 @@ use crate::seal::{self, KEY_LEN, Sealer};
 /// Letters of a code.
 pub const LETTERS: usize = 8;
 /// Bytes of a public key, a nonce and a commitment.
-pub const PART_LEN: usize = 32;
+const PART_LEN: usize = 32;
 /// Digits and letters without those that look like others.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 

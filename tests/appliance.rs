@@ -260,6 +260,7 @@ fn a_backup_brings_keys_and_configuration_to_another_card() {
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     // What was cut or changed changes nothing.
     let whole = std::fs::read(&file).unwrap();
+    assert!(old.state().join("state.reserve").exists() && whole.len() < 1 << 20, "no empty room");
     let mut changed = whole.clone();
     let at = changed.windows(12).position(|w| w == b"n_ctx = 512\n").unwrap();
     changed[at + 8] = b'9';

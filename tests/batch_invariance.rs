@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use jetforge::inference::LoadProgress;
 use jetforge::inference::backend::PageIdx;
 use jetforge::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
 use jetforge::inference::gguf::Gguf;
@@ -32,7 +33,8 @@ impl Runner {
             kv_type,
             isa,
         };
-        Runner { backend: CpuBackend::new(plan, gguf, config).expect("the backend starts") }
+        let backend = CpuBackend::new(plan, gguf, config, &LoadProgress::default());
+        Runner { backend: backend.expect("the backend starts") }
     }
 
     /// One forward pass; the logits' bits of every token.

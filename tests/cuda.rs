@@ -10,12 +10,12 @@ use std::ops::Range;
 use jetforge::inference::backend::cases::{
     MATMUL, Numbers, activated, activations, normed, weights,
 };
+use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
-    GemvKernels, Inputs, Matrix, NormShape, RowKernels, RowShape, TOP_K_MAX,
+    GemvKernels, Inputs, Matrix, Multiply, NormShape, RowKernels, RowShape, TOP_K_MAX,
 };
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
-use jetforge::inference::backend::cuda::{CudaError, Device};
 use jetforge::inference::backend::{Activation, NormKind, RopeStyle};
 use jetforge::inference::quant::{TensorType, dequantize};
 
@@ -64,16 +64,6 @@ fn upload_matrix(
     buffer.write(&strips).expect("a copy");
     Matrix { ty, n_rows, n_cols, strips: buffer }
 }
-
-/// How products are made.
-type Multiply = fn(
-    &GemvKernels,
-    &Matrix,
-    &Inputs,
-    Option<&Buffer>,
-    (&Buffer, usize, bool),
-    Range<usize>,
-) -> Result<(), CudaError>;
 
 /// A product and what it should be.
 struct Product {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use jetforge::base::hash::hex;
 use jetforge::base::limits::{DEVICE_LAUNCH_PRODUCTS_MAX, DEVICE_LAUNCH_PRODUCTS_MIN};
 use jetforge::inference::backend::cases::{activations, weights};
 use jetforge::inference::backend::cuda::driver::Args;
@@ -256,7 +257,7 @@ fn entries(ptx: &str) -> BTreeSet<&str> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 #[test]

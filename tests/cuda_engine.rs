@@ -12,7 +12,7 @@ use jetforge::inference::model::{Hparams, plan};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
     DeviceChoice, EncodeOptions, EngineOptions, GenerateRequest, InferenceError, LoadOptions,
-    Model, ModelSource, Request, SamplerOptions, SpeculationOptions, Target, convert,
+    LoadProgress, Model, ModelSource, Request, SamplerOptions, SpeculationOptions, Target, convert,
 };
 
 use crate::cli::jetforge;
@@ -254,7 +254,7 @@ pub fn try_backend(
     let gguf = Arc::new(Gguf::from_vec(Recipe::read(case).build(ty)).expect("a model"));
     let hparams = Hparams::from_gguf(&gguf).expect("the numbers are there");
     let plan = plan(&gguf, &hparams).expect("the tensors are there");
-    CudaBackend::new(device, plan, gguf, config)
+    CudaBackend::new(device, plan, gguf, config, &LoadProgress::default())
 }
 
 pub type Part<'a> = (&'a [PageIdx], usize, &'a [u32]);

@@ -11,8 +11,8 @@ use jetforge::inference::gguf::Gguf;
 use jetforge::inference::model::{Hparams, plan};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    DeviceChoice, EngineOptions, GenerateRequest, LoadOptions, Model, ModelSource, Request,
-    SamplerOptions,
+    DeviceChoice, EngineOptions, GenerateRequest, LoadOptions, LoadProgress, Model, ModelSource,
+    Request, SamplerOptions,
 };
 
 use crate::support::engine::{Part, answers, bits, start, with_step};
@@ -27,7 +27,8 @@ fn backend(device: &Device, ty: TensorType) -> CudaBackend {
     let plan = plan(&gguf, &hparams).expect("the tensors are there");
     let config =
         CudaConfig { n_batch: 80, n_outputs: 80, n_page: 8, kv: KvFormat::F16, n_threads: 1 };
-    CudaBackend::new(device, plan, gguf, config).expect("the backend starts")
+    CudaBackend::new(device, plan, gguf, config, &LoadProgress::default())
+        .expect("the backend starts")
 }
 
 /// One forward pass; the logits' bits of every token.

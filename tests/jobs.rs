@@ -248,7 +248,7 @@ fn ordinary_requests_become_jobs_and_their_answers_are_kept() {
 fn jobs_are_bounded_belong_to_their_key_and_can_be_taken_back() {
     let home = tempfile::tempdir().unwrap();
     let limits = ["--set", "jobs.n_waiting_max=2", "--set", "jobs.windows_utc=['00:00-00:01']"];
-    let keys = ["--api-key", "alpha,beta", "--set", "jobs.bytes_max=20000"];
+    let keys = ["--api-key", "alpha,beta"];
     let service = serve(home.path(), &[&limits[..], &keys].concat());
     let address = service.address;
     let ask = |key: &str, method: &str, path: &str, body: &str| {
@@ -275,14 +275,6 @@ fn jobs_are_bounded_belong_to_their_key_and_can_be_taken_back() {
     let path = format!("/v1/jobs/{id}");
     assert_eq!(ask("alpha", "DELETE", &path, "").json()["state"], "cancelled");
     assert_eq!(ask("alpha", "DELETE", &path, "").status, 409);
-    // What waits may take half of the 20,000 bytes.
-    for (n, status) in [(20_000, 507), (10_000, 507), (9_000, 202)] {
-        let heavy = json!({"endpoint": "completion", "body": {"prompt": "x".repeat(n)}});
-        let heavy = ask("alpha", "POST", "/v1/jobs", &heavy.to_string());
-        let kind = heavy.error_type_if_any();
-        let expected = (status == 507).then(|| "storage_error".to_owned());
-        assert_eq!((heavy.status, kind), (status, expected), "{n}");
-    }
     for (body, param) in [
         (json!({"endpoint": "/health", "body": {}}), "endpoint"),
         (json!({"endpoint": "completion"}), "body"),
@@ -355,6 +347,245 @@ fn a_stream_goes_on_without_its_reader_and_is_kept_as_it_was() {
         }
     }
     assert_eq!(streams[0], streams[1], "the same bytes also after a restart");
+}
+
+/// A job that never ends by itself.
+fn endless(name: &str) -> Value {
+    let body = json!({"prompt": "def f(a):", "n_predict": 1_000_000, "ignore_eos": true,
+        "context_shift": true});
+    json!({"endpoint": "/completion", "request_id": name, "body": body})
+}
+
+/// One that soon does.
+fn short(name: &str) -> Value {
+    let body = json!({"prompt": "def f(a):", "n_predict": 3});
+    json!({"endpoint": "/completion", "request_id": name, "body": body})
+}
+
+fn until_running(address: SocketAddr, id: &str) {
+    until("it runs", || one(address, id)["state"] == "running");
+}
+
+/// Asserts that there are so many jobs in these states and none in others, by each who counts.
+fn counted(address: SocketAddr, expected: &[(&str, u64)]) {
+    wait_for_true_counters(address);
+    let counts = get(address, "/v1/jobs?limit=500").json()["counts"].clone();
+    for (state, n) in counts.as_object().unwrap() {
+        let expected = expected.iter().find(|(name, _)| name == state).map_or(0, |(_, n)| *n);
+        assert_eq!(*n, expected, "{state}: {counts}");
+    }
+}
+
+#[test]
+fn a_job_that_kills_the_program_is_set_aside_and_others_are_answered_meanwhile() {
+    let home = tempfile::tempdir().unwrap();
+    // No token becomes durable while a job runs, so none of its runs gets on.
+    let options = ["-c", "512", "-np", "4", "--metrics", "--set", "jobs.flush_ms=1000000000"];
+    let start = || Process::start(home.path(), &options);
+    let service = start();
+    let poison = id_of(&post(service.address, "/v1/jobs", &endless("poison")));
+    let mut service = Some(service);
+    let mut n_done = 0;
+    for n_broken in 0..3 {
+        let now = service.take().unwrap();
+        let address = now.address;
+        until_running(address, &poison);
+        // Whatever comes runs beside it.
+        let name = format!("short-{n_broken}");
+        let answered = ended(address, &id_of(&post(address, "/v1/jobs", &short(&name))));
+        assert_eq!(answered["state"], "done", "{answered}");
+        n_done += 1;
+        let job = one(address, &poison);
+        assert_eq!((&job["state"], &job["n_broken"]), (&json!("running"), &json!(n_broken)));
+        counted(address, &[("running", 1), ("done", n_done)]);
+        if n_broken == 2 {
+            // Nor does it take one with it that was there when the program went.
+            let sound = id_of(&post(address, "/v1/jobs", &endless("sound")));
+            until_running(address, &sound);
+            counted(address, &[("running", 2), ("done", n_done)]);
+        }
+        now.kill();
+        service = Some(start());
+    }
+    let service = service.unwrap();
+    let address = service.address;
+    let aside = one(address, &poison);
+    let reason = "the program or the power went while it ran (3 of 3)";
+    assert_eq!((&aside["state"], &aside["reason"]), (&json!("set_aside"), &json!(reason)));
+    assert!(aside["finished_ms"].is_number(), "{aside}");
+    let sound = post(address, "/v1/jobs", &endless("sound"));
+    assert_eq!(sound.status, 202, "it is still there: {}", sound.text());
+    let sound = id_of(&sound);
+    until_running(address, &sound);
+    assert_eq!(one(address, &sound)["n_broken"], 0, "it was not the one that broke");
+    ended(address, &id_of(&post(address, "/v1/jobs", &short("last"))));
+    counted(address, &[("set_aside", 1), ("running", 1), ("done", n_done + 1)]);
+    let url = address.to_string();
+    let jobs = |args: &[&str]| {
+        let run = jetforge(home.path()).args(["jobs", "--url", &url]).args(args).output().unwrap();
+        assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let list = jobs(&["list", "--state", "set_aside"]);
+    assert!(list.lines().count() == 2 && list.contains(&poison) && list.contains(reason), "{list}");
+    let shown: Value = serde_json::from_str(&jobs(&["show", &poison])).unwrap();
+    assert_eq!((&shown["state"], &shown["reason"]), (&aside["state"], &aside["reason"]));
+    // Asked for again it has all its tries.
+    assert_eq!(jobs(&["retry", &poison]), format!("{poison} is queued\n"));
+    until_running(address, &poison);
+    assert_eq!(one(address, &poison)["n_broken"], 0);
+    counted(address, &[("running", 2), ("done", n_done + 1)]);
+    jobs(&["cancel", &sound]);
+    assert_eq!(jobs(&["cancel", &poison]), format!("{poison} is cancelled\n"));
+    counted(address, &[("cancelled", 2), ("done", n_done + 1)]);
+}
+
+#[test]
+fn a_job_that_runs_too_long_is_set_aside_and_others_are_answered_meanwhile() {
+    let home = tempfile::tempdir().unwrap();
+    let brief = ["--set", "jobs.run_max_s=2", "--set", "jobs.n_broken_max=2"];
+    let options = ["-c", "512", "-np", "4", "--metrics"];
+    let service = Process::start(home.path(), &[&options[..], &brief].concat());
+    let address = service.address;
+    let long = id_of(&post(address, "/v1/jobs", &endless("long")));
+    until_running(address, &long);
+    let answered = ended(address, &id_of(&post(address, "/v1/jobs", &short("short"))));
+    assert_eq!(answered["state"], "done", "{answered}");
+    let aside = ended(address, &long);
+    let reason = json!("it took longer than a job may (2 of 2)");
+    assert_eq!((&aside["state"], &aside["reason"]), (&json!("set_aside"), &reason), "{aside}");
+    counted(address, &[("set_aside", 1), ("done", 1)]);
+    // Nothing of it runs on.
+    let answered = ended(address, &id_of(&post(address, "/v1/jobs", &short("next"))));
+    assert_eq!(answered["state"], "done", "{answered}");
+}
+
+/// A job that waits for a far day, and one like it that does not.
+fn waiting(name: &str, n_filler: usize) -> Value {
+    let mut job = due(name, n_filler);
+    job["not_before_ms"] = json!(32_503_680_000_000u64);
+    job
+}
+
+fn due(name: &str, n_filler: usize) -> Value {
+    let mut job = short(name);
+    // What no dialect reads.
+    job["body"]["filler"] = json!("x".repeat(n_filler));
+    job
+}
+
+fn refused(address: SocketAddr, job: &Value, status: u16, words: &str) {
+    let answer = post(address, "/v1/jobs", job);
+    let said = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert_eq!((answer.status, answer.header("retry-after")), (status, Some("30")), "{said}");
+    assert!(said.contains(words), "{said}");
+}
+
+fn put(address: SocketAddr, job: &Value) -> String {
+    let answer = post(address, "/v1/jobs", job);
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    id_of(&answer)
+}
+
+#[test]
+fn a_full_queue_says_so_keeps_what_it_took_and_has_room_when_something_ends() {
+    let home = tempfile::tempdir().unwrap();
+    // Half of the bytes are for those that wait: two of the large ones.
+    let options = ["-c", "512", "-np", "4", "--metrics", "--set", "jobs.n_waiting_max=4", "--set"];
+    let start =
+        || Process::start(home.path(), &[&options[..], &["jobs.bytes_max=900000"]].concat());
+    const LARGE: usize = 200_000;
+    let by_count = |address| refused(address, &waiting("more", 10), 429, "4 jobs wait; no more");
+    let by_bytes = |address| refused(address, &waiting("more", LARGE), 507, "finds no room");
+    let ends = |address, job: &Value| {
+        let ended = ended(address, &put(address, job));
+        assert_eq!(ended["state"], "done", "{ended}");
+    };
+    let service = start();
+    let address = service.address;
+    let never = post(address, "/v1/jobs", &waiting("never", 500_000));
+    assert_eq!((never.status, never.header("retry-after")), (413, None), "{}", never.text());
+    let mut kept = Vec::new();
+    let mut keep = |name: &str, n_filler| {
+        let job = waiting(name, n_filler);
+        kept.push((put(address, &job), job));
+    };
+    keep("a", LARGE);
+    keep("b", LARGE);
+    by_bytes(address);
+    keep("c", 10);
+    keep("d", 10);
+    by_count(address);
+    counted(address, &[("queued", 4)]);
+    service.kill();
+    let service = start();
+    let address = service.address;
+    counted(address, &[("queued", 4)]);
+    by_count(address);
+    for (id, job) in &kept {
+        assert_eq!(put(address, job), *id, "what was acknowledged is kept, and known");
+        let mut other = job.clone();
+        other["body"]["filler"] = json!("another");
+        assert_eq!(post(address, "/v1/jobs", &other).status, 409);
+    }
+    // Whoever waits for an answer gets it all the same.
+    let now = [("idempotency-key", "now")];
+    let now = send(address, "POST", "/completion", &now, &short("now")["body"].to_string());
+    assert_eq!(now.status, 200, "{}", now.text());
+    by_count(address);
+    // One goes, and there is room by count; not by bytes.
+    let cancel = |idx: usize| {
+        let path = format!("/v1/jobs/{}", kept[idx].0);
+        assert_eq!(send(address, "DELETE", &path, &[], "").json()["state"], "cancelled");
+    };
+    cancel(3);
+    by_bytes(address);
+    ends(address, &due("e", 10));
+    // Each that ends leaves its place to the next.
+    ends(address, &due("f", 10));
+    cancel(1);
+    ends(address, &due("g", LARGE));
+    ends(address, &due("h", LARGE));
+    put(address, &waiting("i", 10));
+    put(address, &waiting("j", 10));
+    by_count(address);
+    counted(address, &[("queued", 4), ("done", 5), ("cancelled", 2)]);
+}
+
+#[test]
+fn whoever_asks_again_hears_a_stream_from_its_start_while_it_is_written() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let mut body = endless("again")["body"].clone();
+    body["stream"] = json!(true);
+    let ask = || {
+        let mut wire = Wire::open(service.address);
+        let key = [("idempotency-key", "again")];
+        wire.write(request("POST", "/completion", &key, &body.to_string()));
+        let (status, headers) = wire.read_head().unwrap();
+        let id = headers.into_iter().find(|(name, _)| name == "x-jetforge-job").unwrap().1;
+        assert_eq!(status, 200);
+        (wire, id)
+    };
+    let hear = |wire: &mut Wire, n: usize| {
+        let mut bytes = Vec::new();
+        while bytes.len() < n {
+            bytes.extend(wire.read_chunk().expect("it goes on"));
+        }
+        bytes.truncate(n);
+        bytes
+    };
+    let (mut first, id) = ask();
+    let said = hear(&mut first, 2000);
+    // Its first reader does not read on: nobody waits for that.
+    let (mut second, same) = ask();
+    assert_eq!((hear(&mut second, 2000), same), (said, id.clone()));
+    hear(&mut second, 20_000);
+    let path = format!("/v1/jobs/{id}");
+    assert_eq!(send(service.address, "DELETE", &path, &[], "").json()["state"], "cancelled");
+    for mut wire in [first, second] {
+        while wire.read_chunk().is_some() {}
+    }
 }
 
 /// A body for each path that jobs may be for, all of them greedy.

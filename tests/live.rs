@@ -1,5 +1,6 @@
 //! `/ws/completions`, `/v1/status` and Tabby's dialect on the wire.
 
+use std::path::Path;
 use std::process::Command;
 
 use jetforge::base::host::Host;
@@ -7,6 +8,7 @@ use jetforge::inference::Script;
 use jetforge::server::{Class, GateOptions, Grant, KeyFile, Scope};
 use serde_json::{Value, json};
 
+use crate::jobs::serve;
 use crate::serve::Process;
 use crate::server::{House, Pause, counted, plan};
 use crate::support::http::{get, post, send, until};
@@ -130,6 +132,115 @@ fn a_text_that_failed_may_go_again() {
     socket.send(&body(json!(0)).to_string());
     let (text, last) = read(&mut socket, "again", 0);
     assert!(!text.is_empty() && last["finish_reason"] == "length", "{last}");
+}
+
+/// A text that was killed in its middle: the service as it is back, the text's name, what was heard
+/// of it. `options` are those of the service that is back.
+fn cut_off(home: &Path, options: &[&str]) -> (Process, String, String) {
+    let newest = |address| get(address, "/v1/jobs").json()["data"][0].clone();
+    let cut = (0..50).find_map(|n| {
+        let service = serve(home, &[]);
+        let address = service.address;
+        let id = format!("cut-{}-{n}", options.len());
+        let mut socket = Socket::open(address, "/ws/completions", &[]).ok().unwrap();
+        // Drawn, and without a seed.
+        let body = json!({"request_id": id, "prompt": "def add(a, b):", "max_tokens": 400,
+            "temperature": 0.9, "ignore_eos": true});
+        socket.send(&body.to_string());
+        let mut heard = String::new();
+        until("some of it is durable", || {
+            let frame = socket.json();
+            heard += frame["text"].as_str().unwrap();
+            let job = newest(address);
+            assert_eq!(job["request_id"], id, "{job}");
+            job["n_token"].as_i64() > Some(0) || frame["done"] == true
+        });
+        service.kill();
+        let service = serve(home, options);
+        (newest(service.address)["state"] != "done").then_some((service, id, heard))
+    });
+    cut.expect("one is cut off")
+}
+
+#[test]
+fn a_text_with_a_name_goes_on_at_its_offset_when_the_program_was_killed() {
+    // Taken up by the service itself, or when somebody asks for it.
+    for options in [&[][..], &["--set", "jobs.windows_utc=['00:00-00:01']"]] {
+        let home = tempfile::tempdir().unwrap();
+        let (service, id, heard) = cut_off(home.path(), options);
+        let open =
+            |service: &Process| Socket::open(service.address, "/ws/completions", &[]).ok().unwrap();
+        let from = |offset: usize| json!({"request_id": id, "offset": offset}).to_string();
+        let mut socket = open(&service);
+        socket.send(&from(heard.len()));
+        let (rest, last) = read(&mut socket, &id, heard.len() as u64);
+        let end = (&last["finish_reason"], &last["usage"]["completion_tokens"]);
+        assert_eq!(end, (&json!("length"), &json!(400)), "{last}");
+        let mut socket = open(&service);
+        socket.send(&from(0));
+        let (whole, _) = read(&mut socket, &id, 0);
+        assert_eq!(format!("{heard}{rest}"), whole, "no letter twice and none left out");
+        let newest = || get(service.address, "/v1/jobs").json()["data"][0].clone();
+        until("its end is on the disk", || newest()["state"] == "done");
+        let job = newest();
+        assert_eq!((&job["way"], &job["request_id"]), (&json!("resumed"), &json!(id)), "{job}");
+        service.kill();
+        // From the disk, and by the request itself.
+        let service = serve(home.path(), &[]);
+        let mut socket = open(&service);
+        socket.send(&from(heard.len()));
+        assert_eq!(read(&mut socket, &id, heard.len() as u64), (rest, last.clone()));
+        let mut body = json!({"request_id": id, "prompt": "def add(a, b):", "max_tokens": 400,
+            "temperature": 0.9, "ignore_eos": true});
+        let mut socket = open(&service);
+        socket.send(&body.to_string());
+        assert_eq!(read(&mut socket, &id, 0), (whole.clone(), last));
+        body["max_tokens"] = json!(401);
+        socket.send(&body.to_string());
+        assert_eq!(socket.json()["error"]["code"], 409);
+        socket.send(&from(whole.len() + 1));
+        assert_eq!(socket.json()["error"]["param"], "offset");
+        let metrics = get(service.address, "/metrics").text();
+        let written =
+            metrics.lines().find(|line| line.starts_with("jetforge_tokens_generated_total"));
+        assert!(written.is_none_or(|line| line.ends_with(" 0")), "{written:?}");
+    }
+}
+
+#[test]
+fn a_text_that_was_ended_is_not_written_on_after_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let open =
+        |service: &Process| Socket::open(service.address, "/ws/completions", &[]).ok().unwrap();
+    let state = |service: &Process| {
+        let jobs = get(service.address, "/v1/jobs").json()["data"].clone();
+        jobs[0]["state"].as_str().unwrap().to_owned()
+    };
+    let long = json!({"request_id": "long", "prompt": "def add(a, b):", "max_tokens": 2000,
+        "ignore_eos": true});
+    let mut socket = open(&service);
+    socket.send(&long.to_string());
+    assert_eq!(socket.json()["done"], false);
+    let cancel = json!({"request_id": "long", "cancel": true}).to_string();
+    socket.send(&cancel);
+    let ends = |socket: &mut Socket| loop {
+        let frame = socket.json();
+        if frame["done"] == true {
+            return frame["finish_reason"].clone();
+        }
+    };
+    assert_eq!(ends(&mut socket), "canceled");
+    until("so is its job", || state(&service) == "cancelled");
+    service.kill();
+    let service = serve(home.path(), &[]);
+    assert_eq!(state(&service), "cancelled");
+    let mut socket = open(&service);
+    socket.send(&json!({"request_id": "long", "offset": 3}).to_string());
+    let said = socket.json();
+    assert_eq!((&said["done"], &said["error"]["code"]), (&json!(true), &json!(409)), "{said}");
+    socket.send(&json!({"request_id": "other", "cancel": true}).to_string());
+    assert_eq!(socket.json()["error"]["code"], 404);
 }
 
 /// A key that may have one request at once.

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use jetforge::inference::Gguf;
+use jetforge::base::hash::hex;
 use jetforge::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
 use jetforge::inference::backend::{AdapterIdx, Batch, BatchError, PageIdx, Span};
 use jetforge::inference::gguf::GgufBuilder;
 use jetforge::inference::model::{Hparams, plan};
 use jetforge::inference::quant::TensorType;
+use jetforge::inference::{Gguf, LoadProgress};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
@@ -34,7 +35,8 @@ fn backend(case: &str) -> (CpuBackend, Vec<AdapterIdx>) {
         kv_type,
         isa,
     };
-    let mut backend = CpuBackend::new(plan, gguf, config).expect("the weights are there");
+    let mut backend = CpuBackend::new(plan, gguf, config, &LoadProgress::default())
+        .expect("the weights are there");
     let load = |adapter| backend.add_adapter(&adapter, case).expect("an adapter for this model");
     let idxs = adapters(case).into_iter().map(load).collect();
     (backend, idxs)
@@ -46,8 +48,8 @@ pub fn adapters(case: &str) -> Vec<Gguf> {
     let read = |title: &Json| {
         let recipe = Recipe::adapter(&format!("{case}-{}", title.as_str().expect("a name")));
         let bytes = recipe.build(TensorType::F32);
-        let hex: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, recipe.sha256(), "{case} {title}: not the file that llama.cpp read");
+        let digest = hex(&Sha256::digest(&bytes));
+        assert_eq!(digest, recipe.sha256(), "{case} {title}: not the file that llama.cpp read");
         Gguf::from_vec(bytes).expect("the reader takes the file")
     };
     titles.as_array().expect("adapters").iter().map(read).collect()

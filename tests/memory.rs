@@ -109,7 +109,7 @@ fn a_model_of_7b_fits_16_gb_and_a_refusal_says_what_would_fit() {
 }
 
 /// A line of `/proc/PID/status` in KiB.
-fn status_kib(pid: u32, key: &str) -> Option<u64> {
+pub fn status_kib(pid: u32, key: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim_start_matches(':').split_whitespace().next()?.parse().ok()

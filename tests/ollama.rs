@@ -1,11 +1,14 @@
 //! Ollama's dialect, asked over the router in this process, and its own clients on the real binary.
 
+use std::path::Path;
 use std::process::Command;
 
 use jetforge::inference::quant::TensorType;
 use serde_json::{Value, json};
 
+use crate::cli::jetforge;
 use crate::openai::{Api, HERMES, of, real, saying};
+use crate::pull::{self, Server, authority};
 use crate::serve::Process;
 use crate::support::http::{get, post, send};
 use crate::support::recipe::Recipe;
@@ -272,6 +275,103 @@ fn models_come_and_go_on_the_real_shelf() {
     assert!(get(service.address, "/api/version").json()["version"].is_string());
 }
 
+/// A service whose catalog has a model `tiny-coder` that lies on loopback, in a file of another
+/// name; its first answer breaks off. With the hash of the file and its bytes.
+fn with_source(home: &Path, is_hash_known: bool, options: &[&str]) -> (Process, String, usize) {
+    let body = Recipe::read("llama").build(TensorType::F32);
+    let (hash, n_bytes) = (pull::sha256(&body), body.len());
+    let source = Server::start(move |n, asked, out| match (n, asked.from) {
+        (0, _) => pull::broken(out, &body, 2_000_000, "\"v1\""),
+        (_, Some(from)) => pull::part(out, &body, from, "\"v1\""),
+        (_, None) => pull::whole(out, &body, "\"v1\""),
+    });
+    let url = source.url("/models/tiny-llama.gguf");
+    let mut entry = format!("[[model]]\nname = \"tiny-coder\"\nurl = \"{url}\"\n");
+    if is_hash_known {
+        entry += &format!("sha256 = \"{hash}\"\nsize_bytes = {n_bytes}\n");
+    }
+    let (catalog, ca_file) = (home.join("catalog.toml"), home.join("ca.pem"));
+    std::fs::write(&catalog, entry).unwrap();
+    std::fs::write(&ca_file, &authority().0).unwrap();
+    let mut command = jetforge(home);
+    command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
+    command.env("JETFORGE_LIBRARY_CATALOG", catalog).env("JETFORGE_PULL_CA_FILE", ca_file);
+    command.env("JETFORGE_PULL_PAUSE_MS", "1");
+    (Process::spawn(command), hash, n_bytes)
+}
+
+#[test]
+fn a_model_of_the_catalog_is_pulled_and_goes_by_that_name() {
+    for is_hash_known in [true, false] {
+        let home = tempfile::tempdir().unwrap();
+        let (service, hash, n_bytes) =
+            with_source(home.path(), is_hash_known, &["-c", "512", "-np", "1"]);
+        let address = service.address;
+        let pull = || {
+            let answer = post(address, "/api/pull", &json!({"model": "tiny-coder:latest"}));
+            let kind = answer.header("content-type");
+            assert_eq!((answer.status, kind), (200, Some("application/x-ndjson")), "{answer:?}");
+            let read = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+            answer.text().lines().map(read).collect::<Vec<Value>>()
+        };
+        let states = |lines: &[Value]| {
+            let state = |line: &Value| line["status"].as_str().unwrap_or("no status").to_owned();
+            let mut states: Vec<String> = lines.iter().map(state).collect();
+            states.dedup();
+            states.join(", ")
+        };
+        let lines = pull();
+        // A hash that nobody knew beforehand is told when it is known.
+        let last = if is_hash_known { "" } else { "pulling tiny-llama.gguf, " };
+        let expected = format!(
+            "pulling manifest, asking localhost, pulling tiny-llama.gguf, trying again in 1ms, \
+             asking localhost, pulling tiny-llama.gguf, verifying sha256 digest, {last}success"
+        );
+        assert_eq!(states(&lines), expected);
+        let told: Vec<&Value> = lines.iter().filter(|line| line.get("total").is_some()).collect();
+        assert!((5..20).contains(&told.len()), "how far it is, not each packet: {told:?}");
+        assert!(told.iter().all(|line| line["total"] == n_bytes), "{told:?}");
+        assert!(told.is_sorted_by_key(|line| line["completed"].as_u64()), "{told:?}");
+        let (end, begun) = told.split_last().unwrap();
+        let digest = json!(format!("sha256:{hash}"));
+        assert_eq!((&end["completed"], &end["digest"]), (&json!(n_bytes), &digest));
+        let known = if is_hash_known { digest } else { Value::Null };
+        assert!(begun.iter().all(|line| line["digest"] == known), "{begun:?}");
+        // By the name that it was pulled by, and by its file's.
+        let listed = || {
+            let tags = get(address, "/api/tags").json()["models"].clone();
+            let mut found = tags.as_array().unwrap().clone();
+            found.retain(|tag| tag["name"].as_str().unwrap().starts_with("tiny-"));
+            found
+        };
+        let names: Vec<Value> = listed().iter().map(|tag| tag["name"].clone()).collect();
+        assert_eq!(names, ["tiny-llama", "tiny-coder"]);
+        for tag in listed() {
+            assert_eq!((&tag["digest"], &tag["size"]), (&json!(hash), &json!(n_bytes)), "{tag}");
+        }
+        let here = "pulling manifest, pulling tiny-llama.gguf, success";
+        assert_eq!(states(&pull()), here, "what is here is not fetched again");
+        let ask = |more: Value| {
+            let mut body = json!({"model": "tiny-coder", "stream": false});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            post(address, "/api/generate", &body)
+        };
+        let few = json!({"num_predict": 3});
+        let said = ask(json!({"prompt": "a", "keep_alive": -1, "options": few})).json();
+        assert_eq!((&said["done"], &said["eval_count"]), (&json!(true), &json!(3)), "{said}");
+        let delete = || {
+            let body = json!({"model": "tiny-coder"}).to_string();
+            send(address, "DELETE", "/api/delete", &[], &body).status
+        };
+        assert_eq!(delete(), 409, "it is loaded");
+        assert_eq!(ask(json!({"keep_alive": 0})).json()["done_reason"], "unload");
+        assert_eq!((delete(), listed(), delete()), (200, Vec::new(), 404));
+        let whole = json!({"model": "tiny-coder", "stream": false});
+        assert_eq!(post(address, "/api/pull", &whole).json(), json!({"status": "success"}));
+        assert_eq!(listed().len(), 2);
+    }
+}
+
 /// The clients' own opinion of the real binary.
 #[test]
 fn the_ollama_clients_are_content() {
@@ -283,7 +383,7 @@ fn the_ollama_clients_are_content() {
     let home = tempfile::tempdir().unwrap();
     let encoder = home.path().join("encoder.gguf");
     std::fs::write(&encoder, Recipe::read("bert-mean").build(TensorType::F32)).unwrap();
-    let writer = Process::start(home.path(), &["-c", "2048", "-np", "2"]);
+    let (writer, ..) = with_source(home.path(), true, &["-c", "2048", "-np", "2"]);
     let embedder = Process::start(home.path(), &["-m", encoder.to_str().unwrap()]);
     let url = |service: &Process| format!("http://{}", service.address);
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
@@ -291,12 +391,12 @@ fn the_ollama_clients_are_content() {
     if let Some(python) = python {
         let mut command = Command::new(python);
         command.arg(format!("{folder}/ollama_sdk.py"));
-        command.args([&url(&writer), "--embeddings", &url(&embedder)]);
+        command.args([&url(&writer), "--embeddings", &url(&embedder), "--pull", "tiny-coder"]);
         commands.push(command);
     }
     if let Some(node) = node {
         let mut command = Command::new(node);
-        command.arg(format!("{folder}/ollama_sdk.mjs")).arg(url(&writer));
+        command.arg(format!("{folder}/ollama_sdk.mjs")).args([&url(&writer), "tiny-coder"]);
         commands.push(command);
     }
     for mut command in commands {

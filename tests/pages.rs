@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use jetforge::inference::Gguf;
 use jetforge::inference::backend::cpu::{CpuBackend, CpuConfig, Isa, KvType};
 use jetforge::inference::backend::{BackendError, Batch, PAGE_LEN, PageIdx, Shift, Span};
 use jetforge::inference::model::{Hparams, plan};
 use jetforge::inference::quant::TensorType;
+use jetforge::inference::{Gguf, LoadProgress};
 
 use crate::support::recipe::Recipe;
 
@@ -35,7 +35,7 @@ fn backend(case: &str, kv_type: KvType, n_layer: Option<usize>) -> CpuBackend {
         kv_type,
         isa,
     };
-    CpuBackend::new(plan, gguf, config).expect("the weights are there")
+    CpuBackend::new(plan, gguf, config, &LoadProgress::default()).expect("the weights are there")
 }
 
 /// Runs `tokens` from position `pos` and returns the logits of the last.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use jetforge::base::hash::hex;
 use jetforge::inference::gguf::GgufBuilder;
 use jetforge::inference::quant::TensorType;
 use jetforge::library::{LibraryError, PullEvent, PullOptions, PullRequest, Pulled, Record, pull};
@@ -20,17 +21,18 @@ use sha2::{Digest, Sha256};
 
 /// What the server was asked.
 #[derive(Clone, Debug, Default)]
-struct Asked {
-    path: String,
-    from: Option<usize>,
+pub struct Asked {
+    pub path: String,
+    pub from: Option<usize>,
     if_range: Option<String>,
 }
 
-type Connection = StreamOwned<ServerConnection, TcpStream>;
-type Done = std::io::Result<()>;
+pub type Connection = StreamOwned<ServerConnection, TcpStream>;
+pub type Done = std::io::Result<()>;
 type Answer = dyn Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync;
 
-struct Server {
+/// A server of files over TLS, on loopback.
+pub struct Server {
     port: u16,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
@@ -60,7 +62,7 @@ pub fn authority() -> &'static (String, Arc<ServerConfig>) {
 }
 
 impl Server {
-    fn start(
+    pub fn start(
         answer: impl Fn(usize, &Asked, &mut Connection) -> Done + Send + Sync + 'static,
     ) -> Server {
         let listener = TcpListener::bind("localhost:0").unwrap();
@@ -76,7 +78,7 @@ impl Server {
         Server { port, asked }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.port)
     }
 
@@ -127,7 +129,7 @@ fn head(out: &mut Connection, status: &str, headers: &[(&str, String)]) -> std::
 }
 
 /// A whole body and a clean end.
-fn whole(out: &mut Connection, body: &[u8], etag: &str) -> std::io::Result<()> {
+pub fn whole(out: &mut Connection, body: &[u8], etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
     head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
     out.write_all(body)?;
@@ -135,7 +137,7 @@ fn whole(out: &mut Connection, body: &[u8], etag: &str) -> std::io::Result<()> {
 }
 
 /// The part of a body from `from`.
-fn part(out: &mut Connection, body: &[u8], from: usize, etag: &str) -> std::io::Result<()> {
+pub fn part(out: &mut Connection, body: &[u8], from: usize, etag: &str) -> std::io::Result<()> {
     let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
     let headers = [
         ("Content-Length", (body.len() - from).to_string()),
@@ -148,7 +150,7 @@ fn part(out: &mut Connection, body: &[u8], from: usize, etag: &str) -> std::io::
 }
 
 /// Promises the whole body and breaks off after `n` bytes.
-fn broken(out: &mut Connection, body: &[u8], n: usize, etag: &str) -> std::io::Result<()> {
+pub fn broken(out: &mut Connection, body: &[u8], n: usize, etag: &str) -> std::io::Result<()> {
     let length = body.len().to_string();
     head(out, "200 OK", &[("Content-Length", length), ("ETag", etag.to_owned())])?;
     out.write_all(&body[..n])?;
@@ -175,8 +177,8 @@ fn model(seed: u8) -> Vec<u8> {
         .build()
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 /// A directory for models, and the options of an impatient client that trusts the test authority.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use jetforge::base::hash::hex;
 use jetforge::inference::gguf::{Gguf, GgufBuilder};
 use jetforge::inference::quant::{TensorType, dequantize, quantize as quantize_row};
 use jetforge::quantize::{Plan, PlanOptions, parse_recipe};
@@ -80,8 +81,7 @@ fn the_file_says_where_it_comes_from() {
     let gguf = Gguf::open(&dir.path().join("tiny-q8_0.gguf")).expect("named after the recipe");
     let text = |key: &str| gguf.metadata().str(key).unwrap().unwrap_or_default().to_owned();
     let hash = <sha2::Sha256 as sha2::Digest>::digest(std::fs::read(source).unwrap());
-    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(text("jetforge.quantize.source_sha256"), hash);
+    assert_eq!(text("jetforge.quantize.source_sha256"), hex(&hash));
     assert_eq!(text("jetforge.quantize.source"), "tiny-f32.gguf");
     assert_eq!(text("jetforge.quantize.recipe"), "Q8_0");
     assert_eq!(gguf.metadata().u32("general.file_type").unwrap(), Some(7));

@@ -300,3 +300,69 @@ ls -A /var/lib/jetforge
     assert!(out.contains("n_ctx = 512") && !out.contains("/mnt/target"), "{out}");
     assert!(out.ends_with("kept\n"), "{out}");
 }
+
+#[test]
+fn a_first_start_on_a_root_that_cannot_be_written_makes_a_key_all_the_same() {
+    let script = r#"
+mkdir -p /mnt/root/etc /var/lib/jetforge/models
+echo jetson >/mnt/root/etc/hostname
+cp "$MODEL" /var/lib/jetforge/models/m.gguf
+mount --bind /mnt/root/etc /mnt/root/etc
+mount -o remount,bind,ro /mnt/root/etc
+mount -o remount,ro /etc
+! touch /etc/x 2>/dev/null
+first() { root first-boot --root /mnt/root "$@"; }
+first
+service key list --json
+stat -c '%n %U %a' /var/lib/jetforge-root/*
+cat /mnt/root/etc/hostname
+first
+root reset --yes
+ls -A /var/lib/jetforge /var/lib/jetforge-root
+first >/dev/null
+mount -o remount,rw /etc
+first --again >/dev/null
+ls -A /var/lib/jetforge-root /etc/jetforge
+"#;
+    let Some(run) = on_a_machine("root-read-only", script) else { return };
+    for told in ["hostname cannot be written", "10-first-boot.toml cannot be", "set up before"] {
+        assert!(run.err.contains(told), "{told}: {}", run.err);
+    }
+    assert!(run.err.contains("jetforge-root/first-boot.txt"), "{}", run.err);
+    let out = run.ok().out;
+    let (card, rest) = out.split_once("{\"keys\"").unwrap();
+    assert!(card.starts_with("JetForge on jetson\n") && card.contains("API key"), "{card}");
+    assert!(card.contains("the one in the program"), "{card}");
+    let (keys, rest) = rest.split_once('\n').unwrap();
+    assert!(keys.contains("\"owner\""), "{keys}");
+    let root = "/var/lib/jetforge-root";
+    let kept = format!("{root}/first-boot.done root 600\n{root}/first-boot.txt root 600\njetson\n");
+    let forgotten = format!("/var/lib/jetforge:\nmodels\n\n{root}:\n");
+    let moved = format!("/etc/jetforge:\nconfig.d\nfirst-boot.txt\n\n{root}:\nfirst-boot.done\n");
+    assert_eq!(rest, format!("{kept}{forgotten}{moved}"));
+}
+
+#[test]
+fn a_first_start_whose_state_cannot_be_written_says_what_to_do_and_does_nothing() {
+    let script = r#"
+mkdir -p /mnt/root/etc
+echo jetson >/mnt/root/etc/hostname
+for dir in /var/lib/jetforge /var/lib/jetforge-root; do
+    mount --bind $dir $dir
+    mount -o remount,bind,ro $dir
+    code=0; root first-boot --root /mnt/root || code=$?
+    echo "code $code"
+    umount $dir
+done
+cat /mnt/root/etc/hostname
+ls -A /var/lib/jetforge /var/lib/jetforge-root /etc/jetforge
+root first-boot --root /mnt/root | sed -n 's/^\(API key\).*/\1/p'
+"#;
+    let Some(run) = on_a_machine("root-no-state", script) else { return };
+    let told = "/var/lib/jetforge has to take files for good";
+    assert!(run.err.contains(told) && run.err.contains("Read-only file system"), "{}", run.err);
+    assert!(run.err.contains("/var/lib/jetforge-root has to take"), "{}", run.err);
+    let folders = "/etc/jetforge:\nconfig.d\n\n/var/lib/jetforge:\n\n/var/lib/jetforge-root:\n";
+    let expected = format!("code 1\ncode 1\njetson\n{folders}API key\n");
+    assert_eq!(run.ok().out, expected);
+}

@@ -80,6 +80,11 @@ impl Process {
         Process { child, address, certificate, said: Some(said) }
     }
 
+    /// Its number among the machine's processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to end.
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);

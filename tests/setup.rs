@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use jetforge::base::hash::hex;
 use jetforge::inference::gguf::{Gguf, GgufBuilder};
 use jetforge::inference::quant::TensorType;
 use sha2::{Digest, Sha256};
@@ -77,7 +78,7 @@ fn server(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
 }
 
 fn catalog(place: &Place, url: &str, body: &[u8]) -> String {
-    let hash: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&Sha256::digest(body));
     let path = place.home.path().join("catalog.toml");
     let text = format!(
         "[[model]]\nname = \"tiny\"\nparams_m = 1\nsource_url = \"{url}\"\nlicence = \"MIT\"\n\

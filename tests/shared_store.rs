@@ -90,14 +90,14 @@ fn two_processes_are_one_to_an_appliance_that_both_call_at_once() {
             scope.spawn(move || {
                 for _ in 0..40 {
                     let number = n.fetch_add(1, Ordering::Relaxed);
-                    hub.note("feedback", json!({ "n": number })).unwrap();
+                    hub.tell_own("feedback", &number.to_string(), json!({ "n": number })).unwrap();
                     exchange(hub, nano);
                 }
             });
         }
         for _ in 0..40 {
             let number = n.fetch_add(1, Ordering::Relaxed);
-            nano.note("feedback", json!({ "n": number })).unwrap();
+            nano.tell_own("feedback", &number.to_string(), json!({ "n": number })).unwrap();
         }
     });
     let state = |node: &Node| node.standing().unwrap()[0].standing.to_string();
@@ -121,7 +121,7 @@ fn two_processes_are_one_to_an_appliance_that_both_call_at_once() {
     }
     let nano = Node::open(Store::open(nano_home).unwrap().store).unwrap();
     for n in 200..210 {
-        hubs[0].note("feedback", json!({ "n": n })).unwrap();
+        hubs[0].tell_own("feedback", &n.to_string(), json!({ "n": n })).unwrap();
     }
     until("it knows them", || !exchange(&hubs[0], &nano) && numbers(&nano).len() == 130);
     drop(nano);

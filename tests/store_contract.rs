@@ -290,7 +290,8 @@ fn peers(open: Opener<'_>) {
     // Who pairs again goes on where it was.
     store.insert_peer(peer(1)).unwrap();
     assert_eq!(store.peer(&node(1)).unwrap(), Some(peer(1)));
-    assert!(store.sync_look(|tx| tx.link(&node(1))).unwrap().is_some());
+    let heard = store.sync(|tx| Ok((tx.link(&node(1))?, tx.see(&node(1), 7)?))).unwrap();
+    assert_eq!(heard, (Some("{}".into()), false), "what was heard stays heard");
     assert!(store.delete_peer(&node(1)).unwrap() && !store.delete_peer(&node(1)).unwrap());
     store.insert_peer(peer(1)).unwrap();
     let left = store.sync(|tx| {

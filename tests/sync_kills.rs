@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use jetforge::base::limits::{STORE_BACKUPS_MAX, STORE_WAL_BYTES_MAX};
+use jetforge::base::limits::{STORE_BACKUPS_MAX, STORE_RESERVE_BYTES, STORE_WAL_BYTES_MAX};
 use jetforge::sync::{BlobId, Vault};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -598,7 +598,7 @@ fn bounds(n_change: usize, files: &[usize]) -> [(&'static str, u64); 5] {
     let store = STORE_BYTES_MAX + n_change as u64 * CHANGE_BYTES_MAX;
     let log = STORE_WAL_BYTES_MAX as u64;
     let blobs: u64 = files.iter().map(|n_bytes| *n_bytes as u64 + BLOB_BYTES_MAX).sum();
-    let all = (1 + STORE_BACKUPS_MAX as u64) * store + log + blobs;
+    let all = (1 + STORE_BACKUPS_MAX as u64) * store + log + blobs + STORE_RESERVE_BYTES;
     let told = PIECE_BYTES;
     [("state.db", store), ("state.db-wal", log), ("blobs", blobs), ("told", told), ("", all)]
 }

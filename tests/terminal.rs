@@ -4,14 +4,15 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::process::Child;
-use std::sync::mpsc::{Receiver, channel};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::cli::jetforge;
 
@@ -19,24 +20,34 @@ use crate::cli::jetforge;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program on a terminal, and what it wrote there since it was last looked at.
-struct Session {
-    child: Child,
-    keys: File,
+pub struct Session {
+    pub child: Child,
+    /// The end of the terminal that people have.
+    pub keys: File,
+    /// How the terminal took keys before the program had it.
+    pub before: Termios,
     screen: Receiver<Vec<u8>>,
     unread: String,
 }
 
 impl Session {
     fn start(home: &std::path::Path, args: &[&str]) -> Session {
+        let mut command = jetforge(home);
+        command.env("TERM", "xterm").args(args);
+        Session::of(command, (80, 24))
+    }
+
+    /// A command on a terminal of so many columns and rows.
+    pub fn of(mut command: Command, size: (u16, u16)) -> Session {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo terminal");
         grantpt(&keys).and_then(|()| unlockpt(&keys)).expect("its other end");
         let name = ptsname(&keys, Vec::new()).expect("its name");
         let open = || -> OwnedFd {
             rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("opens")
         };
-        let mut command = jetforge(home);
-        command.env("TERM", "xterm");
-        let child = command.args(args).stdin(open()).stdout(open()).stderr(open()).spawn();
+        resize(&keys, size);
+        let before = tcgetattr(&keys).expect("it tells how it takes keys");
+        let child = command.stdin(open()).stdout(open()).stderr(open()).spawn();
         // The command holds the other end as well; without it the end of the child ends the output.
         drop(command);
         let keys = File::from(keys);
@@ -50,15 +61,33 @@ impl Session {
                 }
             }
         });
-        Session { child: child.expect("the program starts"), keys, screen, unread: String::new() }
+        let child = child.expect("the program starts");
+        Session { child, keys, before, screen, unread: String::new() }
     }
 
-    fn types(&mut self, text: &str) {
+    pub fn types(&mut self, text: &str) {
         self.keys.write_all(text.as_bytes()).expect("the terminal takes keys");
     }
 
     fn interrupts(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a signal");
+        self.gets(Signal::INT);
+    }
+
+    /// Sends it a signal.
+    pub fn gets(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a signal");
+    }
+
+    /// What it wrote since the last look, once there is something; `None` when it is gone.
+    pub fn read(&mut self) -> Option<String> {
+        if self.unread.is_empty() {
+            match self.screen.recv_timeout(PATIENCE) {
+                Ok(bytes) => self.unread.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => panic!("it writes nothing"),
+            }
+        }
+        Some(std::mem::take(&mut self.unread))
     }
 
     /// Waits for `text` on the screen and gives what stood before it.
@@ -74,6 +103,12 @@ impl Session {
             }
         }
     }
+}
+
+/// Gives a terminal so many columns and rows; 0 of both if it does not know.
+pub fn resize(terminal: impl AsFd, (ws_col, ws_row): (u16, u16)) {
+    let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).expect("it takes a size");
 }
 
 impl Drop for Session {

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use jetforge::base::hash::hex;
+
 use crate::cli::jetforge;
 use crate::support::run::Run;
 use crate::support::skip::skip;
@@ -413,10 +415,7 @@ fn the_image_is_planned_from_files_that_are_what_they_should_be() {
         command.arg("--rootfs").arg(&rootfs).arg("--deb").arg(&deb).args(options);
         Run::of(&mut command)
     };
-    let sha256 = |text: &str| {
-        use sha2::Digest;
-        sha2::Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect::<String>()
-    };
+    let sha256 = |text: &str| hex(&<sha2::Sha256 as sha2::Digest>::digest(text));
     let (bsp_hash, rootfs_hash) = (sha256("a driver package"), sha256("a root file system"));
     let right = ["--bsp-sha256", &bsp_hash, "--rootfs-sha256", &rootfs_hash];
     let wrong = image(&["--board", "nano-b01"]);

@@ -85,7 +85,7 @@ fn exercise(gguf: &Gguf) {
     for (key, value) in metadata.iter() {
         assert!(!value.to_string().is_empty());
         let _ = (metadata.u32(key), metadata.u64(key), metadata.f32(key), metadata.bool(key));
-        let _ = (metadata.str(key), metadata.i32s(key), metadata.f32s(key), metadata.bools(key));
+        let _ = (metadata.str(key), metadata.i32s(key), metadata.f32s(key));
         assert!(metadata.strs(key).is_ok_and(|strs| strs.is_some()) == is_strs(value));
         builder = builder.pair(key, value.clone());
     }

@@ -46,7 +46,6 @@ fuzz_target!(|input: (u8, u8, &str)| {
         }
         if step % 3 == 2 {
             matcher = matcher.clone();
-            matcher.forced_tokens();
         }
         let left: Vec<usize> = (0..*n_vocab).filter(|&id| logits[id] == 0.0).collect();
         let Some(&token) = left.get((usize::from(seed) * 31 + step * 7) % left.len().max(1)) else {

@@ -10,8 +10,7 @@
 // A file beside the library, of the same name and `.conf` behind it, directs it; one line each:
 //
 //   fail cuMemAlloc_v2 3 2      the third call of it answers 2 and does nothing
-//   order reverse | mixed N     in which threads of a block run
-//   threads N                   processors that run blocks
+//   order reverse | mixed N     in which threads of a block run; reverse: blocks of a grid too
 //   memory N                    bytes of the device
 //   capability MAJOR MINOR      of a newer device, which takes PTX up to 7.0 and for sm_80 too
 //   skip KERNEL [BLOCKS]        launches of it do nothing; or those whose grid is so wide alone
@@ -34,7 +33,6 @@
 #include <map>
 #include <mutex>
 #include <sstream>
-#include <thread>
 #include <vector>
 
 #include "fibers.h"
@@ -128,7 +126,6 @@ struct Device {
   std::atomic<int> n_graph{0};         // captured and not destroyed
   bool is_integrated = true;
   gpu_sim::Order order;
-  unsigned n_threads = std::thread::hardware_concurrency();
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
   size_t used = 0;
   int major = 5, minor = 3;
@@ -139,7 +136,6 @@ struct Device {
     path = info.dli_fname;
     std::ifstream conf(path + ".conf");
     for (std::string line; std::getline(conf, line);) direct(line);
-    if (n_threads < 1) n_threads = 1;
   }
 
   void direct(const std::string& line) {
@@ -153,8 +149,6 @@ struct Device {
     } else if (verb == "order") {
       words >> name >> order.seed;
       order.kind = name == "reverse" ? gpu_sim::Order::REVERSE : gpu_sim::Order::MIXED;
-    } else if (verb == "threads") {
-      words >> n_threads;
     } else if (verb == "memory") {
       words >> total;
     } else if (verb == "capability") {
@@ -266,7 +260,7 @@ void run(Launch launch) {
   std::vector<void*> args;
   for (u64& word : launch.args) args.push_back(&word);
   gpu_sim::run_grid(launch.function->name.c_str(), launch.function->kernel.thunk, launch.grid,
-                    launch.block, args.data(), device().order, device().n_threads);
+                    launch.block, args.data(), device().order);
 }
 
 int attribute(int which) {

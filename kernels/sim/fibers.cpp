@@ -1,9 +1,13 @@
 // Thread blocks as fibers.
 //
-//   worker    a thread of the system; takes blocks until none are left
-//   block     its CUDA threads, each a fiber with a stack of its own
+//   grid      its blocks one after another, on the thread of the system that launches it
+//   block     its CUDA threads, each a fiber from its first wait to its last
 //   round     every warp: run each ready lane until it waits or ends, then let lanes that met at a
 //             warp operation go on, until nobody can; when all warps stand, the barrier opens
+//
+// A thread that waits switches to the next one itself, and one that ends leaves its stack to the
+// next that has not begun. So threads that never wait are calls one after another, and a wait costs
+// one switch, whose jumps the processor predicts because neighbours wait at the same place.
 //
 // What would hang or corrupt on the device ends the program here, with kernel, block and thread:
 // barriers that some threads never reach, warp operations that some lanes of the mask miss.
@@ -11,16 +15,15 @@
 
 #include <sys/mman.h>
 
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <thread>
+#include <mutex>
 #include <vector>
 
 namespace gpu_sim {
 
-thread_local Context context;
+Context context;
 
 static std::map<std::string, Registered>& kernels() {
   static std::map<std::string, Registered> all;
@@ -114,19 +117,190 @@ static void* first_frame(u8* top, void (*entry)()) {
 #error "the simulator knows x86-64 and aarch64"
 #endif
 
-static thread_local Thunk running;
-static thread_local void** running_args;
+// A power of two would bring the tops of all stacks to the same few lines of the caches.
+static const size_t STACK_BYTES = (64 << 10) + 13 * 64;
+static const size_t N_STACK = 1024;  // threads of a block at most
 
-static void fiber_main() {
-  running(running_args);
-  for (;;) yield(DONE);
+static u32 place(u32 i, u32 n, Order order) {
+  if (order.kind == Order::FORWARD) return i;
+  if (order.kind == Order::REVERSE) return n - 1 - i;
+  // 7919 is a prime larger than any block, so every place comes once.
+  return (u32)((i * 7919ull + order.seed) % n);
 }
 
-void yield(State state) {
-  Fiber* fiber = context.fiber;
-  fiber->state = state;
-  gpu_sim_switch(&fiber->stack, context.scheduler_stack);
-}
+// The threads of a block and whose turn it is.
+class Block {
+ public:
+  ~Block() {
+    if (memory_) munmap(memory_, N_STACK * STACK_BYTES);
+  }
+
+  // Readies it for the blocks of a launch.
+  void shape(Thunk thunk, void** args, Index dim, Order order) {
+    thunk_ = thunk;
+    args_ = args;
+    order_ = order;
+    fibers_.resize(dim.x * dim.y * dim.z);
+    warps_.resize((fibers_.size() + 31) / 32);
+    for (u32 i = 0; i < fibers_.size(); i++) {
+      const Index at = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
+      fibers_[i] = {nullptr, &warps_[i / 32], at, i % 32};
+    }
+    for (u32 i = 0; i < 32; i++) lanes_[i] = place(i, 32, order);
+  }
+
+  void run() {
+    for (Fiber& fiber : fibers_) fiber.stack = nullptr;
+    for (Warp& warp : warps_) {
+      memset(warp.state, READY, sizeof warp.state);
+      memset(warp.seq, 0, sizeof warp.seq);
+      for (Mail& mail : warp.mails) memset(mail.seq, 0, sizeof mail.seq);
+    }
+    n_done_ = turn_ = 0;
+    enter_warp();
+    context.fiber = next();
+    gpu_sim_switch(&host_, begin());
+  }
+
+  // A thread waits: others run until it may go on.
+  void wait(State state) {
+    Fiber* me = context.fiber;
+    me->warp->state[me->lane] = state;
+    Fiber* other = next();
+    if (other == me) return;
+    context.fiber = other;
+    gpu_sim_switch(&me->stack, other->stack ? other->stack : begin());
+  }
+
+  // What a stack does from its first frame on.
+  void run_threads() {
+    u8* const stack = begun_;
+    for (;;) {
+      thunk_(args_);
+      context.fiber->warp->state[context.fiber->lane] = DONE;
+      n_done_++;
+      Fiber* other = next();
+      if (other) context.fiber = other;
+      if (other && !other->stack) continue;
+      // Nobody goes on here; and nobody begins here before the switch is over.
+      stacks_.push_back(stack);
+      void* left;
+      gpu_sim_switch(&left, other ? other->stack : host_);
+    }
+  }
+
+ private:
+  // The thread whose turn it is; none when all have ended.
+  Fiber* next() {
+    for (;;) {
+      while (lane_ < n_lane_) {
+        const u32 lane = n_lane_ == 32 ? lanes_[lane_] : place(lane_, n_lane_, order_);
+        lane_++;
+        if (warps_[warp_].state[lane] == READY) return &fibers_[32 * warp_ + lane];
+      }
+      lane_ = 0;
+      if (release(warps_[warp_])) continue;
+      if (++turn_ == warps_.size()) {
+        if (n_done_ == fibers_.size()) return nullptr;
+        open_barrier();
+        turn_ = 0;
+      }
+      enter_warp();
+    }
+  }
+
+  void enter_warp() {
+    warp_ = place(turn_, (u32)warps_.size(), order_);
+    const u32 rest = (u32)fibers_.size() - 32 * warp_;
+    n_lane_ = rest < 32 ? rest : 32;
+    lane_ = 0;
+  }
+
+  // Lets those lanes go on that stand at the same warp operation as all of their mask.
+  bool release(Warp& warp) {
+    if (n_lane_ == 32 && meets_whole(warp)) {
+      memset(warp.state, READY, sizeof warp.state);
+      return true;
+    }
+    u32 waiting = 0;
+    for (u32 lane = 0; lane < n_lane_; lane++) {
+      waiting |= (u32)(warp.state[lane] == AT_WARP) << lane;
+    }
+    const u32 present = n_lane_ == 32 ? ~0u : (1u << n_lane_) - 1;
+    bool any = false;
+    for (u32 lane = 0; lane < n_lane_; lane++) {
+      const u32 mask = warp.mask[lane] & present;
+      if (!((waiting >> lane) & 1) || (waiting & mask) != mask) continue;
+      for (u32 other = 0; other < n_lane_; other++) {
+        if (!((mask >> other) & 1)) continue;
+        if (warp.mask[other] != warp.mask[lane] || warp.seq[other] != warp.seq[lane]) {
+          context.fiber = &fibers_[32 * warp_ + other];
+          fail("lanes of a warp meet in different warp operations");
+        }
+        warp.state[other] = READY;
+      }
+      waiting &= ~mask;
+      any = true;
+    }
+    return any;
+  }
+
+  // The usual case: all lanes wait for all, at one operation.
+  static bool meets_whole(const Warp& warp) {
+    u32 differs = 0;
+    for (u32 lane = 0; lane < 32; lane++) {
+      differs |= (warp.state[lane] ^ AT_WARP) | ~warp.mask[lane] | (warp.seq[lane] ^ warp.seq[0]);
+    }
+    return !differs;
+  }
+
+  void open_barrier() {
+    for (Fiber& fiber : fibers_) {
+      const State state = fiber.warp->state[fiber.lane];
+      context.fiber = &fiber;
+      if (state == AT_WARP) fail("a warp operation that some lane of its mask never reaches");
+      if (state == AT_BLOCK && n_done_) fail("a barrier that an ended thread never reaches");
+    }
+    for (Warp& warp : warps_) memset(warp.state, READY, sizeof warp.state);
+  }
+
+  // The frame of a stack on which nobody has begun.
+  void* begin() {
+    if (!memory_) map_stacks();
+    begun_ = stacks_.back();
+    stacks_.pop_back();
+    return first_frame(begun_ + STACK_BYTES, fiber_main);
+  }
+
+  // Pages that no thread comes to are never there.
+  void map_stacks() {
+    void* memory = mmap(nullptr, N_STACK * STACK_BYTES, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for the stacks");
+    memory_ = (u8*)memory;
+    for (size_t i = N_STACK; i > 0; i--) stacks_.push_back(memory_ + (i - 1) * STACK_BYTES);
+  }
+
+  static void fiber_main();
+
+  Thunk thunk_;
+  void** args_;
+  Order order_;
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  u32 lanes_[32];                    // of a whole warp, in their order
+  u32 turn_, warp_, lane_, n_lane_;  // the warp whose turn it is, and the place of its next lane
+  size_t n_done_;
+  u8* memory_ = nullptr;
+  std::vector<u8*> stacks_;  // that nobody uses
+  u8* begun_;
+  void* host_;
+};
+
+static Block running;
+
+void Block::fiber_main() { running.run_threads(); }
+void yield(State state) { running.wait(state); }
 
 void fail(const char* what) {
   const Index block = context.block, thread = context.fiber->thread;
@@ -135,136 +309,19 @@ void fail(const char* what) {
   abort();
 }
 
-static const size_t STACK_BYTES = 64 << 10;
-
-class Worker {
- public:
-  ~Worker() { give_back(); }
-
-  void run_block(const char* name, Thunk thunk, void** args, Index grid, Index dim, Index block,
-                 Order order) {
-    const u32 n = dim.x * dim.y * dim.z, n_warp = (n + 31) / 32;
-    reserve(n);
-    fibers_.resize(n);
-    warps_.assign(n_warp, Warp{});
-    context = {nullptr, nullptr, block, dim, grid, name};
-    running = thunk;
-    running_args = args;
-    for (u32 i = 0; i < n; i++) {
-      const Index at = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
-      void* frame = first_frame(stacks_ + (i + 1) * STACK_BYTES, fiber_main);
-      fibers_[i] = {frame, &warps_[i / 32], at, 0, 0, (u8)(i % 32), READY};
-    }
-    u32 n_done = 0;
-    while (true) {
-      for (u32 i = 0; i < n_warp; i++) {
-        const u32 first = 32 * place(i, n_warp, order);
-        n_done += run_warp(first, n - first < 32 ? n - first : 32, order);
-      }
-      if (n_done == n) return;
-      open_barrier(n_done);
-    }
-  }
-
- private:
-  static u32 place(u32 i, u32 n, Order order) {
-    if (order.kind == Order::FORWARD) return i;
-    if (order.kind == Order::REVERSE) return n - 1 - i;
-    // 7919 is a prime larger than any block, so every place comes once.
-    return (u32)((i * 7919ull + order.seed) % n);
-  }
-
-  // Runs a warp until each lane has ended or stands at a barrier; the lanes that ended.
-  u32 run_warp(u32 first, u32 n_lane, Order order) {
-    u32 n_done = 0;
-    for (bool again = true; again;) {
-      u32 waiting = 0;
-      for (u32 i = 0; i < n_lane; i++) {
-        Fiber& fiber = fibers_[first + place(i, n_lane, order)];
-        if (fiber.state == READY) {
-          context.fiber = &fiber;
-          gpu_sim_switch(&context.scheduler_stack, fiber.stack);
-          if (fiber.state == DONE) n_done++;
-        }
-        if (fiber.state == AT_WARP) waiting |= 1u << fiber.lane;
-      }
-      again = release(first, n_lane, waiting);
-    }
-    return n_done;
-  }
-
-  // Lets those lanes go on that stand at the same warp operation as all of their mask.
-  bool release(u32 first, u32 n_lane, u32 waiting) {
-    const u32 present = n_lane == 32 ? ~0u : (1u << n_lane) - 1;
-    bool any = false;
-    for (u32 lane = 0; lane < n_lane; lane++) {
-      Fiber& fiber = fibers_[first + lane];
-      const u32 mask = fiber.mask & present;
-      if (fiber.state != AT_WARP || (waiting & mask) != mask) continue;
-      for (u32 other = 0; other < n_lane; other++) {
-        if (!((mask >> other) & 1)) continue;
-        Fiber& peer = fibers_[first + other];
-        if (peer.mask != fiber.mask || peer.seq != fiber.seq) {
-          context.fiber = &peer;
-          fail("lanes of a warp meet in different warp operations");
-        }
-        peer.state = READY;
-      }
-      waiting &= ~mask;
-      any = true;
-    }
-    return any;
-  }
-
-  void open_barrier(u32 n_done) {
-    for (Fiber& fiber : fibers_) {
-      context.fiber = &fiber;
-      if (fiber.state == AT_WARP) fail("a warp operation that some lane of its mask never reaches");
-      if (fiber.state == AT_BLOCK && n_done) fail("a barrier that an ended thread never reaches");
-    }
-    for (Fiber& fiber : fibers_) fiber.state = READY;
-  }
-
-  void reserve(u32 n) {
-    if (n <= n_stack_) return;
-    give_back();
-    void* memory = mmap(nullptr, n * STACK_BYTES, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-      fprintf(stderr, "gpu_sim: no memory for %u stacks\n", n);
-      abort();
-    }
-    stacks_ = (u8*)memory;
-    n_stack_ = n;
-  }
-
-  void give_back() {
-    if (stacks_) munmap(stacks_, n_stack_ * STACK_BYTES);
-    stacks_ = nullptr;
-  }
-
-  u8* stacks_ = nullptr;
-  u32 n_stack_ = 0;
-  std::vector<Fiber> fibers_;
-  std::vector<Warp> warps_;
-};
-
-void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order,
-              unsigned n_threads) {
+void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order) {
+  // Shared memory and the context are there once.
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
   const u64 n_block = (u64)grid.x * grid.y * grid.z;
-  std::atomic<u64> next{0};
-  const auto work = [&] {
-    Worker worker;
-    for (u64 i; (i = next++) < n_block;) {
-      const Index at = {(u32)(i % grid.x), (u32)(i / grid.x % grid.y),
-                        (u32)(i / grid.x / grid.y)};
-      worker.run_block(name, thunk, args, grid, block, at, order);
-    }
-  };
-  std::vector<std::thread> others;
-  for (u64 i = 1; i < n_threads && i < n_block; i++) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
+  running.shape(thunk, args, block, order);
+  for (u64 i = 0; i < n_block; i++) {
+    const u64 at = order.kind == Order::REVERSE ? n_block - 1 - i : i;
+    const Index idx = {(u32)(at % grid.x), (u32)(at / grid.x % grid.y),
+                       (u32)(at / grid.x / grid.y)};
+    context = {nullptr, idx, block, grid, name};
+    running.run();
+  }
 }
 
 }  // namespace gpu_sim

@@ -15,8 +15,8 @@ typedef unsigned long long u64;
 
 namespace gpu_sim {
 
-// The order in which warps of a block and lanes of a warp run. A kernel that gives other results
-// in another order lacks a barrier.
+// The order in which warps of a block and lanes of a warp run; in reverse also blocks of a grid. A
+// kernel that gives other results in another order lacks a barrier.
 struct Order {
   enum Kind { FORWARD, REVERSE, MIXED } kind = FORWARD;
   u32 seed = 0;
@@ -31,7 +31,6 @@ struct Registered {
 // The registered kernel of this name; no thunk if there is none.
 Registered find_kernel(const std::string& name);
 
-void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order,
-              unsigned n_threads);
+void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order);
 
 }  // namespace gpu_sim

@@ -1,8 +1,8 @@
 // The simulator's half of gpu.h: lets a kernel file compile as plain C++ and run on the processor.
 //
-// A thread block is one thread of the operating system, its CUDA threads are fibers on it. So a
-// `__shared__` array is a static thread_local, and the simulator has no data races of its own;
-// those of a kernel show as results that depend on the order in which fibers run.
+// Thread blocks run one after another, their CUDA threads are fibers on one thread of the system.
+// So a `__shared__` array is a static, and the simulator has no data races of its own; those of a
+// kernel show as results that depend on the order in which fibers run.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 #define __global__
 #define __device__
-#define __shared__ static thread_local
+#define __shared__ static
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) __attribute__((aligned(n)))
@@ -26,31 +26,36 @@ namespace gpu_sim {
 struct Index { u32 x, y, z; };
 enum State : u8 { READY, AT_WARP, AT_BLOCK, DONE };
 
-// Mailboxes of a warp's shuffles. There are two, so that a lane may write its next value while
-// slower lanes read the last one; `seq` says of which operation a value is.
+// What lanes of a warp lay down for each other at one of its operations; `seq` says at which.
+struct Mail {
+  static const u32 N_WORD = 12;
+  u32 words[32][N_WORD];
+  u32 seq[32];
+};
+
+// Its lanes by their numbers, whatever the order in which they run. There are two mails, so that a
+// lane may lay down its next words while slower lanes read the last ones.
 struct Warp {
-  u32 value[2][32];
-  u32 seq[2][32];
+  State state[32];
+  u32 mask[32], seq[32];  // of the operation at which a lane waits
+  Mail mails[2];
 };
 
 struct Fiber {
-  void* stack;
+  void* stack;  // where it goes on; null before it has begun
   Warp* warp;
   Index thread;
-  u32 mask, seq;
-  u8 lane;
-  State state;
+  u32 lane;
 };
 
 struct Context {
   Fiber* fiber;
-  void* scheduler_stack;
   Index block, block_dim, grid_dim;
   const char* kernel;
 };
-extern thread_local Context context;
+extern Context context;
 
-// Back to the scheduler, until what `state` waits for has happened.
+// Lets other threads run, until what `state` waits for has happened.
 void yield(State state);
 // Ends the program with the kernel, block and thread that broke a rule of the device.
 [[noreturn]] void fail(const char* what);
@@ -62,18 +67,37 @@ template <class T, class U> inline T bits(U from) {
   return to;
 }
 
-inline u32 exchange(u32 mask, u32 value, u32 source) {
-  Fiber* fiber = context.fiber;
-  const u32 seq = ++fiber->seq, box = seq & 1;
-  if (!((mask >> fiber->lane) & 1)) fail("a warp operation by a lane that its mask leaves out");
-  fiber->warp->value[box][fiber->lane] = value;
-  fiber->warp->seq[box][fiber->lane] = seq;
-  fiber->mask = mask;
-  yield(AT_WARP);
-  if (!((mask >> source) & 1) || fiber->warp->seq[box][source] != seq) {
-    fail("a shuffle that reads a lane which takes no part");
+// A warp operation of a lane: its words, and those of the others when all of the mask are there.
+class Meeting {
+ public:
+  template <u32 N> Meeting(u32 mask, const u32 (&words)[N]) : mask_(mask) {
+    static_assert(N <= Mail::N_WORD, "a mail has room");
+    const u32 lane = context.fiber->lane;
+    Warp& warp = *context.fiber->warp;
+    if (!((mask >> lane) & 1)) fail("a warp operation by a lane that its mask leaves out");
+    seq_ = ++warp.seq[lane];
+    mail_ = &warp.mails[seq_ & 1];
+    for (u32 i = 0; i < N; i++) mail_->words[lane][i] = words[i];
+    mail_->seq[lane] = seq_;
+    warp.mask[lane] = mask;
+    yield(AT_WARP);
   }
-  return fiber->warp->value[box][source];
+
+  const u32* words(u32 source) const {
+    if (!((mask_ >> source) & 1) || mail_->seq[source] != seq_) {
+      fail("a shuffle that reads a lane which takes no part");
+    }
+    return mail_->words[source];
+  }
+
+ private:
+  u32 mask_, seq_;
+  Mail* mail_;
+};
+
+inline u32 exchange(u32 mask, u32 value, u32 source) {
+  const u32 words[1] = {value};
+  return Meeting(mask, words).words(source)[0];
 }
 
 using Thunk = void (*)(void** args);
@@ -156,26 +180,34 @@ static inline float mul32(float a, float b) {
 }
 static inline int round_to_int(float x) { return (int)nearbyintf(x); }
 
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef double Doubles4 __attribute__((vector_size(32)));
+
 // d [16, 8] += a [16, 16] . b [16, 8]: lane 4 g + t holds of a rows g and g + 8, columns 2 t and
 // 2 t + 8; of b column g, rows 2 t and 2 t + 8; of d rows g and g + 8, columns 2 t and 2 t + 1.
-// Products are exact, and their sum is rounded once; a device rounds a little otherwise.
+// Products are exact, also in float, and their sum is rounded once; a device rounds a little
+// otherwise.
 static inline void mma_16_8_16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   const u32 lane = gpu_sim::context.fiber->lane, g = lane / 4, t = lane % 4;
-  double sums[4] = {d[0], d[1], d[2], d[3]};
+  // Rows g and g + 8 of a, column g of b.
+  const u32 pairs[6] = {a[0], a[2], a[1], a[3], b0, b1};
+  u32 words[12];
+  for (u32 i = 0; i < 12; i++) {
+    words[i] = gpu_sim::bits<u32>(h2f((u16)(pairs[i / 2] >> 16 * (i % 2))));
+  }
+  const gpu_sim::Meeting all(~0u, words);
+  Doubles4 sums[4] = {};
   for (u32 k = 0; k < 4; k++) {
-    u32 rows[4], columns[2][2];
-    for (u32 i = 0; i < 4; i++) rows[i] = gpu_sim::exchange(~0u, a[i], 4 * g + k);
+    Floats4 rows[2], columns[2];
+    memcpy(rows, all.words(4 * g + k), sizeof rows);
     for (u32 c = 0; c < 2; c++) {
-      columns[c][0] = gpu_sim::exchange(~0u, b0, 4 * (2 * t + c) + k);
-      columns[c][1] = gpu_sim::exchange(~0u, b1, 4 * (2 * t + c) + k);
+      memcpy(&columns[c], all.words(4 * (2 * t + c) + k) + 8, sizeof columns[c]);
     }
     for (u32 v = 0; v < 4; v++) {
-      for (u32 half = 0; half < 2; half++) {
-        const u32 x = rows[v / 2 + 2 * half], y = columns[v % 2][half];
-        sums[v] += (double)h2f((u16)x) * h2f((u16)y);
-        sums[v] += (double)h2f((u16)(x >> 16)) * h2f((u16)(y >> 16));
-      }
+      sums[v] += __builtin_convertvector(rows[v / 2] * columns[v % 2], Doubles4);
     }
   }
-  for (u32 v = 0; v < 4; v++) d[v] = (float)sums[v];
+  for (u32 v = 0; v < 4; v++) {
+    d[v] = (float)(d[v] + ((sums[v][0] + sums[v][1]) + (sums[v][2] + sums[v][3])));
+  }
 }

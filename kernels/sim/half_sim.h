@@ -1,8 +1,8 @@
 // Halves with the bits of the device: conversions, and a * b + c with a single rounding.
 //
-// A float or double that is rounded to odd first (its last bit set where anything was lost) can be
-// rounded again without harm, so the products are made in double, brought to float that way, and
-// from there to half by the processor.
+// A processor that has the operation itself makes it. Elsewhere: a float or double that is rounded
+// to odd first (its last bit set where anything was lost) can be rounded again without harm, so the
+// products are made in double, brought to float that way, and from there to half by the processor.
 #pragma once
 
 #if defined(__F16C__) && defined(__FMA__)
@@ -10,6 +10,19 @@
 
 static inline float h2f(u16 h) { return _cvtsh_ss(h); }
 static inline u16 f2h(float f) { return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT); }
+
+#if defined(__AVX512FP16__) && defined(__AVX512VL__)
+
+static inline __m128h halves(u32 pair) {
+  return _mm_castsi128_ph(_mm_cvtsi32_si128((int)pair));
+}
+
+static inline u32 h2fma(u32 a, u32 b, u32 c) {
+  const __m128h sums = _mm_fmadd_ph(halves(a), halves(b), halves(c));
+  return (u32)_mm_cvtsi128_si32(_mm_castph_si128(sums));
+}
+
+#else
 
 static inline __m128d halves_to_doubles(u32 pair) {
   return _mm_cvtps_pd(_mm_cvtph_ps(_mm_cvtsi32_si128((int)pair)));
@@ -31,6 +44,8 @@ static inline u32 h2fma(u32 a, u32 b, u32 c) {
   const __m128i halves = _mm_cvtps_ph(_mm_castsi128_ps(odd), _MM_FROUND_TO_NEAREST_INT);
   return (u32)_mm_cvtsi128_si32(halves);
 }
+
+#endif
 
 #else  // the compiler's own halves: native on aarch64, slow elsewhere
 

@@ -174,8 +174,8 @@ impl Reloader {
             check_key(&key, value.as_str())?;
             let value = match value {
                 Value::Null => None,
-                value => Some(toml::Value::try_from(value).map_err(|error| PutError {
-                    path: Some(key.clone()),
+                value => Some(toml::Value::try_from(value).map_err(|error| PutError::Key {
+                    path: key.clone(),
                     message: error.to_string(),
                 })?),
             };
@@ -183,13 +183,13 @@ impl Reloader {
             keys.push(key);
             Ok(())
         })?;
-        let text = toml::to_string(&table).map_err(|error| PutError::ours(error.to_string()))?;
+        let text = toml::to_string(&table).map_err(|error| PutError::Ours(error.to_string()))?;
         let write = || {
             std::fs::create_dir_all(&self.dirs.state)?;
             let mut draft = Draft::new(&self.dirs.state.join(PUT_FILE), 0o640)?;
             draft.write_all(text.as_bytes()).map(|()| draft)
         };
-        let draft = write().map_err(not_kept)?;
+        let draft = write().map_err(PutError::Unkept)?;
         let files = self.origin.files(&self.dirs, Some(draft.beside()));
         let resolved = self.origin.resolve(files).map_err(put_error)?;
         let is_in_vain =
@@ -216,15 +216,11 @@ impl Settings for Reloader {
     fn put(&self, changes: &Map<String, Value>) -> Result<Value, PutError> {
         let mut now = self.lock();
         let (draft, in_vain) = self.prepare(changes)?;
-        draft.commit().map_err(not_kept)?;
+        draft.commit().map_err(PutError::Unkept)?;
         let Reloaded { changed, needs_restart } = self.read(&mut now).map_err(put_error)?;
         tracing::info!(?changed, ?needs_restart, "configuration put");
         Ok(json!({"changed": changed, "needs_restart": needs_restart, "overridden": in_vain}))
     }
-}
-
-fn not_kept(error: std::io::Error) -> PutError {
-    PutError::ours(format!("cannot keep it: {error}"))
 }
 
 /// An error of the whole as one of what was put.
@@ -237,7 +233,10 @@ fn put_error(error: ConfigError) -> PutError {
         ConfigError::Value { key, message, .. } => format!("`{key}`: {message}"),
         error => error.to_string(),
     };
-    PutError { path, message }
+    match path {
+        Some(path) => PutError::Key { path, message },
+        None => PutError::Ours(message),
+    }
 }
 
 /// Whether a file is the one of what was put, or is about to be.
@@ -255,7 +254,7 @@ fn check_key(key: &str, text: Option<&str>) -> Result<(), PutError> {
         return Ok(());
     }
     let message = format!("`{key}` is set in a file on the machine, and not over HTTP");
-    Err(PutError { path: Some(key.to_owned()), message })
+    Err(PutError::Key { path: key.to_owned(), message })
 }
 
 /// Every key of an object of objects, or of dotted names.

@@ -5,8 +5,10 @@
 
 use std::path::PathBuf;
 
+use crate::base::limits::PULL_STEP_BYTES_MIN;
 use crate::library::{
-    Catalog, LibraryError, PullEvent, PullOptions, PullRequest, Store, StoredModel, pull,
+    Catalog, CatalogEntry, LibraryError, PullEvent, PullOptions, PullRequest, Pulled, Store,
+    StoredModel, pull,
 };
 use crate::server::{PullStep, Shelf, ShelfError, Shelved};
 
@@ -22,10 +24,29 @@ pub struct StoreShelf {
     pub served: Option<PathBuf>,
 }
 
+impl StoreShelf {
+    /// A model by its own name, or by that of the catalog, as it was asked for.
+    fn find(&self, name: &str) -> Result<StoredModel, ShelfError> {
+        self.store.find(name).or_else(|error| {
+            let models = self.store.list().unwrap_or_default();
+            let entry = self.catalog.find(name);
+            let found = entry.and_then(|entry| of_entry(&models, entry));
+            found.cloned().ok_or_else(|| failed(&error))
+        })
+    }
+}
+
 impl Shelf for StoreShelf {
     fn list(&self) -> Vec<Shelved> {
         // A directory that cannot be read has no models for a caller.
-        self.store.list().unwrap_or_default().iter().map(shelved).collect()
+        let models = self.store.list().unwrap_or_default();
+        let by_catalog = |entry: &CatalogEntry| {
+            let model = of_entry(&models, entry)?;
+            let is_other = models.iter().all(|model| !model.name.eq_ignore_ascii_case(&entry.name));
+            is_other.then(|| Shelved { name: entry.name.clone(), ..shelved(model) })
+        };
+        let others = self.catalog.entries().iter().filter_map(by_catalog);
+        models.iter().map(shelved).chain(others).collect()
     }
 
     fn pull(&self, name: &str, on_step: &mut dyn FnMut(PullStep)) -> Result<(), ShelfError> {
@@ -40,19 +61,13 @@ impl Shelf for StoreShelf {
             size_bytes: Some(entry.size_bytes).filter(|size| *size > 0),
             force: false,
         };
-        let mut total = request.size_bytes;
-        let pulled = pull(&request, &self.pull, &mut |event| {
-            if let PullEvent::Started { total_bytes, .. } = &event {
-                total = total_bytes.or(total);
-            }
-            if let Some(step) = step(&event, total) {
-                on_step(step);
-            }
-        });
-        pulled.map(drop).map_err(|error| failed(&error))
+        let mut steps = Steps::new(&request, on_step);
+        let pulled = pull(&request, &self.pull, &mut |event| steps.hear(&event));
+        steps.end(&pulled.map_err(|error| failed(&error))?);
+        Ok(())
     }
 
-    fn remove(&self, name: &str, loaded: &[String]) -> Result<(), ShelfError> {
+    fn remove(&self, name: &str, loaded: &[String]) -> Result<String, ShelfError> {
         // The store finds a model whatever the case of its name.
         let is_loaded = |name: &str| loaded.iter().any(|own| own.eq_ignore_ascii_case(name));
         let in_use = || {
@@ -62,7 +77,7 @@ impl Shelf for StoreShelf {
         if is_loaded(name) {
             return Err(in_use());
         }
-        let model = self.store.find(name).map_err(|error| failed(&error))?;
+        let model = self.find(name)?;
         let whole = |file: &PathBuf| file.canonicalize().ok();
         let served = self.served.as_ref().and_then(whole);
         if served.is_some() && model.files.iter().any(|file| whole(file) == served) {
@@ -72,8 +87,16 @@ impl Shelf for StoreShelf {
         if is_loaded(&model.name) {
             return Err(in_use());
         }
-        self.store.remove(&model).map_err(|error| failed(&error))
+        self.store.remove(&model).map_err(|error| failed(&error))?;
+        Ok(model.name)
     }
+}
+
+/// The model whose file an entry of the catalog names.
+fn of_entry<'a>(models: &'a [StoredModel], entry: &CatalogEntry) -> Option<&'a StoredModel> {
+    let name = entry.file_name()?;
+    let is_it = |file: &PathBuf| file.file_name().is_some_and(|own| *own == *name);
+    models.iter().find(|model| model.files.first().is_some_and(is_it))
 }
 
 fn shelved(model: &StoredModel) -> Shelved {
@@ -87,19 +110,68 @@ fn shelved(model: &StoredModel) -> Shelved {
     }
 }
 
-fn step(event: &PullEvent<'_>, total: Option<u64>) -> Option<PullStep> {
-    let plain = |status: String| Some(PullStep { status, bytes: None });
-    match event {
-        PullEvent::Asking { host } => plain(format!("asking {host}")),
-        PullEvent::Started { file_name, from_bytes, .. } => Some(PullStep {
-            status: format!("pulling {file_name}"),
-            bytes: Some((*from_bytes, total)),
-        }),
-        PullEvent::Received { done_bytes } => {
-            Some(PullStep { status: "pulling".to_owned(), bytes: Some((*done_bytes, total)) })
+/// A download as it is told: each state once, and how far a file is whenever that is worth a line.
+struct Steps<'a> {
+    request: &'a PullRequest,
+    on_step: &'a mut dyn FnMut(PullStep),
+    /// The state that was told last.
+    status: String,
+    /// The file that comes, its bytes in all, and those that were told.
+    file_name: String,
+    total: Option<u64>,
+    told_bytes: u64,
+}
+
+impl<'a> Steps<'a> {
+    fn new(request: &'a PullRequest, on_step: &'a mut dyn FnMut(PullStep)) -> Steps<'a> {
+        let (status, file_name) = (String::new(), request.file_name.clone());
+        Steps { request, on_step, status, file_name, total: request.size_bytes, told_bytes: 0 }
+    }
+
+    fn hear(&mut self, event: &PullEvent<'_>) {
+        match event {
+            PullEvent::Asking { host } => self.plain(format!("asking {host}")),
+            PullEvent::Started { file_name, from_bytes, total_bytes } => {
+                (*file_name).clone_into(&mut self.file_name);
+                self.total = total_bytes.or(self.request.size_bytes);
+                self.reach(*from_bytes, self.request.sha256.clone());
+            }
+            PullEvent::Received { done_bytes } => {
+                let is_whole = self.total == Some(*done_bytes);
+                if is_whole || *done_bytes >= self.told_bytes + PULL_STEP_BYTES_MIN {
+                    self.reach(*done_bytes, self.request.sha256.clone());
+                }
+            }
+            PullEvent::Retrying { pause, .. } => self.plain(format!("trying again in {pause:?}")),
+            PullEvent::Hashing { .. } => self.plain("verifying sha256 digest".to_owned()),
         }
-        PullEvent::Retrying { pause, .. } => plain(format!("trying again in {pause:?}")),
-        PullEvent::Hashing { .. } => plain("verifying sha256 digest".to_owned()),
+    }
+
+    /// What nobody knew beforehand, or what was here already.
+    fn end(&mut self, pulled: &Pulled) {
+        if self.request.sha256.is_some() && !pulled.was_here {
+            return;
+        }
+        for (file, sha256) in pulled.files.iter().zip(&pulled.sha256) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let n_bytes = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+            (self.file_name, self.total) = (name.into_owned(), Some(n_bytes));
+            self.reach(n_bytes, Some(sha256.clone()));
+        }
+    }
+
+    fn plain(&mut self, status: String) {
+        if self.status != status {
+            self.status.clone_from(&status);
+            (self.on_step)(PullStep { status, sha256: None, bytes: None });
+        }
+    }
+
+    fn reach(&mut self, done_bytes: u64, sha256: Option<String>) {
+        self.told_bytes = done_bytes;
+        self.status = format!("pulling {}", self.file_name);
+        let (status, bytes) = (self.status.clone(), Some((done_bytes, self.total)));
+        (self.on_step)(PullStep { status, sha256, bytes });
     }
 }
 

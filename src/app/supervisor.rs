@@ -176,7 +176,9 @@ impl Looks {
         let beats = host.engines().into_iter().map(|(name, engine)| (name, engine.beat()));
         let moves = self.pulse.feel(beats.collect()) || stage != Stage::Serving;
         let mut line = match stage {
-            Stage::Loading => "loading".to_owned(),
+            Stage::Loading => {
+                loading(host.loading().and_then(|loading| loading.progress.fraction()))
+            }
             Stage::Stopping | Stage::Over => "stopping".to_owned(),
             Stage::Serving => status(),
         };
@@ -195,6 +197,11 @@ impl Looks {
             self.said = line;
         }
     }
+}
+
+/// What the manager hears while so much of the first model is loaded.
+fn loading(fraction: Option<f64>) -> String {
+    fraction.map_or("loading".to_owned(), |f| format!("loading, {:.0} %", (100.0 * f).floor()))
 }
 
 impl Drop for Supervised {

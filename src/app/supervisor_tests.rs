@@ -106,6 +106,12 @@ fn it_is_ready_when_the_model_answers_and_not_before() {
 }
 
 #[test]
+fn a_start_says_how_far_it_is() {
+    let said = [None, Some(0.0), Some(0.439), Some(1.0)].map(loading);
+    assert_eq!(said, ["loading", "loading, 0 %", "loading, 43 %", "loading, 100 %"]);
+}
+
+#[test]
 fn a_start_that_hangs_is_not_waited_for_without_end() {
     let (manager, host) = (Manager::new(), host(None));
     let notifier = &manager.supervisor.0.as_ref().unwrap().notifier;

@@ -86,6 +86,11 @@ impl Drop for Draft {
     }
 }
 
+/// Whether an error says that there is no room, on the disk or for whoever writes.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Replaces a file whole; its folder is made. A link in its place is replaced, and never followed.
 ///
 /// # Errors
@@ -129,8 +134,12 @@ pub fn remove_for_good(path: &Path) -> io::Result<()> {
 /// # Errors
 /// If it stays.
 pub fn remove(path: &Path) -> io::Result<()> {
+    let is_gone = || {
+        // A disk that cannot be written says so of what is not there as well.
+        path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if !is_gone() => Err(error),
         _ => Ok(()),
     }
 }

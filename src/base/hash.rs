@@ -11,6 +11,15 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The bytes that hexadecimal digits stand for, as a `Vec` or as an array of that length. Capitals
+/// are digits too; a sign, a space, half a byte or another length make it nothing.
+pub fn unhex<T: TryFrom<Vec<u8>>>(text: &str) -> Option<T> {
+    let digit = |c: u8| char::from(c).to_digit(16);
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let byte = |&[high, low]: &[u8; 2]| u8::try_from(digit(high)? << 4 | digit(low)?).ok();
+    pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -21,5 +30,18 @@ mod tests {
         assert_eq!(fnv1a(*b"a"), 0xaf63_dc4c_8601_ec8c);
         assert_eq!(fnv1a(*b"foobar"), 0x8594_4171_f739_67e8);
         assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
+    }
+
+    #[test]
+    fn digits_alone_are_bytes() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(unhex(&hex(&all)), Some(all.clone()));
+        assert_eq!(unhex(&hex(&all).to_uppercase()), Some(all));
+        assert_eq!(unhex::<Vec<u8>>(""), Some(Vec::new()));
+        for other in ["0", "00a", "+f", "-1", " f", "f ", "0x", "0g", "é", "0é0", "٣", "\0\0"] {
+            assert_eq!(unhex::<Vec<u8>>(other), None, "{other:?}");
+        }
+        let two = ["00", "0aFf", "000000"].map(unhex::<[u8; 2]>);
+        assert_eq!(two, [None, Some([0x0a, 0xff]), None]);
     }
 }

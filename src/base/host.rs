@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// The machine, as far as it can be read without rights.
 #[derive(Clone, Debug, Serialize)]
@@ -35,18 +36,15 @@ pub struct Host {
 impl Host {
     /// Reads the machine.
     pub fn read() -> Host {
-        let meminfo = read("/proc/meminfo");
-        let total = meminfo_bytes(&meminfo, "MemTotal:").unwrap_or(0);
-        // Kernels before 3.14 have no MemAvailable; free memory is then the safe answer.
-        let available = meminfo_bytes(&meminfo, "MemAvailable:")
-            .or_else(|| meminfo_bytes(&meminfo, "MemFree:"))
-            .unwrap_or(0);
+        let system = system();
+        let total = system.as_ref().map_or(0, System::total_memory);
+        let available = system.as_ref().map_or(0, System::available_memory);
         let groups = cgroup_dirs(&read("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
         let (limit, left) = within_groups(&groups, total, available);
         let uname = rustix::system::uname();
         Host {
             arch: std::env::consts::ARCH,
-            cpu_name: cpu_name(&read("/proc/cpuinfo")),
+            cpu_name: system.as_ref().and_then(cpu_name).unwrap_or_default(),
             isa: isa(),
             n_threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory_total_bytes: total,
@@ -128,7 +126,7 @@ pub fn machine_marks() -> Vec<String> {
 
 /// Memory of this process that is in RAM; 0 where the kernel does not tell.
 pub fn resident_bytes() -> u64 {
-    meminfo_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
+    status_bytes(&read("/proc/self/status"), "VmRSS:").unwrap_or(0)
 }
 
 /// Lets [`peak_resident_bytes`] begin anew, where the kernel can.
@@ -139,15 +137,15 @@ pub fn reset_peak_resident() {
 /// The most memory of this process that was in RAM at once since its start or the last
 /// [`reset_peak_resident`]; 0 where the kernel does not tell.
 pub fn peak_resident_bytes() -> u64 {
-    meminfo_bytes(&read("/proc/self/status"), "VmHWM:").unwrap_or(0)
+    status_bytes(&read("/proc/self/status"), "VmHWM:").unwrap_or(0)
 }
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A line such as `MemTotal:  16384 kB`.
-fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
+/// A line such as `VmRSS:  16384 kB`.
+fn status_bytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(key))?;
     let kib: u64 = line[key.len()..].split_whitespace().next()?.parse().ok()?;
     kib.checked_mul(1024)
@@ -204,12 +202,15 @@ fn cgroup_memory(dir: &Path) -> Option<(u64, u64)> {
     Some((max, used.saturating_sub(inactive("memory.stat", "total_inactive_file "))))
 }
 
-fn cpu_name(cpuinfo: &str) -> String {
-    let field = |key: &str| {
-        let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    field("model name").or_else(|| field("Hardware")).unwrap_or_default()
+/// What the system says of processor and memory; `None` where it says nothing.
+fn system() -> Option<System> {
+    let memory = MemoryRefreshKind::nothing().with_ram();
+    let wanted = RefreshKind::nothing().with_memory(memory).with_cpu(CpuRefreshKind::nothing());
+    System::new_with_specifics(wanted).ok()
+}
+
+fn cpu_name(system: &System) -> Option<String> {
+    Some(system.cpus().first()?.brand().to_owned())
 }
 
 #[cfg(target_arch = "x86_64")]

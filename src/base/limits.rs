@@ -92,6 +92,8 @@ pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 pub const PULL_FIRST_ATTEMPTS_MAX: usize = 3;
 /// Bytes that a try must bring for the count of tries to start again.
 pub const PULL_PROGRESS_BYTES_MIN: u64 = 1 << 20;
+/// Bytes between two lines that tell how far a download is.
+pub const PULL_STEP_BYTES_MIN: u64 = 1 << 20;
 /// Longest pause between two tries of a download, whatever the server asks for.
 pub const PULL_PAUSE_MS_MAX: u64 = 30_000;
 /// Characters of a URL.
@@ -249,8 +251,6 @@ pub const GBNF_STATES_MAX: usize = 32_768;
 pub const GBNF_STATES_KEPT: usize = 4_096;
 /// Masks that are kept for states that come again.
 pub const GBNF_MASKS_KEPT: usize = 8;
-/// Bytes that a grammar without a choice is asked to look ahead.
-pub const GRAMMAR_FORCED_BYTES_MAX: usize = 256;
 /// Triggers of a lazy grammar.
 pub const TRIGGERS_MAX: usize = 64;
 /// Bytes of one trigger.
@@ -297,6 +297,8 @@ pub const STORE_BUSY_MS: u64 = 5000;
 pub const STORE_WAL_BYTES_MAX: i64 = 4 << 20;
 /// Pages of 4 KiB in the write-ahead log after which they go to their places.
 pub const STORE_CHECKPOINT_PAGES: i64 = 512;
+/// Bytes that are kept free for a start of the store on a full disk.
+pub const STORE_RESERVE_BYTES: u64 = 1 << 20;
 /// Backups of the store that are kept.
 pub const STORE_BACKUPS_MAX: usize = 3;
 /// Time between two backups of the store.
@@ -441,6 +443,13 @@ pub const JOBS_ATTEMPTS_MAX: i64 = 100;
 pub const JOBS_LISTED_MAX: i64 = 500;
 /// Bytes of an answer that a job keeps.
 pub const JOB_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Machines that are to hear that nobody wants one job any more.
+pub const JOB_UNWANTED_MAX: i64 = 8;
+/// Time between two looks at who can hear it, and first pause of one that did not take it; that
+/// doubles.
+pub const JOB_UNWANTED_PAUSE_MS: u64 = 1000;
+/// Longest such pause.
+pub const JOB_UNWANTED_PAUSE_MS_MAX: u64 = 60_000;
 /// Readers that follow jobs at once.
 pub const JOB_READERS_MAX: usize = 256;
 /// Milliseconds between two looks at what is too old to be kept.

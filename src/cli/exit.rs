@@ -16,6 +16,7 @@ use crate::library::LibraryError;
 use crate::pair::PairError;
 use crate::quantize::{FolderError, QuantizeError};
 use crate::server::{PairingError, ServerError};
+use crate::store::StoreError;
 use crate::update::UpdateError;
 
 /// Done.
@@ -118,6 +119,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<UpdateError>() {
         return Some(of_update(error));
+    }
+    if let Some(error) = cause.downcast_ref::<StoreError>() {
+        return error.is_disk_full().then_some(NO_ROOM);
     }
     cause.downcast_ref::<InferenceError>().map(of_inference)
 }

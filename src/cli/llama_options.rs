@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use crate::base::format::nearest;
 
 /// Other spellings of ours.
-const RENAMED: [(&str, &str); 32] = [
+const RENAMED: [(&str, &str); 31] = [
     ("-np", "--parallel"),
     ("-dev", "--device"),
     ("-ngl", "--n-gpu-layers"),
@@ -31,7 +31,6 @@ const RENAMED: [(&str, &str); 32] = [
     ("-n-predict", "--n-predict"),
     ("--predict", "--n-predict"),
     ("--embeddings", "--embedding"),
-    ("--rerank", "--reranking"),
     ("--cors-origins", "--cors-origin"),
     ("--draft", "--draft-max"),
     ("--draft-n", "--draft-max"),
@@ -55,8 +54,10 @@ const RENAMED: [(&str, &str); 32] = [
 ];
 
 /// What is always so here: nothing changes without them.
-const SAME: [&str; 12] = [
+const SAME: [&str; 14] = [
     "--jinja",
+    "--rerank",
+    "--reranking",
     "-cb",
     "--cont-batching",
     "--mmap",

@@ -18,6 +18,7 @@ mod llama_options;
 mod prompt;
 mod remote;
 mod sampling_args;
+mod screen;
 mod terminal;
 mod verbs;
 

@@ -4,12 +4,16 @@
 //! terminal; `NO_COLOR` and `--color` are honoured through anstream.
 
 use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::inference::DeviceReport;
+use crate::inference::{DeviceReport, LoadProgress};
+
+/// Time between two looks at how far a model is loaded; who loads it in less sees no bar.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Errors.
 pub const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -90,6 +94,28 @@ fn bar(label: &str, style: ProgressStyle) -> ProgressBar {
     let bar = ProgressBar::new(0).with_style(style).with_message(label.to_owned());
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
+}
+
+/// Loads a model by `load`, with a bar on stderr where somebody watches and it takes long.
+pub fn load_bar<T>(load: impl FnOnce(&LoadProgress) -> T) -> T {
+    let progress = LoadProgress::default();
+    let shown = progress.clone();
+    // Where the sender is gone, because `load` ended or broke, so is the bar.
+    let (loads, ended) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut bar = None;
+            while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                let (done_bytes, total_bytes) = shown.read();
+                let bar = bar.get_or_insert_with(|| bytes_bar("loading"));
+                bar.set_length(total_bytes);
+                bar.set_position(done_bytes);
+            }
+            bar.iter().for_each(ProgressBar::finish_and_clear);
+        });
+        let _loads = loads;
+        load(&progress)
+    })
 }
 
 /// One JSON object on one line of stdout.

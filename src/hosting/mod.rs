@@ -13,16 +13,21 @@ mod keep_alive;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinHandle};
 
 pub use keep_alive::{FOREVER, KeepAliveError, parse_keep_alive};
 
 use crate::inference::{
-    Engine, EngineOptions, InferenceError, LoadOptions, Model, ModelSource, SamplerOptions, Tempo,
+    Engine, EngineOptions, InferenceError, LoadOptions, LoadProgress, Model, ModelSource,
+    SamplerOptions, Tempo,
 };
+
+/// Time between two lines of the log about a model that loads.
+const LOADING_TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// A model that can be asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +59,15 @@ pub struct HostedModel {
     pub n_lease: usize,
     /// Bytes that it was planned with, if it is loaded.
     pub memory_bytes: u64,
+}
+
+/// A model on its way into memory.
+#[derive(Debug)]
+pub struct Loading {
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub progress: LoadProgress,
 }
 
 /// Why there is no lease.
@@ -103,6 +117,8 @@ struct State {
     places: BTreeMap<String, Place>,
     /// Of every engine, those that are loaded later too.
     tempo: Tempo,
+    /// What loads, for as long as somebody loads it.
+    loading: Weak<Loading>,
     is_stopping: bool,
 }
 
@@ -181,6 +197,9 @@ impl Host {
             if let Some(lease) = self.try_lease(&name)? {
                 return Ok(lease);
             }
+            if !self.lock().places.contains_key(&name) {
+                return Err(unknown(&self.lock(), &name));
+            }
             match self.load(&name).await {
                 Ok(()) => continue,
                 Err(error) if self.is_out_of_memory(&error) && self.make_room(&name) => continue,
@@ -212,6 +231,11 @@ impl Host {
         state.places.iter().filter_map(loaded).collect()
     }
 
+    /// The model that is being loaded, if one is; there is never a second.
+    pub fn loading(&self) -> Option<Arc<Loading>> {
+        self.lock().loading.upgrade()
+    }
+
     /// Lets every engine go at this tempo from now on, those that are loaded later too.
     pub fn set_tempo(&self, tempo: Tempo) {
         let engines: Vec<Arc<Engine>> = {
@@ -238,6 +262,13 @@ impl Host {
         let name = self.resolve(name)?;
         self.keep_alive(&name, Duration::ZERO);
         Ok(name)
+    }
+
+    /// Lists a model no more that was found and is gone, unless it is loaded.
+    pub fn forget(&self, name: &str) {
+        let is_first = name == self.0.default_name;
+        let is_gone = |place: &Place| place.engine.is_none() && place.n_lease == 0 && !is_first;
+        self.lock().places.retain(|own, place| own != name || !is_gone(place));
     }
 
     /// Sets the adapters in effect where a request says nothing, and their scales.
@@ -300,8 +331,7 @@ impl Host {
             state.places.entry(listed.clone()).or_insert_with(|| Place::new(entry));
             return Ok(listed);
         }
-        let known = state.places.keys().cloned().collect::<Vec<_>>().join(", ");
-        Err(HostError::Unknown { name: name.to_owned(), known })
+        Err(unknown(&state, name))
     }
 
     fn try_lease(&self, name: &str) -> Result<Option<Lease>, HostError> {
@@ -330,11 +360,14 @@ impl Host {
         let room = self.0.memory_max_bytes.saturating_sub(n_taken);
         options.memory_max_bytes = Some(options.memory_max_bytes.map_or(room, |m| m.min(room)));
         let on_panic = Arc::clone(&self.0.on_panic);
+        let progress = LoadProgress::default();
+        let loading = Arc::new(Loading { name: name.to_owned(), progress: progress.clone() });
+        self.lock().loading = Arc::downgrade(&loading);
         let load = move || -> Result<Engine, InferenceError> {
-            let model = Model::load(&entry.source, &options)?;
+            let model = Model::load_counted(&entry.source, &options, &progress)?;
             Engine::start(model, entry.engine, Box::new(move |reason| on_panic(reason)))
         };
-        let engine = match tokio::task::spawn_blocking(load).await {
+        let engine = match told(&loading, tokio::task::spawn_blocking(load)).await {
             Ok(result) => result?,
             Err(_) => return Err(InferenceError::Thread(std::io::Error::other("loading broke"))),
         };
@@ -385,6 +418,11 @@ impl Host {
     }
 }
 
+fn unknown(state: &State, name: &str) -> HostError {
+    let known = state.places.keys().cloned().collect::<Vec<_>>().join(", ");
+    HostError::Unknown { name: name.to_owned(), known }
+}
+
 impl Place {
     fn new(entry: ModelEntry) -> Place {
         Place {
@@ -395,6 +433,20 @@ impl Place {
             idle_since: Instant::now(),
             keep_alive: None,
             adapters: None,
+        }
+    }
+}
+
+/// Waits for what loads a model, and says in the log again and again how far it is.
+async fn told<T>(loading: &Loading, mut load: JoinHandle<T>) -> Result<T, JoinError> {
+    loop {
+        match tokio::time::timeout(LOADING_TOLD_EVERY, &mut load).await {
+            Ok(ended) => return ended,
+            Err(_) => {
+                let (done_bytes, total_bytes) = loading.progress.read();
+                let (done_mib, total_mib) = (done_bytes >> 20, total_bytes >> 20);
+                tracing::info!(model = loading.name, done_mib, total_mib, "loading");
+            }
         }
     }
 }

@@ -121,3 +121,56 @@ async fn a_draft_model_comes_and_goes_with_its_model() {
     host.keep_alive("a", Duration::ZERO);
     assert_eq!(loaded(&host), ["b"]);
 }
+
+/// The lines of a log.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_model_that_takes_long_says_again_and_again_how_far_it_is() {
+    let said = Said::default();
+    let writer = said.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).max_blocking_threads(1).build().unwrap();
+    let watch = async {
+        let host = host(&["a"], u64::MAX);
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        // The only thread that could load is busy.
+        tokio::task::spawn_blocking(move || gone.recv());
+        let other = host.clone();
+        let waiting = tokio::spawn(async move { other.lease(None).await.map(|_| ()) });
+        tokio::task::yield_now().await;
+        let loading = host.loading().expect("the model is on its way");
+        assert_eq!((&loading.name[..], loading.progress.fraction()), ("a", None));
+        loading.progress.begin(200 << 20);
+        for _ in 0..2 {
+            loading.progress.add(43 << 20);
+            tokio::time::advance(LOADING_TOLD_EVERY + Duration::from_millis(1)).await;
+            // Until whoever waited for that time was heard.
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let lines = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+        drop((go, loading));
+        waiting.await.unwrap().unwrap();
+        assert!(host.loading().is_none(), "it is there");
+        lines
+    };
+    let lines = tracing::subscriber::with_default(log.finish(), || runtime.block_on(watch));
+    let told = lines.lines().filter_map(|line| Some(line.split_once("loading ")?.1));
+    let told: Vec<&str> = told.collect();
+    let expected = [43, 86].map(|done| format!("model=\"a\" done_mib={done} total_mib=200"));
+    assert_eq!(told, expected);
+}

@@ -165,15 +165,21 @@ impl Asked {
         }
         if let Some(caller) = caller.filter(|_| backend.kind == Kind::Appliance) {
             headers.insert(CLASS, HeaderValue::from_static(class_name(caller.priority)));
-            if caller.tenant != TenantId::default() {
-                let mut hasher = DefaultHasher::new();
-                (caller.tenant.0, backend.key.as_deref()).hash(&mut hasher);
-                let whose = HeaderValue::from_str(&format!("{:016x}", hasher.finish()));
-                headers.extend(whose.ok().map(|whose| (TENANT, whose)));
-            }
+            headers.extend(whose(caller.tenant, backend).map(|whose| (TENANT, whose)));
         }
         headers
     }
+}
+
+/// For whom a request is, under a name that says nothing elsewhere.
+pub(super) fn whose(tenant: TenantId, backend: &Backend) -> Option<HeaderValue> {
+    if tenant == TenantId::default() {
+        return None;
+    }
+    let mut hasher = DefaultHasher::new();
+    // A machine that is paired again knows them still.
+    (tenant.0, backend.node.as_deref().or(backend.key.as_deref())).hash(&mut hasher);
+    HeaderValue::from_str(&format!("{:016x}", hasher.finish())).ok()
 }
 
 /// Answers that a request asks for: each of its prompts, as often as it says.

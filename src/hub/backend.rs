@@ -96,9 +96,18 @@ impl Backend {
         way(self) == way(other)
     }
 
-    /// What it is known by as long as it is paired or configured: a word without blanks.
-    pub fn identity(&self) -> &str {
-        self.node.as_deref().unwrap_or(&self.name)
+    /// What jobs are given to: its node where it is paired, else its place. A word without blanks.
+    pub fn identity(&self) -> String {
+        let place = || self.target.as_ref().map_or_else(|| self.name.clone(), Target::place);
+        self.node.clone().unwrap_or_else(place)
+    }
+
+    /// Whether it is who jobs were given to by this word: one that was typed and is paired since
+    /// is the same machine, at the same place.
+    pub fn is_known_as(&self, word: &str) -> bool {
+        let place = self.target.as_ref().map(Target::place);
+        self.node.as_deref() == Some(word)
+            || place.is_some_and(|place| place.eq_ignore_ascii_case(word))
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

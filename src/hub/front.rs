@@ -12,15 +12,26 @@ use serde_json::{Value, json};
 
 use super::ask::Asked;
 use super::relay::{HOST, relay};
-use super::{BackendOptions, Hub, LOCAL, probe};
+use super::{Hub, LOCAL, probe};
 use crate::base::limits::HUB_ANSWER_BYTES_MAX;
-use crate::server::{Admitted, Answering, Caller, Forward, Here};
+use crate::server::{Admitted, Answering, Caller, Forward, Here, Unwanted, Withdrawing};
 use crate::store::Peer;
 
 impl Forward for Hub {
     fn join(self: Arc<Self>, peer: Peer) -> bool {
-        // An address that was spoken with a moment ago is one.
-        BackendOptions::paired(peer).backend().is_ok_and(|backend| probe::join(&self, backend))
+        // An address that was spoken with a moment ago is one. What was typed of it counts.
+        match self.missing(peer) {
+            Ok(missing) => missing.is_none_or(|backend| probe::join(&self, backend)),
+            Err(_) => false,
+        }
+    }
+
+    fn reaches(&self, host: &str) -> bool {
+        Hub::reaches(self, host)
+    }
+
+    fn withdraw(self: Arc<Self>, unwanted: Unwanted) -> Withdrawing {
+        Box::pin(async move { Hub::withdraw(&self, &unwanted).await })
     }
 
     fn meet(self: Arc<Self>, peers: Vec<Peer>) {

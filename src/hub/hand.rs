@@ -22,7 +22,6 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
-use super::Hub;
 use super::backend::Backend;
 use super::dial::{Call, DialError, describe};
 use super::health::Failure;
@@ -36,7 +35,7 @@ use crate::server::frames::{Form, Splitter};
 use crate::server::{ApiError, JobHand};
 
 /// The header with a request's name, by which it is kept.
-const NAME: HeaderName = HeaderName::from_static("idempotency-key");
+pub(super) const NAME: HeaderName = HeaderName::from_static("idempotency-key");
 /// The header that says how an answer is wanted.
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// The header with the last event that was heard.
@@ -77,12 +76,12 @@ impl Place {
 impl Handing<'_> {
     /// Gives the job to the appliance, or finds it there, and follows it to its end; its answer.
     pub async fn run(&self) -> Result<Response, DialError> {
-        let host = self.backend.identity();
-        let held = self.hand.holder().filter(|holder| holder.host == host);
+        let held = self.hand.holder();
+        let held = held.filter(|holder| self.backend.is_known_as(&holder.host));
         let is_new = held.is_none();
         let holder = match held {
             Some(holder) => holder,
-            None => match self.hand.give(host).await {
+            None => match self.hand.give(&self.backend.identity()).await {
                 Ok(holder) => holder,
                 Err(error) => {
                     return Ok(ApiError::unavailable(error.message, RETRY).into_response());
@@ -109,7 +108,7 @@ impl Handing<'_> {
         }
     }
 
-    /// It was not sent, or not taken.
+    /// It was not sent, not taken, or failed there.
     async fn take_back(&self) {
         if let Err(error) = self.hand.take_back().await {
             tracing::warn!(error = error.message, "a job counts as given, though it is not");
@@ -146,25 +145,14 @@ impl Handing<'_> {
             () = self.backend.gone() => return Err(gone()),
         };
         let view: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let is_plain = |id: &&str| id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        let id = view["id"].as_str().filter(|_| view["object"] == "job").filter(is_plain);
-        Ok(match id {
-            Some(id) => Posted::Job(format!("/v1/jobs/{id}")),
+        Ok(match path_of(&view) {
+            Some(path) => Posted::Job(path),
             None => Posted::Answer(Response::from_parts(parts, Body::from(body))),
         })
     }
 
     /// Follows a job to its end.
     async fn follow(&self, path: &str) -> Result<Response, DialError> {
-        let (hub, backend) = (Arc::clone(&self.trip.hub), Arc::clone(self.backend));
-        let headers = self.trip.asked.headers(self.backend);
-        let (hand, of) = (self.hand.clone(), path.to_owned());
-        tokio::spawn(async move {
-            if hand.is_unwanted().await {
-                let call = Call { method: Method::DELETE, headers, ..Call::get(&of, &backend) };
-                withdraw(&hub, &backend, call).await;
-            }
-        });
         let mut place = Place::default();
         let mut n_vain = 0;
         loop {
@@ -175,6 +163,7 @@ impl Handing<'_> {
                     self.hand.settle();
                     let answer = answer(&view);
                     if !answer.status().is_success() {
+                        self.take_back().await;
                         self.hand.pass_on();
                     }
                     return Ok(answer);
@@ -280,16 +269,14 @@ impl Handing<'_> {
     }
 }
 
-/// Tells an appliance that nobody wants its job any more. One that is away writes it to its end.
-async fn withdraw(hub: &Hub, backend: &Backend, call: Call<'_>) {
-    let Some(target) = &backend.target else { return };
-    let wait = hub.waits().head;
-    if let Err(error) = hub.dialer().whole(target, call, wait, HUB_ANSWER_BYTES_MAX).await {
-        tracing::info!(host = backend.name, why = error.why, "a job was not taken back there");
-    }
+/// The path of a job that a machine says it has; its id is that of another program.
+pub(super) fn path_of(view: &Value) -> Option<String> {
+    let is_plain = |id: &&str| id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let id = view["id"].as_str().filter(|_| view["object"] == "job").filter(is_plain)?;
+    Some(format!("/v1/jobs/{id}"))
 }
 
-fn is_over(view: &Value) -> bool {
+pub(super) fn is_over(view: &Value) -> bool {
     matches!(view["state"].as_str(), Some("done" | "failed" | "cancelled" | "set_aside"))
 }
 

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! `policy`, `health`, `retry` and `replay` decide and know no network; `relay` and `stream` carry
-//! out what they say; `hand` gives jobs to appliances; `probe` finds out who is well. The hub is a
-//! layer of the service: keys, quotas, bounds, jobs and dialects are the service's own.
+//! out what they say; `hand` gives jobs to appliances, `withdraw` takes them back; `probe` finds
+//! out who is well. The hub is a layer of the service: keys, quotas, bounds, jobs and dialects are
+//! the service's own.
 
 mod ask;
 mod backend;
@@ -24,6 +25,7 @@ mod replay;
 mod retry;
 mod stream;
 mod target;
+mod withdraw;
 #[cfg(test)]
 mod world_tests;
 
@@ -419,5 +421,32 @@ mod tests {
         assert!(before.contains(&"other:8080".to_owned()), "{before:?}");
         hub.meet(peers);
         assert_eq!(names(), before);
+    }
+
+    #[test]
+    fn a_machine_that_was_typed_and_is_paired_later_has_the_jobs_that_it_had() {
+        let given = vec![typed("NANO", None), typed("other:8080", Some("typed"))];
+        let hub = Hub::new(HubConfig::default(), given, None).unwrap();
+        let names = |hub: &Hub| -> Vec<String> {
+            hub.backends().iter().map(|own| own.identity()).collect()
+        };
+        let had = names(&hub);
+        assert!(had.contains(&"NANO:8080".to_owned()), "{had:?}");
+        for peer in [peer("a", "http://nano:8080"), peer("b", "http://other:8080")] {
+            assert!(crate::server::Forward::join(Arc::clone(&hub), peer));
+        }
+        let expected = [("http://nano:8080", "key of a"), ("http://other:8080", "typed")];
+        assert_eq!(asked(&hub), pairs(&expected), "a key that was typed is shown as before");
+        let n_known = |hub: &Hub, name: &str| {
+            hub.backends().iter().filter(|own| own.is_known_as(name)).count()
+        };
+        for name in &had {
+            assert_eq!(n_known(&hub, name), 1, "{name}");
+        }
+        assert_eq!(n_known(&hub, "a"), 1, "and those that it is given from now on");
+        // What was typed need not be typed again.
+        let hub = Hub::new(HubConfig::default(), Vec::new(), None).unwrap();
+        hub.meet(vec![peer("a", "http://nano:8080"), peer("c", "http://nano:8081")]);
+        assert_eq!(n_known(&hub, "NANO:8080"), 1);
     }
 }

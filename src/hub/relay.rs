@@ -134,7 +134,7 @@ impl Trip {
         let now_ms = self.hub.now_ms();
         let mut backends = self.hub.backends();
         if let Some(holder) = self.hand.as_ref().and_then(JobHand::holder) {
-            let own = backends.iter().find(|own| own.identity() == holder.host);
+            let own = backends.iter().find(|own| own.is_known_as(&holder.host));
             // Whoever has it writes it, or nobody does, unless it is no backend any more.
             if own.is_some() || !self.hub.has_met() {
                 let is_tried = |own: &&Arc<Backend>| self.tried.iter().any(|t| Arc::ptr_eq(own, t));
@@ -186,7 +186,11 @@ impl Trip {
 
     fn tell(&mut self, backend: &Backend, missed: &Missed) {
         // No connection, and no place: nothing of it was done.
-        self.was_taken |= !matches!(missed.outcome, Outcome::NotSent | Outcome::Status(429 | 503));
+        self.was_taken |= match missed.outcome {
+            Outcome::NotSent => false,
+            Outcome::Status(status) => !retry::is_refusal(status),
+            _ => true,
+        };
         self.rank();
         tracing::info!(host = backend.name, why = missed.why, "a backend gave no answer");
         self.told.push(format!("{}: {}", backend.name, missed.why));
@@ -366,9 +370,10 @@ impl Trip {
         let remote = backend.target.is_some();
         match status.as_u16() {
             401 if remote => self.note(backend, Failure::Denied, &why),
-            // A moderator, a model that the key may not use, a dialect that is turned off there:
-            // about this request, not about the backend. Probes find out about its key.
-            403 | 501 => {}
+            // A moderator, a model that the key may not use, a dialect that is turned off there,
+            // work that its disk has no room for: about this request, not about the backend, which
+            // answers others. Probes find out about its key.
+            403 | 501 | 507 => {}
             429 | 503 => {
                 let for_ms = after.map_or(FULL_MS, |s| s.saturating_mul(1000));
                 backend.state().health.refused(now_ms, for_ms);

@@ -56,12 +56,18 @@ pub fn is_about_backend(status: u16) -> bool {
     matches!(status, 401 | 403 | 404 | 405 | 408 | 429) || status >= 500
 }
 
+/// Whether a status says that nothing was done with what was asked: no turn, no place, no room on
+/// the disk.
+pub fn is_refusal(status: u16) -> bool {
+    matches!(status, 429 | 503 | 507)
+}
+
 /// How a try ended whose answer has a status and no words that a client can be shown.
 pub fn wordless(status: u16) -> Outcome {
     match status {
         // Nothing was done with it: our key is wrong there, and that is no news for a client.
         401 | 403 => Outcome::NotSent,
-        429 | 503 => Outcome::Status(status),
+        _ if is_refusal(status) => Outcome::Status(status),
         // Somebody took it, and may have broken on it.
         _ => Outcome::Lost,
     }
@@ -92,6 +98,7 @@ mod tests {
             (403, Outcome::NotSent, Next::Another),
             (429, Outcome::Status(429), Next::Another),
             (503, Outcome::Status(503), Next::Another),
+            (507, Outcome::Status(507), Next::Another),
             // It may be what broke it: a job that nobody else gets.
             (500, Outcome::Lost, Next::Fail),
             (400, Outcome::Lost, Next::Fail),

@@ -64,10 +64,15 @@ impl Target {
         }
     }
 
+    /// The place, with TLS or without: a word without blanks.
+    pub fn place(&self) -> String {
+        format!("{}{}", self.authority(), self.prefix)
+    }
+
     /// The address as a URL.
     pub fn url(&self) -> String {
         let scheme = if self.is_https { "https" } else { "http" };
-        format!("{scheme}://{}{}", self.authority(), self.prefix)
+        format!("{scheme}://{}", self.place())
     }
 }
 

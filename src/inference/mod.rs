@@ -14,10 +14,10 @@ mod native;
 pub mod quant;
 pub mod tokenizer;
 
-pub use backend::BackendError;
 pub use backend::cases::MatMulCase;
 pub use backend::cpu::{Isa, probe};
 pub use backend::cuda::launch::ProductCost;
+pub use backend::{BackendError, LoadProgress};
 pub use disk_cache::{DiskCache, DiskCacheError, DiskCacheOptions, DiskCacheStats, Miss};
 pub use engine::sampler::{SamplerKind, SamplerOptions};
 pub use engine::{

@@ -11,7 +11,11 @@
 //!    |-----cancel, deadline--------------> cancelled, failed
 //!    |-----unreadable--------------------> set aside    its texts do not open
 //!    |<---------retry--------------------- failed, cancelled, set aside
+//!    |<-answered where it is, all the same- cancelled
 //! ```
+//!
+//! Who has a job is named in it until they are done with it, or nobody wants it of them any more:
+//! then they are to hear that, which is no matter of the job's own states.
 //!
 //! A crash after new tokens became durable counts as the first one: a long job in a place where
 //! power fails often gets on, and one that always breaks in the same place does not.
@@ -122,6 +126,9 @@ pub enum Happening {
     },
     /// What is kept of it does not open.
     Unreadable(String),
+    /// Whoever had it answered it before they heard that it was taken back: which machine, and its
+    /// name there.
+    AnsweredThere(String),
     /// Its deadline has passed.
     DeadlinePassed,
     /// Somebody takes it back.
@@ -151,10 +158,12 @@ pub fn next(
 ) -> Option<LedgerRow> {
     use Happening as H;
     let state = State::from_name(&ledger.state)?;
+    // Whoever has it then is not asked how it goes.
     let over = |state: State, reason: Option<String>| LedgerRow {
         state: state.name().to_owned(),
         finished_ms: Some(now_ms),
         reason,
+        holder: None,
         ..ledger.clone()
     };
     let again = |pause_ms: i64, reason: String| LedgerRow {
@@ -165,12 +174,7 @@ pub fn next(
     };
     Some(match (state, happening) {
         (State::Queued, H::Started { n_token }) => started(ledger, *n_token, now_ms),
-        (State::Running, H::Diverged) => LedgerRow {
-            epoch: ledger.epoch + 1,
-            n_token_start: 0,
-            way: Way::Restarted.name().to_owned(),
-            ..ledger.clone()
-        },
+        (State::Running, H::Diverged) => diverged(ledger),
         (State::Running, H::Given(to)) => LedgerRow { holder: to.clone(), ..ledger.clone() },
         (State::Running, H::Answered) => over(State::Done, None),
         (State::Running, H::Refused(why)) => over(State::Failed, Some(why.clone())),
@@ -195,22 +199,45 @@ pub fn next(
         (State::Running, H::Stopped) => again(0, "the service was stopped".to_owned()),
         // Pieces that do not open go: if it is asked for again, its text begins anew.
         (State::Queued, H::Unreadable(why)) => {
-            LedgerRow { epoch: ledger.epoch + 1, ..over(State::SetAside, Some(why.clone())) }
+            let (epoch, holder) = (ledger.epoch + 1, ledger.holder.clone());
+            LedgerRow { epoch, holder, ..over(State::SetAside, Some(why.clone())) }
         }
         (State::Queued | State::Running, H::DeadlinePassed) => {
             over(State::Failed, Some("its deadline has passed".to_owned()))
         }
         (State::Queued | State::Running, H::CancelAsked) => over(State::Cancelled, None),
-        // As a new one whose text may have begun.
-        (State::Failed | State::Cancelled | State::SetAside, H::RetryAsked) => LedgerRow {
-            epoch: ledger.epoch,
-            n_token_start: ledger.n_token_start,
-            way: ledger.way.clone(),
-            started_ms: ledger.started_ms,
-            ..fresh(DUE_AT_ONCE)
+        (State::Failed | State::Cancelled | State::SetAside, H::RetryAsked) => retried(ledger),
+        // An answer is never thrown away because somebody took the job back meanwhile. It comes as
+        // that of any job does that somebody has.
+        (State::Cancelled, H::AnsweredThere(holder)) => LedgerRow {
+            finished_ms: None,
+            holder: Some(holder.clone()),
+            ..again(0, "it was answered before it was taken back there".to_owned())
         },
         _ => return None,
     })
+}
+
+/// As a new one whose text may have begun. Who has one that was set aside has it still.
+fn retried(ledger: &LedgerRow) -> LedgerRow {
+    LedgerRow {
+        epoch: ledger.epoch,
+        n_token_start: ledger.n_token_start,
+        way: ledger.way.clone(),
+        started_ms: ledger.started_ms,
+        holder: ledger.holder.clone(),
+        ..fresh(DUE_AT_ONCE)
+    }
+}
+
+/// A ledger whose text begins anew.
+fn diverged(ledger: &LedgerRow) -> LedgerRow {
+    LedgerRow {
+        epoch: ledger.epoch + 1,
+        n_token_start: 0,
+        way: Way::Restarted.name().to_owned(),
+        ..ledger.clone()
+    }
 }
 
 /// A ledger that has begun.
@@ -365,7 +392,25 @@ mod tests {
         }
         assert!(!has(&[Happening::Stumbled("it failed there".to_owned())]));
         assert!(!has(&[given(None)]));
+        for over in [Happening::CancelAsked, Happening::DeadlinePassed, Happening::Answered] {
+            assert!(!has(&[over]));
+        }
         assert!(!has(&[Happening::CancelAsked, Happening::RetryAsked]));
+    }
+
+    #[test]
+    fn what_was_answered_before_anybody_heard_that_it_was_taken_back_is_fetched() {
+        let there = || Happening::AnsweredThere("nano job-1-1".to_owned());
+        let given = Happening::Given(Some("nano job-1-1".to_owned()));
+        let row = after(&[start(0), given.clone(), Happening::CancelAsked, there()]);
+        assert_eq!((row.state.as_str(), row.due_ms), ("queued", DUE_AT_ONCE));
+        assert_eq!((row.holder.as_deref(), row.finished_ms), (Some("nano job-1-1"), None));
+        assert!(row.reason.is_some(), "peers do not hear of a new round");
+        for over in [Happening::DeadlinePassed, Happening::Answered, Happening::Refused("x".into())]
+        {
+            let row = after(&[start(0), given.clone(), over]);
+            assert_eq!(next(&row, 3, &there(), 9, &POLICY), None, "{}", row.state);
+        }
     }
 
     fn happening() -> impl Strategy<Value = Happening> {
@@ -382,6 +427,8 @@ mod tests {
             Just(Happening::DeadlinePassed),
             Just(Happening::CancelAsked),
             Just(Happening::RetryAsked),
+            Just(Happening::Given(Some("nano job-1-1".to_owned()))),
+            Just(Happening::AnsweredThere("nano job-1-1".to_owned())),
         ]
     }
 
@@ -397,7 +444,11 @@ mod tests {
                 let before = State::from_name(&ledger.state).unwrap();
                 let Some(row) = next(&ledger, 3, step, i as i64, &POLICY) else { continue };
                 let after = State::from_name(&row.state).unwrap();
-                prop_assert!(!before.is_over() || *step == Happening::RetryAsked);
+                let was_answered = matches!(step, Happening::AnsweredThere(_));
+                let goes_on = *step == Happening::RetryAsked
+                    || (was_answered && before == State::Cancelled);
+                prop_assert!(!before.is_over() || goes_on);
+                prop_assert!(row.holder.is_none() || !after.is_over() || after == State::SetAside);
                 prop_assert_ne!(before, State::Done, "an answer is final");
                 prop_assert_eq!(after.is_over(), row.finished_ms.is_some());
                 prop_assert!(row.n_attempt <= 3 && row.n_broken <= 3);

@@ -50,10 +50,16 @@ pub enum JobsError {
         n: i64,
     },
     /// Jobs take as much of the disk as they may.
-    #[error("jobs take {n_bytes} bytes of the disk; no more may be kept")]
+    #[error("jobs take {n_bytes} bytes of the disk, and this one finds no room beside them")]
     FullBytes {
         /// How much.
         n_bytes: i64,
+    },
+    /// It would find no room if it were the only one.
+    #[error("a job's body may take {n_bytes_max} bytes here, half of jobs.bytes_max")]
+    TooLarge {
+        /// How much it may take.
+        n_bytes_max: i64,
     },
     /// There is no such job.
     #[error("there is no such job")]
@@ -77,6 +83,7 @@ impl From<Full> for JobsError {
         match full {
             Full::Count(n) => JobsError::FullCount { n },
             Full::Bytes(n_bytes) => JobsError::FullBytes { n_bytes },
+            Full::Body(n_bytes_max) => JobsError::TooLarge { n_bytes_max },
         }
     }
 }

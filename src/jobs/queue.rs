@@ -18,13 +18,14 @@ use super::pace::{Pace, Verdict, Windows};
 use super::pieces::{Piece, of_row, to_row};
 use super::schedule::{Next, Waiting, choose};
 use super::{JobsConfig, JobsError};
+use crate::base::hash::hex;
 use crate::base::limits::{
     JOBS_AWAITED_MAX, JOBS_LISTED_MAX, JOBS_PURGE_EVERY_MS, JOBS_PURGE_IDLE_MS,
 };
 use crate::seal;
 use crate::store::{
     Append, CallbackRow, Changed, Insert, JobFilter, JobRow, NewJobRow, PieceRow, QueueLimits,
-    Store, StoreError, Update, now_ms,
+    Store, StoreError, UnwantedRow, Update, now_ms,
 };
 
 /// Why jobs with a deadline, a moment to begin or hours of their own wait after a start.
@@ -106,10 +107,7 @@ impl Jobs {
         }
         let random = random()?;
         let new = NewJobRow {
-            id: format!(
-                "job-{}",
-                random[..12].iter().map(|b| format!("{b:02x}")).collect::<String>()
-            ),
+            id: format!("job-{}", hex(&random[..12])),
             tenant: asked.tenant as i64,
             request_id: asked.request_id,
             body_hash: body_hash.clone(),
@@ -428,17 +426,37 @@ impl Jobs {
     fn update(&self, job: &Job, happening: &Happening, now: i64) -> Option<Update> {
         let ledger = &job.row.ledger;
         let ledger = machine::next(ledger, job.row.n_attempt_max, happening, now, &self.0.policy)?;
-        let calls_back = State::from_name(&ledger.state).is_some_and(State::is_over);
-        Some(Update {
-            n: job.row.n,
-            id: job.row.id.clone(),
-            revision: job.row.revision,
-            ledger,
-            answer: None,
-            pieces: None,
-            calls_back,
-            limits: (*happening == Happening::RetryAsked).then(|| self.limits(false)),
-        })
+        let state = State::from_name(&ledger.state)?;
+        let limits = (*happening == Happening::RetryAsked).then(|| self.limits(false));
+        let is_in_vain = matches!(state, State::Failed | State::Cancelled);
+        let unwanted = job.row.ledger.holder.clone().filter(|_| is_in_vain);
+        let calls_back = state.is_over();
+        Some(Update { calls_back, limits, unwanted, ..Update::of(&job.row, ledger) })
+    }
+
+    /// Who has a job that nobody wants of them any more, until they have heard that.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn unwanted(&self) -> Result<Vec<UnwantedRow>, JobsError> {
+        Ok(self.0.store.unwanted()?)
+    }
+
+    /// Says that they have heard it, or had answered the job before. If it was only taken back
+    /// since, it is theirs again, until the answer is here.
+    ///
+    /// # Errors
+    /// If the disk does not take it; then they are told again.
+    pub fn settle_unwanted(&self, row: &UnwantedRow, was_answered: bool) -> Result<(), JobsError> {
+        let now = now_ms();
+        if was_answered && let Some(job) = self.0.store.job(&row.id)? {
+            let job = Job::of(job)?;
+            let is_late = job.row.deadline_ms.is_some_and(|at| at <= now);
+            if job.row.revision == row.revision && !is_late {
+                self.happen(&job, &Happening::AnsweredThere(row.holder.clone()), now)?;
+            }
+        }
+        Ok(self.0.store.drop_unwanted(&row.holder)?)
     }
 
     /// Jobs and bytes in each state, and why none starts, where something holds them up.

@@ -10,6 +10,20 @@ fn open(dir: &std::path::Path, config: JobsConfig) -> (Jobs, usize) {
     Jobs::open(store, config, Box::new(AlwaysGo)).unwrap()
 }
 
+/// Jobs of which none starts by itself.
+fn hot() -> (tempfile::TempDir, Jobs) {
+    struct Hot;
+    impl Pace for Hot {
+        fn verdict(&self, _: i64) -> Verdict {
+            Verdict::Wait { reason: "the board is too hot".into(), until_ms: None }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap().store;
+    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(Hot)).unwrap();
+    (dir, jobs)
+}
+
 fn asked(body: &str) -> Asked {
     Asked {
         endpoint: "/v1/completions".to_owned(),
@@ -120,6 +134,72 @@ fn a_job_that_was_taken_back_while_it_ran_stays_so() {
 }
 
 #[test]
+fn who_has_a_job_in_vain_is_known_until_they_have_heard_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let given = |jobs: &Jobs| {
+        let run = run(jobs).unwrap();
+        let job = jobs.give(&run.job, Some("nano")).unwrap().unwrap();
+        job.row.ledger.holder.clone().unwrap()
+    };
+    let in_vain = |jobs: &Jobs| -> Vec<String> {
+        jobs.unwanted().unwrap().into_iter().map(|row| row.holder).collect()
+    };
+    let job = new(&jobs, asked("{}"));
+    let first = given(&jobs);
+    assert_eq!(in_vain(&jobs), [""; 0], "somebody wants it");
+    jobs.cancel(0, &job.row.id).unwrap();
+    drop(jobs);
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    assert_eq!(in_vain(&jobs), std::slice::from_ref(&first), "also after a restart");
+    // Asked for again, it is another one there, and the first is still not wanted.
+    jobs.retry(0, &job.row.id).unwrap();
+    let second = given(&jobs);
+    assert_ne!(second, first);
+    let of_before = jobs.unwanted().unwrap().remove(0);
+    jobs.settle_unwanted(&of_before, true).unwrap();
+    let running = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((running.state, in_vain(&jobs)), (State::Running, vec![]), "of an earlier round");
+    jobs.cancel(0, &job.row.id).unwrap();
+    let row = jobs.unwanted().unwrap().remove(0);
+    jobs.settle_unwanted(&row, true).unwrap();
+    let again = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((again.state, again.row.ledger.holder), (State::Queued, Some(second)));
+    assert_eq!(in_vain(&jobs), [""; 0], "its answer is fetched");
+    // Who answered, or failed, has no more to hear; and who was told comes to nothing.
+    let fetching = run(&jobs).unwrap();
+    jobs.end(&fetching.job, answered("x")).unwrap();
+    assert_eq!((jobs.get(0, &job.row.id).unwrap().state, in_vain(&jobs)), (State::Done, vec![]));
+    let other = new(&jobs, asked("{}"));
+    given(&jobs);
+    jobs.cancel(0, &other.row.id).unwrap();
+    let row = jobs.unwanted().unwrap().remove(0);
+    jobs.settle_unwanted(&row, false).unwrap();
+    assert_eq!(jobs.get(0, &other.row.id).unwrap().state, State::Cancelled);
+    assert_eq!(in_vain(&jobs), [""; 0]);
+}
+
+#[test]
+fn a_job_of_nobody_is_that_of_who_names_it_once_there_are_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let named = |tenant, body: &str| Asked { tenant, request_id: Some("r".into()), ..asked(body) };
+    let job = new(&jobs, named(0, r#"{"prompt": "a"}"#));
+    let running = run(&jobs).unwrap();
+    let other = new(&jobs, named(7, r#"{"prompt": "b"}"#));
+    assert_ne!(other.row.id, job.row.id, "another body is another job");
+    let Submitted::Known(known) = jobs.submit(named(8, r#"{"prompt": "a"}"#)).unwrap() else {
+        panic!("it is written twice");
+    };
+    assert_eq!((known.row.id, known.row.tenant), (job.row.id.clone(), 8));
+    jobs.end(&running.job, answered("x")).unwrap();
+    assert_eq!(jobs.get(8, &job.row.id).unwrap().state, State::Done, "its run goes on");
+    assert!(matches!(jobs.get(0, &job.row.id), Err(JobsError::Unknown)));
+    let theirs = jobs.submit(named(9, r#"{"prompt": "a"}"#)).unwrap();
+    assert!(matches!(theirs, Submitted::New(_)), "a job of somebody stays theirs");
+}
+
+#[test]
 fn a_run_that_was_taken_back_ends_nothing_of_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _) = open(dir.path(), JobsConfig::default());
@@ -210,7 +290,7 @@ fn a_job_that_is_asked_for_again_needs_room_and_has_no_answer_of_before() {
     let config = JobsConfig { bytes_max: 400, ..JobsConfig::default() };
     let (jobs, _) = open(dir.path(), config);
     let full = jobs.retry(0, &job.row.id);
-    assert!(matches!(full, Err(JobsError::FullBytes { .. } | JobsError::Unknown)), "{full:?}");
+    assert!(matches!(full, Err(JobsError::TooLarge { .. } | JobsError::Unknown)), "{full:?}");
 }
 
 #[test]
@@ -241,8 +321,10 @@ fn the_queue_is_bounded_by_count_and_by_bytes() {
     let config = JobsConfig { n_waiting_max: 2, bytes_max: 4000, ..JobsConfig::default() };
     let (jobs, _) = open(dir.path(), config);
     new(&jobs, asked("{}"));
-    let heavy = asked(&"x".repeat(4000));
-    assert!(matches!(jobs.submit(heavy), Err(JobsError::FullBytes { .. })));
+    // Half of the bytes are for those that wait.
+    let heavy = |n| jobs.submit(asked(&"x".repeat(n)));
+    assert!(matches!(heavy(4000), Err(JobsError::TooLarge { n_bytes_max: 2000 })));
+    assert!(matches!(heavy(1940), Err(JobsError::FullBytes { .. })));
     new(&jobs, asked("{}"));
     assert!(matches!(jobs.submit(asked("{}")), Err(JobsError::FullCount { n: 2 })));
     let first = run(&jobs).unwrap();
@@ -277,15 +359,7 @@ fn a_full_queue_leaves_room_for_those_that_are_waited_for() {
 
 #[test]
 fn a_job_that_is_asked_for_again_begins_out_of_its_turn() {
-    let dir = tempfile::tempdir().unwrap();
-    struct Hot;
-    impl Pace for Hot {
-        fn verdict(&self, _: i64) -> Verdict {
-            Verdict::Wait { reason: "the board is too hot".into(), until_ms: None }
-        }
-    }
-    let store = Store::open(dir.path()).unwrap().store;
-    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(Hot)).unwrap();
+    let (_dir, jobs) = hot();
     let job = new(&jobs, Asked { digest: Some(vec![7]), ..asked(r#"{"prompt": "p"}"#) });
     assert_eq!((job.row.body_hash.clone(), run(&jobs)), (vec![7], None));
     let begun = jobs.begin(&job).unwrap().unwrap();
@@ -356,15 +430,7 @@ fn times_do_not_count_before_somebody_has_set_the_clock() {
 
 #[test]
 fn hours_of_jobs_hold_them_up_with_their_reason() {
-    let dir = tempfile::tempdir().unwrap();
-    struct Hot;
-    impl Pace for Hot {
-        fn verdict(&self, _: i64) -> Verdict {
-            Verdict::Wait { reason: "the board is too hot".into(), until_ms: None }
-        }
-    }
-    let store = Store::open(dir.path()).unwrap().store;
-    let (jobs, _) = Jobs::open(store, JobsConfig::default(), Box::new(Hot)).unwrap();
+    let (_dir, jobs) = hot();
     new(&jobs, asked("{}"));
     assert_eq!(run(&jobs), None);
     assert_eq!(jobs.counts().unwrap().1.as_deref(), Some("the board is too hot"));

@@ -3,6 +3,7 @@
 use hyper::Uri;
 
 use super::LibraryError;
+use crate::base::hash::unhex;
 use crate::base::limits::{MODEL_NAME_BYTES_MAX, URL_BYTES_MAX};
 
 /// An absolute `http` or `https` address.
@@ -116,9 +117,8 @@ fn percent_decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok());
-        match (bytes[i], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
-            (b'%', Some(byte)) => {
+        match (bytes[i], text.get(i + 1..i + 3).and_then(unhex::<[u8; 1]>)) {
+            (b'%', Some([byte])) => {
                 out.push(byte);
                 i += 3;
             }

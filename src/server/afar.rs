@@ -1,7 +1,7 @@
-//! Texts of `/ws/completions` that a hub has written: posted to wherever the hub sends requests,
-//! and put down here as they come, so that they can be taken up again at this address.
+//! Texts of `/ws/completions` as they are asked of the dialects: posted as any request, so to
+//! wherever a hub sends it and as a job where it has a name, and put down as they come.
 //!
-//! The text is asked for as a stream of OpenAI's, which every backend speaks. What a stream that is
+//! A text is asked for as a stream of OpenAI's, which every backend speaks. What a stream that is
 //! cut means is the hub's matter; here it ends, or it has failed.
 
 use axum::Router;
@@ -13,15 +13,24 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Value, json};
 
-use super::fields::Fields;
+use super::cache::{CacheKey, digest};
 use super::frames::{self, Form, Said, Splitter};
 use super::{ApiError, Caller};
 use crate::base::limits::{HUB_FRAME_BYTES_MAX, LIVE_TEXT_BYTES_MAX};
 
-/// Fields that mean nothing elsewhere, or another thing.
-const OWN: [&str; 5] = ["request_id", "offset", "cancel", "n", "n_cmpl"];
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+/// Fields that mean nothing there, or another thing.
+const OWN: [&str; 6] = ["request_id", "offset", "cancel", "on_disconnect", "n", "n_cmpl"];
 
-/// A text on its way from elsewhere.
+/// A text that is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Wanted {
+    path: &'static str,
+    body: Value,
+}
+
+/// A text on its way.
 pub(super) struct Afar {
     body: Body,
     frames: Splitter,
@@ -39,15 +48,71 @@ pub(super) enum Heard {
     End(Value),
 }
 
+impl Wanted {
+    /// What `fields` ask for. One that has a name is the same text whenever it is asked for: where
+    /// it has no seed, its name gives it one.
+    pub fn of(fields: &Map<String, Value>, name: Option<&str>) -> Wanted {
+        let mut body = fields.clone();
+        OWN.iter().for_each(|name| drop(body.remove(*name)));
+        let path = match body.contains_key("messages") {
+            true => CHAT,
+            false => TEXT,
+        };
+        if let Some(n) = body.remove("n_predict") {
+            body.entry("max_tokens").or_insert(n);
+        }
+        // Nobody may be reading, and a context that is shifted never fills up.
+        body.insert("context_shift".into(), false.into());
+        body.insert("stream".into(), true.into());
+        body.insert("stream_options".into(), json!({"include_usage": true}));
+        let has_seed = body.get("seed").and_then(Value::as_i64).is_some_and(|seed| seed >= 0);
+        if let Some(name) = name.filter(|_| !has_seed) {
+            let [a, b, c, d, ..] = digest(&json!([name, path, body]));
+            body.insert("seed".into(), (u32::from_le_bytes([a, b, c, d]) >> 1).into());
+        }
+        Wanted { path, body: body.into() }
+    }
+
+    /// What was asked for by a job; `None` if that was something else.
+    pub fn of_job(endpoint: &str, body: &[u8]) -> Option<Wanted> {
+        let path = [CHAT, TEXT].into_iter().find(|path| *path == endpoint)?;
+        let body: Value = serde_json::from_slice(body).ok()?;
+        (body["stream"] == true).then_some(Wanted { path, body })
+    }
+
+    /// What tells it from others.
+    pub fn digest(&self) -> CacheKey {
+        digest(&json!([self.path, self.body]))
+    }
+
+    /// # Errors
+    /// If there is more than one prompt.
+    fn check(&self) -> Result<(), ApiError> {
+        let is_one = match &self.body["prompt"] {
+            Value::Array(parts) => parts.len() == 1 || parts.iter().all(Value::is_number),
+            _ => true,
+        };
+        is_one.then_some(()).ok_or_else(|| ApiError::field("prompt", "prompt must be one prompt"))
+    }
+}
+
 impl Afar {
-    /// Asks for the text of `fields`.
-    pub async fn ask(dialects: Router, caller: Caller, fields: &Fields) -> Result<Afar, ApiError> {
-        let (path, body) = request(&fields.0)?;
-        let request = Request::post(path)
+    /// Asks for a text; by `name` it is a job.
+    pub async fn ask(
+        dialects: Router,
+        caller: Caller,
+        wanted: Wanted,
+        name: Option<String>,
+    ) -> Result<Afar, ApiError> {
+        wanted.check()?;
+        let mut request = Request::post(wanted.path)
             .header(header::CONTENT_TYPE, "application/json")
-            .extension(caller)
-            .body(Body::from(body.to_string()))
-            .map_err(|error| ApiError::internal(error.to_string()))?;
+            .extension(caller);
+        if let Some(name) = name {
+            request = request.header("idempotency-key", name);
+        }
+        let request = request.body(Body::from(wanted.body.to_string()));
+        let request = request.map_err(|error| ApiError::internal(error.to_string()))?;
         let Ok(mut answer) = TowerToHyperService::new(dialects).call(request).await;
         if let Some(error) = answer.extensions_mut().remove::<ApiError>() {
             return Err(error);
@@ -125,29 +190,6 @@ impl Afar {
     }
 }
 
-/// The path and body that ask elsewhere for what `fields` asks for here.
-fn request(fields: &Map<String, Value>) -> Result<(&'static str, Value), ApiError> {
-    let mut body = fields.clone();
-    OWN.iter().for_each(|name| drop(body.remove(*name)));
-    let is_one = |prompt: &Value| match prompt {
-        Value::Array(parts) => parts.len() == 1 || parts.iter().all(Value::is_number),
-        _ => true,
-    };
-    if !body.get("prompt").is_none_or(is_one) {
-        return Err(ApiError::field("prompt", "prompt must be one prompt"));
-    }
-    let path = match body.contains_key("messages") {
-        true => "/v1/chat/completions",
-        false => "/v1/completions",
-    };
-    if let Some(n) = body.remove("n_predict") {
-        body.entry("max_tokens").or_insert(n);
-    }
-    body.insert("stream".into(), true.into());
-    body.insert("stream_options".into(), json!({"include_usage": true}));
-    Ok((path, Value::Object(body)))
-}
-
 async fn refused(answer: Response) -> ApiError {
     let status = answer.status();
     let body = Limited::new(answer.into_body(), HUB_FRAME_BYTES_MAX).collect().await;
@@ -155,7 +197,8 @@ async fn refused(answer: Response) -> ApiError {
     let told: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let message = told["error"]["message"].as_str().map(str::to_owned);
     let message = message.unwrap_or_else(|| format!("a backend answers {status}"));
-    ApiError::new(status, "upstream_error", message)
+    let param = told["error"]["param"].as_str().map(str::to_owned);
+    ApiError { param, ..ApiError::new(status, "upstream_error", message) }
 }
 
 #[cfg(test)]
@@ -198,18 +241,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_elsewhere_says_the_same() {
-        let ask = |body: Value| request(body.as_object().unwrap());
+    fn what_is_asked_there_says_the_same_whenever_it_is_asked() {
+        let of = |body: Value, name| Wanted::of(body.as_object().unwrap(), name);
         let own = json!({"prompt": "p", "n_predict": 4, "request_id": "r", "offset": 3});
-        let (path, body) = ask(own).unwrap();
+        let Wanted { path, body } = of(own.clone(), None);
         let usage = json!({"include_usage": true});
         assert_eq!(path, "/v1/completions");
         assert_eq!(
             body,
-            json!({"prompt": "p", "max_tokens": 4, "stream": true, "stream_options": usage})
+            json!({"prompt": "p", "max_tokens": 4, "stream": true, "stream_options": usage,
+                "context_shift": false})
         );
-        assert_eq!(ask(json!({"messages": []})).unwrap().0, "/v1/chat/completions");
-        assert!(ask(json!({"prompt": ["a", "b"]})).is_err());
-        assert!(ask(json!({"prompt": [1, 2]})).is_ok());
+        assert_eq!(of(json!({"messages": []}), None).path, "/v1/chat/completions");
+        assert!(of(json!({"prompt": ["a", "b"]}), None).check().is_err());
+        assert!(of(json!({"prompt": [1, 2]}), None).check().is_ok());
+        let named = of(own.clone(), Some("r"));
+        assert!(named.body["seed"].is_u64() && named == of(own.clone(), Some("r")), "{named:?}");
+        assert_ne!(named.body["seed"], of(own.clone(), Some("s")).body["seed"]);
+        let seeded = json!({"prompt": "p", "seed": 7});
+        assert_eq!(of(seeded, Some("r")).body["seed"], 7);
+        // As its job has it.
+        let job = |path: &str, body: &Value| Wanted::of_job(path, body.to_string().as_bytes());
+        let found = job("/v1/completions", &named.body).unwrap();
+        assert_eq!((found.digest(), &found), (named.digest(), &named));
+        assert_eq!(job("/v1/completions", &own), None, "it does not stream");
+        assert_eq!(job("/completion", &named.body), None);
     }
 }

@@ -43,8 +43,6 @@ pub struct ServerConfig {
     pub embeddings: bool,
     /// How an encoder's rows become one vector; unset takes the model's own way.
     pub pooling: Option<String>,
-    /// Whether documents are ranked.
-    pub reranking: bool,
     /// Whether `/slots` answers.
     pub slots: bool,
     /// Whether `/metrics` answers.
@@ -114,7 +112,6 @@ impl Default for ServerConfig {
             draft_p_min: SpeculationOptions::default().p_min,
             embeddings: false,
             pooling: None,
-            reranking: false,
             slots: true,
             metrics: false,
             props: false,
@@ -237,7 +234,6 @@ impl ServerConfig {
             n_predict: self.n_predict,
             serves_embeddings: self.embeddings,
             pooling: self.pooling(),
-            serves_reranking: self.reranking,
             shows_slots: self.slots,
             shows_metrics: self.metrics,
             allows_props: self.props,

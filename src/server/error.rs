@@ -14,8 +14,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use crate::base::file::is_disk_full;
 use crate::hosting::HostError;
 use crate::inference::{EngineError, InferenceError};
+use crate::store::StoreError;
+
+/// When to try again if the store has no time, or is away.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+/// And if there is no room.
+const ROOM_RETRY: Duration = Duration::from_secs(30);
 
 /// An error as it goes over the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +86,22 @@ impl ApiError {
     /// Something of ours is broken.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    /// There is no room on the disk; nothing was kept.
+    pub fn no_room(message: impl Into<String>) -> ApiError {
+        let error = ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage_error", message);
+        ApiError { retry_after: Some(ROOM_RETRY), ..error }
+    }
+
+    /// `what` was not kept, for the system's reason.
+    pub fn unkept(what: &str, why: &std::io::Error) -> ApiError {
+        match is_disk_full(why) {
+            true => ApiError::no_room(format!(
+                "{what}: the disk is full; remove something from it and ask again"
+            )),
+            false => ApiError::internal(format!("{what}: {why}")),
+        }
     }
 
     /// Not now.
@@ -165,6 +188,20 @@ impl From<&InferenceError> for ApiError {
             InferenceError::Memory { .. } => {
                 ApiError::unavailable(message, Duration::from_secs(30))
             }
+            _ => ApiError::internal(message),
+        }
+    }
+}
+
+impl From<&StoreError> for ApiError {
+    fn from(error: &StoreError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            error if error.is_disk_full() => ApiError::no_room(message),
+            StoreError::Busy | StoreError::Closed | StoreError::Away { .. } => {
+                ApiError::unavailable(message, STORE_RETRY)
+            }
+            StoreError::PeersFull { .. } => ApiError::conflict(message),
             _ => ApiError::internal(message),
         }
     }

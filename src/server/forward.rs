@@ -21,9 +21,12 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
 
+use serde_json::Value;
+
+use super::jobs::Holder;
 use super::{ApiError, autocoder};
 use crate::base::limits::HTTP_BODIES_BYTES_MAX;
-use crate::inference::Priority;
+use crate::inference::{Priority, TenantId};
 use crate::store::Peer;
 
 /// A request as it was let in: its head, with the caller in its extensions, and its whole body.
@@ -87,6 +90,33 @@ pub(super) fn class_of(word: &str) -> Option<Priority> {
 /// Header by which a paired hub tells its callers apart: each gets a share of its own.
 pub const TENANT: HeaderName = HeaderName::from_static("x-jetforge-tenant");
 
+/// A job that another machine may have, and that nobody wants of it any more.
+#[derive(Clone, Debug)]
+pub struct Unwanted {
+    /// The machine, and the job's name there.
+    pub holder: Holder,
+    /// Whose job it is here.
+    pub tenant: TenantId,
+    /// The path that was asked.
+    pub endpoint: String,
+    /// What it was asked: an object.
+    pub body: Value,
+}
+
+/// What became of such a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// Nothing comes of it there, now or later.
+    Over,
+    /// It was answered before.
+    Answered,
+    /// The machine could not be told, and why.
+    Untold(String),
+}
+
+/// A job to be withdrawn.
+pub type Withdrawing = Pin<Box<dyn Future<Output = Withdrawn> + Send>>;
+
 /// An answer to be awaited.
 pub type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 
@@ -94,6 +124,12 @@ pub type Answering = Pin<Box<dyn Future<Output = Response> + Send>>;
 pub trait Forward: Send + Sync {
     /// Answers a request, by `here` or by somebody else.
     fn answer(self: Arc<Self>, request: Admitted, here: Here) -> Answering;
+
+    /// Whether a machine that jobs were given to can be told something now.
+    fn reaches(&self, host: &str) -> bool;
+
+    /// Takes a job back from the machine that has it, or is about to get it.
+    fn withdraw(self: Arc<Self>, unwanted: Unwanted) -> Withdrawing;
 
     /// Takes a machine in that this one was paired with just now; whether there is a place for it.
     fn join(self: Arc<Self>, peer: Peer) -> bool;

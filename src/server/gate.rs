@@ -19,6 +19,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
+use serde_json::json;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::access::{Access, check_exposure};
@@ -101,9 +102,7 @@ struct Shared {
     sync: OnceLock<Node>,
     sync_bell: Arc<Notify>,
     forward: OnceLock<Arc<dyn Forward>>,
-    /// The dialects behind it.
-    elsewhere: OnceLock<Router>,
-    /// The same, or those of here, with what is promised of their answers.
+    /// The dialects, with what is promised of their answers.
     dialects: OnceLock<Router>,
     pair_desk: OnceLock<PairDesk>,
     settings: OnceLock<Arc<dyn Settings>>,
@@ -136,7 +135,6 @@ impl Gate {
             sync: OnceLock::new(),
             sync_bell: Arc::default(),
             forward: OnceLock::new(),
-            elsewhere: OnceLock::new(),
             dialects: OnceLock::new(),
             pair_desk: OnceLock::new(),
             settings: OnceLock::new(),
@@ -251,15 +249,6 @@ impl Gate {
         let _ = self.0.forward.set(forward);
     }
 
-    /// Says who answers requests that come by other ways than HTTP, where that may be elsewhere.
-    pub(super) fn answer_elsewhere(&self, dialects: Router) {
-        let _ = self.0.elsewhere.set(dialects);
-    }
-
-    pub(super) fn elsewhere(&self) -> Option<Router> {
-        self.0.elsewhere.get().cloned()
-    }
-
     /// Says who answers messages of WebSockets that are whole requests.
     pub(super) fn answer_messages(&self, dialects: Router) {
         let _ = self.0.dialects.set(dialects);
@@ -308,6 +297,17 @@ impl Gate {
         is_ready
     }
 
+    /// llama.cpp's words while the first model loads, and how far it is.
+    fn still_loading(&self) -> ApiError {
+        let mut error = ApiError::unavailable("Loading model", LOADING_RETRY);
+        if let Some(loading) = self.0.server.0.host.loading() {
+            let (done_bytes, total_bytes) = loading.progress.read();
+            let progress = json!({"done_bytes": done_bytes, "total_bytes": total_bytes});
+            error.extra.insert("progress".into(), progress);
+        }
+        error
+    }
+
     /// The caller's name for a request if it is a sound one, else one of ours.
     fn request_id(&self, headers: &HeaderMap) -> String {
         let is_sound = |id: &&str| {
@@ -331,7 +331,7 @@ impl Gate {
         access.check_origin(&parts.uri, &parts.headers)?;
         check_header_size(parts)?;
         if !self.is_ready() && route != Some("/") {
-            return Err(ApiError::unavailable("Loading model", LOADING_RETRY));
+            return Err(self.still_loading());
         }
         let key = access.check_key(&parts.method, route, &parts.headers)?;
         let Some(key) = key else {

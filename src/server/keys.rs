@@ -25,6 +25,7 @@ use crate::base::file::replace;
 use crate::base::hash::hex;
 use crate::base::limits::{KEY_NAME_BYTES_MAX, KEYS_FILE_BYTES_MAX, KEYS_MAX};
 use crate::inference::Priority;
+use crate::seal;
 
 /// What a key opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,25 +245,7 @@ pub(super) fn hash(key: &str) -> [u8; 32] {
 /// # Errors
 /// If the system has no random bytes.
 pub(super) fn random_key() -> std::io::Result<String> {
-    let mut bytes = [0u8; 32];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)?;
-    }
-    Ok(format!("jf-{}", hex(&bytes)))
-}
-
-/// The bytes of 64 hexadecimal digits.
-pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
+    Ok(format!("jf-{}", hex(&seal::random()?)))
 }
 
 #[cfg(test)]
@@ -291,7 +274,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let kept = &file.list().unwrap()[0];
         assert_eq!((kept.name.as_str(), &kept.grant), ("editor", &grant()));
-        assert_eq!(unhex(&kept.sha256), Some(hash(&key)));
+        assert_eq!(kept.sha256, hex(&hash(&key)));
         assert_ne!(file.create("other", grant()).unwrap(), key);
     }
 

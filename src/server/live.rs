@@ -12,8 +12,12 @@
 //!
 //! Offsets are bytes of UTF-8; a caller only sends back the last `next` that it has. A text is
 //! written to its end although its reader has gone, into a buffer that is bounded: so many texts,
-//! so many bytes, those that are finished go first. At a hub the text comes from wherever the hub
-//! has it written, and is kept here all the same.
+//! so many bytes, those that are finished go first.
+//!
+//! A text is asked of the dialects as any request: at a hub it is written wherever the hub has it
+//! written. One whose caller named it is a job, so it is there also when the program was killed, or
+//! the buffer had no room for it any more: it is asked for again as the job has it, and comes from
+//! its start, as much of it as is there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,21 +33,18 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::afar::{Afar, Heard};
-use super::cache::{CacheKey, digest};
-use super::chat::{Delta, Parser};
-use super::constraint::blame;
+use super::afar::{Afar, Heard, Wanted};
+use super::cache::CacheKey;
 use super::fields::Fields;
-use super::generate::{Generation, blocking, fit_prompt, lease_for, submit};
-use super::openai::finish_reason;
-use super::prompts::prompts;
-use super::report::usage_json;
-use super::request::{self, request};
+use super::gate::Message;
+use super::jobs::Door;
+use super::request;
 use super::sockets::{self, Asked, Out};
-use super::state::{Caller, Server};
-use super::{ApiError, Gate, talk};
-use crate::base::limits::{LIVE_BYTES_MAX, LIVE_FRAME_BYTES_MAX, LIVE_MAX, LIVE_TEXT_BYTES_MAX};
-use crate::inference::{EngineError, Event, TenantId};
+use super::state::Caller;
+use super::{ApiError, Gate};
+use crate::base::limits::{LIVE_BYTES_MAX, LIVE_FRAME_BYTES_MAX, LIVE_MAX};
+use crate::inference::{EngineError, TenantId};
+use crate::jobs::{Job, JobsError};
 
 type Key = (TenantId, String);
 
@@ -89,6 +90,18 @@ impl Kept {
 }
 
 impl Text {
+    fn new(digest: CacheKey) -> Text {
+        let (changed, _) = watch::channel(0);
+        Text { digest, written: Mutex::default(), changed }
+    }
+
+    /// One that was ended before any of it was known here.
+    fn canceled() -> Text {
+        let text = Text::new(CacheKey::default());
+        text.lock().end = Some(json!({"finish_reason": "canceled"}));
+        text
+    }
+
     fn lock(&self) -> MutexGuard<'_, Written> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,8 +154,7 @@ impl Texts {
             };
             kept.texts.remove(&oldest);
         }
-        let (changed, _) = watch::channel(0);
-        let text = Arc::new(Text { digest, written: Mutex::default(), changed });
+        let text = Arc::new(Text::new(digest));
         kept.clock += 1;
         let used_at = kept.clock;
         kept.texts.insert(key.clone(), (used_at, Arc::clone(&text)));
@@ -165,38 +177,97 @@ async fn open(
 }
 
 async fn answer(asked: Asked) -> Result<(), ApiError> {
-    let Asked { server, elsewhere, mut message, bytes, out } = asked;
+    let Asked { gate, message, bytes, out } = asked;
     let fields = Fields::parse(&bytes)?;
+    let server = gate.server();
     // Checks the name that the caller chose, or gives one.
-    let name = request::own(&fields, &message.caller, &server.0.options)?.id;
-    let key = (message.caller.tenant, name);
+    let id = request::own(&fields, &message.caller, &server.0.options)?.id;
+    let name = fields.str("request_id")?.filter(|id| !id.is_empty());
+    let key = (message.caller.tenant, id);
     let offset = fields.count("offset", usize::MAX)?.unwrap_or(0);
-    let texts = &server.0.texts;
-    let unknown = || ApiError::not_found("no text of this request_id is kept").at("request_id");
+    let kept = server.0.texts.find(&key);
     if fields.bool("cancel")? == Some(true) {
-        let text = texts.find(&key).ok_or_else(unknown)?;
-        text.change(|written| written.is_canceled = true);
+        let text = end(&gate, &key, kept).await?;
         let end = text.lock().text.len();
         return tell(&text, &key.1, end, &out).await;
     }
-    if !fields.has("prompt") && !fields.has("messages") {
-        let text = texts.find(&key).ok_or_else(unknown)?;
-        return tell(&text, &key.1, offset, &out).await;
+    let wanted = match (fields.has("prompt") || fields.has("messages"), kept) {
+        (true, _) => Wanted::of(&fields.0, name),
+        (false, Some(text)) if !text.has_failed() => {
+            return tell(&text, &key.1, offset, &out).await;
+        }
+        (false, kept) => match (job_of(&gate, &key).await?, kept) {
+            (Some(of_job), _) => of_job.wanted,
+            (None, Some(failed)) => return tell(&failed, &key.1, offset, &out).await,
+            (None, None) => return Err(unknown()),
+        },
+    };
+    let text = enter(&gate, message, &key, wanted, name.is_some())?;
+    tell(&text, &key.1, offset, &out).await
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found("no text of this request_id is kept").at("request_id")
+}
+
+/// The job of a text, also of one that memory knows nothing of any more.
+struct OfJob {
+    door: Door,
+    job: Job,
+    wanted: Wanted,
+}
+
+/// The job of this name, if it is a text's.
+async fn job_of(gate: &Gate, key: &Key) -> Result<Option<OfJob>, ApiError> {
+    let Some(door) = gate.jobs().cloned() else { return Ok(None) };
+    let (tenant, name) = (key.0.0, key.1.clone());
+    let found = door.ask(move |jobs| match jobs.of_request(tenant, &name) {
+        Err(JobsError::Unknown) => Ok(None),
+        Err(error) => Err(error),
+        Ok(job) => Ok(Some((jobs.body(&job)?, job))),
+    });
+    Ok(found.await?.and_then(|(body, job)| {
+        let wanted = Wanted::of_job(&job.row.endpoint, &body)?;
+        Some(OfJob { door, job, wanted })
+    }))
+}
+
+/// Ends a text, in memory and as a job.
+async fn end(gate: &Gate, key: &Key, kept: Option<Arc<Text>>) -> Result<Arc<Text>, ApiError> {
+    if let Some(text) = &kept {
+        text.change(|written| written.is_canceled = true);
     }
-    let mut body = fields.clone();
-    ["offset", "stream"].iter().for_each(|name| drop(body.0.remove(*name)));
-    // Nobody may be reading, and a context that is shifted never fills up.
-    body.0.insert("context_shift".into(), false.into());
-    if texts.find(&key).is_none_or(|text| text.has_failed()) {
+    match (job_of(gate, key).await?, kept) {
+        (None, kept) => kept.ok_or_else(unknown),
+        (Some(OfJob { job, .. }), None) if job.state.is_over() => {
+            Err(JobsError::Illegal { state: job.state }.into())
+        }
+        (Some(OfJob { door, job, .. }), kept) => {
+            door.take_back(job.row.id).await?;
+            Ok(kept.unwrap_or_else(|| Arc::new(Text::canceled())))
+        }
+    }
+}
+
+/// The text of a name, which is asked for if it is not there.
+fn enter(
+    gate: &Gate,
+    mut message: Message,
+    key: &Key,
+    wanted: Wanted,
+    is_named: bool,
+) -> Result<Arc<Text>, ApiError> {
+    let texts = &gate.server().0.texts;
+    if texts.find(key).is_none_or(|text| text.has_failed()) {
         message.begin()?;
     }
-    let (text, is_new) = texts.enter(&key, digest(&Value::Object(body.0.clone())))?;
+    let (text, is_new) = texts.enter(key, wanted.digest())?;
     if is_new {
-        body.0.insert("request_id".into(), key.1.as_str().into());
         let caller = Caller { request_id: key.1.clone(), ..message.caller };
-        tokio::spawn(write(server.clone(), elsewhere, caller, body, Arc::clone(&text)));
+        let name = is_named.then(|| key.1.clone());
+        tokio::spawn(write(gate.dialects(), caller, wanted, name, Arc::clone(&text)));
     }
-    tell(&text, &key.1, offset, &out).await
+    Ok(text)
 }
 
 /// Tells a text from `offset` on, to its end.
@@ -228,9 +299,16 @@ fn next(
     id: &str,
     offset: usize,
 ) -> Result<Option<(Value, usize, bool)>, ApiError> {
-    let Some(rest) = written.text.get(offset..) else {
-        let message = format!("offset is {offset}, which is no place in the text");
-        return Err(ApiError::field("offset", message));
+    let rest = match (written.text.get(offset..), &written.end) {
+        (Some(rest), _) => rest,
+        // A text that is taken up comes from its start.
+        (None, None) if offset > written.text.len() => return Ok(None),
+        // What went wrong says more than a place that is none.
+        (None, Some(end)) if end["finish_reason"] == "error" => "",
+        _ => {
+            let message = format!("offset is {offset}, which is no place in the text");
+            return Err(ApiError::field("offset", message));
+        }
     };
     let mut n = rest.len().min(LIVE_FRAME_BYTES_MAX);
     while !rest.is_char_boundary(n) {
@@ -253,23 +331,19 @@ fn next(
     }
 }
 
-/// Writes a text to its end, whoever reads it.
+/// Has a text written to its end, whoever reads it; one with a name as a job.
 async fn write(
-    server: Server,
-    elsewhere: Option<Router>,
+    dialects: Option<Router>,
     caller: Caller,
-    fields: Fields,
+    wanted: Wanted,
+    name: Option<String>,
     text: Arc<Text>,
 ) {
     // In its caller's place, also when the engine has all that it needs.
     let _held = caller.held.clone();
     // Whatever happens, readers hear of an end.
     let ending = Ending(Arc::clone(&text));
-    let written = match elsewhere {
-        Some(dialects) => written_afar(dialects, caller, fields, &text).await,
-        None => written(server, caller, fields, &text).await,
-    };
-    if let Err(error) = written {
+    if let Err(error) = put_down(dialects, caller, wanted, name, &text).await {
         let end = json!({"finish_reason": "error", "error": error.to_json()["error"]});
         text.change(|written| written.end = Some(end));
     }
@@ -288,50 +362,27 @@ impl Drop for Ending {
     }
 }
 
-async fn written(
-    server: Server,
+/// Puts down what is written, until it is over or somebody ends it.
+async fn put_down(
+    dialects: Option<Router>,
     caller: Caller,
-    fields: Fields,
+    wanted: Wanted,
+    name: Option<String>,
     text: &Text,
 ) -> Result<(), ApiError> {
-    let lease = lease_for(&server, &fields, &caller).await?;
-    let work = move || {
-        let options = &server.0.options;
-        if fields.has("messages") {
-            let talk = talk::start(&fields, lease, &caller, options)?;
-            return Ok((talk.generation, Some(talk.parser.parser())));
-        }
-        let mut request = request(&fields, &["max_tokens", "n_predict"], &lease, &caller, options)?;
-        let prompt = fields.get("prompt").cloned().unwrap_or_default();
-        let mut several = prompts(&prompt, "prompt", lease.info().tokenizer())?;
-        let (Some(mut prompt), true) = (several.pop(), several.is_empty()) else {
-            return Err(ApiError::field("prompt", "prompt must be one prompt"));
-        };
-        fit_prompt(&mut prompt, request::trim(&fields)?, lease.info().n_ctx(), request.n_predict)?;
-        request.prompt = prompt;
-        let submitted = submit(lease, vec![request]);
-        Ok((submitted.map_err(|error| blame(&fields.0, error))?, None))
-    };
-    let (generation, parser) = blocking(work).await?;
-    follow(generation, parser, text).await
-}
-
-/// Puts down what is written elsewhere, until it is over or somebody ends it.
-async fn written_afar(
-    dialects: Router,
-    caller: Caller,
-    fields: Fields,
-    text: &Text,
-) -> Result<(), ApiError> {
+    let dialects = dialects.ok_or_else(|| ApiError::internal("nobody answers yet"))?;
     let mut changed = text.changed.subscribe();
+    // Whoever ends it ends its job as well: that is no fault of it.
     let mut afar = tokio::select! {
-        afar = Afar::ask(dialects, caller, &fields) => afar?,
+        biased;
         () = canceled(text, &mut changed) => return Ok(()),
+        afar = Afar::ask(dialects, caller, wanted, name) => afar?,
     };
     loop {
         let heard = tokio::select! {
-            heard = afar.next() => heard?,
+            biased;
             () = canceled(text, &mut changed) => return Ok(()),
+            heard = afar.next() => heard?,
         };
         match heard {
             Heard::Text(more) => text.change(|written| written.text.push_str(&more)),
@@ -350,62 +401,4 @@ async fn canceled(text: &Text, changed: &mut watch::Receiver<u64>) {
         let _ = changed.changed().await;
     }
     text.change(|written| written.end = Some(json!({"finish_reason": "canceled"})));
-}
-
-/// Puts down what is said, until it is over or somebody ends it.
-async fn follow(
-    mut generation: Generation,
-    mut parser: Option<Parser>,
-    text: &Text,
-) -> Result<(), ApiError> {
-    let spoken = |deltas: Vec<Delta>| -> String {
-        let content = deltas.into_iter().filter_map(|delta| match delta {
-            Delta::Content(text) => Some(text),
-            _ => None,
-        });
-        content.collect()
-    };
-    let mut changed = text.changed.subscribe();
-    loop {
-        // Also what was taken back before anybody listened.
-        if text.lock().is_canceled {
-            text.change(|written| written.end = Some(json!({"finish_reason": "canceled"})));
-            return Ok(());
-        }
-        let event = tokio::select! {
-            event = generation.next() => event,
-            _ = changed.changed() => continue,
-        };
-        match event {
-            None => return Err(ApiError::from(EngineError::Stopping)),
-            Some((_, Event::Failed(error))) => return Err(ApiError::from(error.as_ref())),
-            Some((_, Event::Progress { .. })) => {}
-            Some((_, Event::Text { text: more, timings, .. })) => {
-                let more = match &mut parser {
-                    Some(parser) => spoken(parser.push(&more)),
-                    None => more,
-                };
-                if !more.is_empty() {
-                    text.change(|written| written.text.push_str(&more));
-                }
-                if text.lock().text.len() > LIVE_TEXT_BYTES_MAX {
-                    let end = json!({"finish_reason": "length", "usage": usage_json(&timings)});
-                    text.change(|written| written.end = Some(end));
-                    return Ok(());
-                }
-            }
-            Some((_, Event::Done { finish, timings, .. })) => {
-                let rest = parser.as_mut().map(|parser| spoken(parser.finish()));
-                let end = json!({
-                    "finish_reason": finish_reason(&finish, false),
-                    "usage": usage_json(&timings),
-                });
-                text.change(|written| {
-                    written.text.push_str(&rest.unwrap_or_default());
-                    written.end = Some(end);
-                });
-                return Ok(());
-            }
-        }
-    }
 }

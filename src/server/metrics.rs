@@ -4,6 +4,7 @@
 //! route or a status, never anything that a caller sent.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,7 +14,8 @@ use axum::routing::get;
 
 use super::sync::standings;
 use super::{ApiError, Gate, logs, power};
-use crate::inference::{DiskCacheStats, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
+use crate::hosting::Host;
+use crate::inference::{DiskCacheStats, Engine, EngineStats, HISTOGRAM_BOUNDS_S, Histogram, Miss};
 use crate::jobs::Counts;
 use crate::sync::PeerStanding;
 
@@ -48,23 +50,7 @@ async fn metrics(State(gate): State<Gate>) -> Response {
     if let Some(disk) = engines.iter().find_map(|(_, e)| e.options().disk_cache.as_ref()) {
         disk_metrics(&mut page, &disk.stats());
     }
-    let hosted = host.models();
-    page.head("jetforge_model_memory_bytes", "gauge", "Memory that a loaded model may take");
-    for model in hosted.iter().filter(|model| model.is_loaded) {
-        let labels = format!("model=\"{}\"", escape(&model.entry.name));
-        page.sample("jetforge_model_memory_bytes", &labels, model.memory_bytes as f64);
-    }
-    page.head("jetforge_model_device", "gauge", "1 for the device that a loaded model runs on");
-    for (name, engine) in &engines {
-        let device = engine.info().device();
-        let labels = format!("model=\"{}\",device=\"{}\"", escape(name), device.name);
-        page.sample("jetforge_model_device", &labels, 1.0);
-    }
-    page.head("jetforge_model_loaded", "gauge", "Whether a model is in memory");
-    for model in &hosted {
-        let labels = format!("model=\"{}\"", escape(&model.entry.name));
-        page.sample("jetforge_model_loaded", &labels, f64::from(u8::from(model.is_loaded)));
-    }
+    model_metrics(&mut page, host, &engines);
     service_metrics(&mut page, &gate);
     if let Some(n) = logs::n_lost() {
         let help = "Events that the journal had no time for";
@@ -85,6 +71,33 @@ async fn metrics(State(gate): State<Gate>) -> Response {
     }
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], page.text).into_response()
+}
+
+/// What is in memory, where it computes, and what is on its way there.
+fn model_metrics(page: &mut Page, host: &Host, engines: &[(String, Arc<Engine>)]) {
+    let hosted = host.models();
+    page.head("jetforge_model_memory_bytes", "gauge", "Memory that a loaded model may take");
+    for model in hosted.iter().filter(|model| model.is_loaded) {
+        let labels = format!("model=\"{}\"", escape(&model.entry.name));
+        page.sample("jetforge_model_memory_bytes", &labels, model.memory_bytes as f64);
+    }
+    page.head("jetforge_model_device", "gauge", "1 for the device that a loaded model runs on");
+    for (name, engine) in engines {
+        let device = engine.info().device();
+        let labels = format!("model=\"{}\",device=\"{}\"", escape(name), device.name);
+        page.sample("jetforge_model_device", &labels, 1.0);
+    }
+    page.head("jetforge_model_loaded", "gauge", "Whether a model is in memory");
+    for model in &hosted {
+        let labels = format!("model=\"{}\"", escape(&model.entry.name));
+        page.sample("jetforge_model_loaded", &labels, f64::from(u8::from(model.is_loaded)));
+    }
+    let name = "jetforge_model_load_ratio";
+    page.head(name, "gauge", "How much of the weights of a model that loads is in its place");
+    let loading = host.loading();
+    if let Some((loading, ratio)) = loading.and_then(|l| l.progress.fraction().map(|r| (l, r))) {
+        page.sample(name, &format!("model=\"{}\"", escape(&loading.name)), ratio);
+    }
 }
 
 /// How links with peers stand.

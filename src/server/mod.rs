@@ -68,7 +68,10 @@ pub use cache::CacheOptions;
 pub use client::{Client, ClientError};
 pub use config::ServerConfig;
 pub use error::ApiError;
-pub use forward::{Admitted, Answering, CLASS, Forward, Here, TENANT, Untaken, class_name};
+pub use forward::{
+    Admitted, Answering, CLASS, Forward, Here, TENANT, Untaken, Unwanted, Withdrawing, Withdrawn,
+    class_name,
+};
 pub use gate::{Gate, GateOptions};
 pub use jobs::{JobHand, JobRunner};
 use keys::random_key;

@@ -38,8 +38,8 @@ async fn choose(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>,
     let watch = std::sync::Arc::clone(watch);
     let chosen = Profile::parse(name);
     let kept = tokio::task::spawn_blocking(move || watch.choose(chosen)).await;
-    let failed = |why: String| ApiError::internal(format!("the choice cannot be kept: {why}"));
-    kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+    let kept = kept.map_err(|error| ApiError::internal(error.to_string()))?;
+    kept.map_err(|error| ApiError::unkept("the choice is not kept", &error))?;
     tracing::info!(profile = name, "power profile chosen");
     Ok(Json(json!({"profile": name})))
 }

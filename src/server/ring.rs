@@ -13,8 +13,9 @@ use subtle::ConstantTimeEq;
 
 use super::ServerError;
 use super::forward::{CLASS, TENANT, class_of};
-use super::keys::{Class, KeyFile, KeyRecord, Scope, Stamp, hash, unhex};
+use super::keys::{Class, KeyFile, KeyRecord, Scope, Stamp, hash};
 use super::quota::Quota;
+use crate::base::hash::unhex;
 use crate::inference::{Priority, TenantId};
 
 /// A key that opens something.
@@ -166,14 +167,16 @@ impl KeyRing {
 
 /// A record as a key; what it has spent already stays spent.
 fn key_of(record: &KeyRecord, before: &[Arc<Key>]) -> Option<Arc<Key>> {
-    let hash = unhex(&record.sha256)?;
+    // A machine that is paired again has another key, and is the same.
+    let peer = record.name.starts_with(PEER).then(|| hash(&record.name));
+    let hash: [u8; 32] = unhex(&record.sha256)?;
     let (per_minute, at_once) = (record.grant.per_minute, record.grant.at_once);
     let same = before.iter().find(|key| key.hash == hash).map(|key| &key.quota);
     let quota = same.filter(|quota| quota.has_limits(per_minute, at_once)).cloned();
     let quota = quota.unwrap_or_else(|| Arc::new(Quota::new(per_minute, at_once, Instant::now())));
     Some(Arc::new(Key {
         name: record.name.clone(),
-        tenant: tenant_of(&hash),
+        tenant: tenant_of(&peer.unwrap_or(hash)),
         priority: priority(record.grant.class),
         scopes: record.grant.scopes.clone(),
         quota,
@@ -242,6 +245,11 @@ mod tests {
         assert_eq!(peer.on_behalf(&none), (peer.tenant, Priority::Agent));
         let [one, two, again] = ["a", "b", "a"].map(|whose| peer.on_behalf(&headers("x", whose)).0);
         assert!(one == again && one != two && one != peer.tenant);
+        for key in [own, peer] {
+            file.revoke(&key.name).unwrap();
+            let anew = ring.find(&file.create(&key.name, grant()).unwrap()).unwrap();
+            assert_eq!(anew.tenant == key.tenant, key.name.starts_with(PEER), "{}", key.name);
+        }
     }
 
     #[test]

@@ -40,9 +40,7 @@ pub fn router(gate: impl Into<Gate>) -> Router {
     let dialects = match gate.forward().cloned() {
         Some(forward) => {
             let layer = middleware::from_fn_with_state(forward, pass_on);
-            let dialects = dialects.route_layer(layer);
-            gate.answer_elsewhere(dialects.clone().layer(DefaultBodyLimit::disable()));
-            dialects
+            dialects.route_layer(layer)
         }
         None => dialects,
     };
@@ -106,12 +104,17 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{Sender, channel};
+
     use axum::body::Body;
     use axum::http::Request;
     use axum::routing::get;
     use http_body_util::BodyExt;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
+    use serde_json::{Value, json};
+    use tokio::task::{JoinHandle, spawn_blocking, yield_now};
 
     use super::*;
     use crate::hosting::{Host, ModelEntry};
@@ -120,21 +123,40 @@ mod tests {
     };
     use crate::server::ServeOptions;
 
-    fn server() -> Server {
-        let load = LoadOptions { n_ctx: Some(64), n_threads: Some(1), ..LoadOptions::default() };
-        let model = Model::load(&ModelSource::Embedded, &load).unwrap();
-        let options = EngineOptions::default();
-        let entry = ModelEntry {
-            name: "default".to_owned(),
+    fn entry(name: &str) -> ModelEntry {
+        ModelEntry {
+            name: name.to_owned(),
             aliases: Vec::new(),
             source: ModelSource::Embedded,
-            load,
-            engine: options.clone(),
+            load: LoadOptions { n_ctx: Some(64), n_threads: Some(1), ..LoadOptions::default() },
+            engine: EngineOptions::default(),
             sampler: SamplerOptions::default(),
             keep_alive: None,
-        };
+        }
+    }
+
+    fn server() -> Server {
+        let entry = entry("default");
+        let model = Model::load(&entry.source, &entry.load).unwrap();
+        let options = entry.engine.clone();
         let engine = Engine::start(model, options, Box::new(|reason| panic!("{reason}"))).unwrap();
         Server::new(Host::single(entry, engine), ServeOptions::default())
+    }
+
+    /// Lets a model be loaded by the only thread that may, which is busy until the sender goes, and
+    /// says in its place that 430 bytes of 1000 are there.
+    async fn on_its_way(host: &Host, name: &'static str) -> (Sender<()>, JoinHandle<()>) {
+        let (go, gone) = channel::<()>();
+        spawn_blocking(move || gone.recv());
+        let other = host.clone();
+        let waiting = tokio::spawn(async move { drop(other.lease(Some(name)).await.unwrap()) });
+        while host.loading().is_none() {
+            yield_now().await;
+        }
+        let loading = host.loading().unwrap();
+        loading.progress.begin(1000);
+        loading.progress.add(430);
+        (go, waiting)
     }
 
     async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
@@ -158,5 +180,42 @@ mod tests {
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
         assert!(body.contains("\"server_error\"") && !body.contains("secret"), "{body}");
         assert_eq!(ask(&router, "/x").await, (StatusCode::OK, "x".to_owned()));
+    }
+
+    #[test]
+    fn how_far_a_model_is_loaded_is_told() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let entries = vec![entry("a"), entry("b")];
+            let host = Host::new(entries, u64::MAX, Box::new(|_| None), Arc::new(|_| {}));
+            let options = ServeOptions { shows_metrics: true, ..ServeOptions::default() };
+            let service = router(Server::new(host.clone(), options));
+            let (go, waiting) = on_its_way(&host, "a").await;
+            let (status, body) = ask(&service, "/health").await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            let expected = json!({"error": {
+                "code": 503,
+                "message": "Loading model",
+                "type": "unavailable_error",
+                "param": null,
+                "progress": {"done_bytes": 430, "total_bytes": 1000},
+            }});
+            assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
+            drop(go);
+            waiting.await.unwrap();
+            assert_eq!(ask(&service, "/health").await.0, StatusCode::OK);
+
+            // Another one does not keep the first from answering.
+            let (go, waiting) = on_its_way(&host, "b").await;
+            assert_eq!(ask(&service, "/health").await.0, StatusCode::OK);
+            let (_, metrics) = ask(&service, "/metrics").await;
+            let sample = "\njetforge_model_load_ratio{model=\"b\"} 0.43\n";
+            assert!(metrics.contains(sample), "{metrics}");
+            drop(go);
+            waiting.await.unwrap();
+            let (_, metrics) = ask(&service, "/metrics").await;
+            assert!(!metrics.contains("jetforge_model_load_ratio{"), "{metrics}");
+        });
     }
 }

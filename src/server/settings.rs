@@ -18,19 +18,19 @@ use super::fields::Fields;
 use super::{ApiError, Gate};
 
 /// Why a configuration was not put.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PutError {
-    /// The key at fault; `None` if no key is.
-    pub path: Option<String>,
-    /// What is wrong.
-    pub message: String,
-}
-
-impl PutError {
+#[derive(Debug)]
+pub enum PutError {
+    /// A key cannot be used.
+    Key {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// It cannot be kept.
+    Unkept(std::io::Error),
     /// Something of ours is broken.
-    pub fn ours(message: String) -> PutError {
-        PutError { path: None, message }
-    }
+    Ours(String),
 }
 
 /// Whoever holds the configuration.
@@ -58,9 +58,10 @@ async fn put(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, Ap
     let holder = holder(&gate)?;
     let done = tokio::task::spawn_blocking(move || holder.put(&fields.0)).await;
     let result = done.map_err(|error| ApiError::internal(error.to_string()))?;
-    result.map(Json).map_err(|PutError { path, message }| match path {
-        None => ApiError::internal(message),
-        Some(path) => {
+    result.map(Json).map_err(|error| match error {
+        PutError::Ours(message) => ApiError::internal(message),
+        PutError::Unkept(why) => ApiError::unkept("the configuration is not kept", &why),
+        PutError::Key { path, message } => {
             let status = StatusCode::UNPROCESSABLE_ENTITY;
             ApiError::new(status, "invalid_request_error", message).at(path)
         }

@@ -22,6 +22,8 @@ pub struct Shelved {
 pub struct PullStep {
     /// What happens.
     pub status: String,
+    /// SHA-256 in hexadecimal of the file that comes, where it is known.
+    pub sha256: Option<String>,
     /// Bytes done, and bytes in all where they are known.
     pub bytes: Option<(u64, Option<u64>)>,
 }
@@ -42,7 +44,7 @@ pub enum ShelfError {
 
 /// See the module. Every call may take long, and is made off the async threads.
 pub trait Shelf: Send + Sync {
-    /// Every model that is here, by name.
+    /// Every model that is here, once for each name that it can be asked for by.
     fn list(&self) -> Vec<Shelved>;
 
     /// Gets a model that is known by name; `on_step` hears how far it is.
@@ -51,9 +53,9 @@ pub trait Shelf: Send + Sync {
     /// If no source of it is known, or it cannot be had.
     fn pull(&self, name: &str, on_step: &mut dyn FnMut(PullStep)) -> Result<(), ShelfError>;
 
-    /// Deletes a model, unless it goes by one of the names in `loaded`.
+    /// Deletes a model, unless it is one of those in `loaded`; the name that it is loaded by.
     ///
     /// # Errors
     /// If it is not here, or not to be deleted.
-    fn remove(&self, name: &str, loaded: &[String]) -> Result<(), ShelfError>;
+    fn remove(&self, name: &str, loaded: &[String]) -> Result<String, ShelfError>;
 }

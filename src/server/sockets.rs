@@ -18,7 +18,6 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -30,7 +29,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::gate;
-use super::state::Server;
 use super::{ApiError, Gate};
 use crate::base::limits::{SOCKET_MESSAGE_BYTES_MAX, SOCKET_MESSAGES_MAX, SOCKET_PING_MS};
 
@@ -39,9 +37,7 @@ pub(super) type Out = mpsc::Sender<String>;
 
 /// A message that was let in.
 pub(super) struct Asked {
-    pub server: Server,
-    /// The dialects, where they may be answered elsewhere.
-    pub elsewhere: Option<Router>,
+    pub gate: Gate,
     pub message: gate::Message,
     pub bytes: Bytes,
     pub out: Out,
@@ -107,9 +103,8 @@ where
 {
     let answered = async {
         let message = gate.admit_message(&headers, talk.route, bytes.len())?;
-        let (server, bytes, out) = (gate.server().clone(), bytes.clone(), out.clone());
-        let elsewhere = gate.elsewhere();
-        (talk.answer)(Asked { server, elsewhere, message, bytes, out }).await
+        let (gate, bytes, out) = (gate.clone(), bytes.clone(), out.clone());
+        (talk.answer)(Asked { gate, message, bytes, out }).await
     };
     if let Err(error) = without_panic(answered).await {
         // A peer that has left needs no answer.

@@ -25,8 +25,6 @@ pub struct ServeOptions {
     pub serves_embeddings: bool,
     /// How a model's rows become one vector, where not in its own way.
     pub pooling: Option<Pooling>,
-    /// Whether reranking was asked for at start.
-    pub serves_reranking: bool,
     /// Whether `/slots` answers.
     pub shows_slots: bool,
     /// Whether `/metrics` answers.

@@ -53,6 +53,16 @@ pub fn is_broken(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
 }
 
+/// Whether the disk is full.
+pub fn is_disk_full(error: &rusqlite::Error) -> bool {
+    let is_index = |code: &rusqlite::ffi::Error| {
+        // The index of the log could not grow.
+        code.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    };
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        || error.sqlite_error().is_some_and(is_index)
+}
+
 /// What SQLite's own check finds wrong; `None` if nothing.
 ///
 /// # Errors

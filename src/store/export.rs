@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 
 use super::sync::{held_name, record_name};
 use super::{Store, StoreError};
+use crate::base::hash::{hex, unhex};
 use crate::base::limits::STORE_LINE_BYTES_MAX;
 
 /// How an export is written.
@@ -184,7 +185,9 @@ impl Store {
                     let sealed = self.seal(&name, opened.as_bytes()).map_err(|e| e.to_string())?;
                     sealed.into()
                 }
-                ("body_hash", Value::String(text)) => unhex(text).ok_or("no hash")?.into(),
+                ("body_hash", Value::String(text)) => {
+                    unhex::<Vec<u8>>(text).ok_or("no hash")?.into()
+                }
                 (_, Value::String(text)) => text.clone().into(),
                 (_, Value::Number(n)) => n.as_i64().ok_or("no whole number")?.into(),
                 _ => return Err(format!("{name} has a value of no type that is kept")),
@@ -296,17 +299,6 @@ fn statement(table: &str, values: &[(&str, ValueRef<'_>)]) -> String {
     let names: Vec<&str> = values.iter().map(|value| value.0).collect();
     let literals: Vec<String> = values.iter().map(|value| literal(&value.1)).collect();
     format!("INSERT INTO {table} ({}) VALUES ({});", names.join(", "), literals.join(", "))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::rows::{
     PieceRow, QueueLimits, StateCount, Update,
 };
 use super::told::{JobTold, Teller};
-use super::{Store, StoreError, schema};
+use super::{Store, StoreError, schema, unwanted};
 
 const COLUMNS: &str = "n, id, tenant, request_id, body_hash, endpoint, n_bytes, seed, priority, \
     created_ms, deadline_ms, n_attempt_max, callback, callback_state, state, due_ms, n_attempt, \
@@ -32,6 +32,8 @@ const LEDGER: [&str; 11] = [
     "reason",
     "holder",
 ];
+/// The tenant of those who showed no key.
+const NOBODY: i64 = 0;
 /// States in which a job waits or runs.
 const OPEN: &str = "state IN ('queued', 'running')";
 /// What a job takes of the disk. Pieces of one that runs are added up now: to write their sum with
@@ -409,11 +411,12 @@ fn room(
     let (n, n_bytes, n_open_bytes): (i64, i64, i64) =
         connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     // What waits leaves half of the room to answers that nobody has fetched yet.
-    let is_heavy =
-        n_bytes + n_new > limits.bytes_max || n_open_bytes + n_body > limits.bytes_max / 2;
-    Ok(match n >= limits.n_max {
-        true => Some(Full::Count(n)),
-        false => is_heavy.then_some(Full::Bytes(n_bytes)),
+    let open_bytes_max = limits.bytes_max / 2;
+    let is_heavy = n_bytes + n_new > limits.bytes_max || n_open_bytes + n_body > open_bytes_max;
+    Ok(match () {
+        () if n_body > open_bytes_max => Some(Full::Body(open_bytes_max)),
+        () if n >= limits.n_max => Some(Full::Count(n)),
+        () => is_heavy.then_some(Full::Bytes(n_bytes)),
     })
 }
 
@@ -424,6 +427,7 @@ pub(super) fn insert(
     limits: QueueLimits,
 ) -> Result<Insert, StoreError> {
     if let Some(request_id) = &new.request_id {
+        adopt(connection, new, request_id)?;
         let condition = "tenant = ?1 AND request_id = ?2";
         if let Some(job) = find(connection, condition, params![new.tenant, request_id])? {
             return Ok(Insert::Exists(job));
@@ -470,6 +474,19 @@ pub(super) fn insert(
     connection.prepare(&sql)?.execute(params_from_iter(values))?;
     let job = find(connection, "id = ?1", [&new.id])?;
     Ok(Insert::New(job.ok_or(rusqlite::Error::QueryReturnedNoRows)?))
+}
+
+/// A job that was asked for without a key belongs to who knows its name and its body, once there
+/// are keys: as a hub does that was paired since. Runs of it are not touched by that.
+fn adopt(connection: &Connection, new: &NewJobRow, request_id: &str) -> rusqlite::Result<()> {
+    if new.tenant == NOBODY {
+        return Ok(());
+    }
+    let sql = "UPDATE jobs SET tenant = ?1 WHERE tenant = ?2 AND request_id = ?3 AND \
+               body_hash = ?4 AND NOT EXISTS \
+               (SELECT 1 FROM jobs WHERE tenant = ?1 AND request_id = ?3)";
+    let values = params![new.tenant, NOBODY, request_id, new.body_hash];
+    connection.prepare(sql)?.execute(values).map(|_| ())
 }
 
 /// Tells peers of a job that is over, or is tried again.
@@ -521,6 +538,9 @@ fn change(
         let sql = "UPDATE jobs SET callback_state = 'due', callback_due_ms = ?2, n_callback = 0 \
                    WHERE n = ?1 AND callback IS NOT NULL";
         connection.prepare(sql)?.execute([update.n, update.ledger.finished_ms.unwrap_or(0)])?;
+    }
+    if let Some(holder) = &update.unwanted {
+        unwanted::put(connection, update.n, holder)?;
     }
     Ok(Changed::Done)
 }

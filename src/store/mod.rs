@@ -3,6 +3,7 @@
 //! ```text
 //! state.db          WAL, synchronous=FULL; prompts and answers sealed with the device key
 //! state.lock        held by the one process that may write
+//! state.reserve     room that a start on a full disk takes
 //! state.1.backup …  copies that were opened and checked, the newest first
 //! state.N.before    what a migration began with; state.update.before, before a newer program
 //! state.broken      what could not be used, kept for whoever wants to look; state.newer, of a
@@ -27,6 +28,7 @@ mod open;
 mod peers;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod reserve;
 mod rows;
 mod schema;
 mod shared;
@@ -35,6 +37,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod told;
+mod unwanted;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +46,7 @@ use std::time::SystemTime;
 
 use rusqlite::Connection;
 
+use crate::base::file::is_disk_full;
 use crate::base::limits::STORE_READERS_KEPT;
 use crate::seal::{SealError, Sealer};
 pub use export::{ExportFormat, Imported};
@@ -50,7 +54,7 @@ pub use older::{go_back, keep_before};
 pub use peers::{Peer, pinned};
 pub use rows::{
     AnswerRow, Append, CallbackRow, Changed, Full, Insert, JobFilter, JobRow, LedgerRow, NewJobRow,
-    PieceRow, QueueLimits, StateCount, Update,
+    PieceRow, QueueLimits, StateCount, UnwantedRow, Update,
 };
 use shared::Shared;
 pub use shared::{SharedOptions, SharedPlace};
@@ -81,7 +85,13 @@ pub enum StoreError {
     },
     /// SQLite says no.
     #[error("the state store: {0}")]
-    Sql(#[from] rusqlite::Error),
+    Sql(rusqlite::Error),
+    /// The disk takes no more. Nothing of it was kept.
+    #[error(
+        "the disk with the state is full, so this was not kept; remove something from that disk \
+         and ask again"
+    )]
+    DiskFull,
     /// What was written did not reach the disk.
     #[error("the state store could not write: {why}")]
     Commit {
@@ -162,6 +172,28 @@ pub enum StoreError {
     /// The store has been closed, or its disk takes no transaction.
     #[error("the state store takes no more writes")]
     Closed,
+}
+
+impl StoreError {
+    /// Whether all that is wrong is that the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            StoreError::DiskFull => true,
+            StoreError::File { source, .. } | StoreError::Key(SealError::File { source, .. }) => {
+                is_disk_full(source)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> StoreError {
+        match connection::is_disk_full(&error) {
+            true => StoreError::DiskFull,
+            false => StoreError::Sql(error),
+        }
+    }
 }
 
 /// A store, and what its owner should know of how it was found.

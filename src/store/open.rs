@@ -5,7 +5,8 @@
 //!      -> older version: checked copy, then migrate -> mark "in use" -> the writer
 //! ```
 //!
-//! A file that was not closed cleanly is checked before it is used; so is every small one.
+//! A file that was not closed cleanly is checked before it is used; so is every small one. Where
+//! the disk is full, the reserve makes room for that, so what was acknowledged goes on.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -14,7 +15,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::writer::Writer;
-use super::{Opened, Store, StoreError, backup, connection, schema};
+use super::{Opened, Store, StoreError, backup, connection, reserve, schema};
 use crate::base::limits::STORE_CHECK_BYTES_MAX;
 use crate::seal::{Sealer, device_key};
 
@@ -32,6 +33,7 @@ pub fn open(dir: &Path) -> Result<Opened, StoreError> {
     let failed = |source| StoreError::File { path: dir.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     let lock = lock(dir)?;
+    reserve::spend(dir);
     let sealer = Sealer::new(&device_key(&dir.join("device.key"))?, "jetforge state 1");
     let path = connection::file(dir);
     let mut notes = Vec::new();
@@ -60,6 +62,7 @@ pub fn open(dir: &Path) -> Result<Opened, StoreError> {
         backup::make(&writer)?;
     }
     let writer = Writer::start(writer).map_err(failed)?;
+    reserve::keep(dir);
     Ok(Opened { store: Store::new(dir, sealer, writer, lock), notes })
 }
 

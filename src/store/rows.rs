@@ -125,6 +125,8 @@ pub enum Full {
     Count(i64),
     /// So many bytes are taken already.
     Bytes(i64),
+    /// Its body has more bytes than these, which is all that may wait.
+    Body(i64),
 }
 
 /// What became of a new job.
@@ -158,6 +160,36 @@ pub struct Update {
     pub calls_back: bool,
     /// It waits from now on, if there is room.
     pub limits: Option<QueueLimits>,
+    /// Who has it is to hear that nobody wants it.
+    pub unwanted: Option<String>,
+}
+
+impl Update {
+    /// A job in hand becomes this, and no more.
+    pub fn of(job: &JobRow, ledger: LedgerRow) -> Update {
+        Update {
+            n: job.n,
+            id: job.id.clone(),
+            revision: job.revision,
+            ledger,
+            answer: None,
+            pieces: None,
+            calls_back: false,
+            limits: None,
+            unwanted: None,
+        }
+    }
+}
+
+/// A machine that has a job which nobody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnwantedRow {
+    /// The machine, and the job's name there.
+    pub holder: String,
+    /// The id of the job.
+    pub id: String,
+    /// The job's revision since nobody wants it there.
+    pub revision: i64,
 }
 
 /// What became of a change.

@@ -6,7 +6,7 @@
 use rusqlite::Connection;
 
 /// See the module.
-pub const STEPS: [&str; 6] = [
+pub const STEPS: [&str; 7] = [
     "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -152,6 +152,17 @@ CREATE TABLE forwarded (
 ALTER TABLE peers ADD COLUMN paired_here INTEGER NOT NULL DEFAULT 0;
 UPDATE peers SET paired_here = 1 WHERE address = '';
 ALTER TABLE jobs ADD COLUMN holder TEXT;
+",
+    // Machines that have a job which nobody wants any more, until they have heard of it. What was
+    // over before is nobody's.
+    "
+CREATE TABLE unwanted (
+    holder          TEXT PRIMARY KEY,
+    job             INTEGER NOT NULL REFERENCES jobs (n) ON DELETE CASCADE,
+    revision        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX unwanted_by_job ON unwanted (job);
+UPDATE jobs SET holder = NULL WHERE state IN ('done', 'failed', 'cancelled');
 ",
 ];
 

@@ -44,16 +44,8 @@ fn insert(store: &Store, i: usize) -> JobRow {
 /// Changes a job from its revision in hand, which is one more then.
 fn change(store: &Store, job: &mut JobRow, to: &str) -> bool {
     let answer = AnswerRow { status: 200, media_type: "text/plain".into(), body: b"done".to_vec() };
-    let update = Update {
-        n: job.n,
-        id: job.id.clone(),
-        revision: job.revision,
-        ledger: ledger(to),
-        answer: (to == "done").then_some(answer),
-        pieces: None,
-        calls_back: false,
-        limits: None,
-    };
+    let answer = (to == "done").then_some(answer);
+    let update = Update { answer, ..Update::of(job, ledger(to)) };
     let is_done = store.update_jobs(vec![update]).unwrap() == [Changed::Done];
     job.revision += i64::from(is_done);
     is_done

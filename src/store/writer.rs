@@ -20,8 +20,8 @@ use crate::base::limits::{STORE_BACKUP_EVERY_MS, STORE_BATCH_MAX, STORE_QUEUE_MA
 
 /// Tells its caller how the commit went.
 type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-/// Writes, and says whom to tell.
-type Work = Box<dyn FnOnce(&Connection) -> Tell + Send>;
+/// Writes, and says whom to tell; without a connection it writes nothing.
+type Work = Box<dyn FnOnce(Option<&Connection>) -> Tell + Send>;
 
 enum Order {
     Write(Work),
@@ -59,8 +59,9 @@ impl Writer {
     ) -> Result<T, StoreError> {
         let (answer, answered) = sync_channel(1);
         let work: Work = Box::new(move |connection| {
-            let result = in_savepoint(connection, work);
+            let result = connection.map(|connection| in_savepoint(connection, work));
             Box::new(move |committed: Result<(), StoreError>| {
+                let result = result.unwrap_or(Err(StoreError::Closed));
                 let _ = answer.send(committed.and(result));
             })
         });
@@ -128,10 +129,9 @@ fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
             n_commit.fetch_add(1, Ordering::Relaxed);
         }
         if !copies.is_empty() {
-            let why = backup::make(&connection).err().map(|error| error.to_string());
+            let made = backup::make(&connection);
             for answer in copies {
-                let result = why.clone().map_or(Ok(()), |why| Err(StoreError::Commit { why }));
-                let _ = answer.send(result);
+                let _ = answer.send(told(&made));
             }
         } else if failed_at.is_none_or(|at| at.elapsed() >= BACKUP_PAUSE)
             && is_backup_due(&connection)
@@ -150,25 +150,36 @@ fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
 
 fn commit(connection: &Connection, works: Vec<Work>) {
     let mut tells = Vec::new();
-    let begun = connection.execute_batch("BEGIN IMMEDIATE");
+    let mut works = works.into_iter();
+    let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from);
     let committed = begun.and_then(|()| {
-        for work in works {
-            tells.push(work(connection));
+        for work in works.by_ref() {
+            tells.push(work(Some(connection)));
             // A full disk takes the whole transaction back. What comes next would stand alone, and
-            // stay although its caller is told that it failed; those that wait hear of no answer.
+            // stay although its caller is told that it failed.
             if connection.is_autocommit() {
-                let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
-                return Err(rusqlite::Error::SqliteFailure(full, None));
+                return Err(StoreError::DiskFull);
             }
         }
-        connection.execute_batch("COMMIT")
+        Ok(connection.execute_batch("COMMIT")?)
     });
     if committed.is_err() && !connection.is_autocommit() {
         let _ = connection.execute_batch("ROLLBACK");
     }
-    let why = committed.err().map(|error| error.to_string());
+    // Those whose turn did not come hear why as well.
+    tells.extend(works.map(|work| work(None)));
     for tell in tells {
-        tell(why.clone().map_or(Ok(()), |why| Err(StoreError::Commit { why })));
+        tell(told(&committed));
+    }
+}
+
+/// How it went, for each of those that wait.
+fn told(result: &Result<(), StoreError>) -> Result<(), StoreError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_disk_full() => Err(StoreError::DiskFull),
+        Err(StoreError::Sql(error)) => Err(StoreError::Commit { why: error.to_string() }),
+        Err(error) => Err(StoreError::Commit { why: error.to_string() }),
     }
 }
 
@@ -177,4 +188,43 @@ fn is_backup_due(connection: &Connection) -> bool {
     let age_ms = now_ms() - saved.unwrap_or(0);
     // A clock that was set back is no reason to wait for ever.
     !(0..STORE_BACKUP_EVERY_MS).contains(&age_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::store::connection;
+
+    #[test]
+    fn on_a_full_disk_all_of_a_transaction_hear_that_it_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = connection::writer(&dir.path().join("state.db")).unwrap();
+        connection.execute_batch("CREATE TABLE t (x)").unwrap();
+        let pages = connection.pragma_update_and_check(None, "max_page_count", 16, |_| Ok(()));
+        pages.unwrap();
+        let (told, heard) = channel();
+        let insert = |n_byte: i64| -> Work {
+            let told = told.clone();
+            Box::new(move |connection| {
+                let sql = "INSERT INTO t VALUES (zeroblob(?1))";
+                let ran = connection.map(|connection| connection.execute(sql, [n_byte]));
+                Box::new(move |committed| told.send((ran.is_some(), committed)).unwrap())
+            })
+        };
+        commit(&connection, vec![insert(1), insert(1 << 20), insert(1)]);
+        let heard: Vec<_> = heard.try_iter().collect();
+        let ran: Vec<bool> = heard.iter().map(|(ran, _)| *ran).collect();
+        assert_eq!(ran, [true, true, false], "nothing stands alone after it was taken back");
+        let is_full =
+            |(_, told): &(bool, Result<(), StoreError>)| matches!(told, Err(StoreError::DiskFull));
+        assert!(heard.iter().all(is_full), "{heard:?}");
+        let count = || -> i64 {
+            connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(count(), 0);
+        commit(&connection, vec![insert(1)]);
+        assert_eq!(count(), 1, "there is room for that");
+    }
 }

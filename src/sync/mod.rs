@@ -45,7 +45,7 @@ pub use known::{Held, PeerStanding};
 pub use link::{Change, Heard};
 pub use node::Node;
 pub use place::host_of;
-pub use rules::{Record, job_rank};
+pub use rules::Record;
 pub use spool::{Spool, Told};
 pub use standing::{LastHeard, Standing};
 pub use stick::{Imported, StickHead, asks_of, read_frame};

@@ -30,6 +30,7 @@ use super::tell::JobTeller;
 use super::together::{keep_talk_of_all, talk_of_all};
 use super::wire::{Hello, Limits, Message, Refusal, SPEAKS};
 use crate::base::file;
+use crate::base::hash::hex;
 use crate::base::host::machine_marks;
 use crate::seal;
 use crate::store::{Peer, Store, StoreError, SyncTx, now_ms};
@@ -256,22 +257,6 @@ impl Node {
         Ok(found)
     }
 
-    /// Tells the peers of something new that has no name yet, such as feedback.
-    ///
-    /// # Errors
-    /// If the disk does not take it.
-    pub fn note(&self, kind: &str, body: serde_json::Value) -> Result<bool, SyncError> {
-        let key = format!("{kind}-{:016x}", draw()?);
-        self.change(Change {
-            kind: kind.to_owned(),
-            key,
-            rank: 0,
-            body,
-            to: None,
-            is_elsewhere: false,
-        })
-    }
-
     /// Looks whether something was written since it last looked: who is well is called. The peers
     /// of that moment.
     ///
@@ -468,8 +453,7 @@ impl Node {
 
 /// A mark of a machine as it is kept: whoever reads the store need not learn the mark.
 fn digest(mark: &str) -> String {
-    let digest = Sha256::digest(mark.as_bytes());
-    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(mark.as_bytes())[..8])
 }
 
 /// A number that nobody has drawn before, and not 0.

@@ -25,6 +25,8 @@ use rustls::crypto::CryptoProvider;
 use sha2::{Digest, Sha256};
 pub use trust::{Blocking, Secured, Trust};
 
+use crate::base::hash::{hex, unhex};
+
 /// What is spoken within; browsers ask for more.
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
 
@@ -40,7 +42,7 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
@@ -60,13 +62,8 @@ impl FromStr for Fingerprint {
 
     /// Reads hexadecimal digits, in any case, with or without colons.
     fn from_str(text: &str) -> Result<Fingerprint, NoFingerprint> {
-        let digits: Option<Vec<u8>> = text
-            .chars()
-            .filter(|c| *c != ':' && !c.is_whitespace())
-            .map(|c| c.to_digit(16).and_then(|n| u8::try_from(n).ok()))
-            .collect();
-        let digits = digits.filter(|digits| digits.len() == 64).ok_or(NoFingerprint)?;
-        Ok(Fingerprint(std::array::from_fn(|i| digits[2 * i] << 4 | digits[2 * i + 1])))
+        let digits = text.chars().filter(|c| *c != ':' && !c.is_whitespace());
+        unhex(&digits.collect::<String>()).map(Fingerprint).ok_or(NoFingerprint)
     }
 }
 

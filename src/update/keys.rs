@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use super::UpdateError;
-use crate::base::hash::hex;
+use crate::base::hash::{hex, unhex};
 use crate::base::limits::{UPDATE_KEYS_BYTES_MAX, UPDATE_KEYS_MAX};
 use crate::seal;
 
@@ -90,7 +90,8 @@ impl TrustedKeys {
         for line in text.lines().take(UPDATE_KEYS_MAX) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let ["ed25519", key, signature] = words.as_slice() else { continue };
-            let known = unhex(key).and_then(|key| self.keys.iter().find(|(own, _)| *own == key));
+            let key_bytes: Option<[u8; KEY_LEN]> = unhex(key);
+            let known = key_bytes.and_then(|key| self.keys.iter().find(|(own, _)| *own == key));
             let Some((key, name)) = known else {
                 strangers.push(key.chars().take(16).collect::<String>());
                 continue;
@@ -145,7 +146,7 @@ impl SecretKey {
         let mut text = String::new();
         let file = file.take(UPDATE_KEYS_BYTES_MAX);
         { file }.read_to_string(&mut text).map_err(UpdateError::file(path))?;
-        let seed = text.trim().strip_prefix("ed25519-secret ").and_then(unhex);
+        let seed = text.trim().strip_prefix("ed25519-secret ").and_then(unhex::<[u8; KEY_LEN]>);
         Ok(SecretKey::of(&seed.ok_or_else(|| wrong("it is no key of `update keygen`"))?))
     }
 
@@ -163,18 +164,6 @@ impl SecretKey {
         let signature = self.0.sign(&[WHAT, manifest].concat());
         format!("ed25519 {} {}\n", hex(self.0.public_key().as_ref()), hex(signature.as_ref()))
     }
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

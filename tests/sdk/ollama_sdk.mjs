@@ -1,4 +1,4 @@
-// The `ollama` package of npm against a running service: ollama_sdk.mjs BASE_URL
+// The `ollama` package of npm against a running service: ollama_sdk.mjs BASE_URL MODEL_TO_PULL
 // Prints a line for each promise and exits with 1 if one is not kept.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -46,6 +46,21 @@ const promises = {
     assert.ok((await client.show({ model: "default" })).capabilities.includes("completion"));
     assert.ok((await client.ps()).models.length > 0);
     assert.ok((await client.version()).version);
+  },
+  async pull() {
+    const model = process.argv[3];
+    const names = async () => (await client.list()).models.map((model) => model.name);
+    const steps = [];
+    for await (const step of await client.pull({ model, stream: true })) steps.push(step);
+    assert.equal(steps[0].status, "pulling manifest");
+    assert.equal(steps.at(-1).status, "success");
+    const told = steps.filter((step) => step.total);
+    assert.ok(told.length > 0 && told.every((step) => step.digest.startsWith("sha256:")));
+    assert.equal(told.at(-1).completed, told.at(-1).total);
+    assert.equal((await client.pull({ model })).status, "success");
+    assert.ok((await names()).includes(model));
+    assert.equal((await client.delete({ model })).status, "success");
+    assert.ok(!(await names()).includes(model));
   },
   async errors() {
     await assert.rejects(client.generate({ model: "default", prompt: "x", images: ["aGk="] }),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The `ollama` package of Python against a running service.
 
-    ollama_sdk.py BASE_URL [--embeddings BASE_URL]
+    ollama_sdk.py BASE_URL [--embeddings BASE_URL] [--pull MODEL]
 
 Each function is one promise to its users. Prints a line for each and exits with 1 if one is not
 kept. tests/ollama.rs starts the service and this script where python3 has the package.
@@ -127,16 +127,38 @@ def embeddings(_, client):
     assert len(short.embeddings[0]) == 8, short
 
 
+def pulling(name):
+    def pull(client, _):
+        def names():
+            return [model.model for model in client.list().models]
+
+        steps = list(client.pull(name, stream=True))
+        assert steps[0].status == "pulling manifest" and steps[-1].status == "success", steps
+        told = [step for step in steps if step.total]
+        assert told and all(step.digest.startswith("sha256:") for step in told), steps
+        assert told[-1].completed == told[-1].total and name in names(), (told[-1], names())
+        assert client.pull(name).status == "success"
+        said = client.generate(model=name, prompt="a", options={"num_predict": 3})
+        assert said.eval_count == 3, said
+        client.generate(model=name, keep_alive=0)
+        assert client.delete(name).status == "success" and name not in names(), names()
+
+    return pull
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base_url")
     parser.add_argument("--embeddings")
+    parser.add_argument("--pull")
     options = parser.parse_args()
     client = ollama.Client(host=options.base_url)
     embedder = ollama.Client(host=options.embeddings) if options.embeddings else None
     promises = [generate, raw_suffix_and_load, chat, formats, tools, models, errors]
     if embedder:
         promises.append(embeddings)
+    if options.pull:
+        promises.append(pulling(options.pull))
     is_kept = True
     for promise in promises:
         try:

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use half::{bf16, f16};
+use jetforge::base::hash::hex;
 use jetforge::inference::gguf::{GgufBuilder, Value};
 use jetforge::inference::quant::TensorType;
 use serde_json::Value as Json;
@@ -285,9 +286,8 @@ fn recipes_build_the_files_that_llama_cpp_read() {
     for case in CASES {
         let recipe = Recipe::read(case);
         for golden in recipe.goldens() {
-            let digest = Sha256::digest(recipe.build(golden.ty));
-            let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-            assert_eq!(hex, golden.sha256, "{case} {}", golden.ty);
+            let digest = hex(&Sha256::digest(recipe.build(golden.ty)));
+            assert_eq!(digest, golden.sha256, "{case} {}", golden.ty);
         }
     }
 }

@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use jetforge::base::hash::hex;
 use jetforge::inference::backend::cuda::{CudaError, Device};
 use sha2::{Digest, Sha256};
 
 use super::skip::skip;
 
-/// Flags for every source; x86 has halves and fused multiplication in hardware.
+/// Flags for every source; x86 has halves and fused multiplication in hardware, the newest of them
+/// both in one.
 const FLAGS: &[&str] = &[
     "-x",
     "c++",
@@ -27,9 +29,7 @@ const FLAGS: &[&str] = &[
     "-fvisibility=hidden",
     "-Wno-unknown-pragmas",
     #[cfg(target_arch = "x86_64")]
-    "-mf16c",
-    #[cfg(target_arch = "x86_64")]
-    "-mfma",
+    "-march=native",
 ];
 
 /// A device of the stand-in, directed by `conf`; `None`, with the reason printed, where no C++
@@ -119,18 +119,20 @@ fn built() -> Option<&'static Path> {
     BUILT
         .get_or_init(|| {
             let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-            let version = Command::new(&compiler).arg("--version").output();
-            let Ok(version) = version else {
+            // What it predefines: its version, and what this processor has.
+            let known =
+                Command::new(&compiler).args(FLAGS).args(["-dM", "-E", "/dev/null"]).output();
+            let Ok(known) = known else {
                 skip("cuda", &format!("no C++ compiler ({compiler}) to build the stand-in with"));
                 return None;
             };
-            Some(build(&compiler, &version.stdout))
+            Some(build(&compiler, &known.stdout))
         })
         .as_deref()
 }
 
 /// The sources, and the digest of all that decides what they compile to.
-fn sources(version: &[u8]) -> (Vec<PathBuf>, String) {
+fn sources(known: &[u8]) -> (Vec<PathBuf>, String) {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let mut paths: Vec<PathBuf> = [kernels.clone(), kernels.join("sim")]
         .iter()
@@ -142,18 +144,17 @@ fn sources(version: &[u8]) -> (Vec<PathBuf>, String) {
         path.extension().is_some_and(|e| ends.iter().any(|end| e == *end))
     };
     let mut digest = Sha256::new();
-    digest.update(version);
+    digest.update(known);
     FLAGS.iter().for_each(|flag| digest.update(flag));
     for path in paths.iter().filter(|p| is(p, &["cu", "cpp", "h"])) {
         digest.update(std::fs::read(path).expect("a source"));
     }
     paths.retain(|path| is(path, &["cu", "cpp"]));
-    let digest = digest.finalize();
-    (paths, digest.iter().take(8).map(|b| format!("{b:02x}")).collect())
+    (paths, hex(&digest.finalize()[..8]))
 }
 
-fn build(compiler: &str, version: &[u8]) -> PathBuf {
-    let (sources, digest) = sources(version);
+fn build(compiler: &str, known: &[u8]) -> PathBuf {
+    let (sources, digest) = sources(known);
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("stand-in");
     std::fs::create_dir_all(&dir).expect("a directory");
     let library = dir.join(format!("libcuda-{digest}.so"));

@@ -146,7 +146,7 @@ fn items(app: &App, with_log: bool) -> io::Result<Vec<Item>> {
     let (models, cache) = (app.store.dir(), &app.dirs.cache);
     let is_left_out = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let ends = [".lock", ".next", ".pending", ".journal.json", INDEX];
+        let ends = [".lock", ".next", ".pending", ".journal.json", ".reserve", INDEX];
         models.starts_with(path)
             || cache.starts_with(path)
             || ends.iter().any(|end| name.ends_with(end))

@@ -19,7 +19,7 @@ use crate::base::host::{Host, disk_free_bytes};
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens};
-use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, print_json, styled};
+use crate::cli::terminal::{ERROR, GOOD, STRONG, WARNING, load_bar, print_json, styled};
 use crate::cli::{Context, describe, exit};
 use crate::inference::{
     DeviceChoice, GenerateRequest, Isa, LoadOptions, Model, ModelSource, SamplerOptions, find_gpu,
@@ -195,7 +195,7 @@ fn certificates() -> String {
 fn self_test(app: &App) -> anyhow::Result<Vec<Finding>> {
     let source = app.model_source()?;
     let started = std::time::Instant::now();
-    let mut model = app.load()?;
+    let mut model = load_bar(|progress| app.load(progress))?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let mut findings = vec![
         fact("model", format!("{}, loaded in {load_ms:.0} ms", model.name())),

@@ -15,6 +15,9 @@
 //!
 //! Root does it. Stamp and card lie where only root writes, and what the service keeps is written
 //! as its user: whoever holds the service cannot have this one write anywhere else.
+//!
+//! A root that cannot be written keeps its name and its configuration, and the card lies beside the
+//! stamp. A state that cannot be written ends it before it begins.
 
 use std::fs::File;
 use std::io::Write;
@@ -27,7 +30,8 @@ use sha2::{Digest, Sha256};
 
 use super::{backup, reset};
 use crate::app::App;
-use crate::base::file::replace;
+use crate::base::file::{Draft, remove, replace};
+use crate::base::hash::hex;
 use crate::base::host::Host;
 use crate::base::limits::PAIR_S;
 use crate::base::owner::as_owner_of;
@@ -50,6 +54,8 @@ const OWNER: &str = "owner";
 const OF_IMAGES: [&str; 4] = ["jetson", "jetson-nano", "jetson-desktop", "tegra-ubuntu"];
 /// Names that images of a Nano have as well. On a PC they may be its owner's choice.
 const ON_A_NANO: [&str; 5] = ["", "localhost", "nano", "ubuntu", "debian"];
+/// What the card calls the model that needs no file.
+const EMBEDDED: &str = "the one in the program";
 /// The address of the machine's own name in `hosts`, as Debian has it.
 const OWN_ADDRESS: &str = "127.0.1.1";
 /// Of the machine's memory, what a model may take: the rest is the system's.
@@ -74,13 +80,13 @@ pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
     reset::finish(&app)?;
     backup::go_on(&app)?;
-    let state = &app.dirs.state;
-    let stamp = app.dirs.root_state.join(STAMP);
+    let (state, root_state) = (&app.dirs.state, &app.dirs.root_state);
+    let stamp = root_state.join(STAMP);
     if stamp.exists() && !args.again {
         terminal::note("this machine was set up before; `--again` makes a new key for its owner");
         return Ok(exit::OK);
     }
-    as_owner_of(state, || std::fs::create_dir_all(state)).flatten().context("directories")?;
+    [state, root_state].into_iter().try_for_each(|dir| prepare(dir))?;
     let name = name_machine(&args.root).context("the machine's name")?;
     let model = keep_choices(&app)?;
     let key = as_owner_of(state, || owners_key(&KeyFile::new(state)))??;
@@ -94,8 +100,7 @@ pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
          model         {model}\n",
         PAIR_S / 60
     );
-    let kept = app.dirs.config.join(CARD);
-    write(&kept, &card, 0o600)?;
+    let kept = keep_card(&app, &card)?;
     match &args.console {
         // A machine without one has the file.
         Some(console) => drop(show(console, &card)),
@@ -108,6 +113,38 @@ pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
     write(&stamp, "", 0o600)?;
     terminal::note(format!("key and pairing code are in {}", kept.display()));
     Ok(exit::OK)
+}
+
+/// Makes a directory, and looks whether it takes files: nothing is promised that could not be kept.
+fn prepare(dir: &Path) -> anyhow::Result<()> {
+    let take = || -> std::io::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        Draft::new(&dir.join(STAMP), 0o600).map(drop)
+    };
+    as_owner_of(dir, take).flatten().with_context(|| {
+        format!(
+            "nothing was set up: {} has to take files for good, such as from a partition of its \
+             own; mount one there or make it writable, then run `jetforge first-boot`",
+            dir.display()
+        )
+    })
+}
+
+/// Keeps the card with the configuration, or beside the stamp where that cannot be written; where.
+fn keep_card(app: &App, card: &str) -> anyhow::Result<PathBuf> {
+    let [beside_stamp, kept] = [&app.dirs.root_state, &app.dirs.config].map(|dir| dir.join(CARD));
+    let written = replace(&kept, card.as_bytes(), 0o600);
+    if written.as_ref().is_err_and(is_read_only) {
+        write(&beside_stamp, card, 0o600)?;
+        return Ok(beside_stamp);
+    }
+    written.with_context(|| kept.display().to_string())?;
+    remove(&beside_stamp).with_context(|| beside_stamp.display().to_string())?;
+    Ok(kept)
+}
+
+fn is_read_only(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }
 
 /// Writes to a terminal that may have nobody behind it: what it does not take at once is lost.
@@ -131,11 +168,20 @@ fn name_machine(root: &Path) -> std::io::Result<String> {
     let before = name;
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let digest = Sha256::digest(format!("jetforge name {}", id.trim()));
-    let name = format!("jetforge-{:02x}{:02x}", digest[0], digest[1]);
+    let name = format!("jetforge-{}", hex(&digest[..2]));
     let hosts = root.join("etc/hosts");
     let lines = renamed(&std::fs::read_to_string(&hosts).unwrap_or_default(), &before, &name);
-    replace(&hosts, lines.as_bytes(), 0o644)?;
-    replace(&file, format!("{name}\n").as_bytes(), 0o644)?;
+    let written = replace(&hosts, lines.as_bytes(), 0o644)
+        .and_then(|()| replace(&file, format!("{name}\n").as_bytes(), 0o644));
+    if written.as_ref().is_err_and(is_read_only) {
+        // A name of this start alone would be another one than the card has.
+        terminal::note(format!(
+            "{} cannot be written: the machine's name stays {before:?}",
+            file.display()
+        ));
+        return Ok(before);
+    }
+    written?;
     // Without the right to, it has the name from the next start on.
     if root == Path::new("/") {
         let _ = rustix::system::sethostname(name.as_bytes());
@@ -168,14 +214,22 @@ fn keep_choices(app: &App) -> anyhow::Result<String> {
         return Ok(app.config().model.name.clone().unwrap_or_default());
     }
     let Some(name) = as_owner_of(app.store.dir(), || largest_that_fits(app))? else {
-        return Ok("the one in the program".to_owned());
+        return Ok(EMBEDDED.to_owned());
     };
     let mut table = toml::Table::new();
     let model = toml::Table::from_iter([("name".to_owned(), name.as_str().into())]);
     table.insert("model".to_owned(), model.into());
     let text = format!("# Chosen at the first start.\n{table}");
     let file = app.dirs.config.join(CHOICES);
-    write(&file, &text, 0o644)?;
+    let written = replace(&file, text.as_bytes(), 0o644);
+    if written.as_ref().is_err_and(is_read_only) {
+        terminal::note(format!(
+            "{} cannot be written: `model.name` would be {name:?}",
+            file.display()
+        ));
+        return Ok(EMBEDDED.to_owned());
+    }
+    written.with_context(|| file.display().to_string())?;
     Ok(name)
 }
 

@@ -144,7 +144,7 @@ pub fn run(context: &Context, args: &GenerateArgs) -> anyhow::Result<u8> {
 
 /// Loads the configured model, and says what may make its answers bad.
 pub fn load(app: &App) -> anyhow::Result<Model> {
-    let model = app.load()?;
+    let model = terminal::load_bar(|progress| app.load(progress))?;
     terminal::tell_device(model.device());
     let (n_ctx, n_trained) = (model.n_ctx(), model.hparams().n_ctx_train);
     if n_ctx > n_trained {

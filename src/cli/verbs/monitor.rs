@@ -1,13 +1,12 @@
 //! `jetforge monitor`: the service and the board on one screen, anew every second.
 //!
-//! Plain text under a few escape sequences of a VT100 (home, and clear to the end of each line and
-//! below), so it works over ssh and on a serial console. Lines do not wrap while a screen is
-//! written, so that the terminal cuts what is too long for it, and Ctrl-C leaves nothing behind.
+//! One thread looks and the other draws (see `cli/screen.rs`), so that a service that does not
+//! answer keeps nobody from leaving, by q or Ctrl-C. One that goes away is looked for until it is
+//! back.
 //! Speed is what the service's sequences had more than a second ago; a sequence that came or went
 //! in between counts with what it shows.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,11 +14,13 @@ use clap::Args;
 use serde_json::Value;
 
 use super::power::lines;
+use crate::app::App;
 use crate::cli::remote::Remote;
-use crate::cli::terminal::plain;
+use crate::cli::screen::{Event, Screen};
+use crate::cli::terminal::{plain, say};
 use crate::cli::{Context, exit};
 use crate::power::{Readings, Sensors, chosen};
-use crate::server::ClientError;
+use crate::server::{Client, ClientError};
 
 /// Options of `monitor`.
 #[derive(Debug, Args)]
@@ -45,28 +46,50 @@ fn seconds() -> impl clap::builder::TypedValueParser {
 /// Shows screens until it is stopped.
 pub fn run(context: &Context, args: &MonitorArgs) -> anyhow::Result<u8> {
     let app = context.app(Vec::new())?;
-    let config = app.config();
     let client = args.remote.service(&app)?;
-    let mut sensors = Sensors::open(&args.root);
-    let mut speed = Speed::default();
-    loop {
-        let readings = sensors.read();
-        let profile = chosen(&app.dirs.state).unwrap_or(config.power.profile);
-        let head = format!("{}, profile {}", sensors.board().name(), profile.name());
-        let status = client.json("GET", "/v1/status");
-        let slots = status.as_ref().ok().and_then(|_| client.json("GET", "/slots").ok());
-        let tok_s = slots.as_ref().and_then(|slots| speed.take(slots, Instant::now()));
-        let screen = screen(&head, &service(client.address(), &status, tok_s), &readings);
-        let mut out = std::io::stdout().lock();
-        if args.once {
-            out.write_all(screen.as_bytes())?;
-            return Ok(exit::OK);
+    let sensors = Sensors::open(&args.root);
+    let mut watcher = Watcher { app, client, sensors, speed: Speed::default() };
+    if args.once {
+        say(&watcher.look())?;
+        return Ok(exit::OK);
+    }
+    let term = context.env.get("TERM").map(|term| term.to_string_lossy().into_owned());
+    let screen = Screen::take(&term.unwrap_or_default())?;
+    let (texts, pause) = (screen.texts(), Duration::from_secs(args.every));
+    let thread = std::thread::Builder::new().name("watcher".to_owned());
+    thread.spawn(move || {
+        while texts.send(Event::Text(watcher.look())).is_ok() {
+            std::thread::sleep(pause);
         }
-        let screen = screen.replace('\n', "\x1b[K\r\n");
-        write!(out, "\x1b[?7l\x1b[H{screen}\x1b[J\x1b[?7h")?;
-        out.flush()?;
-        drop(out);
-        std::thread::sleep(Duration::from_secs(args.every));
+    })?;
+    match screen.show()? {
+        true => Ok(exit::INTERRUPTED),
+        false => Ok(exit::OK),
+    }
+}
+
+/// Whom a screen is about, and what was seen before.
+struct Watcher {
+    app: App,
+    client: Client,
+    sensors: Sensors,
+    speed: Speed,
+}
+
+impl Watcher {
+    /// A screen of now.
+    fn look(&mut self) -> String {
+        let readings = self.sensors.read();
+        let profile = chosen(&self.app.dirs.state).unwrap_or(self.app.config().power.profile);
+        let head = format!("{}, profile {}", self.sensors.board().name(), profile.name());
+        let status = self.client.json("GET", "/v1/status");
+        let slots = status.as_ref().ok().and_then(|_| self.client.json("GET", "/slots").ok());
+        if slots.is_none() {
+            // What it had before tells nothing of the one that comes back.
+            self.speed = Speed::default();
+        }
+        let tok_s = slots.and_then(|slots| self.speed.take(&slots, Instant::now()));
+        screen(&head, &service(self.client.address(), &status, tok_s), &readings)
     }
 }
 
@@ -78,7 +101,8 @@ fn screen(head: &str, service: &[(&'static str, String)], readings: &Readings) -
         rows.push(("busy", format!("{:.0} % of the cores' time", load * 100.0)));
     }
     rows.extend(lines(readings));
-    rows.iter().map(|(key, text)| format!("{key:<12} {}\n", plain(text))).collect()
+    let line = |text: &str| plain(text).replace(['\n', '\t'], " ");
+    rows.iter().map(|(key, text)| format!("{key:<12} {}\n", line(text))).collect()
 }
 
 /// What the service says of itself.

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::cli::args::ModelArgs;
 use crate::cli::prompt::read_text;
-use crate::cli::terminal::{print_json, steps_bar, tell_device};
+use crate::cli::terminal::{load_bar, print_json, steps_bar, tell_device};
 use crate::cli::{Context, exit};
 use crate::inference::EncodeOptions;
 
@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: &PerplexityArgs) -> anyhow::Result<u8> {
     let path = args.file.as_ref().or(args.path.as_ref()).expect("clap asks for one of them");
     let text = read_text(path)?;
     let source = app.model_source()?;
-    let mut model = app.load()?;
+    let mut model = load_bar(|progress| app.load(progress))?;
     tell_device(model.device());
     let options = EncodeOptions { add_special: true, parse_special: false };
     let tokens = model.tokenizer().encode(&text, options)?;

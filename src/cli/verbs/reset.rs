@@ -76,6 +76,7 @@ pub fn finish(app: &App) -> anyhow::Result<()> {
     let is_kept = |path: &Path| path.ends_with(MARK) || !goes && models.starts_with(path);
     let sweep = || -> std::io::Result<()> {
         file::remove_for_good(&root.join(STAMP))?;
+        file::remove(&root.join(CARD))?;
         backup::forget(app)?;
         for name in [CARD, CHOICES] {
             file::remove(&app.dirs.config.join(name))?;

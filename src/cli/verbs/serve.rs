@@ -67,9 +67,6 @@ pub struct ServeArgs {
     /// How an encoder's rows become one vector
     #[arg(long, value_name = "HOW")]
     pooling: Option<String>,
-    /// Rank documents
-    #[arg(long)]
-    reranking: bool,
     /// Answer /metrics
     #[arg(long)]
     metrics: bool,
@@ -271,11 +268,10 @@ impl ServeArgs {
         ]
     }
 
-    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 9] {
+    fn switches(&self) -> [(&'static str, &'static str, bool, bool); 8] {
         [
             ("tls", "--tls", self.tls, true),
             ("embeddings", "--embedding", self.embedding, true),
-            ("reranking", "--reranking", self.reranking, true),
             ("metrics", "--metrics", self.metrics, true),
             ("props", "--props", self.props, true),
             ("slots", "--slots", self.slots, true),

@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::CliError;
 use crate::cli::prompt::{chat_tokens, message, raw_tokens, read_text};
-use crate::cli::terminal::{print_json, tell_device};
+use crate::cli::terminal::{load_bar, print_json, tell_device};
 use crate::cli::{Context, exit};
 use crate::inference::{
     DiskCache, Engine, EngineOptions, Event, LoadOptions, Model, Request, Timings, TokenId,
@@ -54,7 +54,8 @@ pub fn run(context: &Context, args: &WarmArgs) -> anyhow::Result<u8> {
     let source = app.model_source()?;
     let adapters = app.config().server.lora.clone();
     let options = LoadOptions { adapters, ..app.load_options_of(&source) };
-    let model = Model::load(&source, &options).map_err(|error| App::inference(&source, error))?;
+    let model = load_bar(|progress| Model::load_counted(&source, &options, progress));
+    let model = model.map_err(|error| App::inference(&source, error))?;
     tell_device(model.device());
     let mut prompts = Vec::with_capacity(args.files.len());
     for path in &args.files {

@@ -12,12 +12,14 @@ pub mod cases;
 pub mod cpu;
 pub mod cuda;
 mod input_sums;
+mod loading;
 mod plan;
 mod split;
 
 pub use adapter::{Adapter, AdapterError, AdapterPart};
 pub use batch::{AdapterIdx, Batch, BatchError, ColumnRun, PAGE_LEN, PageIdx, Shift, Span};
 pub use input_sums::{InputSum, InputSums};
+pub use loading::LoadProgress;
 pub use plan::{
     Activation, AttentionSpec, BufId, Norm, NormKind, Op, Plan, PlanBuilder, RopeId, RopeSpec,
     RopeStyle, Rows, WeightId, WeightSpec,

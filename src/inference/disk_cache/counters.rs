@@ -54,8 +54,6 @@ pub struct DiskCacheStats {
     pub n_bytes: u64,
     /// Bytes that they may have.
     pub bytes_max: u64,
-    /// Pages that wait to be written.
-    pub n_queued: usize,
     /// Bytes written today, as far as the budget is concerned.
     pub written_today: u64,
     /// Bytes that may be written in a day.

@@ -15,6 +15,7 @@ use std::path::Path;
 use ring::hmac;
 
 use super::DiskCacheError;
+use crate::base::hash::{hex, unhex};
 use crate::seal::{KEY_LEN, Sealer, device_key};
 
 /// The name of an entry: what it holds follows from it, and nothing else does.
@@ -24,26 +25,12 @@ pub struct Key(pub(super) [u8; KEY_LEN]);
 impl Key {
     /// 64 hexadecimal digits.
     pub(super) fn name(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0)
     }
 
-    /// The key of a name.
+    /// The key of a name. Capitals are no name of ours: each entry has one.
     pub(super) fn from_name(name: &str) -> Option<Key> {
-        let digits = name.as_bytes();
-        if digits.len() != 2 * KEY_LEN {
-            return None;
-        }
-        let mut key = [0; KEY_LEN];
-        for (byte, pair) in key.iter_mut().zip(digits.as_chunks::<2>().0) {
-            // Capitals are no name of ours: each entry has one.
-            let value = |c: u8| match c {
-                b'0'..=b'9' => Some(c - b'0'),
-                b'a'..=b'f' => Some(c - b'a' + 10),
-                _ => None,
-            };
-            *byte = value(pair[0])? << 4 | value(pair[1])?;
-        }
-        Some(Key(key))
+        unhex(name).map(Key).filter(|key| key.name() == name)
     }
 
     /// A few bits of it, for a set that may err.

@@ -154,7 +154,6 @@ impl Shared {
             n_entry: state.index.n_entry(),
             n_bytes: state.index.n_bytes(),
             bytes_max: self.options.bytes_max,
-            n_queued: state.writes.len() + usize::from(state.writing.is_some()),
             write_bytes_per_day_max: self.options.write_bytes_per_day_max,
             ..state.stats.clone()
         }

@@ -23,7 +23,7 @@ use crate::inference::backend::cpu::{CpuBackend, KvType};
 use crate::inference::backend::cuda::{
     CudaBackend, CudaConfig, CudaError, Device, KvFormat, LIBRARY,
 };
-use crate::inference::backend::{BackendError, Plan};
+use crate::inference::backend::{BackendError, LoadProgress, Plan};
 use crate::inference::gguf::Gguf;
 
 /// The device that was asked for.
@@ -163,15 +163,20 @@ impl GpuRoom {
 }
 
 impl Prepared {
-    /// Brings the model to where the options say.
+    /// Brings the model to where the options say, and counts its weights on the way.
     ///
     /// # Errors
     /// If it cannot run there; with [`DeviceChoice::Auto`], if it cannot run on the CPU either.
-    pub fn place(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
+    pub fn place(
+        &self,
+        gguf: &Arc<Gguf>,
+        options: &LoadOptions,
+        progress: &LoadProgress,
+    ) -> Result<Placed, InferenceError> {
         let report = match options.device {
             DeviceChoice::Cpu => DeviceReport::cpu(),
             _ if options.n_gpu_layers == Some(0) => DeviceReport::cpu(),
-            choice => match self.on_gpu(gguf, options) {
+            choice => match self.on_gpu(gguf, options, progress) {
                 Ok(placed) => return Ok(placed),
                 Err(error) if choice == DeviceChoice::Auto => DeviceReport::instead(&error),
                 Err(error) => return Err(error),
@@ -179,9 +184,11 @@ impl Prepared {
         };
         let available_bytes = options.memory_max_bytes.unwrap_or(u64::MAX);
         let memory = self.fit(gguf, available_bytes, None)?;
-        let plan = self.plan.clone();
-        let mut backend = CpuBackend::new(plan, Arc::clone(gguf), self.config.clone())?;
-        let draft = self.draft.as_ref().map(|draft| draft.on_cpu()).transpose()?;
+        let draft_bytes = self.draft.as_deref().map_or(0, PreparedDraft::packed_bytes);
+        progress.begin(memory.packed_bytes.saturating_add(draft_bytes));
+        let (plan, config) = (self.plan.clone(), self.config.clone());
+        let mut backend = CpuBackend::new(plan, Arc::clone(gguf), config, progress)?;
+        let draft = self.draft.as_ref().map(|draft| draft.on_cpu(progress)).transpose()?;
         let adapters = self.add_adapters(&mut backend, options)?;
         let backend_name = backend.describe();
         Ok(Placed { runner: Box::new(backend), draft, adapters, backend_name, memory, report })
@@ -200,13 +207,24 @@ impl Prepared {
         added.collect()
     }
 
-    fn on_gpu(&self, gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<Placed, InferenceError> {
+    fn on_gpu(
+        &self,
+        gguf: &Arc<Gguf>,
+        options: &LoadOptions,
+        progress: &LoadProgress,
+    ) -> Result<Placed, InferenceError> {
         let device = open(options)?;
         let (memory, halves) = self.fit_gpu(&device, gguf, options)?;
-        let draft = self.draft.as_ref().map(|draft| draft.on_gpu(&device)).transpose()?;
+        let of_head = |halves: &Halves| CpuBackend::weight_bytes(&halves.head, gguf).packed;
+        let head_bytes = halves.as_ref().map_or(0, of_head);
+        let draft_bytes = self.draft.as_deref().map_or(0, PreparedDraft::strip_bytes);
+        let beside_bytes = head_bytes.saturating_add(draft_bytes);
+        progress.begin(memory.packed_bytes.saturating_add(beside_bytes));
+        let draft = self.draft.as_ref().map(|draft| draft.on_gpu(&device, progress)).transpose()?;
         let config = self.cuda_config();
-        let new =
-            |plan: &Plan| CudaBackend::new(&device, plan.clone(), Arc::clone(gguf), config.clone());
+        let new = |plan: &Plan| {
+            CudaBackend::new(&device, plan.clone(), Arc::clone(gguf), config.clone(), progress)
+        };
         let mut why = match options.device {
             DeviceChoice::Auto => "there is a GPU, and it can".to_owned(),
             _ => "as configured".to_owned(),
@@ -222,7 +240,8 @@ impl Prepared {
             Some(Halves { head, tail }) => {
                 let n_head = head.n_layer;
                 let tail = new(&tail)?;
-                let head = CpuBackend::new(head, Arc::clone(gguf), self.config.clone())?;
+                let config = self.config.clone();
+                let head = CpuBackend::new(head, Arc::clone(gguf), config, progress)?;
                 let name = format!("{} + {}", head.describe(), tail.describe());
                 if options.n_gpu_layers.is_none() {
                     why = format!("the GPU has no room for the first {n_head} layers");
@@ -335,15 +354,29 @@ impl Prepared {
 }
 
 impl PreparedDraft {
-    fn on_cpu(&self) -> Result<Box<dyn Runner>, InferenceError> {
-        let Prepared { plan, config, .. } = &self.prepared;
-        let backend = CpuBackend::new(plan.clone(), Arc::clone(&self.gguf), config.clone());
+    /// What loading packs where the CPU computes.
+    fn packed_bytes(&self) -> u64 {
+        CpuBackend::weight_bytes(&self.prepared.plan, &self.gguf).packed
+    }
+
+    /// What loading brings to a GPU.
+    fn strip_bytes(&self) -> u64 {
+        CudaBackend::weight_bytes(&self.prepared.plan, &self.gguf)
+    }
+
+    fn on_cpu(&self, progress: &LoadProgress) -> Result<Box<dyn Runner>, InferenceError> {
+        let (plan, config) = (self.prepared.plan.clone(), self.prepared.config.clone());
+        let backend = CpuBackend::new(plan, Arc::clone(&self.gguf), config, progress);
         Ok(Box::new(backend.map_err(|error| self.broken(error.into()))?))
     }
 
-    fn on_gpu(&self, device: &Device) -> Result<Box<dyn Runner>, InferenceError> {
+    fn on_gpu(
+        &self,
+        device: &Device,
+        progress: &LoadProgress,
+    ) -> Result<Box<dyn Runner>, InferenceError> {
         let (plan, config) = (self.prepared.plan.clone(), self.prepared.cuda_config());
-        let backend = CudaBackend::new(device, plan, Arc::clone(&self.gguf), config);
+        let backend = CudaBackend::new(device, plan, Arc::clone(&self.gguf), config, progress);
         Ok(Box::new(backend.map_err(|error| self.broken(error.into()))?))
     }
 

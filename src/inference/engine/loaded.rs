@@ -9,7 +9,7 @@ use super::draft_model::DraftModel;
 use super::memory::prepare;
 use super::runner::Runner;
 use super::{InferenceError, LoadOptions, ModelInfo};
-use crate::inference::backend::{AdapterIdx, Batch, PageIdx, Span};
+use crate::inference::backend::{AdapterIdx, Batch, LoadProgress, PageIdx, Span};
 use crate::inference::gguf::Gguf;
 use crate::inference::tokenizer::{ChatTemplate, TokenId, Tokenizer};
 
@@ -77,13 +77,26 @@ impl Model {
     /// # Errors
     /// If the file is broken or not supported, or the memory plan does not fit.
     pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<Model, InferenceError> {
+        Model::load_counted(source, options, &LoadProgress::default())
+    }
+
+    /// As [`Model::load`], and counts on `progress` how far the weights are, those of the draft
+    /// model with them.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_counted(
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &LoadProgress,
+    ) -> Result<Model, InferenceError> {
         let gguf = source.open()?;
         let mut prepared = prepare(&gguf, options)?;
         let template = ChatTemplate::from_gguf(gguf.metadata())?;
         // A large vocabulary takes one thread as long as many weights take all of them.
         let (tokenizer, placed) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| Tokenizer::from_gguf(gguf.metadata()));
-            let placed = prepared.place(&gguf, options);
+            let placed = prepared.place(&gguf, options, progress);
             (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), placed)
         });
         let (tokenizer, placed) = (tokenizer?, placed?);

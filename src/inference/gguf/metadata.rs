@@ -159,23 +159,6 @@ impl Metadata {
         self.ints(key, "array of u64", "u64")
     }
 
-    /// An array of bools.
-    ///
-    /// # Errors
-    /// `KeyType`.
-    pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>, GgufError> {
-        let want = "array of bool";
-        self.items(
-            key,
-            want,
-            |ty| ty == ValueType::Bool,
-            |whole, item| match item {
-                Value::Bool(item) => Ok(*item),
-                _ => Err(key_type(key, want, whole)),
-            },
-        )
-    }
-
     fn int<T: TryFrom<i128>>(&self, key: &str, want: &'static str) -> Result<Option<T>, GgufError> {
         self.get(key).map(|value| int(key, want, value, value)).transpose()
     }

@@ -96,7 +96,6 @@ fn values_keep_their_types() {
     assert_eq!(m.f32s("list.f64").unwrap(), Some(vec![0.25]));
     assert_eq!(m.i32s("list.i32").unwrap(), Some(vec![1, -2, 3]));
     assert_eq!(m.i32s("list.u8").unwrap(), Some(vec![7; 5]));
-    assert_eq!(m.bools("list.bool").unwrap(), Some(vec![true, false]));
     assert_eq!(m.i32s("list.none").unwrap(), Some(vec![]));
     assert_eq!(m.u32("absent").unwrap(), None);
     assert_eq!(m.strs("absent").unwrap(), None);

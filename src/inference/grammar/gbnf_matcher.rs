@@ -102,32 +102,6 @@ impl GbnfMatcher {
         self.walker.is_accepting(self.state)
     }
 
-    /// Bytes that must follow.
-    pub(super) fn forced(&mut self) -> Vec<u8> {
-        self.begin();
-        let mut forced = vec![];
-        let mut state = self.state;
-        while forced.len() < limits::GRAMMAR_FORCED_BYTES_MAX {
-            let has_choice =
-                self.walker.is_accepting(state) || self.walker.tokens(state).next().is_some();
-            let mut ways = (0..=u8::MAX).filter_map(|byte| {
-                let to = self.walker.step(state, byte);
-                (to != DEAD).then_some((byte, to))
-            });
-            match (has_choice, ways.next(), ways.next()) {
-                (false, Some((byte, to)), None) => {
-                    forced.push(byte);
-                    state = to;
-                }
-                _ => break,
-            }
-        }
-        match self.walker.check() {
-            Ok(()) => forced,
-            Err(_) => vec![], // the mask will say so
-        }
-    }
-
     /// Makes room for the work of one token.
     fn begin(&mut self) {
         self.walker.begin();

@@ -116,11 +116,6 @@ impl Guided {
         self.is_finished() || self.matcher.is_accepting().unwrap_or(false)
     }
 
-    /// Bytes that must follow.
-    pub(super) fn forced(&mut self) -> Vec<u8> {
-        if self.matcher.is_stopped() { vec![] } else { self.matcher.compute_ff_bytes() }
-    }
-
     fn gave_up(&self, reason: &str) -> GrammarError {
         match self.matcher.stop_reason() {
             StopReason::NoExtensionBias => GrammarError::Stuck,

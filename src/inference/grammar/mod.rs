@@ -213,19 +213,6 @@ impl Matcher {
         };
         self.has_ended || self.waiting.is_some() || is_accepting
     }
-
-    /// A spelling of the text that must follow, for a draft: the model may cut the same text into
-    /// other tokens. Empty where the grammar leaves a choice.
-    pub fn forced_tokens(&mut self) -> Vec<TokenId> {
-        if self.has_ended || self.waiting.is_some() {
-            return vec![];
-        }
-        let bytes = match &mut self.engine {
-            Engine::Guided(guided) => guided.forced(),
-            Engine::Gbnf(gbnf) => gbnf.forced(),
-        };
-        self.vocab.spell(&bytes).unwrap_or_default()
-    }
 }
 
 fn bounded(text: &str) -> Result<&str, GrammarError> {

@@ -339,37 +339,6 @@ fn clones_go_their_own_ways() {
 }
 
 #[test]
-fn forced_tokens_spell_what_must_follow() {
-    let vocab = vocab();
-    let object = r#"{"type":"object","properties":{"truetrue":{"type":"integer"}},
-        "required":["truetrue"],"additionalProperties":false}"#;
-    let specs = [
-        (gbnf("root ::= \"{\" \"abc\" [xy] \"true\""), "{abc"),
-        (gbnf("root ::= [a-b]"), ""),
-        (gbnf("root ::= \"a\"? \"b\""), ""),
-        (gbnf("root ::= <[262]> \"b\""), ""),
-        (GrammarSpec::Regex("xabctrue?".to_owned()), "xabctru"),
-        (schema(object), "{"),
-    ];
-    for (spec, expected) in specs {
-        let mut matcher = Matcher::new(&vocab, &spec).unwrap();
-        let mut plain = matcher.clone();
-        let forced = matcher.forced_tokens();
-        let text: Vec<u8> = forced.iter().flat_map(|&id| vocab.text(id)).copied().collect();
-        assert_eq!(String::from_utf8(text).unwrap(), expected, "{spec:?}");
-        // Having asked changes nothing.
-        assert_eq!(allowed(&mut matcher), allowed(&mut plain), "{spec:?}");
-        for token in forced {
-            assert!(allowed(&mut matcher).contains(&token));
-            matcher.accept(token).unwrap();
-            plain.accept(token).unwrap();
-            assert_eq!(matcher.is_accepting(), plain.is_accepting());
-            assert_eq!(allowed(&mut matcher), allowed(&mut plain), "{spec:?}");
-        }
-    }
-}
-
-#[test]
 fn masks_are_over_the_vocabulary_and_its_padding() {
     let vocab = vocab();
     let mut matcher = Matcher::new(&vocab, &gbnf("root ::= \"a\"")).unwrap();
@@ -394,7 +363,6 @@ fn a_lazy_grammar_waits_for_its_trigger() {
     push(&mut matcher, "anything at all, <tool_cal").unwrap();
     assert!(matcher.is_waiting() && matcher.is_accepting() && !matcher.is_finished());
     assert_eq!(allowed(&mut matcher).len(), 266, "nothing is masked");
-    assert!(matcher.forced_tokens().is_empty());
     push(&mut matcher, "l>").unwrap();
     assert!(!matcher.is_waiting());
     assert_eq!(allowed(&mut matcher), (48..58).collect::<Vec<_>>());

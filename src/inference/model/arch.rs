@@ -48,7 +48,7 @@ const LLAMA: Arch = Arch {
 const NEOX: Option<RopeStyle> = Some(RopeStyle::Halves);
 
 /// Every architecture that runs.
-pub const SUPPORTED: [Arch; 8] = [
+const SUPPORTED: [Arch; 8] = [
     LLAMA,
     Arch { name: "qwen2", rope: NEOX, ..LLAMA },
     Arch { name: "qwen3", rope: NEOX, ..LLAMA },

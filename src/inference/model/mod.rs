@@ -12,7 +12,7 @@ mod forward;
 mod hparams;
 mod rope;
 
-pub use arch::{Arch, SUPPORTED};
+pub use arch::Arch;
 pub use forward::plan;
 pub use hparams::{Hparams, Pooling};
 

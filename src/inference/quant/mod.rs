@@ -50,7 +50,7 @@ mod write;
 pub use expansion::{Codes, Part, part};
 pub use form::Form;
 pub use iq4::Steps;
-pub use native::{NativePart, SCALE_MAX, write_super};
+pub use native::{NativePart, write_super};
 pub use write::{is_written, quantize};
 
 /// A tensor type that the runtime reads. Names and ids are those of the GGUF specification, but

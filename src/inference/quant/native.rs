@@ -34,16 +34,16 @@ pub const PART_LEN: usize = 32;
 /// Parts of a full super-block.
 pub const SUPER_PARTS: usize = 8;
 /// The largest scale or minimum.
-pub const SCALE_MAX: u8 = 63;
+const SCALE_MAX: u8 = 63;
 
 /// 32 weights as a quantizer chose them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NativePart {
     /// Codes in the order of the weights: below 16 for N4, below 8 for N3.
     pub codes: [u8; PART_LEN],
-    /// Up to [`SCALE_MAX`].
+    /// Up to 63: it has 6 bits.
     pub scale: u8,
-    /// Up to [`SCALE_MAX`].
+    /// Up to 63: it has 6 bits.
     pub min: u8,
 }
 

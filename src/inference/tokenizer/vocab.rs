@@ -10,6 +10,7 @@
 
 use super::error::TokenizerError;
 use super::{TokenId, byte_level};
+use crate::base::hash::unhex;
 use crate::base::limits::{TOKEN_BYTES_MAX, VOCAB_MAX};
 use crate::inference::gguf::Metadata;
 
@@ -171,11 +172,7 @@ fn whole(key: &'static str, got: usize, n_vocab: usize) -> Result<(), TokenizerE
 
 /// The byte of `<0x41>`.
 fn byte_token(text: &str) -> Option<u8> {
-    let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    if hex.len() != 2 {
-        return None;
-    }
-    u8::from_str_radix(hex, 16).ok()
+    unhex(text.strip_prefix("<0x")?.strip_suffix('>')?).map(u8::from_be_bytes)
 }
 
 /// The bytes of every token, end to end.

@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 
 use super::config::Config;
 use super::{FolderError, json, pre, read, sentencepiece};
+use crate::base::hash::unhex;
 use crate::base::limits::{CHAT_TEMPLATE_BYTES_MAX, FOLDER_JSON_BYTES_MAX};
 use crate::inference::gguf::Value;
 
@@ -177,7 +178,7 @@ fn from_json(tokenizer: &Json, n_vocab: usize) -> Result<Vocab, FolderError> {
         let id = id.ok_or_else(|| refused("a token has no number"))?;
         let ty = match text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
             _ if !is_spm => NORMAL,
-            Some(hex) if hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok() => BYTE,
+            Some(hex) if unhex::<[u8; 1]>(hex).is_some() => BYTE,
             _ if unknown == Some(text) => UNKNOWN,
             _ => NORMAL,
         };

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, RwLock, RwLockReadGuard, Semaphore, watch};
 
@@ -15,7 +16,6 @@ use super::tap::Tap;
 use crate::base::limits::JOB_READERS_MAX;
 use crate::jobs::{Counts, Job, Jobs, JobsError, Outcome};
 use crate::server::ApiError;
-use crate::store::StoreError;
 
 /// When to try again if the queue is full.
 const FULL_RETRY: Duration = Duration::from_secs(30);
@@ -42,6 +42,21 @@ struct Inner {
     flushing: tokio::sync::Mutex<()>,
 }
 
+/// How an answer begins.
+pub(super) type Head = (StatusCode, HeaderMap);
+
+/// What a run has answered so far, for whoever reads it meanwhile, from the first to the last.
+#[derive(Default)]
+pub(super) struct Said {
+    /// How it begins, once it does.
+    pub head: Option<Head>,
+    /// What follows.
+    pub frames: Vec<Bytes>,
+}
+
+/// Hears what a run answers, and its end when nobody can say more.
+pub(super) type Hearing = watch::Receiver<Said>;
+
 /// A run of a job.
 #[derive(Clone)]
 pub(super) struct Live {
@@ -50,8 +65,8 @@ pub(super) struct Live {
     pub tap: Tap,
     /// Somebody took it back.
     pub cancelled: Arc<Notify>,
-    /// Nobody wants it any more, wherever it is.
-    pub unwanted: watch::Sender<bool>,
+    /// What it answers.
+    pub said: Hearing,
 }
 
 impl Door {
@@ -110,6 +125,13 @@ impl Door {
         let is_it = |live: &&Live| live.job.row.n == row.n && live.job.row.revision < row.revision;
         self.live().values().filter(is_it).for_each(|live| live.cancelled.notify_one());
         self.tell();
+    }
+
+    /// What the latest run of a job answers, while it does.
+    pub(super) fn said(&self, n: i64) -> Option<Hearing> {
+        let live = self.live();
+        let mut runs = live.values().rev().filter(|live| live.job.row.n == n);
+        runs.next().map(|live| live.said.clone())
     }
 
     pub(super) fn flushing(&self) -> &tokio::sync::Mutex<()> {
@@ -239,13 +261,13 @@ impl From<JobsError> for ApiError {
                 let error = ApiError::new(status, "rate_limit_error", message);
                 ApiError { retry_after: Some(FULL_RETRY), ..error }
             }
-            JobsError::FullBytes { .. } => {
-                ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage_error", message)
+            JobsError::FullBytes { .. } => ApiError::no_room(message),
+            JobsError::TooLarge { .. } => {
+                let status = StatusCode::PAYLOAD_TOO_LARGE;
+                ApiError::new(status, "invalid_request_error", message).at("body")
             }
-            JobsError::Store(StoreError::Busy) => {
-                ApiError::unavailable(message, Duration::from_secs(1))
-            }
-            JobsError::Store(_) | JobsError::Record { .. } => ApiError::internal(message),
+            JobsError::Store(error) => ApiError::from(&error),
+            JobsError::Record { .. } => ApiError::internal(message),
         }
     }
 }

@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::watch;
-
 use super::door::Door;
 use super::tap::Tap;
 use crate::inference::TokenId;
@@ -22,24 +20,26 @@ pub struct Holder {
     pub name: String,
 }
 
+impl Holder {
+    /// As it is on the disk.
+    pub(super) fn read(text: &str) -> Option<Holder> {
+        let (host, name) = text.split_once(' ')?;
+        Some(Holder { host: host.to_owned(), name: name.to_owned() })
+    }
+}
+
 /// See the module. Stands in the extensions of a job's request; clones share it.
 #[derive(Clone)]
 pub struct JobHand {
     door: Door,
     run_idx: u64,
     tap: Tap,
-    unwanted: watch::Receiver<bool>,
     is_settled: Arc<AtomicBool>,
 }
 
 impl JobHand {
-    pub(super) fn new(
-        door: Door,
-        run_idx: u64,
-        tap: Tap,
-        unwanted: watch::Receiver<bool>,
-    ) -> JobHand {
-        JobHand { door, run_idx, tap, unwanted, is_settled: Arc::default() }
+    pub(super) fn new(door: Door, run_idx: u64, tap: Tap) -> JobHand {
+        JobHand { door, run_idx, tap, is_settled: Arc::default() }
     }
 
     /// Who has it and is not done with it.
@@ -47,8 +47,7 @@ impl JobHand {
         let is_settled = self.is_settled.load(Ordering::Relaxed);
         let live = self.door.live();
         let job = live.get(&self.run_idx).filter(|_| !is_settled).map(|live| &live.job)?;
-        let (host, name) = job.row.ledger.holder.as_ref()?.split_once(' ')?;
-        Some(Holder { host: host.to_owned(), name: name.to_owned() })
+        Holder::read(job.row.ledger.holder.as_ref()?)
     }
 
     /// Writes down that `host`, a word without blanks, gets it, under a name that is new.
@@ -61,7 +60,7 @@ impl JobHand {
         self.holder().ok_or_else(over)
     }
 
-    /// Writes down that nobody has it: it was not sent, or not taken.
+    /// Writes down that nobody has it: it was not sent, not taken, or failed there.
     ///
     /// # Errors
     /// As [`JobHand::give`].
@@ -105,11 +104,6 @@ impl JobHand {
     /// Whoever wrote it gave it up: another one begins at the start.
     pub fn pass_on(&self) {
         self.tap.pass_on();
-    }
-
-    /// Waits for the end of the run; whether nobody wants the job any more.
-    pub async fn is_unwanted(mut self) -> bool {
-        self.unwanted.wait_for(|is_so| *is_so).await.is_ok()
     }
 }
 

@@ -14,6 +14,7 @@ mod door;
 mod events;
 mod hand;
 mod promise;
+mod recall;
 mod routes;
 mod runner;
 pub(super) mod tap;
@@ -21,7 +22,7 @@ pub(super) mod tap;
 mod tests;
 
 pub(super) use door::Door;
-pub use hand::JobHand;
+pub use hand::{Holder, JobHand};
 pub(super) use promise::{asks_for_job, keep_promise};
 pub(super) use routes::routes;
 pub use runner::JobRunner;

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! One that streams is a stream to its first caller, who may leave; its bytes are kept, and whoever
-//! asks again gets them when they are whole. It can be followed from any place as a job.
+//! asks again gets them from the first, also while they are written. It can be followed from any
+//! place as a job.
 
 use std::time::Duration;
 
@@ -20,14 +21,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::door::Door;
+use super::door::{Door, Head, Hearing};
 use super::endpoint;
 use super::events::Frames;
 use super::routes::{placed, request_id, submit, whole};
-use super::runner::{self, Head, Reader};
+use super::runner;
 use crate::jobs::{Asked, Job, Jobs, JobsError, Outcome, Run, State as JobState, Submitted};
 use crate::server::sockets::id_of;
 use crate::server::{ApiError, Caller, Gate, autocoder};
@@ -172,26 +173,26 @@ async fn wait(
     wish: Wish,
 ) -> Result<Response, ApiError> {
     let (tenant, streams) = (asked.tenant, wish == Wish::Streamed);
-    let (head, mut begun) = oneshot::channel();
-    let (frames, received) = mpsc::channel(1);
-    let reader = Reader { head, frames: streams.then_some(frames) };
     let until = patience.map(|patience| Instant::now() + patience);
     // Heard from before it can end.
     let mut changes = door.changes();
     // In a task of its own: if the caller leaves meanwhile, what is on the disk runs all the same.
-    let submitted = tokio::spawn(taken_in(door.clone(), asked, caller, reader));
+    let submitted = tokio::spawn(taken_in(door.clone(), asked, caller));
     let broken = |_| ApiError::internal("the job could not be taken in");
-    let job = submitted.await.map_err(broken)??;
-    // Nobody tells, where the job is known or ends before it begins.
-    if streams && let Ok((status, headers)) = (&mut begun).await {
-        let mut response = Response::new(Body::new(Frames(received)));
-        (*response.status_mut(), *response.headers_mut()) = (status, headers);
-        return Ok(named(response, &job));
-    }
-    let (n, id) = (job.row.n, job.row.id);
+    let (job, own) = submitted.await.map_err(broken)??;
+    let (n, id) = (job.row.n, job.row.id.clone());
+    let head = || own.as_ref().and_then(|said| said.borrow().head.clone());
+    let mut hearing = own.clone();
     let mut stopping = door.stopping();
     loop {
         changes.mark_unchanged();
+        // Its own run, also if that is over by now. Whoever comes later hears it from its start.
+        if streams
+            && let Some(said) = hearing.take().or_else(|| door.said(n))
+            && let Some(response) = told(said).await
+        {
+            return Ok(named(response, &job));
+        }
         let stops_now = *stopping.borrow_and_update();
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let is_due = stops_now || left == Some(Duration::ZERO);
@@ -199,11 +200,10 @@ async fn wait(
         if is_due || !door.live().values().any(|live| live.job.row.n == n) {
             match found(door, tenant, id.clone()).await? {
                 (job, outcome) if job.state.is_over() => {
-                    return answer(&job, outcome, begun.try_recv().ok());
+                    return answer(&job, outcome, head());
                 }
                 (job, outcome) if wish == Wish::Named && job.state == JobState::Queued => {
-                    let said =
-                        outcome.is_some().then(|| answer(&job, outcome, begun.try_recv().ok()));
+                    let said = outcome.is_some().then(|| answer(&job, outcome, head()));
                     return said.unwrap_or_else(|| Err(waits(&job)));
                 }
                 // The disk does not take its end, or the service stops.
@@ -230,13 +230,33 @@ async fn found(door: &Door, tenant: u64, id: String) -> Result<(Job, Option<Outc
     found.await
 }
 
-/// Takes a job in, and runs it if that is to be at once.
+/// What a run answers, as it comes; `None` if it ends before it begins.
+async fn told(mut said: Hearing) -> Option<Response> {
+    let head = said.wait_for(|said| said.head.is_some()).await.ok()?.head.clone();
+    let (frames, received) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for n in 0.. {
+            let is_there = tokio::select! {
+                is_there = said.wait_for(|said| said.frames.len() > n) => is_there,
+                () = frames.closed() => return,
+            };
+            let Ok(frame) = is_there.map(|said| said.frames[n].clone()) else { return };
+            if frames.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = Response::new(Body::new(Frames(received)));
+    (*response.status_mut(), *response.headers_mut()) = head?;
+    Some(response)
+}
+
+/// Takes a job in, and runs it if that is to be at once; what it answers then.
 async fn taken_in(
     door: Door,
     asked: Asked,
     caller: Caller,
-    reader: Reader,
-) -> Result<Job, ApiError> {
+) -> Result<(Job, Option<Hearing>), ApiError> {
     let Some(_entering) = door.enter().await else { return Err(stopping()) };
     let (body, starts_now) = (asked.body.clone(), asked.starts_now);
     let entered = door.ask(move |jobs| match jobs.submit(asked)? {
@@ -247,11 +267,11 @@ async fn taken_in(
         Submitted::Known(job) => again(jobs, job, starts_now),
     });
     let (job, run) = entered.await?;
-    match run {
-        Some(run) => runner::start(&door, run, caller, Some(reader)),
-        None => door.tell(),
+    let said = run.map(|run| runner::start(&door, run, caller));
+    if said.is_none() {
+        door.tell();
     }
-    Ok(job)
+    Ok((job, said))
 }
 
 fn stopping() -> ApiError {

@@ -3,6 +3,7 @@
 //! ```text
 //! take -> run, in a task of its own -> end       as many at once as configured
 //! every flush_ms: what running jobs have said since becomes durable, in one commit
+//! recall: who has a job that nobody wants any more hears so, see there
 //! stop: what runs is broken off and waits again, with every token it had said
 //! ```
 
@@ -10,18 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::callback;
-use super::door::{Door, Live};
+use super::door::{Door, Hearing, Live, Said};
 use super::hand::JobHand;
+use super::recall::recall;
 use super::tap::{Drained, Tap, heard_by};
 use crate::base::limits::JOB_ANSWER_BYTES_MAX;
 use crate::inference::{Priority, TenantId};
@@ -52,11 +54,13 @@ impl JobRunner {
         let Some(door) = gate.jobs().cloned() else {
             return JobRunner { door: None, tasks: Vec::new() };
         };
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(take(door.clone())),
             tokio::spawn(flush(door.clone())),
             tokio::spawn(callback::send(door.clone())),
         ];
+        let forward = gate.forward().cloned();
+        tasks.extend(forward.map(|forward| tokio::spawn(recall(door.clone(), forward))));
         JobRunner { door: Some(door), tasks }
     }
 
@@ -88,7 +92,7 @@ pub(super) async fn take(door: Door) {
         let pause = match taken {
             Ok(Taken::Run(run)) => {
                 let caller = Caller { priority: Priority::Background, ..Caller::default() };
-                start(&door, *run, caller, None);
+                start(&door, *run, caller);
                 continue;
             }
             Ok(Taken::Changed) => {
@@ -114,31 +118,21 @@ pub(super) async fn take(door: Door) {
     }
 }
 
-/// How an answer begins.
-pub(super) type Head = (StatusCode, HeaderMap);
-
-/// Who waits for an answer while it is written.
-pub(super) struct Reader {
-    /// Hears how it begins.
-    pub head: oneshot::Sender<Head>,
-    /// And what follows, where it is read as it comes.
-    pub frames: Option<mpsc::Sender<Bytes>>,
-}
-
 /// Runs a job in a task of its own, in the class and the place of whoever waits for it.
-pub(super) fn start(door: &Door, run: Run, caller: Caller, reader: Option<Reader>) {
+pub(super) fn start(door: &Door, run: Run, caller: Caller) -> Hearing {
+    let (say, said) = watch::channel(Said::default());
     let seed = u32::try_from(run.job.row.seed).unwrap_or(0);
-    let (unwanted, is_unwanted) = watch::channel(false);
     let live = Live {
         job: run.job.clone(),
         tap: Tap::new(seed, &run.pieces),
         cancelled: Arc::new(Notify::new()),
-        unwanted,
+        said: said.clone(),
     };
     let run_idx = door.begin(live.clone());
-    let hand = JobHand::new(door.clone(), run_idx, live.tap.clone(), is_unwanted);
-    let work = post(door.dialects(), run, (caller, hand), reader);
+    let hand = JobHand::new(door.clone(), run_idx, live.tap.clone());
+    let work = post(door.dialects(), run, (caller, hand), say);
     tokio::spawn(attend(door.clone(), run_idx, live, work));
+    said
 }
 
 /// A job's run from its start to its end on the disk.
@@ -167,9 +161,6 @@ async fn attend(
         _ = stopping.wait_for(|stops| *stops) => (Happening::Stopped, None),
     };
     work.abort();
-    if matches!(happening, Happening::CancelAsked | Happening::DeadlinePassed) {
-        live.unwanted.send_replace(true);
-    }
     if happening == Happening::Answered {
         live.tap.end();
     }
@@ -263,16 +254,11 @@ async fn post(
     dialects: Option<Router>,
     run: Run,
     (caller, hand): (Caller, JobHand),
-    reader: Option<Reader>,
+    say: watch::Sender<Said>,
 ) -> Result<Ran, String> {
     let Some(dialects) = dialects else { return Err("nobody answers yet".to_owned()) };
     let row = &run.job.row;
-    let mut body: Value = serde_json::from_slice(&run.body).map_err(|error| error.to_string())?;
-    if let Some(fields) = body.as_object_mut() {
-        // Some dialects stream unless told otherwise.
-        fields.entry("stream").or_insert(json!(false));
-        fields.remove("on_disconnect");
-    }
+    let body = as_asked(&run.body).map_err(|error| error.to_string())?;
     let tenant = TenantId(row.tenant as u64);
     let caller = Caller { tenant, request_id: row.id.clone(), ..caller };
     let request = Request::post(row.endpoint.as_str())
@@ -287,7 +273,9 @@ async fn post(
         Ok(answer) => in_form_of(Some(&row.endpoint), &row.id, answer).into_parts(),
         Err(never) => match never {},
     };
-    let body = collected(body, reader, (parts.status, parts.headers.clone())).await;
+    let head = (parts.status, parts.headers.clone());
+    say.send_modify(|said| said.head = Some(head));
+    let body = collected(body, &say).await;
     let body = body.map_err(|error| format!("the answer cannot be kept: {error}"))?;
     let media_type = parts.headers.get(header::CONTENT_TYPE);
     let media_type = media_type.and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
@@ -295,28 +283,28 @@ async fn post(
     Ok((Outcome { status, media_type, body }, untaken))
 }
 
-/// A whole answer, told to whoever reads it as long as anybody does.
+/// A job's body as its endpoint gets it.
+pub(super) fn as_asked(body: &[u8]) -> serde_json::Result<Value> {
+    let mut body: Value = serde_json::from_slice(body)?;
+    if let Some(fields) = body.as_object_mut() {
+        // Some dialects stream unless told otherwise.
+        fields.entry("stream").or_insert(json!(false));
+        fields.remove("on_disconnect");
+    }
+    Ok(body)
+}
+
+/// A whole answer, told as it comes.
 async fn collected(
     body: Body,
-    reader: Option<Reader>,
-    begin: Head,
+    say: &watch::Sender<Said>,
 ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let mut body = Limited::new(body, JOB_ANSWER_BYTES_MAX);
-    let mut all = Vec::new();
-    let mut frames = reader.and_then(|reader| {
-        let _ = reader.head.send(begin);
-        reader.frames
-    });
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        all.extend_from_slice(&data);
-        if let Some(out) = &frames
-            && out.send(data).await.is_err()
-        {
-            frames = None;
-        }
+        say.send_modify(|said| said.frames.push(data));
     }
-    Ok(all)
+    Ok(say.borrow().frames.concat())
 }
 
 /// What an answer means for its job.
@@ -349,6 +337,8 @@ async fn flush(door: Door) {
     let period = Duration::from_millis(door.jobs().config().flush_ms);
     let mut every = tokio::time::interval(period);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first comes at once.
+    every.tick().await;
     loop {
         every.tick().await;
         let flushing = door.flushing().lock().await;

@@ -8,9 +8,10 @@ use axum::Router;
 use axum::routing::post;
 use tokio::sync::Semaphore;
 
-use super::{Door, runner};
+use super::{Door, recall, runner};
 use crate::jobs::{AlwaysGo, Asked, Job, Jobs, JobsConfig, State, Submitted};
-use crate::store::Store;
+use crate::server::{Admitted, Answering, Forward, Here, Unwanted, Withdrawing, Withdrawn};
+use crate::store::{Peer, Store};
 
 /// Doors to jobs whose answers are numbers, each of them given when it is let go.
 struct House {
@@ -111,4 +112,57 @@ async fn a_stop_waits_for_what_is_about_to_run() {
     let job = house.submit();
     runner::take(house.door.clone()).await;
     assert_eq!(house.jobs.get(0, &job.row.id).unwrap().state, State::Queued);
+}
+
+/// Machines that do what they are called.
+struct Machines;
+
+impl Forward for Machines {
+    fn answer(self: Arc<Self>, _: Admitted, _: Here) -> Answering {
+        Box::pin(std::future::pending())
+    }
+
+    fn reaches(&self, host: &str) -> bool {
+        host != "away"
+    }
+
+    fn withdraw(self: Arc<Self>, unwanted: Unwanted) -> Withdrawing {
+        let told = match unwanted.holder.host.as_str() {
+            "deaf" => Withdrawn::Untold("it does not listen".to_owned()),
+            "fast" => Withdrawn::Answered,
+            _ => Withdrawn::Over,
+        };
+        Box::pin(async move { told })
+    }
+
+    fn join(self: Arc<Self>, _: Peer) -> bool {
+        false
+    }
+
+    fn meet(self: Arc<Self>, _: Vec<Peer>) {}
+
+    fn leave(&self, _: &str) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_hear_that_a_job_is_not_wanted_keeps_nobody_else_from_it() {
+    let house = house();
+    let hosts = ["away", "deaf", "fast", "nano", "deaf"];
+    let jobs = hosts.map(|host| {
+        let job = house.submit();
+        let run = house.jobs.begin(&job).unwrap().unwrap();
+        house.jobs.give(&run.job, Some(host)).unwrap().unwrap();
+        house.jobs.cancel(0, &job.row.id).unwrap()
+    });
+    let recalling = tokio::spawn(recall::recall(house.door.clone(), Arc::new(Machines)));
+    house.until("others have heard", |house| house.jobs.unwanted().unwrap().len() == 3).await;
+    let left = house.jobs.unwanted().unwrap().into_iter().map(|row| row.holder);
+    let left: Vec<String> = left.map(|text| text.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(left, ["away", "deaf", "deaf"]);
+    for (host, job) in hosts.into_iter().zip(jobs) {
+        let state = house.jobs.get(0, &job.row.id).unwrap().state;
+        let expected = if host == "fast" { State::Queued } else { State::Cancelled };
+        assert_eq!(state, expected, "{host}");
+    }
+    recalling.abort();
 }

@@ -10,6 +10,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::wire::{lease, model_name, timestamp};
 use crate::hosting::HostedModel;
@@ -245,13 +246,20 @@ pub(super) async fn pull(
     let (sender, receiver) = mpsc::channel::<Value>(STEPS_MAX);
     tokio::task::spawn_blocking(move || {
         let _ = sender.blocking_send(json!({"status": "pulling manifest"}));
-        // A reader who is slow or gone misses steps; the download goes on and can be resumed.
-        let result = shelf.pull(&name, &mut |step| drop(sender.try_send(step_json(&step))));
+        // A reader who is slow or gone misses steps, but not the last before the end; the download
+        // goes on, and can be resumed.
+        let mut missed = None;
+        let result = shelf.pull(&name, &mut |step| {
+            missed = match sender.try_send(step_json(&step)) {
+                Err(TrySendError::Full(line)) => Some(line),
+                _ => None,
+            };
+        });
         let last = match result {
             Ok(()) => json!({"status": "success"}),
             Err(error) => super::error_json(&failed(error)),
         };
-        let _ = sender.blocking_send(last);
+        missed.into_iter().chain([last]).for_each(|line| drop(sender.blocking_send(line)));
     });
     let body = Body::new(Steps(receiver));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
@@ -259,6 +267,9 @@ pub(super) async fn pull(
 
 fn step_json(step: &PullStep) -> Value {
     let mut line = json!({ "status": step.status });
+    if let Some(sha256) = &step.sha256 {
+        line["digest"] = format!("sha256:{sha256}").into();
+    }
     if let Some((done, total)) = step.bytes {
         line["completed"] = done.into();
         line["total"] = total.unwrap_or(done).into();
@@ -291,6 +302,7 @@ pub(super) async fn delete(
 ) -> Result<Response, ApiError> {
     let (shelf, name) = (shelf(&server)?, named(&fields)?);
     let loaded: Vec<String> = server.0.host.engines().into_iter().map(|(own, _)| own).collect();
-    blocking(move || shelf.remove(&name, &loaded).map_err(failed)).await?;
+    let removed = blocking(move || shelf.remove(&name, &loaded).map_err(failed)).await?;
+    server.0.host.forget(&removed);
     Ok(().into_response())
 }

@@ -14,10 +14,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::{
-    Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION, hex,
-    pair_and_keep, part,
+    Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairOffer, PairingError, VERSION,
+    pair_and_keep,
 };
-use crate::pair::{Code, Hello, PairError, Role, Side};
+use crate::base::hash::{hex, unhex};
+use crate::pair::{Code, Hello, PairError, Part, Role, Side};
 use crate::seal;
 use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
@@ -74,7 +75,8 @@ impl PairDesk {
     fn step(&self, fields: &Fields) -> Result<Value, ApiError> {
         let text = |name: &str| fields.0.get(name).and_then(Value::as_str);
         let step = text("step").unwrap_or_default();
-        let part = || part(text("part")).ok_or_else(|| ApiError::field("part", "64 hex digits"));
+        let no_part = || ApiError::field("part", "64 hex digits");
+        let part = || text("part").and_then(unhex::<Part>).ok_or_else(no_part);
         // Held over every step: two that begin at once spend two tries, and nobody begins with a
         // code that another one is about to use up.
         let mut place = self.0.session.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +121,7 @@ impl PairDesk {
             let message = format!("this machine pairs by version {VERSION}; update the older one");
             return Err(ApiError::field("version", message));
         }
-        let theirs = part(fields.0.get("public").and_then(Value::as_str));
+        let theirs = fields.0.get("public").and_then(Value::as_str).and_then(unhex);
         let theirs = theirs.ok_or_else(|| ApiError::field("public", "64 hex digits"))?;
         // What cannot be kept spends no try.
         self.0.store.peers().map_err(unkept)?;
@@ -201,11 +203,8 @@ fn not_paired(error: PairingError) -> ApiError {
         PairingError::Pair(PairError::NoCode) | PairingError::Spent => {
             ApiError::field("code", message)
         }
-        PairingError::Store(StoreError::Busy | StoreError::Closed | StoreError::Away { .. }) => {
-            ApiError::unavailable(message, RETRY)
-        }
-        PairingError::Store(StoreError::PeersFull { .. }) => ApiError::conflict(message),
-        PairingError::Store(_) | PairingError::Offer(_) => ApiError::internal(message),
+        PairingError::Store(error) => ApiError { message, ..ApiError::from(&error) },
+        PairingError::Offer(error) => ApiError::unkept("the pairing code is not kept", &error),
         _ => ApiError::new(StatusCode::BAD_GATEWAY, "upstream_error", message),
     }
 }

@@ -25,7 +25,8 @@ pub use offer::PairOffer;
 pub use starter::pair_and_keep;
 
 use super::ClientError;
-use crate::pair::{PART_LEN, PairError, Part};
+use crate::base::hash::{hex, unhex};
+use crate::pair::PairError;
 use crate::seal::Sealer;
 use crate::store::StoreError;
 use crate::tls::Fingerprint;
@@ -144,7 +145,7 @@ impl Introduction {
 
     /// Opens what the other side sealed; a name is cut to what can be shown.
     fn open(sealer: &Sealer, whose: &str, sealed: &str) -> Option<Introduction> {
-        let text = sealer.unwrap(whose, &unhex(sealed)?)?;
+        let text = sealer.unwrap(whose, &unhex::<Vec<u8>>(sealed)?)?;
         let mut own: Introduction = serde_json::from_slice(&text).ok()?;
         let is_node = own.node.len() == 16 && own.node.bytes().all(|b| b.is_ascii_hexdigit());
         let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
@@ -152,23 +153,6 @@ impl Introduction {
         let is_key = own.key.starts_with("jf-") && own.key.len() == 67;
         (is_node && is_key && !own.name.is_empty()).then_some(own)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if digits.len() % 2 != 0 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
-}
-
-fn part(text: Option<&str>) -> Option<Part> {
-    let bytes = unhex(text?)?;
-    <[u8; PART_LEN]>::try_from(bytes).ok()
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::hex;
 use crate::base::file;
+use crate::base::hash::hex;
 use crate::base::limits::{PAIR_SPENT_MAX, RECORD_BYTES_MAX};
 use crate::pair::Code;
 

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::spent::Spent;
-use super::{Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION, hex, part};
+use super::{Card, FROM_ANSWERER, FROM_STARTER, Introduction, PairingError, VERSION};
+use crate::base::hash::{hex, unhex};
 use crate::pair::{Code, Hello, LETTERS, Part, Role, Side};
 use crate::server::{Client, random_key};
 use crate::store::{Peer, Store, now_ms};
@@ -71,7 +72,8 @@ fn pair_with(
     let hello = Hello::new()?;
     let said = json!({"step": "hello", "version": VERSION, "public": hex(&hello.public)});
     let heard = ask(client, &said)?;
-    let theirs = part(heard["public"].as_str()).ok_or(PairingError::Foreign("no public key"))?;
+    let theirs = heard["public"].as_str().and_then(unhex);
+    let theirs = theirs.ok_or(PairingError::Foreign("no public key"))?;
     let session = heard["session"].as_str().ok_or(PairingError::Foreign("no session"))?;
     // Before a letter is told, and only then: without an open code nothing is.
     if !spent.spend(&code)? {
@@ -81,7 +83,7 @@ fn pair_with(
     let tell = |step: &str, own: Part| {
         let said = json!({"step": step, "session": session, "part": hex(&own)});
         let heard = ask(client, &said)?;
-        part(heard["part"].as_str()).ok_or(PairingError::Foreign("no part"))
+        heard["part"].as_str().and_then(unhex::<Part>).ok_or(PairingError::Foreign("no part"))
     };
     for _ in 0..LETTERS {
         let theirs = tell("commit", side.commitment()?)?;

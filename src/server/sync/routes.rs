@@ -10,13 +10,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ask, known, standings};
+use crate::base::file::is_disk_full;
 use crate::base::limits::{SYNC_ENTRY_BYTES_MAX, SYNC_KEY_BYTES_MAX};
 use crate::server::access::presented;
 use crate::server::fields::Fields;
 use crate::server::keys::hash;
 use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
-use crate::store::{Peer, StoreError};
+use crate::store::Peer;
 use crate::sync::{
     Ask, BlobId, Change, HAUL_BYTES_MAX, Mark, Node, PeerStanding, Record, SyncError,
 };
@@ -51,12 +52,9 @@ impl From<SyncError> for ApiError {
         let message = error.to_string();
         match error {
             SyncError::Refused(_) => ApiError::conflict(message),
-            SyncError::Store(StoreError::Busy | StoreError::Closed | StoreError::Away { .. }) => {
-                ApiError::unavailable(message, std::time::Duration::from_secs(1))
-            }
-            SyncError::Store(_) | SyncError::File { .. } | SyncError::Key(_) => {
-                ApiError::internal(message)
-            }
+            SyncError::Store(error) => ApiError::from(&error),
+            SyncError::File { source } if is_disk_full(&source) => ApiError::no_room(message),
+            SyncError::File { .. } | SyncError::Key(_) => ApiError::internal(message),
         }
     }
 }

@@ -19,6 +19,7 @@ use blake3::Hasher;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
+use crate::base::hash::{hex, unhex};
 use crate::base::limits::SYNC_BLOB_BYTES_MAX;
 
 /// Bytes of a piece.
@@ -39,21 +40,13 @@ impl BlobId {
 
     /// Reads 64 hexadecimal digits in small letters.
     pub fn read(text: &str) -> Option<BlobId> {
-        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if text.len() != 2 * HASH_BYTES || !text.bytes().all(is_hex) {
-            return None;
-        }
-        let mut hash = [0; HASH_BYTES];
-        for (i, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-        }
-        Some(BlobId(hash))
+        unhex(text).map(BlobId).filter(|id| id.to_string() == text)
     }
 }
 
 impl fmt::Display for BlobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

@@ -107,16 +107,8 @@ impl Life {
     fn update(&mut self, job: &mut JobRow, to: &str) {
         let body = br#"{"content": "a secret answer"}"#.to_vec();
         let answer = AnswerRow { status: 200, media_type: "application/json".into(), body };
-        let update = Update {
-            n: job.n,
-            id: job.id.clone(),
-            revision: job.revision,
-            ledger: ledger(to),
-            answer: (to == "done").then_some(answer),
-            pieces: None,
-            calls_back: false,
-            limits: None,
-        };
+        let answer = (to == "done").then_some(answer);
+        let update = Update { answer, ..Update::of(job, ledger(to)) };
         assert_eq!(self.own.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
         job.revision += 1;
         self.note();
@@ -177,7 +169,7 @@ fn live(life: &mut Life) {
         for told in told {
             life.peer.sync.change(told).unwrap();
         }
-        life.peer.sync.note("feedback", json!({ "n": i })).unwrap();
+        life.peer.sync.tell_own("feedback", &i.to_string(), json!({ "n": i })).unwrap();
         life.update(&mut job, "done");
         life.exchange();
         assert_eq!(acts(&life.own), [id.as_str()], "it was taken back when it was over");

@@ -4,9 +4,8 @@ use std::io::Cursor;
 
 use serde_json::json;
 
-use super::store::{Side, acts, body, change, exchange, ledger, open, pair, submit};
+use super::store::{Side, acts, answer, body, change, exchange, open, pair, submit};
 use crate::base::limits::SYNC_ACTS_MAX;
-use crate::store::{AnswerRow, Changed, Update};
 use crate::sync::{BlobId, Imported, Progress, Spool, Told};
 
 /// Calls of `a` about blobs until none moves; how many pieces came to it.
@@ -73,30 +72,16 @@ fn a_text_beyond_an_entry_travels_beside_it() {
     pair(&a, &b);
     let job = submit(&a, "job-1");
     let text = String::from_utf8(random_text(3 << 19)).unwrap();
-    let answer = json!({ "content": text }).to_string().into_bytes();
-    let update = Update {
-        n: job.n,
-        id: job.id.clone(),
-        revision: job.revision,
-        ledger: ledger("done"),
-        answer: Some(AnswerRow {
-            status: 200,
-            media_type: "application/json".into(),
-            body: answer.clone(),
-        }),
-        pieces: None,
-        calls_back: true,
-        limits: None,
-    };
-    assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
+    let text = json!({ "content": text }).to_string().into_bytes();
+    answer(&a, &job, text.clone());
     exchange(&b, &a);
     let known = body(&b, "job", "job-1");
-    assert_eq!(known["answer_bytes"], json!(answer.len()));
+    assert_eq!(known["answer_bytes"], json!(text.len()));
     assert_eq!(haul(&b, &a), 3);
     let id = BlobId::read(known["answer_blob"]["id"].as_str().unwrap()).unwrap();
     let mut read = Vec::new();
     b.sync.vault().take_out(&id, &mut read).unwrap();
-    assert!(read == answer);
+    assert!(read == text);
     // It goes by itself where room is needed, on both sides, so it is no file that is kept.
     assert!([&a, &b].iter().all(|side| side.sync.vault().kept().is_empty()));
 }

@@ -10,7 +10,8 @@ use crate::store::{
     AnswerRow, Changed, Insert, JobRow, LedgerRow, NewJobRow, Peer, QueueLimits, RecordRow, Store,
     Update, now_ms,
 };
-use crate::sync::{Change, Node, Record, Spool, Told, job_rank, read_frame};
+use crate::sync::rules::job_rank;
+use crate::sync::{Change, Node, Record, Spool, Told, read_frame};
 
 pub struct Side {
     pub store: Store,
@@ -103,17 +104,12 @@ pub fn submit(side: &Side, id: &str) -> JobRow {
 }
 
 fn finish(side: &Side, job: &JobRow) {
-    let body = br#"{"content": "a secret answer"}"#.to_vec();
-    let update = Update {
-        n: job.n,
-        id: job.id.clone(),
-        revision: job.revision,
-        ledger: ledger("done"),
-        answer: Some(AnswerRow { status: 200, media_type: "application/json".into(), body }),
-        pieces: None,
-        calls_back: true,
-        limits: None,
-    };
+    answer(side, job, br#"{"content": "a secret answer"}"#.to_vec());
+}
+
+pub fn answer(side: &Side, job: &JobRow, body: Vec<u8>) {
+    let answer = Some(AnswerRow { status: 200, media_type: "application/json".into(), body });
+    let update = Update { answer, calls_back: true, ..Update::of(job, ledger("done")) };
     assert_eq!(side.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
 }
 
@@ -184,7 +180,7 @@ fn a_message_that_comes_twice_does_nothing_twice_and_a_foreign_one_nothing_at_al
     let (a, b) = (open(home.path()), open(pc_home.path()));
     pair(&a, &b);
     exchange(&a, &b);
-    a.sync.note("feedback", json!({"text": "good"})).unwrap();
+    a.sync.tell_own("feedback", "1", json!({"text": "good"})).unwrap();
     let asked = a.sync.ask(b.sync.node()).unwrap();
     let first = b.sync.answer(a.sync.node(), &asked).unwrap().1;
     let again = b.sync.answer(a.sync.node(), &asked).unwrap().1;
@@ -233,7 +229,7 @@ fn a_store_that_goes_back_in_time_loses_no_more_than_it_lost() {
         }
     };
     let note = |side: &Side, n: usize| {
-        assert!(side.sync.note("feedback", json!({ "n": n })).unwrap());
+        assert!(side.sync.tell_own("feedback", &n.to_string(), json!({ "n": n })).unwrap());
     };
     let seen = |side: &Side| {
         let mut seen: Vec<u64> = side
@@ -286,7 +282,7 @@ fn entries_travel_by_a_file() {
     let (a, b) = (open(home.path()), open(pc_home.path()));
     pair(&a, &b);
     for n in 0..600 {
-        a.sync.note("feedback", json!({ "n": n })).unwrap();
+        a.sync.tell_own("feedback", &n.to_string(), json!({ "n": n })).unwrap();
     }
     let mut file = Vec::new();
     assert_eq!(a.sync.export(&mut file).unwrap(), 600);
@@ -311,7 +307,7 @@ fn who_finds_a_stick_reads_nothing_and_writes_nothing() {
     let [a, b, c] = homes.each_ref().map(|home| open(home.path()));
     pair(&a, &b);
     pair(&c, &b);
-    a.sync.note("feedback", json!({"text": "a secret"})).unwrap();
+    a.sync.tell_own("feedback", "1", json!({"text": "a secret"})).unwrap();
     let mut file = Vec::new();
     a.sync.export(&mut file).unwrap();
     assert!(!file.windows(6).any(|part| part == b"secret"), "sealed");
@@ -325,7 +321,7 @@ fn who_finds_a_stick_reads_nothing_and_writes_nothing() {
     // Another machine that is paired with the same one cannot speak for it.
     let name = |side: &Side| side.sync.node().to_owned();
     let mut forged = Vec::new();
-    c.sync.note("feedback", json!({"text": "forged"})).unwrap();
+    c.sync.tell_own("feedback", "1", json!({"text": "forged"})).unwrap();
     c.sync.export(&mut forged).unwrap();
     let head = forged.iter().position(|byte| *byte == b'\n').unwrap();
     let line = String::from_utf8(forged[..head].to_vec()).unwrap();
@@ -342,7 +338,7 @@ fn who_is_forgotten_is_a_stranger_and_what_waited_for_it_is_gone() {
     let (a, b) = (open(home.path()), open(pc_home.path()));
     pair(&a, &b);
     exchange(&a, &b);
-    a.sync.note("feedback", json!({"n": 1})).unwrap();
+    a.sync.tell_own("feedback", "1", json!({"n": 1})).unwrap();
     let asked = a.sync.ask(b.sync.node()).unwrap();
     let forgotten = b.sync.forget("peer").unwrap().unwrap();
     assert_eq!((forgotten.node.as_str(), forgotten.key.as_str()), (a.sync.node(), ""));
@@ -350,11 +346,11 @@ fn who_is_forgotten_is_a_stranger_and_what_waited_for_it_is_gone() {
     let error = b.sync.answer(a.sync.node(), &asked).unwrap_err().to_string();
     assert!(error.contains("not paired"), "{error}");
     assert_eq!(b.sync.standing().unwrap(), []);
-    assert!(!b.sync.note("feedback", json!({"n": 2})).unwrap(), "there is nobody to tell");
+    assert!(!b.sync.tell_own("feedback", "2", json!({"n": 2})).unwrap(), "there is nobody to tell");
     a.sync.forget(b.sync.node()).unwrap().unwrap();
     // They can come together again, and begin anew.
     pair(&a, &b);
-    a.sync.note("feedback", json!({"n": 3})).unwrap();
+    a.sync.tell_own("feedback", "3", json!({"n": 3})).unwrap();
     exchange(&a, &b);
     assert_eq!((state(&a), state(&b)), ("synced".into(), "synced".into()));
     let told: Vec<Value> =
@@ -415,10 +411,7 @@ fn a_job_that_is_tried_again_and_taken_back_is_told_so() {
     let mut job = submit(&a, "job-1");
     let mut become_ = |ledger: LedgerRow| {
         let calls_back = ledger.state != "queued";
-        let (n, id, revision) = (job.n, job.id.clone(), job.revision);
-        let answer = None;
-        let update =
-            Update { n, id, revision, ledger, answer, pieces: None, calls_back, limits: None };
+        let update = Update { calls_back, ..Update::of(&job, ledger) };
         assert_eq!(a.store.update_jobs(vec![update]).unwrap(), [Changed::Done]);
         job.revision += 1;
         exchange(&a, &b);
@@ -467,7 +460,7 @@ fn the_copy_of_a_card_says_nothing_until_somebody_tells_which_it_is() {
     };
     {
         let twin = moved(twin_home.path());
-        twin.sync.note("feedback", json!({"n": 1})).unwrap();
+        twin.sync.tell_own("feedback", "1", json!({"n": 1})).unwrap();
         let error = twin.sync.ask(pc.sync.node()).unwrap_err().to_string();
         assert!(error.contains("sync renew") && error.contains("sync adopt"), "{error}");
         assert!(twin.sync.export_page(pc.sync.node(), None).is_err());
@@ -477,8 +470,8 @@ fn the_copy_of_a_card_says_nothing_until_somebody_tells_which_it_is() {
     let twin = moved(twin_home.path());
     assert!(twin.sync.moved().is_none() && twin.sync.peers().unwrap().is_empty());
     pair(&twin, &pc);
-    nano.sync.note("feedback", json!({"n": 2})).unwrap();
-    twin.sync.note("feedback", json!({"n": 3})).unwrap();
+    nano.sync.tell_own("feedback", "2", json!({"n": 2})).unwrap();
+    twin.sync.tell_own("feedback", "3", json!({"n": 3})).unwrap();
     exchange(&nano, &pc);
     exchange(&twin, &pc);
     assert_eq!(pc.sync.records("feedback", 9).unwrap().len(), 2);

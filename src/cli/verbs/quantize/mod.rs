@@ -24,7 +24,9 @@ use crate::base::format::bytes;
 use crate::base::limits::THREADS_MAX;
 use crate::cli::exit::CliError;
 use crate::cli::prompt::read_text;
-use crate::cli::terminal::{STRONG, bytes_bar, note, print_json, steps_bar, styled, table};
+use crate::cli::terminal::{
+    STRONG, bytes_bar, load_bar, note, print_json, steps_bar, styled, table,
+};
 use crate::cli::{Context, exit};
 use crate::inference::{DeviceChoice, EncodeOptions, Gguf, LoadOptions, Model, Target, TokenId};
 use crate::quantize::{
@@ -235,7 +237,7 @@ impl Job<'_> {
         let source = self.app.model_source()?;
         let options =
             LoadOptions { device: DeviceChoice::Cpu, ..self.app.load_options_of(&source) };
-        let model = Model::load(&source, &options);
+        let model = load_bar(|progress| Model::load_counted(&source, &options, progress));
         let mut model = model.map_err(|error| App::inference(&source, error))?;
         let tokens = tokens(&model, text)?;
         let n_ctx = self.args.ctx_size.min(model.n_ctx());

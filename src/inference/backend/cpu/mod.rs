@@ -49,7 +49,9 @@ pub use self::panel::repack as repack_panel;
 use self::pool::Pool;
 pub use self::weights::WeightBytes;
 use self::weights::Weights;
-use super::{AttentionSpec, BackendError, Batch, BufId, InputSums, Op, Plan, Rows, WeightId};
+use super::{
+    AttentionSpec, BackendError, Batch, BufId, InputSums, LoadProgress, Op, Plan, Rows, WeightId,
+};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::TensorType;
 
@@ -113,18 +115,24 @@ pub fn pack_panel(ty: TensorType, rows: &[u8], n_cols: usize, panel: &mut [u8]) 
 }
 
 impl CpuBackend {
-    /// Binds `plan` to the tensors of `gguf` and allocates everything that a batch needs.
+    /// Binds `plan` to the tensors of `gguf` and allocates everything that a batch needs. What is
+    /// packed of the weights is counted.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or memory, threads or the instruction set
     /// cannot be had.
-    pub fn new(plan: Plan, gguf: Arc<Gguf>, config: CpuConfig) -> Result<Self, BackendError> {
+    pub fn new(
+        plan: Plan,
+        gguf: Arc<Gguf>,
+        config: CpuConfig,
+        progress: &LoadProgress,
+    ) -> Result<Self, BackendError> {
         // Kernels rely on it.
         Isa::choose(Some(config.isa.name()))?;
         let pool: fn(usize) -> std::io::Result<Pool> =
             if config.pin_threads { Pool::pinned } else { Pool::new };
         let mut pool = pool(config.n_threads).map_err(BackendError::Threads)?;
-        let weights = Weights::new(&plan, gguf, config.isa, &mut pool)?;
+        let weights = Weights::new(&plan, gguf, config.isa, &mut pool, progress)?;
         let bufs = plan.bufs.iter().map(|&(width, rows)| new_buf(&config, width, rows));
         Ok(CpuBackend {
             bufs: bufs.collect(),

@@ -261,6 +261,32 @@ mod tests {
     }
 
     #[test]
+    fn workers_sleep_when_there_is_nothing_to_do() {
+        let mut pool = Pool::new(3).expect("threads start");
+        let met = std::sync::Barrier::new(3);
+        let ids: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(3, &|_, worker| {
+            let id = rustix::thread::gettid().as_raw_nonzero().get();
+            ids[worker].store(id.unsigned_abs() as usize, Ordering::Relaxed);
+            // Each task has a thread of its own.
+            met.wait();
+        });
+        for id in &ids[1..] {
+            let stat = format!("/proc/self/task/{}/stat", id.load(Ordering::Relaxed));
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            loop {
+                assert!(std::time::Instant::now() < deadline, "a worker polls for a minute");
+                let stat = std::fs::read_to_string(&stat).expect("the thread lives");
+                let (_, state) = stat.rsplit_once(") ").expect("a name in parentheses");
+                if state.starts_with('S') {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
         let mut pool = Pool::new(3).expect("threads start");
         let caught = catch_unwind(AssertUnwindSafe(|| {

@@ -21,7 +21,7 @@ use super::panel::{self, BLOCK_LEN, PANEL_ROWS};
 use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
-use crate::inference::backend::{BackendError, Plan, WeightId};
+use crate::inference::backend::{BackendError, LoadProgress, Plan, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::Form;
 
@@ -71,7 +71,7 @@ fn panels_bytes(stored: &Stored) -> usize {
 }
 
 impl Weights {
-    /// Finds the plan's weights in the file and packs what is multiplied.
+    /// Finds the plan's weights in the file and packs what is multiplied, counting what is packed.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or the memory cannot be had.
@@ -80,6 +80,7 @@ impl Weights {
         gguf: Arc<Gguf>,
         isa: Isa,
         pool: &mut Pool,
+        progress: &LoadProgress,
     ) -> Result<Weights, BackendError> {
         let mut n_bytes = 0;
         let bound = bind_all(&gguf, plan)?.into_iter().zip(multiplied(plan));
@@ -100,7 +101,8 @@ impl Weights {
         let _ = panels.advise(memmap2::Advice::HugePage);
         for item in &items {
             if let Item::Matrix(stored, Some(start)) = item {
-                pack(&gguf, stored, isa, pool, &mut panels[*start..][..panels_bytes(stored)]);
+                let out = &mut panels[*start..][..panels_bytes(stored)];
+                pack(&gguf, stored, isa, (&mut *pool, progress), out);
             }
         }
         Ok(Weights { gguf, items, panels })
@@ -163,7 +165,13 @@ fn as_stored<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
 }
 
 /// Packs a matrix, giving back the file's pages on the way.
-fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8]) {
+fn pack(
+    gguf: &Gguf,
+    stored: &Stored,
+    isa: Isa,
+    (pool, progress): (&mut Pool, &LoadProgress),
+    out: &mut [u8],
+) {
     let Stored { ty, form, n_rows, n_cols, row_start, .. } = *stored;
     let bytes = stored.tensor_bytes(gguf);
     let out_bytes = panel_bytes(ty, n_cols);
@@ -171,7 +179,8 @@ fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8])
     let step = (STEP_BYTES / out_bytes).max(1);
     let out = SharedMut::new(out);
     for start in (0..n_panel).step_by(step) {
-        pool.run(step.min(n_panel - start), &|i, _| {
+        let n = step.min(n_panel - start);
+        pool.run(n, &|i, _| {
             let first = (start + i) * PANEL_ROWS;
             let n = (n_rows - first).min(PANEL_ROWS);
             // SAFETY: each task owns its panel.
@@ -189,5 +198,6 @@ fn pack(gguf: &Gguf, stored: &Stored, isa: Isa, pool: &mut Pool, out: &mut [u8])
         let done = ((start + step) * PANEL_ROWS).min(n_rows);
         let begun = released(stored, start * PANEL_ROWS).end;
         gguf.release(&gguf.tensors()[stored.tensor_idx], begun..released(stored, done).end);
+        progress.add(n * out_bytes);
     }
 }

@@ -34,8 +34,8 @@ use super::steps::{Step, Steps, host_buf};
 use super::weights::Weights;
 use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
-    Adapter, AdapterIdx, AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun, Op,
-    PageIdx, Plan, Rows,
+    Adapter, AdapterIdx, AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun,
+    LoadProgress, Op, PageIdx, Plan, Rows,
 };
 use crate::inference::gguf::Gguf;
 
@@ -100,7 +100,8 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Compiles the kernels, tries each, takes all memory, and brings the weights to the device.
+    /// Compiles the kernels, tries each, takes all memory, and brings the weights to the device,
+    /// which are counted.
     ///
     /// # Errors
     /// If the plan cannot be run, a tensor is missing or has another shape, a kernel gives wrong
@@ -110,6 +111,7 @@ impl CudaBackend {
         plan: Plan,
         gguf: Arc<Gguf>,
         config: CudaConfig,
+        progress: &LoadProgress,
     ) -> Result<CudaBackend, BackendError> {
         device.info().check()?;
         CudaBackend::check(&plan, &config)?;
@@ -128,7 +130,7 @@ impl CudaBackend {
         let (bufs, inputs) = scratch(device, &plan, &config)?;
         let preparer = Preparer::new(device, &plan, &config)?;
         let outputs = Outputs::new(device, &plan, &config)?;
-        let weights = Weights::load(device, &plan, gguf, config.n_threads)?;
+        let weights = Weights::load(device, &plan, gguf, config.n_threads, progress)?;
         let steps = Steps::compile(&plan)?;
         let device = device.clone();
         Ok(CudaBackend {

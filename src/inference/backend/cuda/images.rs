@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::driver::DeviceInfo;
+use crate::base::hash::hex;
 use crate::base::limits::{DEVICE_IMAGE_BYTES_MAX, DEVICE_IMAGES_MAX};
 
 const DIGEST_BYTES: usize = 32;
@@ -64,8 +65,7 @@ impl Images {
         digest.update(info.to_string());
         digest.update([0]);
         digest.update(ptx);
-        let name: String = digest.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect();
-        self.dir.join(name).with_extension(EXTENSION)
+        self.dir.join(hex(&digest.finalize()[..16])).with_extension(EXTENSION)
     }
 
     fn prune(&self) {

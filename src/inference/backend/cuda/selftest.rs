@@ -4,13 +4,11 @@
 //! still be wrong here: a compiler, a device, a loose wire. The cases are a few dozen launches;
 //! each result is held to float64 on the host, and the first kernel that fails is named.
 
-use std::ops::Range;
-
 use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, LoraKernels,
-    LoraPair, LoraTable, LoraUses, Matrix, NormShape, RowKernels, RowShape, TokenSpan,
+    LoraPair, LoraTable, LoraUses, Matrix, Multiply, NormShape, RowKernels, RowShape, TokenSpan,
 };
 use super::strips::{STRIP_ROWS, pack_strip, strip_bytes};
 use super::upload::Upload;
@@ -114,16 +112,6 @@ pub fn adapters(device: &Device, kernels: &LoraKernels) -> Result<(), CudaError>
     expect("lora_down_f32", &on_device, &hidden)?;
     expect("lora_up_f32", &out, &expected)
 }
-
-/// How products are made.
-type Multiply = fn(
-    &GemvKernels,
-    &Matrix,
-    &Inputs,
-    Option<&Buffer>,
-    (&Buffer, usize, bool),
-    Range<usize>,
-) -> Result<(), CudaError>;
 
 fn send(device: &Device, values: &[f32]) -> Result<Buffer, CudaError> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();

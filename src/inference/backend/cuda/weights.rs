@@ -4,7 +4,8 @@
 //! arena    matrices that are multiplied, as strips, and vectors as f32, in the file's order
 //! host     tables that are looked up row by row stay in the mapped file
 //!
-//! load     some megabytes of rows -> strips, by all threads -> the device -> the file's pages back
+//! load     some megabytes of rows -> strips, by all threads -> the device -> counted, and the
+//!          file's pages back
 //!          what a file for this target has in strips is copied as it is
 //! ```
 //!
@@ -17,7 +18,7 @@ use super::launch::Matrix;
 use super::strips::{STRIP_ROWS, pack_parts, pack_strip, strip_bytes};
 use crate::base::limits::DEVICE_LOAD_BYTES;
 use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
-use crate::inference::backend::{BackendError, Plan, WeightId};
+use crate::inference::backend::{BackendError, LoadProgress, Plan, WeightId};
 use crate::inference::gguf::Gguf;
 use crate::inference::quant::panel::PANEL_ROWS;
 use crate::inference::quant::{Form, TensorType};
@@ -57,7 +58,8 @@ impl Weights {
         types
     }
 
-    /// Finds the plan's weights in the file and brings them to the device.
+    /// Finds the plan's weights in the file and brings them to the device, counting the bytes of
+    /// the arena that are filled.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or the device refuses memory or a copy.
@@ -66,21 +68,25 @@ impl Weights {
         plan: &Plan,
         gguf: Arc<Gguf>,
         n_threads: usize,
+        progress: &LoadProgress,
     ) -> Result<Weights, BackendError> {
         let bound = bind_all(&gguf, plan)?;
         let arena = device.allocate("the weights", Self::n_bytes(plan, &gguf) as usize)?;
         let gives_back_cache = device.info().is_integrated;
-        let mut loader = Loader { gguf: &gguf, n_threads, staging: Vec::new(), gives_back_cache };
+        let mut loader =
+            Loader { gguf: &gguf, n_threads, progress, staging: Vec::new(), gives_back_cache };
         let mut items = Vec::with_capacity(bound.len());
         let mut at = 0;
         for (weight, is_multiplied) in bound.into_iter().zip(multiplied(plan)) {
             let n = size(&weight, is_multiplied);
             let place = arena.part(at, n);
-            at += n.next_multiple_of(ALIGNMENT);
+            let n_between = n.next_multiple_of(ALIGNMENT) - n;
+            at += n + n_between;
             items.push(match weight {
                 Weight::Vector(values) => {
                     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                     place.write(&bytes)?;
+                    progress.add(n);
                     Item::Vector(place)
                 }
                 Weight::Matrix(stored) if is_multiplied => {
@@ -90,6 +96,7 @@ impl Weights {
                 }
                 Weight::Matrix(stored) => Item::Table(stored),
             });
+            progress.add(n_between);
         }
         Ok(Weights { gguf, items })
     }
@@ -134,6 +141,7 @@ fn size(weight: &Weight, is_multiplied: bool) -> usize {
 struct Loader<'a> {
     gguf: &'a Gguf,
     n_threads: usize,
+    progress: &'a LoadProgress,
     /// Strips on their way.
     staging: Vec<u8>,
     /// Whether the system's copy of the file takes memory from the device.
@@ -141,7 +149,8 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Packs a matrix and copies it, giving back the file's pages on the way.
+    /// Packs a matrix and copies it, counting what is there and giving back the file's pages on the
+    /// way.
     fn send(&mut self, stored: &Stored, place: &Buffer) -> Result<(), BackendError> {
         let strip_bytes = strip_bytes(stored.ty, stored.n_cols);
         let n_strip = stored.n_rows.div_ceil(STRIP_ROWS);
@@ -157,6 +166,7 @@ impl Loader<'_> {
                 self.pack(stored, first, n * strip_bytes);
                 place.write(&self.staging)?;
             }
+            self.progress.add(n * strip_bytes);
             self.release(stored, first * STRIP_ROWS, (n * STRIP_ROWS).min(stored.n_rows));
         }
         Ok(())

@@ -20,7 +20,7 @@ fn exercise(gguf: &Gguf) {
     let m = gguf.metadata();
     for (key, value) in m.iter() {
         let _ = (value.to_string(), m.u32(key), m.f32(key), m.bool(key), m.str(key));
-        let _ = (m.i32s(key), m.f32s(key), m.bools(key));
+        let _ = (m.i32s(key), m.f32s(key));
         if let Value::Array(array) = value {
             let n_items = array.strs().count() + array.values().count();
             assert_eq!(n_items, array.len(), "{key}");

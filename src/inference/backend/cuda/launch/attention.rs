@@ -8,7 +8,7 @@ use crate::inference::backend::PAGE_LEN;
 
 const THREADS: u32 = 128;
 /// Widest head that the kernels hold.
-pub const HEAD_DIM_MAX: usize = 256;
+const HEAD_DIM_MAX: usize = 256;
 /// Positions of a span, which has sums of its own.
 const SPAN_LEN: usize = 8 * PAGE_LEN;
 /// Tokens of a batch, at most, whose spans are shared out among thread blocks: more have enough

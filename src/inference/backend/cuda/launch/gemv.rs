@@ -169,6 +169,16 @@ pub enum TensorCores {
     Refused(String),
 }
 
+/// How products are made: [`GemvKernels::multiply`], or its like for prompts.
+pub type Multiply = fn(
+    &GemvKernels,
+    &Matrix,
+    &Inputs,
+    Option<&Buffer>,
+    (&Buffer, usize, bool),
+    Range<usize>,
+) -> Result<(), CudaError>;
+
 /// The kernels of some types.
 pub struct GemvKernels {
     device: Device,

@@ -10,11 +10,9 @@ mod lora;
 mod replay;
 mod rows;
 
-pub use attention::{
-    AttentionBatch, AttentionKernels, AttentionShape, HEAD_DIM_MAX, KvFormat, TokenSpan,
-};
+pub use attention::{AttentionBatch, AttentionKernels, AttentionShape, KvFormat, TokenSpan};
 pub use counts::ProductCost;
-pub use gemv::{GemvKernels, Inputs, Matrix, TensorCores};
+pub use gemv::{GemvKernels, Inputs, Matrix, Multiply, TensorCores};
 pub use lora::{LoraKernels, LoraPair, LoraTable, LoraUses};
 pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
