@@ -243,6 +243,37 @@ fn a_text_that_was_ended_is_not_written_on_after_a_restart() {
     assert_eq!(socket.json()["error"]["code"], 404);
 }
 
+#[test]
+fn a_text_that_is_ended_as_soon_as_it_is_asked_for_is_not_written() {
+    let home = tempfile::tempdir().unwrap();
+    let service = serve(home.path(), &[]);
+    let states = || -> Vec<Value> {
+        let jobs = get(service.address, "/v1/jobs").json()["data"].clone();
+        jobs.as_array().unwrap().iter().map(|job| job["state"].clone()).collect()
+    };
+    for i in 0..8 {
+        let mut socket = Socket::open(service.address, "/ws/completions", &[]).ok().unwrap();
+        let id = format!("typed-{i}");
+        let long = json!({"request_id": id, "prompt": "def add(a, b):", "max_tokens": 2000,
+            "ignore_eos": true});
+        socket.send(&long.to_string());
+        let cancel = json!({"request_id": id, "cancel": true}).to_string();
+        socket.send(&cancel);
+        loop {
+            let frame = socket.json();
+            if frame["error"]["code"] == 404 {
+                // It overtook what it ends.
+                socket.send(&cancel);
+            } else if frame["done"] == true {
+                assert_eq!(frame["finish_reason"], "canceled", "{frame}");
+                break;
+            }
+        }
+    }
+    // Where one was ended before anybody took it in, there is no job at all.
+    until("no job goes on", || states().iter().all(|state| state == "cancelled"));
+}
+
 /// A key that may have one request at once.
 fn with_key(script: Script) -> (House, String, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();

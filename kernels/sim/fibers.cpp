@@ -131,10 +131,6 @@ static u32 place(u32 i, u32 n, Order order) {
 // The threads of a block and whose turn it is.
 class Block {
  public:
-  ~Block() {
-    if (memory_) munmap(memory_, N_STACK * STACK_BYTES);
-  }
-
   // Readies it for the blocks of a launch.
   void shape(Thunk thunk, void** args, Index dim, Order order) {
     thunk_ = thunk;
@@ -167,8 +163,8 @@ class Block {
     Fiber* me = context.fiber;
     me->warp->state[me->lane] = state;
     Fiber* other = next();
-    if (other == me) return;
     context.fiber = other;
+    if (other == me) return;
     gpu_sim_switch(&me->stack, other->stack ? other->stack : begin());
   }
 
@@ -297,7 +293,8 @@ class Block {
   void* host_;
 };
 
-static Block running;
+// Never destroyed: at the end of the program another thread may be in the middle of a launch.
+static Block& running = *new Block;
 
 void Block::fiber_main() { running.run_threads(); }
 void yield(State state) { running.wait(state); }

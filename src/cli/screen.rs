@@ -45,7 +45,7 @@ pub enum Event {
 pub struct Screen {
     events: Receiver<Event>,
     tell: SyncSender<Event>,
-    /// Of stdin, if that is a terminal.
+    /// Of stdin, if that and stdout are a terminal.
     before: Option<Termios>,
     is_drawn: bool,
 }
@@ -58,7 +58,9 @@ impl Screen {
     pub fn take(kind: &str) -> std::io::Result<Screen> {
         let (tell, events) = sync_channel(WAITING_MAX);
         let stdin = std::io::stdin();
-        let before = if stdin.is_terminal() { Some(tcgetattr(&stdin)?) } else { None };
+        // Whoever writes to a file may stand in the background, where a terminal is not theirs to set.
+        let has_keys = stdin.is_terminal() && std::io::stdout().is_terminal();
+        let before = if has_keys { Some(tcgetattr(&stdin)?) } else { None };
         let is_drawn = std::io::stdout().is_terminal() && !matches!(kind, "" | "dumb");
         let screen = Screen { events, tell, before, is_drawn };
         hear_signals(screen.tell.clone(), screen.before.clone())?;
@@ -69,9 +71,9 @@ impl Screen {
             keys.special_codes[SpecialCodeIndex::VMIN] = 1;
             keys.special_codes[SpecialCodeIndex::VTIME] = 0;
             tcsetattr(&stdin, OptionalActions::Now, &keys)?;
-            let tell = screen.tell.clone();
+            let (tell, before) = (screen.tell.clone(), before.clone());
             let thread = std::thread::Builder::new().name("keys".to_owned());
-            thread.spawn(move || hear_keys(&tell))?;
+            thread.spawn(move || hear_keys(&tell, &before))?;
         }
         Ok(screen)
     }
@@ -87,18 +89,22 @@ impl Screen {
     /// If the terminal is gone.
     pub fn show(&self) -> std::io::Result<bool> {
         let mut text = None;
-        loop {
-            match self.events.recv() {
-                Ok(Event::Text(new)) => text = Some(new),
-                Ok(Event::Resized) if self.is_drawn => {}
-                Ok(Event::Resized) => continue,
-                Ok(Event::Quit) => return Ok(false),
-                Ok(Event::Stop) | Err(_) => return Ok(true),
+        while let Ok(event) = self.events.recv() {
+            let mut has_new = false;
+            // A slow terminal is shown the newest, and leaving waits for no frame.
+            for event in std::iter::once(event).chain(self.events.try_iter()) {
+                match event {
+                    Event::Text(new) => (text, has_new) = (Some(new), true),
+                    Event::Resized => has_new |= self.is_drawn,
+                    Event::Quit => return Ok(false),
+                    Event::Stop => return Ok(true),
+                }
             }
-            if let Some(text) = &text {
+            if let Some(text) = text.as_ref().filter(|_| has_new) {
                 self.draw(text)?;
             }
         }
+        Ok(true)
     }
 
     fn draw(&self, text: &str) -> std::io::Result<()> {
@@ -144,17 +150,18 @@ fn frame(text: &str, (n_column, n_row): (usize, usize)) -> String {
     format!("\x1b[?7l\x1b[H{}\x1b[J\x1b[?7h", rows.join("\x1b[K\r\n"))
 }
 
-fn hear_keys(tell: &SyncSender<Event>) {
+fn hear_keys(tell: &SyncSender<Event>, before: &Termios) {
     for key in std::io::stdin().lock().bytes().map_while(Result::ok) {
-        let event = match key {
-            b'q' | b'Q' => Event::Quit,
-            CTRL_C => Event::Stop,
+        let (event, code) = match key {
+            b'q' => (Event::Quit, 0),
+            CTRL_C => (Event::Stop, super::exit::INTERRUPTED),
             _ => continue,
         };
-        // A full queue has something to show, which is shown first.
-        if tell.send(event).is_err() {
-            return;
-        }
+        let _ = tell.try_send(event);
+        // Whoever draws waits for a terminal that was told to stop, by Ctrl-S.
+        std::thread::sleep(GRACE);
+        restore(Some(before));
+        std::process::exit(i32::from(code));
     }
 }
 

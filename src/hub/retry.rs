@@ -51,9 +51,9 @@ pub enum Next {
 }
 
 /// Whether a status is about this backend, so that another one may do better: no key, no such
-/// model or path there, no place, no time, broken.
+/// model or path there, no place, no time, less room than elsewhere, broken.
 pub fn is_about_backend(status: u16) -> bool {
-    matches!(status, 401 | 403 | 404 | 405 | 408 | 429) || status >= 500
+    matches!(status, 401 | 403 | 404 | 405 | 408 | 413 | 429) || status >= 500
 }
 
 /// Whether a status says that nothing was done with what was asked: no turn, no place, no room on
@@ -119,10 +119,10 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_request_is_wrong_everywhere() {
         let stakes = Stakes { n_left: 2, ..Stakes::default() };
-        for status in [200, 202, 400, 409, 413, 422] {
+        for status in [200, 202, 400, 409, 422] {
             assert_eq!(next(Outcome::Status(status), stakes), Next::Answer, "{status}");
         }
-        for status in [401, 404, 429, 500, 502, 503] {
+        for status in [401, 404, 413, 429, 500, 502, 503] {
             assert_eq!(next(Outcome::Status(status), stakes), Next::Another, "{status}");
             let last = Stakes { n_left: 0, ..stakes };
             assert_eq!(next(Outcome::Status(status), last), Next::Answer, "{status}");

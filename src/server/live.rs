@@ -20,6 +20,7 @@
 //! its start, as much of it as is there.
 
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -264,8 +265,7 @@ fn enter(
     let (text, is_new) = texts.enter(key, wanted.digest())?;
     if is_new {
         let caller = Caller { request_id: key.1.clone(), ..message.caller };
-        let name = is_named.then(|| key.1.clone());
-        tokio::spawn(write(gate.dialects(), caller, wanted, name, Arc::clone(&text)));
+        tokio::spawn(write(gate.clone(), caller, wanted, is_named, Arc::clone(&text)));
     }
     Ok(text)
 }
@@ -332,18 +332,14 @@ fn next(
 }
 
 /// Has a text written to its end, whoever reads it; one with a name as a job.
-async fn write(
-    dialects: Option<Router>,
-    caller: Caller,
-    wanted: Wanted,
-    name: Option<String>,
-    text: Arc<Text>,
-) {
+async fn write(gate: Gate, caller: Caller, wanted: Wanted, is_named: bool, text: Arc<Text>) {
     // In its caller's place, also when the engine has all that it needs.
     let _held = caller.held.clone();
     // Whatever happens, readers hear of an end.
     let ending = Ending(Arc::clone(&text));
-    if let Err(error) = put_down(dialects, caller, wanted, name, &text).await {
+    if let Err(error) = put_down(&gate, caller, wanted, is_named, &text).await
+        && !text.is_over()
+    {
         let end = json!({"finish_reason": "error", "error": error.to_json()["error"]});
         text.change(|written| written.end = Some(end));
     }
@@ -364,19 +360,22 @@ impl Drop for Ending {
 
 /// Puts down what is written, until it is over or somebody ends it.
 async fn put_down(
-    dialects: Option<Router>,
+    gate: &Gate,
     caller: Caller,
     wanted: Wanted,
-    name: Option<String>,
+    is_named: bool,
     text: &Text,
 ) -> Result<(), ApiError> {
-    let dialects = dialects.ok_or_else(|| ApiError::internal("nobody answers yet"))?;
+    let dialects = gate.dialects().ok_or_else(|| ApiError::internal("nobody answers yet"))?;
+    let key = (caller.tenant, caller.request_id.clone());
+    let name = is_named.then(|| key.1.clone());
     let mut changed = text.changed.subscribe();
+    let mut asking = pin!(Afar::ask(dialects, caller, wanted, name));
     // Whoever ends it ends its job as well: that is no fault of it.
     let mut afar = tokio::select! {
         biased;
-        () = canceled(text, &mut changed) => return Ok(()),
-        afar = Afar::ask(dialects, caller, wanted, name) => afar?,
+        () = canceled(text, &mut changed) => return end_job(gate, &key, is_named, asking).await,
+        afar = &mut asking => afar?,
     };
     loop {
         let heard = tokio::select! {
@@ -390,6 +389,31 @@ async fn put_down(
                 text.change(|written| written.end = Some(end));
                 return Ok(());
             }
+        }
+    }
+}
+
+/// Takes back the job of a text that was ended while it was asked for: whoever ended it may have
+/// come before it was on the disk.
+async fn end_job(
+    gate: &Gate,
+    key: &Key,
+    is_named: bool,
+    mut asking: Pin<&mut impl Future<Output = Result<Afar, ApiError>>>,
+) -> Result<(), ApiError> {
+    let Some(door) = gate.jobs().filter(|_| is_named) else { return Ok(()) };
+    let (mut changes, mut is_asked) = (door.changes(), false);
+    loop {
+        changes.mark_unchanged();
+        if let Some(OfJob { door, job, .. }) = job_of(gate, key).await? {
+            return door.take_back(job.row.id).await.map(drop);
+        }
+        if is_asked {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = &mut asking => is_asked = true,
+            _ = changes.changed() => {}
         }
     }
 }

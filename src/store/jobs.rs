@@ -477,13 +477,14 @@ pub(super) fn insert(
 }
 
 /// A job that was asked for without a key belongs to who knows its name and its body, once there
-/// are keys: as a hub does that was paired since. Runs of it are not touched by that.
+/// are keys: as a hub does that was paired since. Runs of it are not touched by that; one that
+/// somebody else has stays whose it is known as there.
 fn adopt(connection: &Connection, new: &NewJobRow, request_id: &str) -> rusqlite::Result<()> {
     if new.tenant == NOBODY {
         return Ok(());
     }
     let sql = "UPDATE jobs SET tenant = ?1 WHERE tenant = ?2 AND request_id = ?3 AND \
-               body_hash = ?4 AND NOT EXISTS \
+               body_hash = ?4 AND holder IS NULL AND NOT EXISTS \
                (SELECT 1 FROM jobs WHERE tenant = ?1 AND request_id = ?3)";
     let values = params![new.tenant, NOBODY, request_id, new.body_hash];
     connection.prepare(sql)?.execute(values).map(|_| ())

@@ -32,9 +32,11 @@ impl LoadProgress {
 
     /// Bytes in their place, and in all; both 0 until that is known.
     pub fn read(&self) -> (u64, u64) {
-        // In this order: whoever sees bytes that are counted sees of how many they are.
+        // In this order: whoever sees bytes that are counted sees of how many they are, or those of
+        // a device that failed, which are never too many.
         let done_bytes = self.0.done_bytes.load(Ordering::Acquire);
-        (done_bytes, self.0.total_bytes.load(Ordering::Relaxed))
+        let total_bytes = self.0.total_bytes.load(Ordering::Relaxed);
+        (done_bytes.min(total_bytes), total_bytes)
     }
 
     /// What is in its place of what there will be, from 0 to 1; nothing until that is known.

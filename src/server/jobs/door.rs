@@ -139,7 +139,7 @@ impl Door {
     }
 
     /// Hears of changes from now on.
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 

@@ -22,7 +22,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::door::{Door, Head, Hearing};
 use super::endpoint;
@@ -186,15 +186,16 @@ async fn wait(
     let mut stopping = door.stopping();
     loop {
         changes.mark_unchanged();
+        let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
         // Its own run, also if that is over by now. Whoever comes later hears it from its start.
         if streams
             && let Some(said) = hearing.take().or_else(|| door.said(n))
-            && let Some(response) = told(said).await
+            && let Ok(Some(response)) = timeout(left().unwrap_or(Duration::MAX), told(said)).await
         {
             return Ok(named(response, &job));
         }
         let stops_now = *stopping.borrow_and_update();
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left();
         let is_due = stops_now || left == Some(Duration::ZERO);
         // The end of each wakes everybody who waits: the disk is not asked about what runs.
         if is_due || !door.live().values().any(|live| live.job.row.n == n) {

@@ -22,7 +22,8 @@ use crate::jobs::JobsError;
 use crate::server::{ApiError, Forward, Unwanted, Withdrawn};
 use crate::store::{StoreError, UnwantedRow};
 
-/// Who did not take a word: since when they are left alone, and for how long.
+/// Words that were not taken: since when they are left alone, and for how long. One that is never
+/// taken keeps no other from being told.
 type Deaf = BTreeMap<String, (Instant, Duration)>;
 
 /// Looks whom there is to tell, as long as the service runs.
@@ -49,9 +50,13 @@ async fn tell_all(
     deaf: &mut Deaf,
 ) -> Result<bool, ApiError> {
     let mut has_left = false;
-    for row in door.ask(|jobs| jobs.unwanted()).await? {
-        let host = row.holder.split(' ').next().unwrap_or_default().to_owned();
-        let is_left_alone = deaf.get(&host).is_some_and(|(since, pause)| since.elapsed() < *pause);
+    let rows = door.ask(|jobs| jobs.unwanted()).await?;
+    deaf.retain(|holder, _| rows.iter().any(|row| row.holder == *holder));
+    for row in rows {
+        let holder = row.holder.clone();
+        let host = holder.split(' ').next().unwrap_or_default().to_owned();
+        let is_left_alone =
+            deaf.get(&holder).is_some_and(|(since, pause)| since.elapsed() < *pause);
         if is_left_alone || !forward.reaches(&host) {
             has_left = true;
             continue;
@@ -61,22 +66,31 @@ async fn tell_all(
             // Nobody could say what it was.
             None => Withdrawn::Over,
         };
-        if let Withdrawn::Untold(why) = told {
-            let (min, max) = (JOB_UNWANTED_PAUSE_MS, JOB_UNWANTED_PAUSE_MS_MAX);
-            let pause = deaf.get(&host).map(|(_, pause)| *pause * 2);
-            let pause = pause.unwrap_or_default();
-            let pause = pause.clamp(Duration::from_millis(min), Duration::from_millis(max));
-            tracing::info!(host, why, job = row.id, "a job is not taken back there yet");
-            deaf.insert(host, (Instant::now(), pause));
+        let (id, was_answered) = (row.id.clone(), told == Withdrawn::Answered);
+        let why = match told {
+            Withdrawn::Untold(why) => Some(why),
+            _ => {
+                let settled = door.ask(move |jobs| jobs.settle_unwanted(&row, was_answered));
+                settled.await.err().map(|error| error.message)
+            }
+        };
+        if let Some(why) = why {
+            tracing::info!(host, why, job = id, "a job is not taken back there yet");
+            leave_alone(deaf, holder);
             has_left = true;
-            continue;
+        } else {
+            door.tell();
         }
-        deaf.remove(&host);
-        let was_answered = told == Withdrawn::Answered;
-        door.ask(move |jobs| jobs.settle_unwanted(&row, was_answered)).await?;
-        door.tell();
     }
     Ok(has_left)
+}
+
+/// Each time for twice as long, within bounds.
+fn leave_alone(deaf: &mut Deaf, holder: String) {
+    let (min, max) = (JOB_UNWANTED_PAUSE_MS, JOB_UNWANTED_PAUSE_MS_MAX);
+    let pause = deaf.get(&holder).map_or(Duration::ZERO, |(_, pause)| *pause * 2);
+    let pause = pause.clamp(Duration::from_millis(min), Duration::from_millis(max));
+    deaf.insert(holder, (Instant::now(), pause));
 }
 
 /// What a job is, for who has it; `None` if it is gone or does not open.

@@ -218,7 +218,10 @@ async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, A
 }
 
 fn unkept(error: StoreError) -> ApiError {
-    ApiError::unavailable(format!("the pairing cannot be kept: {error}"), RETRY)
+    match error.is_disk_full() {
+        true => ApiError::from(&error),
+        false => ApiError::unavailable(format!("the pairing cannot be kept: {error}"), RETRY),
+    }
 }
 
 fn refused(error: PairError) -> ApiError {
