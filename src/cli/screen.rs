@@ -58,7 +58,7 @@ impl Screen {
     pub fn take(kind: &str) -> std::io::Result<Screen> {
         let (tell, events) = sync_channel(WAITING_MAX);
         let stdin = std::io::stdin();
-        // Whoever writes to a file may stand in the background, where a terminal is not theirs to set.
+        // Whoever writes to a file may stand in the background, where no terminal is theirs to set.
         let has_keys = stdin.is_terminal() && std::io::stdout().is_terminal();
         let before = if has_keys { Some(tcgetattr(&stdin)?) } else { None };
         let is_drawn = std::io::stdout().is_terminal() && !matches!(kind, "" | "dumb");

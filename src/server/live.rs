@@ -20,7 +20,8 @@
 //! its start, as much of it as is there.
 
 use std::collections::HashMap;
-use std::pin::{Pin, pin};
+use std::future::ready;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -380,7 +381,9 @@ async fn put_down(
     loop {
         let heard = tokio::select! {
             biased;
-            () = canceled(text, &mut changed) => return Ok(()),
+            () = canceled(text, &mut changed) => {
+                return end_job(gate, &key, is_named, ready(())).await;
+            }
             heard = afar.next() => heard?,
         };
         match heard {
@@ -393,14 +396,15 @@ async fn put_down(
     }
 }
 
-/// Takes back the job of a text that was ended while it was asked for: whoever ended it may have
-/// come before it was on the disk.
+/// Takes back the job of a text that was ended. Whoever ended it may have come before it was on the
+/// disk, while it was asked for, and may have left by now.
 async fn end_job(
     gate: &Gate,
     key: &Key,
     is_named: bool,
-    mut asking: Pin<&mut impl Future<Output = Result<Afar, ApiError>>>,
+    asking: impl Future,
 ) -> Result<(), ApiError> {
+    let mut asking = pin!(asking);
     let Some(door) = gate.jobs().filter(|_| is_named) else { return Ok(()) };
     let (mut changes, mut is_asked) = (door.changes(), false);
     loop {

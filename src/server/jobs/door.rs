@@ -120,7 +120,9 @@ impl Door {
     }
 
     /// Breaks off runs of a job that was taken back; those that began since go on.
-    pub(super) fn break_off(&self, cancelled: &Job) {
+    pub(super) async fn break_off(&self, cancelled: &Job) {
+        // One that was on the disk and not yet among those that run is there now.
+        drop(self.0.entering.write().await);
         let row = &cancelled.row;
         let is_it = |live: &&Live| live.job.row.n == row.n && live.job.row.revision < row.revision;
         self.live().values().filter(is_it).for_each(|live| live.cancelled.notify_one());
@@ -186,7 +188,7 @@ impl Door {
         });
         let (is_known, job) = taken.await?;
         if let Some(job) = job {
-            self.break_off(&job);
+            self.break_off(&job).await;
         }
         Ok(is_known)
     }

@@ -209,7 +209,7 @@ async fn cancel(
 ) -> Result<Json<Value>, ApiError> {
     let (door, tenant) = (door(&gate)?, caller.tenant.0);
     let job = door.ask(move |jobs| jobs.cancel(tenant, &id)).await?;
-    door.break_off(&job);
+    door.break_off(&job).await;
     Ok(Json(view(&job)))
 }
 

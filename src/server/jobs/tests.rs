@@ -86,7 +86,7 @@ async fn two_runs_of_a_job_are_told_apart() {
     house.door.tell();
     house.until("the second is asked", |house| house.n_asked() == 2).await;
     assert_eq!(house.door.live().len(), 2);
-    house.door.break_off(&cancelled);
+    house.door.break_off(&cancelled).await;
     house.until("the first has ended", |house| house.door.live().len() == 1).await;
     assert_eq!(house.jobs.get(0, &job.row.id).unwrap().state, State::Running);
     house.may_answer.add_permits(1);
