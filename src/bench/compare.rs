@@ -46,7 +46,8 @@ pub fn compare(first: &[Line], second: &[Line]) -> (Vec<Compared>, usize) {
         // Of times and sizes the smaller is better.
         let better = |first: f64, second: f64| {
             let (over, under) = if b.unit.is_rate() { (second, first) } else { (first, second) };
-            over / under.max(f64::MIN_POSITIVE)
+            // Also of two that are too small to be told.
+            if over == under { 1.0 } else { over / under.max(f64::MIN_POSITIVE) }
         };
         let (worst, best) = if b.unit.is_rate() {
             (better(a.high(), b.low()), better(a.low(), b.high()))
