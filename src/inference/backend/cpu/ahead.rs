@@ -43,14 +43,17 @@ impl Ahead {
     /// they may lie past the end of what there is.
     #[inline(always)]
     pub fn ask<const C: usize>(self, p: *const u8, n_line: usize) {
-        if C > COLS_MAX || (C == 1 && self == Ahead::Near) {
+        // Where it is known to the compiler, the loop around this keeps one form.
+        let is_far = cfg!(target_arch = "x86_64") && self == Ahead::Far;
+        if C > COLS_MAX || (C == 1 && !is_far) {
             return;
         }
         for line in 0..n_line {
             let p = p.wrapping_add(line * VECTOR_BYTES);
-            match self {
-                Ahead::Near => prefetch(p.wrapping_add(NEAR_BYTES)),
-                Ahead::Far => prefetch_l2(p.wrapping_add(FAR_BYTES)),
+            if is_far {
+                prefetch_l2(p.wrapping_add(FAR_BYTES));
+            } else {
+                prefetch(p.wrapping_add(NEAR_BYTES));
             }
         }
     }
