@@ -7,7 +7,8 @@
 #             the same, it builds in half the time
 #   --bound   then holds its 4-bit kernels to a static bound on that core, by llvm-mca
 #   --run     then starts the result on an emulated Cortex-A57, and compares what the default model
-#             writes there with what it writes on this machine, and NEON with plain Rust
+#             writes there with what it writes on this machine, and NEON with plain Rust; and dot
+#             products, which that core lacks, on an emulated Cortex-A76
 #
 #   --tools   only installs what is missing
 #
@@ -94,23 +95,25 @@ check_instructions() {
     echo "every instruction is one of ARMv8.0, or behind a question for it"
 }
 
-# The program on an emulated Cortex-A57. With Debian's own arm64 C library installed, the cross
-# library beside it must not be named: two builds of glibc would mix, and threads never start.
+# The program on an emulated core: `emulated CORE PROGRAM...`. With Debian's own arm64 C library installed,
+# the cross library beside it must not be named: two builds of glibc would mix, and threads never start.
 emulated() {
     local library=(-L /usr/aarch64-linux-gnu)
     [ ! -e /lib/ld-linux-aarch64.so.1 ] || library=()
-    qemu-aarch64-static -cpu cortex-a57 "${library[@]}" "$@"
+    qemu-aarch64-static -cpu "$1" "${library[@]}" "${@:2}"
 }
 
 # The default model writes the same text here and there, with each instruction set.
 check_text() {
-    local host=${CARGO_TARGET_DIR:-target}/debug/jetforge isa
+    local host=${CARGO_TARGET_DIR:-target}/debug/jetforge isa core
     cargo build --locked --quiet # the text does not depend on the profile
     "$host" generate "$prompt" >"$cross/text.x86_64" 2>"$cross/text.log"
-    for isa in neon scalar; do
-        emulated "$binary" generate "$prompt" --isa "$isa" >"$cross/text.$isa" 2>>"$cross/text.log"
+    for isa in neon scalar dotprod; do
+        core=cortex-a57
+        [ "$isa" != dotprod ] || core=cortex-a76
+        emulated "$core" "$binary" generate "$prompt" --isa "$isa" >"$cross/text.$isa" 2>>"$cross/text.log"
         cmp "$cross/text.x86_64" "$cross/text.$isa" || fail "the text of $isa differs"
-        echo "$isa on the emulated Cortex-A57 writes the text that $(uname -m) does"
+        echo "$isa on the emulated $core writes the text that $(uname -m) does"
     done
     cat "$cross/text.neon"
 }
@@ -138,5 +141,5 @@ if [ "$is_bound" = yes ]; then
 fi
 if [ "$is_run" = yes ]; then
     check_text
-    emulated "$binary" doctor
+    emulated cortex-a57 "$binary" doctor
 fi

@@ -4,8 +4,8 @@
 #   aarch64-linux-gnu-objdump -d --no-show-raw-insn PROGRAM | awk -f jetpack/instructions.awk
 #
 # Left out are those that run only where the processor was asked: the compiler's own atomics, which are
-# both forms behind a switch, what `ring` has beside its SHA-512 for every processor, and what
-# `portable_atomic` has beside its 128 bits.
+# both forms behind a switch, what `ring` has beside its SHA-512 for every processor, what
+# `portable_atomic` has beside its 128 bits, and our own kernels with dot products.
 BEGIN {
     FS = "\t"
     order = "(a|l|al)?[bh]?$"
@@ -15,7 +15,7 @@ BEGIN {
     half = "(^|[ ,{])(h[0-9]+|v[0-9]+\\.[48]h)"
     sve = "(^|[ ,{])([zp][0-9]+(\\.[bhsdq]|/[mz]))"
     asked = "^(__aarch64_(cas|swp|ld)[a-z]*[0-9]+_[a-z_]+|.*sha512_block_data_order_hw|"
-    asked = asked ".*portable_atomic.*_casp_[a-z]+)$"
+    asked = asked ".*portable_atomic.*_casp_[a-z]+|.*backend3cpu.*(panels|peak)_dotprod.*)$"
 }
 /^[0-9a-f]+ <.*>:$/ {
     name = $0

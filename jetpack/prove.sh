@@ -4,15 +4,19 @@
 #
 #   jetpack/prove.sh PACKAGE.deb [CUTS]    CUTS power cuts during writes, 20 by default
 #
-#   SEED=N     another life of the cuts, 1 by default
-#   WORK=DIR   where the system is kept between runs, .cross/prove by default
-#   SUITE=S    Debian's release: bookworm (systemd 252, the default) or bullseye (247)
+#   SEED=N       another life of the cuts, 1 by default
+#   WORK=DIR     where the system is kept between runs, .cross/prove by default
+#   SUITE=S      Debian's release: bookworm (systemd 252, the default) or bullseye (247)
+#   MODEL=FILE   a GGUF of half a billion weights: how much memory the idle service has with it
 #
 # Needs root and 3 GB, no KVM and no network of its own. It prints what was held and what was not, and
 # ends with 1 if anything was not. Boots of the machine, in order:
 #
 #   install   the package goes in; ready, keys, an answer, kill -9, a thread that stands still, doctor
-#   start     from power-on to the first token
+#   start     from power-on to the first token; what the package sets is in force
+#   weights   MODEL is served, and what is resident then is stated; without MODEL there is no such boot
+#   trial     a signed update is started, and the machine killed while it is on trial
+#   update    the trial goes on and is kept; two bad ones are given up; back by hand, and forth
 #   cut       CUTS times: what was acknowledged in all lives before is there; jobs are written; the
 #             machine is killed in the middle of it
 #   end       a full disk, an upgrade and back, removal, purge
@@ -23,14 +27,15 @@ set -euo pipefail
 . "$(dirname "$0")/parts.sh"
 cd "$(dirname "$0")/.."
 
-deb=${1:-} n_cut=${2:-20} seed=${SEED:-1} suite=${SUITE:-bookworm}
+deb=${1:-} n_cut=${2:-20} seed=${SEED:-1} suite=${SUITE:-bookworm} model=${MODEL:-}
 [ -f "$deb" ] || usage
+[ -z "$model" ] || [ -f "$model" ] || usage
 work=$(mkdir -p "${WORK:-.cross/prove}" && cd "${WORK:-.cross/prove}" && pwd)
 kernel=$work/kernel
 cmdline="rw console=ttyAMA0 loglevel=4 systemd.show_status=0 panic=5"
 # As on 18.04, whose systemd has cgroups of the first version.
 cmdline+=" systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
-boot_s_max=900
+boot_s_max=1500
 
 fail() {
     echo "jetpack/prove.sh: $1" >&2
@@ -110,15 +115,19 @@ END
     rm -rf "$dir"
 }
 
-# The disk of the machine: Debian, the two packages, and what asks the questions.
+# The disk of the machine: Debian, the two packages, MODEL, and what asks the questions.
 make_disk() {
-    local root=$work/root unit
+    local root=$work/root unit n_mib=1792
     as_root rm -rf "$root" && mkdir -p "$root"
     as_root tar -C "$root" --exclude=./dev -xf "$work/$suite.tar"
     mkdir -p "$root/dev"
     install -m 755 jetpack/prove/guest.sh "$root/root/guest.sh"
     cp "$deb" "$root/root/jetforge.deb"
     newer_package "$deb" "$root/root/newer.deb"
+    if [ -n "$model" ]; then
+        cp "$model" "$root/root/weights.gguf"
+        n_mib=$((n_mib + $(stat -Lc %s "$model") / 1048576 + 1))
+    fi
     cat >"$root/etc/systemd/system/prove.service" <<'END'
 [Unit]
 Description=what jetpack/prove.sh asks
@@ -140,7 +149,7 @@ END
         ln -sf /dev/null "$root/etc/systemd/system/$unit"
     done
     rm -f "$work/disk.img"
-    truncate -s 1792M "$work/disk.img"
+    truncate -s "${n_mib}M" "$work/disk.img"
     as_root mke2fs -q -t ext4 -d "$root" "$work/disk.img"
     as_root rm -rf "$root"
 }
@@ -183,26 +192,47 @@ finish() {
     said | grep -q '^T end' || { echo "T FAIL stage without an end" | tee -a "$work/said"; }
 }
 
-# Kills the machine after its nth acknowledgement and a bit; a seed makes every life another one.
-cut() {
-    local cut_idx=$1 n_ack wait_ms deadline=$((SECONDS + boot_s_max))
-    RANDOM=$((seed * 1000 + cut_idx))
-    n_ack=$((1 + RANDOM % 20)) wait_ms=$((RANDOM % 500))
-    start_machine cut
-    while [ "$(said | grep -c '^T ack ')" -lt $n_ack ]; do
+# Waits until the machine said a line that begins with $1 so often as $2; it may end before.
+hear() {
+    local deadline=$((SECONDS + boot_s_max))
+    while [ "$(said | grep -c "^T $1")" -lt "$2" ]; do
         kill -0 "$machine" 2>/dev/null || break
         [ $SECONDS -lt $deadline ] || break
         sleep 0.1
     done
-    sleep "0.$(printf %03d $wait_ms)"
+}
+
+# Takes the power away, and keeps what was acknowledged.
+pull_the_plug() {
     kill -9 "$machine" 2>/dev/null || true
     wait "$machine" 2>/dev/null || true
     said | sed -n 's/^T ack //p' >>"$work/acknowledged"
+}
+
+# Kills the machine after its nth acknowledgement and a bit; a seed makes every life another one.
+cut() {
+    local cut_idx=$1 n_ack wait_ms
+    RANDOM=$((seed * 1000 + cut_idx))
+    n_ack=$((1 + RANDOM % 20)) wait_ms=$((RANDOM % 500))
+    start_machine cut
+    hear 'ack ' $n_ack
+    sleep "0.$(printf %03d $wait_ms)"
+    pull_the_plug
     { said | grep -v '^T ack ' || true; } | sed "s/^T \(ok  \|FAIL\)/T \1 cut $cut_idx:/" |
         tee -a "$work/said"
     if [ "$(said | grep -c '^T ack ')" -lt $n_ack ]; then
         echo "T FAIL cut $cut_idx: it wrote nothing to be cut" | tee -a "$work/said"
     fi
+}
+
+# Kills the machine while an update is on trial.
+cut_trial() {
+    start_machine trial
+    hear 'tried' 1
+    pull_the_plug
+    said | tee -a "$work/said" | grep -v '^T ack ' || true
+    said | grep -q '^T tried' ||
+        echo "T FAIL no update was on trial when the power went" | tee -a "$work/said"
 }
 
 install_missing mmdebstrap arch-test qemu-user-static qemu-system-arm e2fsprogs cpio
@@ -218,6 +248,9 @@ start_machine install && finish
 start_machine start && finish
 first=$(said | sed -n 's/^T first token at uptime \(.*\)/\1/p')
 echo "T power-on to first token: ${first:-never} s of the guest's clock, emulated"
+if [ -n "$model" ]; then start_machine weights && finish; fi
+cut_trial
+start_machine update && finish
 for ((i = 1; i <= n_cut; i++)); do
     cut "$i"
 done

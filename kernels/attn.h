@@ -327,8 +327,3 @@ DEVICE void attention(const AttnArgs& args, AttnShared<HD, ROWS>& shared) {
   ATTN_KERNEL(kv, Kv, 64, 16)   \
   ATTN_KERNEL(kv, Kv, 128, 16)  \
   ATTN_KERNEL(kv, Kv, 256, 8)
-
-// The plane of a token's slot.
-DEVICE u64 plane_of(const Token& token, u32 n_kv_head, u32 kv_head, u32 plane_bytes) {
-  return ((u64)(token.slot / PAGE_LEN) * n_kv_head + kv_head) * plane_bytes;
-}

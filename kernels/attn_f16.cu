@@ -1,5 +1,5 @@
 // Attention over half keys and values (attn.h); head_dim is a multiple of 4.
-#include "attn.h"
+#include "append.h"
 
 struct KvF16 {
   static const bool IS_ROTATED = false;
@@ -27,22 +27,13 @@ struct KvF16 {
       put4(kv + at, pos < n_pos ? load64(plane + 2 * at) : uint2{0, 0});
     }
   }
+
+  METHOD static void put(const Slot& to, const AppendArgs&) {
+    for (u32 d = threadIdx.x; d < to.head_dim; d += ATTN_THREADS) {
+      ((u16*)to.plane)[to.place(d, to.head_dim)] = f2h(to.head[d]);
+    }
+  }
 };
 
 ATTN_KERNELS(f16, KvF16)
-
-// Writes the key and value of each token into its slot.
-//   grid (ceil(width / 128), n_tokens), 128 threads; k, v [n_tokens, stride]
-extern "C" __global__ void __launch_bounds__(ATTN_THREADS)
-    kv_append_f16(const float* __restrict__ k, const float* __restrict__ v, u8* keys, u8* values,
-                  const Token* __restrict__ tokens, u32 n_kv_head, u32 head_dim, u32 stride) {
-  const u32 i = blockIdx.x * ATTN_THREADS + threadIdx.x;
-  if (i >= n_kv_head * head_dim) return;
-  const Token token = tokens[blockIdx.y];
-  const u64 plane = plane_of(token, n_kv_head, i / head_dim, KvF16::plane_bytes(head_dim));
-  const u32 pos = token.slot % PAGE_LEN, d = i % head_dim;
-  const u64 from = (u64)blockIdx.y * stride + i;
-  ((u16*)(keys + plane))[d * PAGE_LEN + pos] = f2h(k[from]);
-  ((u16*)(values + plane))[pos * head_dim + d] = f2h(v[from]);
-}
-GPU_KERNEL(kv_append_f16)
+APPEND_KERNEL(f16, KvF16)

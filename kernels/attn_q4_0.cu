@@ -8,9 +8,42 @@
 //
 // The rotation keeps products, so queries are rotated to meet the keys, and what was summed of the
 // values is rotated back.
-#include "attn.h"
+#include "append.h"
 
 #define ZERO_CODE 8.f
+
+DEVICE float inverse(float step) { return step != 0.f ? 1.f / step : 0.f; }
+
+// The nearest code.
+DEVICE float code_of(float x, float inverse) {
+  const float code = mul32(x, inverse) + ZERO_CODE;
+  return code > 15.f ? 15.f : code > 0.f ? code : 0.f;
+}
+
+// What is tried, as a share of the scale that reaches the largest value.
+DEVICE float shrink_of(u32 i) {
+  return i == 0 ? 1.f : i == 1 ? 0.95f : i == 2 ? 0.9f : i == 3 ? 0.85f : 0.8f;
+}
+
+// The scale of a block of `n` values that is such a share, and its error.
+DEVICE float block_error(const float* x, u32 n, float shrink, u16* scale) {
+  float far = 0.f;
+  for (u32 i = 0; i < n; i++) {
+    const float v = x[i];
+    if ((v < 0.f ? -v : v) > (far < 0.f ? -far : far)) far = v;
+  }
+  float step = mul32(far, shrink) / -ZERO_CODE;
+  step = step < -65504.f ? -65504.f : step > 65504.f ? 65504.f : step;
+  *scale = f2h(step);
+  step = h2f(*scale);
+  float error = 0.f;
+  for (u32 i = 0; i < n; i++) {
+    const float code = (float)round_to_int(code_of(x[i], inverse(step)));
+    const float miss = x[i] - mul32(step, code - ZERO_CODE);
+    error += mul32(miss, miss);
+  }
+  return error;
+}
 
 struct KvQ4_0 {
   static const bool IS_ROTATED = true;
@@ -70,82 +103,37 @@ struct KvQ4_0 {
       put4(high + 4, bytes.y >> 4, step);
     }
   }
+
+  // The rotated head. Five lanes of a warp try five scales of a block, each in the order in which
+  // the CPU's cache does.
+  METHOD static void put(const Slot& to, const AppendArgs& args) {
+    rotate(to.head, 1, 256, to.head_dim, args.n_rotated, args.rotation);
+    const u32 head_dim = to.head_dim, n = n_block(head_dim), lane = threadIdx.x % WARP;
+    u16* scales = (u16*)(to.plane + PAGE_LEN * head_dim / 2);
+    for (u32 block = threadIdx.x / WARP; block < n; block += ATTN_WARPS) {
+      const u32 half = half_block(head_dim, block);
+      const float* values = to.head + block * BLOCK_LEN;
+      u16 scale = 0;
+      const float error = block_error(values, 2 * half, shrink_of(lane % 5), &scale);
+      float best_error = as_float(0x7f800000u), best = 0.f;
+#pragma unroll
+      for (int s = 0; s < 5; s++) {
+        const float other = __shfl_sync(FULL_WARP, error, s);
+        const float step = __shfl_sync(FULL_WARP, h2f(scale), s);
+        if (other < best_error) {
+          best_error = other;
+          best = step;
+        }
+      }
+      if (lane < half) {
+        const u32 low = (u32)round_to_int(code_of(values[lane], inverse(best)));
+        const u32 high = (u32)round_to_int(code_of(values[lane + half], inverse(best)));
+        to.plane[to.place(block * (BLOCK_LEN / 2) + lane, head_dim / 2)] = (u8)(low | high << 4);
+      }
+      if (lane == 0) scales[to.place(block, n)] = f2h(best);
+    }
+  }
 };
 
 ATTN_KERNELS(q4_0, KvQ4_0)
-
-DEVICE float inverse(float step) { return step != 0.f ? 1.f / step : 0.f; }
-
-// The nearest code.
-DEVICE float code_of(float x, float inverse) {
-  const float code = mul32(x, inverse) + ZERO_CODE;
-  return code > 15.f ? 15.f : code > 0.f ? code : 0.f;
-}
-
-// What is tried, as a share of the scale that reaches the largest value.
-DEVICE float shrink_of(u32 i) {
-  return i == 0 ? 1.f : i == 1 ? 0.95f : i == 2 ? 0.9f : i == 3 ? 0.85f : 0.8f;
-}
-
-// The scale of a block of `n` values that is such a share, and its error.
-DEVICE float block_error(const float* x, u32 n, float shrink, u16* scale) {
-  float far = 0.f;
-  for (u32 i = 0; i < n; i++) {
-    const float v = x[i];
-    if ((v < 0.f ? -v : v) > (far < 0.f ? -far : far)) far = v;
-  }
-  float step = mul32(far, shrink) / -ZERO_CODE;
-  step = step < -65504.f ? -65504.f : step > 65504.f ? 65504.f : step;
-  *scale = f2h(step);
-  step = h2f(*scale);
-  float error = 0.f;
-  for (u32 i = 0; i < n; i++) {
-    const float code = (float)round_to_int(code_of(x[i], inverse(step)));
-    const float miss = x[i] - mul32(step, code - ZERO_CODE);
-    error += mul32(miss, miss);
-  }
-  return error;
-}
-
-// Writes the key and value of each token into its slot, rotated. Five lanes of a warp try five
-// scales of a block, each in the order in which the CPU's cache does.
-//   grid (n_kv_head, n_tokens, 2: key and value), 128 threads; k, v [n_tokens, stride]
-extern "C" __global__ void __launch_bounds__(ATTN_THREADS)
-    kv_append_q4_0(const float* __restrict__ k, const float* __restrict__ v, u8* keys, u8* values,
-                   const Token* __restrict__ tokens, u32 n_kv_head, u32 head_dim, u32 stride,
-                   u32 n_rotated, float rotation) {
-  __shared__ float head[256];
-  const bool is_key = blockIdx.z == 0;
-  const Token token = tokens[blockIdx.y];
-  const u64 at = plane_of(token, n_kv_head, blockIdx.x, KvQ4_0::plane_bytes(head_dim));
-  u8* plane = (is_key ? keys : values) + at;
-  const u32 pos = token.slot % PAGE_LEN, lane = threadIdx.x % WARP, n = KvQ4_0::n_block(head_dim);
-  const float* x = (is_key ? k : v) + (u64)blockIdx.y * stride + blockIdx.x * head_dim;
-  for (u32 d = threadIdx.x; d < head_dim; d += ATTN_THREADS) head[d] = x[d];
-  rotate(head, 1, 256, head_dim, n_rotated, rotation);
-  for (u32 block = threadIdx.x / WARP; block < n; block += ATTN_WARPS) {
-    const u32 half = KvQ4_0::half_block(head_dim, block);
-    const float* values_of = head + block * BLOCK_LEN;
-    u16 scale = 0;
-    const float error = block_error(values_of, 2 * half, shrink_of(lane % 5), &scale);
-    float best_error = as_float(0x7f800000u), best = 0.f;
-#pragma unroll
-    for (int s = 0; s < 5; s++) {
-      const float other = __shfl_sync(FULL_WARP, error, s);
-      const float step = __shfl_sync(FULL_WARP, h2f(scale), s);
-      if (other < best_error) {
-        best_error = other;
-        best = step;
-      }
-    }
-    if (lane < half) {
-      const u32 low = (u32)round_to_int(code_of(values_of[lane], inverse(best)));
-      const u32 high = (u32)round_to_int(code_of(values_of[lane + half], inverse(best)));
-      const u32 i = block * (BLOCK_LEN / 2) + lane;
-      plane[is_key ? i * PAGE_LEN + pos : pos * head_dim / 2 + i] = (u8)(low | high << 4);
-    }
-    u16* scales = (u16*)(plane + PAGE_LEN * head_dim / 2);
-    if (lane == 0) scales[is_key ? block * PAGE_LEN + pos : pos * n + block] = f2h(best);
-  }
-}
-GPU_KERNEL(kv_append_q4_0)
+APPEND_KERNEL(q4_0, KvQ4_0)

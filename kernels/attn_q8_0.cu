@@ -3,7 +3,7 @@
 //   block    32 values of a position and head, the last may be shorter: value = scale * code
 //   plane    codes in the order of attn.h, i8; then scales f16: keys [n_block][32],
 //            values [32][n_block]
-#include "attn.h"
+#include "append.h"
 
 struct KvQ8_0 {
   static const bool IS_ROTATED = false;
@@ -46,33 +46,25 @@ struct KvQ8_0 {
       }
     }
   }
+
+  // A warp for each block of 32.
+  METHOD static void put(const Slot& to, const AppendArgs&) {
+    const u32 head_dim = to.head_dim, n = n_block(head_dim), lane = threadIdx.x % WARP;
+    u16* scales = (u16*)(to.plane + PAGE_LEN * head_dim);
+    for (u32 block = threadIdx.x / WARP; block < n; block += ATTN_WARPS) {
+      const u32 d = block * BLOCK_LEN + lane;
+      float value = d < head_dim ? to.head[d] : 0.f;
+      if (value != value) value = 0.f;
+      const float far = warp_max(value < 0.f ? -value : value) / 127.f;
+      const u16 scale = f2h(far < 65504.f ? far : 65504.f);
+      const float step = h2f(scale);
+      float code = mul32(value, step > 0.f ? 1.f / step : 0.f);
+      code = code < -127.f ? -127.f : code > 127.f ? 127.f : code;
+      if (d < head_dim) to.plane[to.place(d, head_dim)] = (u8)round_to_int(code);
+      if (lane == 0) scales[to.place(block, n)] = scale;
+    }
+  }
 };
 
 ATTN_KERNELS(q8_0, KvQ8_0)
-
-// Writes the key and value of each token into its slot: a warp for each block of 32.
-//   grid (n_kv_head, n_tokens, 2: key and value), 128 threads; k, v [n_tokens, stride]
-extern "C" __global__ void __launch_bounds__(ATTN_THREADS)
-    kv_append_q8_0(const float* __restrict__ k, const float* __restrict__ v, u8* keys, u8* values,
-                   const Token* __restrict__ tokens, u32 n_kv_head, u32 head_dim, u32 stride) {
-  const bool is_key = blockIdx.z == 0;
-  const Token token = tokens[blockIdx.y];
-  const u64 at = plane_of(token, n_kv_head, blockIdx.x, KvQ8_0::plane_bytes(head_dim));
-  u8* plane = (is_key ? keys : values) + at;
-  const u32 pos = token.slot % PAGE_LEN, lane = threadIdx.x % WARP, n = KvQ8_0::n_block(head_dim);
-  const float* x = (is_key ? k : v) + (u64)blockIdx.y * stride + blockIdx.x * head_dim;
-  for (u32 block = threadIdx.x / WARP; block < n; block += ATTN_WARPS) {
-    const u32 d = block * BLOCK_LEN + lane;
-    float value = d < head_dim ? x[d] : 0.f;
-    if (value != value) value = 0.f;
-    const float far = warp_max(value < 0.f ? -value : value) / 127.f;
-    const u16 scale = f2h(far < 65504.f ? far : 65504.f);
-    const float step = h2f(scale);
-    float code = mul32(value, step > 0.f ? 1.f / step : 0.f);
-    code = code < -127.f ? -127.f : code > 127.f ? 127.f : code;
-    if (d < head_dim) plane[is_key ? d * PAGE_LEN + pos : pos * head_dim + d] = (u8)round_to_int(code);
-    u16* scales = (u16*)(plane + PAGE_LEN * head_dim);
-    if (lane == 0) scales[is_key ? block * PAGE_LEN + pos : pos * n + block] = scale;
-  }
-}
-GPU_KERNEL(kv_append_q8_0)
+APPEND_KERNEL(q8_0, KvQ8_0)

@@ -5,7 +5,8 @@
 //
 // A half lives in the low or the high 16 bits of a u32; the arithmetic on such pairs is the
 // device's own (one rounding for each operation, subnormals kept), and the simulator has its bits.
-// Whatever the two headers do not both have, a kernel may not use.
+// Whatever the two headers do not both have, a kernel may not use. Shared memory is declared in the
+// kernel itself and handed on: g++ does not put that of a template where the simulator clears it.
 #pragma once
 
 typedef unsigned char u8;

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use jetforge::inference::gguf::GgufBuilder;
 use jetforge::inference::quant::TensorType;
 
 use crate::cli::jetforge;
@@ -50,20 +51,69 @@ impl Machine {
         self.home.path().join(".config/jetforge")
     }
 
-    /// Two models in the store.
+    fn model(&self, name: &str) -> PathBuf {
+        self.home.path().join(format!(".local/share/jetforge/models/{name}.gguf"))
+    }
+
+    /// A model in the store, another with half as many bits, and one that this machine has no room
+    /// for.
     fn keep_models(&self) {
-        let models = self.home.path().join(".local/share/jetforge/models");
-        std::fs::create_dir_all(&models).unwrap();
-        for (name, case) in [("small", "llama"), ("other", "qwen2")] {
-            let bytes = Recipe::read(case).build(TensorType::F32);
-            std::fs::write(models.join(format!("{name}.gguf")), bytes).unwrap();
+        let path = |name: &str| self.model(name);
+        std::fs::create_dir_all(path("huge").parent().unwrap()).unwrap();
+        for (name, ty) in [("large", TensorType::F32), ("small", TensorType::F16)] {
+            std::fs::write(path(name), Recipe::read("llama").build(ty)).unwrap();
         }
+        let (header, hole) = huge();
+        std::fs::write(path("huge"), &header).unwrap();
+        let file = std::fs::File::options().write(true).open(path("huge")).unwrap();
+        file.set_len(header.len() as u64 + hole).unwrap();
     }
 
     fn status_with(&self, service: &Process, key: &str) -> u16 {
         let key = format!("Bearer {key}");
         send(service.address, "GET", "/v1/config", &[("authorization", &key)], "").status
     }
+}
+
+/// The header of a model with twice as many bytes as this machine has memory, and the size of the
+/// hole that stands for its weights.
+fn huge() -> (Vec<u8>, u64) {
+    const N_EMBD: u64 = 1024;
+    const N_FF: u64 = 1 << 20;
+    let memory_bytes = jetforge::base::host::Host::read().memory_total_bytes;
+    let n_layer = (2 * memory_bytes).div_ceil(3 * 4 * N_EMBD * N_FF);
+    let mut file = GgufBuilder::new()
+        .pair("general.architecture", "qwen2")
+        .pair("qwen2.context_length", 512u32)
+        .pair("qwen2.embedding_length", 1024u32)
+        .pair("qwen2.feed_forward_length", 1u32 << 20)
+        .pair("qwen2.block_count", u32::try_from(n_layer).unwrap())
+        .pair("qwen2.attention.head_count", 16u32)
+        .pair("qwen2.attention.head_count_kv", 16u32)
+        .pair("qwen2.attention.layer_norm_rms_epsilon", 1e-6f32);
+    let tensor = |name: &str, shape: &[u64]| (name.to_owned(), shape.to_vec());
+    let mut tensors =
+        vec![tensor("token_embd.weight", &[N_EMBD, 256]), tensor("output_norm.weight", &[N_EMBD])];
+    for layer in 0..n_layer {
+        let rows: [(&str, &[u64]); 9] = [
+            ("attn_norm", &[N_EMBD]),
+            ("attn_q", &[N_EMBD, N_EMBD]),
+            ("attn_k", &[N_EMBD, N_EMBD]),
+            ("attn_v", &[N_EMBD, N_EMBD]),
+            ("attn_output", &[N_EMBD, N_EMBD]),
+            ("ffn_norm", &[N_EMBD]),
+            ("ffn_gate", &[N_EMBD, N_FF]),
+            ("ffn_up", &[N_EMBD, N_FF]),
+            ("ffn_down", &[N_FF, N_EMBD]),
+        ];
+        tensors.extend(rows.map(|(name, row)| tensor(&format!("blk.{layer}.{name}.weight"), row)));
+    }
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        file = file.tensor(name, &shape, TensorType::F32, Vec::new()).claim_offset(offset);
+        offset += 4 * shape.iter().product::<u64>();
+    }
+    (file.header(), offset)
 }
 
 /// The file of the card.
@@ -110,6 +160,26 @@ fn a_name_that_may_be_its_owners_choice_stays_unless_the_board_is_a_nano() {
     std::fs::write(tree.join("compatible"), "nvidia,jetson-nano\0nvidia,tegra210\0").unwrap();
     machine.first_boot(&["--again"]).ok();
     assert!(machine.etc("hostname").starts_with("jetforge-"));
+}
+
+#[test]
+fn where_tls_is_asked_for_the_card_has_the_certificate_that_callers_will_see() {
+    let machine = Machine::new("kitchen");
+    let plain = machine.first_boot(&[]).ok().out;
+    assert!(!plain.contains("certificate"), "{plain}");
+    std::fs::write(machine.config().join("config.toml"), "[server]\ntls = true\n").unwrap();
+    let card = machine.first_boot(&["--again"]).ok().out;
+    assert_eq!(of_card(&card, "address"), "https://kitchen.local:8080");
+    let service = Process::start(machine.home.path(), &[]);
+    let shown = service.certificate.expect("it speaks TLS").to_string();
+    assert_eq!(of_card(&card, "certificate"), shown);
+    drop(service);
+    // What the owner's file does not hold keeps nobody from their key.
+    let wrong = format!("[server]\ntls_cert = \"{CARD}\"\ntls_key = \"{CARD}\"\n");
+    std::fs::write(machine.config().join("config.toml"), wrong).unwrap();
+    let run = machine.first_boot(&["--again"]).ok();
+    assert!(run.err.contains("the card has no certificate"), "{}", run.err);
+    assert!(of_card(&run.out, "API key").starts_with("jf-"), "{}", run.out);
 }
 
 #[test]
@@ -185,11 +255,14 @@ fn a_first_start_that_ended_before_any_of_its_writes_is_done_again() {
 fn the_model_is_the_largest_that_fits_unless_the_owner_chose() {
     let machine = Machine::new("nano");
     machine.keep_models();
+    // Nothing but the memory speaks against the one that is larger still.
+    let huge = machine.model("huge").display().to_string();
+    let inspected = machine.run(&["inspect", "--json", "--memory-max", "100000G", &huge]).json();
+    assert_eq!(inspected["fits"][0]["fits"], true, "{inspected}");
     let card = machine.first_boot(&[]).ok().out;
-    let model = of_card(&card, "model");
-    assert!(["small", "other"].contains(&model), "{card}");
+    assert_eq!(of_card(&card, "model"), "large", "{card}");
     let shown = machine.run(&["config", "show", "--json"]).json();
-    assert_eq!(shown["model.name"]["value"], model);
+    assert_eq!(shown["model.name"]["value"], "large");
     let choices = machine.config().join("config.d/10-first-boot.toml");
     std::fs::remove_file(choices).unwrap();
     std::fs::write(machine.config().join("config.toml"), "[model]\nname = \"default\"\n").unwrap();

@@ -4,7 +4,7 @@
 //! changes a test.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -12,9 +12,16 @@ use serde_json::Value;
 use crate::support::run::Run;
 use crate::support::skip::skip;
 
+/// The binary: the one that was built with these tests, or, where they travelled, the one that
+/// `JETFORGE_TEST_PROGRAM` names (`benches/gpu/run.sh`).
+pub fn program() -> PathBuf {
+    let told = std::env::var_os("JETFORGE_TEST_PROGRAM").map(PathBuf::from);
+    told.unwrap_or_else(|| assert_cmd::cargo::cargo_bin!("jetforge").to_path_buf())
+}
+
 /// The binary with `home` as its home directory and an environment of its own.
 pub fn jetforge(home: &Path) -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("jetforge"));
+    let mut command = Command::new(program());
     // Root's run on a machine with the package would be about its service.
     command.env_clear().env("HOME", home).env("JETFORGE_ROLE", "person").stdin(Stdio::null());
     command

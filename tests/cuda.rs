@@ -13,10 +13,10 @@ use jetforge::inference::backend::cases::{
 use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
-    GemvKernels, Inputs, Matrix, Multiply, NormShape, RowKernels, RowShape, TOP_K_MAX,
+    GemvKernels, Inputs, Matrix, Multiply, NormShape, RowKernels, RowShape, StageKernels, TOP_K_MAX,
 };
 use jetforge::inference::backend::cuda::strips::{STRIP_ROWS, pack_strip, strip_bytes};
-use jetforge::inference::backend::{Activation, NormKind, RopeStyle};
+use jetforge::inference::backend::{Activation, NormKind};
 use jetforge::inference::quant::{TensorType, dequantize};
 
 use crate::support::stand_in;
@@ -65,6 +65,14 @@ fn upload_matrix(
     Matrix { ty, n_rows, n_cols, strips: buffer }
 }
 
+/// Stages rows one behind the other.
+fn stage(device: &Device, x: &[f32], inputs: &Inputs) {
+    let width = inputs.n_cols();
+    let shape = RowShape { n_rows: x.len() / width, width, stride: width };
+    let kernels = StageKernels::load(device).expect("kernels");
+    kernels.stage(shape, &send(device, x), inputs).expect("staged");
+}
+
 /// A product and what it should be.
 struct Product {
     ty: TensorType,
@@ -95,7 +103,7 @@ impl Product {
         let kernels = GemvKernels::load(device, &[self.ty]).expect("kernels");
         let matrix = upload_matrix(device, self.ty, &self.rows, self.shape);
         let inputs = Inputs::new(device, n_cols, self.n).expect("memory");
-        kernels.stage(&send(device, &self.x), n_cols, self.n, &inputs).expect("staged");
+        stage(device, &self.x, &inputs);
         let (bias, stride) = (send(device, &self.bias), n_rows + 3);
         let y = send(device, &vec![0.25; self.n * stride]);
         let to = (&y, stride, add);
@@ -204,7 +212,7 @@ fn a_range_of_columns_has_the_bits_of_all_and_leaves_the_others_alone() {
         let kernels = GemvKernels::load(&device, &[product.ty]).expect("kernels");
         let matrix = upload_matrix(&device, product.ty, &product.rows, product.shape);
         let inputs = Inputs::new(&device, n_cols, n).expect("memory");
-        kernels.stage(&send(&device, &product.x), n_cols, n, &inputs).expect("staged");
+        stage(&device, &product.x, &inputs);
         let run = |ranges: Vec<Range<usize>>| {
             let y = send(&device, &vec![0.25; n * n_rows]);
             for range in ranges {
@@ -324,24 +332,109 @@ fn norms_are_those_of_float64_in_any_order_of_threads() {
     }
 }
 
+/// Lengths of rows: the shortest, those that fill no part, group or thread block, the widest of a
+/// small model, and of a large one.
+const STAGED: [usize; 6] = [1, 31, 257, 513, 2048, 18_944];
+
+/// Runs an operation alone, and staged with its rows, which then must have the same bits; the rows.
+fn staged(
+    (device, kernels): (&Device, &StageKernels),
+    (x, shape): (&[f32], RowShape),
+    alone: impl Fn(&Buffer),
+    both: impl Fn(&Buffer, &Inputs),
+    what: &str,
+) -> Vec<f32> {
+    let columns = || Inputs::new(device, shape.width, shape.n_rows).expect("memory");
+    let [(rows, first), (rows_of_both, second)] = [(); 2].map(|()| (send(device, x), columns()));
+    alone(&rows);
+    kernels.stage(shape, &rows, &first).expect("launched");
+    both(&rows_of_both, &second);
+    let got = download(&rows, x.len());
+    assert!(download(&rows_of_both, x.len()) == got, "the rows of {what}");
+    let [first, second] = [first, second].map(|columns| columns.read(shape.n_rows).expect("read"));
+    assert!(first == second, "the columns of {what}");
+    got
+}
+
 #[test]
-fn rows_are_activated_added_chosen_and_turned() {
+fn a_norm_that_is_staged_has_the_bits_of_both_alone_in_any_order_of_threads() {
+    for (order, width) in ORDERS.iter().flat_map(|order| STAGED.map(|width| (order, width))) {
+        let Some((device, _dir)) = device(order) else { return };
+        let kernels = RowKernels::load(&device).expect("kernels");
+        let stages = StageKernels::load(&device).expect("kernels");
+        let shape = RowShape { n_rows: 3, width, stride: width + 5 };
+        let x = activations(3, width, shape.stride, 3);
+        let (from, weight) = (send(&device, &x), activations(1, width, width, 4));
+        let bias = activations(1, width, width, 5);
+        let there = (send(&device, &weight), send(&device, &bias));
+        for kind in [NormKind::Rms, NormKind::Layer] {
+            let norm = NormShape { kind, eps: 1e-5, width };
+            for (in_place, bias) in [(true, None), (false, Some(&bias))] {
+                let what = format!("{kind:?} of {width}, {order}");
+                let weights = (&there.0, bias.map(|_| &there.1));
+                let from = if in_place { None } else { Some(&from) };
+                let alone = |out: &Buffer| {
+                    let bufs = (from.unwrap_or(out), out);
+                    kernels.norm(shape, norm, bufs, weights).expect("launched");
+                };
+                let both = |out: &Buffer, inputs: &Inputs| {
+                    let bufs = (from.unwrap_or(out), out);
+                    stages.norm(shape, norm, bufs, weights, inputs).expect("launched");
+                };
+                let got = staged((&device, &stages), (&x, shape), alone, both, &what);
+                let mut expected = wide(&x);
+                for row in expected.chunks_exact_mut(shape.stride) {
+                    normed(&mut row[..width], kind, 1e-5, &weight, bias.map(|bias| &bias[..]));
+                }
+                close(&got, &expected, 2e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_activation_that_is_staged_has_the_bits_of_both_alone_in_any_order_of_threads() {
+    for (order, width) in ORDERS.iter().flat_map(|order| STAGED.map(|width| (order, width))) {
+        let Some((device, _dir)) = device(order) else { return };
+        let kernels = RowKernels::load(&device).expect("kernels");
+        let stages = StageKernels::load(&device).expect("kernels");
+        let shape = RowShape { n_rows: 3, width, stride: width + 5 };
+        let [x, y] = [1, 2].map(|seed| activations(3, width, shape.stride, seed));
+        let factors = send(&device, &y);
+        for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
+            for up in [Some(&factors), None] {
+                let what = format!("{activation:?} of {width}, {order}");
+                let got = staged(
+                    (&device, &stages),
+                    (&x, shape),
+                    |x| kernels.glu(shape, activation, (x, up)).expect("launched"),
+                    |x, inputs| stages.glu(shape, activation, (x, up), inputs).expect("launched"),
+                    &what,
+                );
+                let mut expected = wide(&x);
+                for (row, y) in
+                    expected.chunks_exact_mut(shape.stride).zip(y.chunks_exact(shape.stride))
+                {
+                    for (x, y) in row[..width].iter_mut().zip(y) {
+                        *x = activated(activation, *x) * up.map_or(1.0, |_| f64::from(*y));
+                    }
+                }
+                close(&got, &expected, 1e-6, &what);
+            }
+        }
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+#[test]
+fn rows_are_added_and_chosen() {
     let Some((device, _dir)) = device("") else { return };
     let kernels = RowKernels::load(&device).expect("kernels");
     let shape = RowShape { n_rows: 3, width: 320, stride: 320 };
     let (x, y) = (activations(3, 320, 320, 1), activations(3, 320, 320, 2));
-    let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-    for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
-        let act = |x: f64| activated(activation, x);
-        let (a, b) = (send(&device, &x), send(&device, &y));
-        kernels.glu(shape, activation, (&a, &b)).expect("launched");
-        let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| act(*x) * y).collect();
-        close(&download(&a, x.len()), &expected, 1e-6, &format!("glu {activation:?}"));
-        let a = send(&device, &x);
-        kernels.act(shape, activation, &a).expect("launched");
-        let expected: Vec<f64> = wide(&x).iter().map(|x| act(*x)).collect();
-        close(&download(&a, x.len()), &expected, 1e-6, &format!("act {activation:?}"));
-    }
     let (a, b) = (send(&device, &x), send(&device, &y));
     kernels.add(shape, &a, 0.5, Some(&b)).expect("launched");
     let expected: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x * 0.5 + y).collect();
@@ -353,38 +446,6 @@ fn rows_are_activated_added_chosen_and_turned() {
     let two = RowShape { n_rows: 2, ..shape };
     kernels.select(two, (&send(&device, &x), 3), &out, (&index, &[2, 0])).expect("launched");
     assert_eq!(download(&out, 640), [&x[640..], &x[..320]].concat());
-
-    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
-        turns(&device, &kernels, style);
-    }
-}
-
-fn turns(device: &Device, kernels: &RowKernels, style: RopeStyle) {
-    let (n_rows, n_head, head_dim, n_pair) = (2, 3, 20, 8);
-    let shape = RowShape { n_rows, width: n_head * head_dim, stride: 61 };
-    let x = activations(n_rows, 60, 61, 1);
-    let angles: Vec<f32> = (0..n_rows * n_pair)
-        .flat_map(|i| [(i as f32 * 0.3).cos(), (i as f32 * 0.3).sin()])
-        .collect();
-    let buffer = send(device, &x);
-    kernels
-        .rope(shape, &buffer, style, (&send(device, &angles), n_pair), head_dim)
-        .expect("launched");
-    let mut expected: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
-    for (t, row) in expected.chunks_exact_mut(61).enumerate() {
-        for head in row[..60].chunks_exact_mut(head_dim) {
-            for i in 0..n_pair {
-                let (a, b) = match style {
-                    RopeStyle::Pairs => (2 * i, 2 * i + 1),
-                    RopeStyle::Halves => (i, i + n_pair),
-                };
-                let angle = &angles[2 * (t * n_pair + i)..];
-                let (cos, sin) = (f64::from(angle[0]), f64::from(angle[1]));
-                (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
-            }
-        }
-    }
-    close(&download(&buffer, x.len()), &expected, 1e-6, &format!("{style:?}"));
 }
 
 #[test]

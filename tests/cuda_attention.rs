@@ -2,14 +2,14 @@
 //! of float64, and a token's bits depend neither on its batch nor on the order of threads.
 
 use half::f16;
-use jetforge::inference::backend::PAGE_LEN;
-use jetforge::inference::backend::cases::{Numbers, activations};
+use jetforge::inference::backend::cases::{Numbers, activations, turned};
 use jetforge::inference::backend::cuda::Device;
 use jetforge::inference::backend::cuda::driver::Buffer;
 use jetforge::inference::backend::cuda::launch::{
-    AttentionBatch, AttentionKernels, AttentionShape, KvFormat, TokenSpan,
+    AttentionBatch, AttentionKernels, AttentionShape, KvFormat, TokenSpan, Turn,
 };
 use jetforge::inference::backend::cuda::upload::Upload;
+use jetforge::inference::backend::{PAGE_LEN, RopeStyle};
 
 use crate::cuda::{ORDERS, close, device, download, send};
 
@@ -202,16 +202,22 @@ impl Case {
                 }
             }
         }
-        self.after = self.before.clone();
+        self.after = self.stored(&self.k);
+    }
+
+    /// The cache after the batch, with these keys.
+    fn stored(&self, k: &[f32]) -> [Vec<u8>; 2] {
+        let (head_dim, mut after) = (self.shape.head_dim, self.before.clone());
         let width = self.shape.n_kv_head * head_dim;
         for (t, token) in self.tokens.iter().enumerate() {
-            for (side, x) in [&self.k, &self.v].into_iter().enumerate() {
+            for (side, x) in [k, &self.v].into_iter().enumerate() {
                 for (head, x) in x[t * width..][..width].chunks_exact(head_dim).enumerate() {
-                    plane(self.shape, &mut self.after[side], side, token.slot / PAGE_LEN, head)
+                    plane(self.shape, &mut after[side], side, token.slot / PAGE_LEN, head)
                         .put(token.slot % PAGE_LEN, x);
                 }
             }
         }
+        after
     }
 
     /// What tokens `first ..` see of the cache after the batch.
@@ -235,20 +241,34 @@ impl Case {
         batch
     }
 
-    /// The cache after the batch was stored by the kernels.
-    fn append(&self, device: &Device) -> [Vec<u8>; 2] {
+    /// The cache after the batch was stored by the kernels, and the queries then: turned, where
+    /// there are angles, `[n_tokens, n_pair]`.
+    fn append(
+        &self,
+        device: &Device,
+        turn: Option<(RopeStyle, &[[f32; 2]])>,
+    ) -> ([Vec<u8>; 2], Vec<f32>) {
         let n = self.tokens.len();
-        let width = self.shape.n_kv_head * self.shape.head_dim;
+        let AttentionShape { n_head, n_kv_head, head_dim, .. } = self.shape;
+        let (q_width, width) = (n_head * head_dim, n_kv_head * head_dim);
         let kernels = AttentionKernels::load(device, self.shape, n).expect("kernels");
         let batch = self.batch(device, 0, n);
         let [keys, values] = [0, 1].map(|side| on_device(device, &self.before[side]));
-        let (k, v) = (send(device, &self.k), send(device, &self.v));
-        kernels.append(&batch, self.shape, (&k, &v, width), (&keys, &values)).expect("launched");
-        [keys, values].map(|buffer| {
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| send(device, x));
+        let angles = turn.map(|(style, angles)| (style, send(device, angles.as_flattened())));
+        let turn = angles.as_ref().map(|(style, angles)| {
+            let n_pair = angles.n_bytes() / 8 / n;
+            Turn { style: *style, angles, n_pair, queries: (&q, q_width) }
+        });
+        let rows = (&k, &v, width);
+        kernels.append(&batch, self.shape, rows, (&keys, &values), turn).expect("launched");
+        assert_eq!(download(&k, n * width), self.k, "keys stay as they were");
+        let cache = [keys, values].map(|buffer| {
             let mut bytes = vec![0; buffer.n_bytes()];
             buffer.read(&mut bytes).expect("a copy");
             bytes
-        })
+        });
+        (cache, download(&q, n * q_width))
     }
 
     fn expected(&mut self) -> Vec<f64> {
@@ -360,9 +380,41 @@ fn keys_and_values_are_stored_with_the_bytes_of_the_cpus_cache() {
         let case = Case::new(format, head_dim, heads);
         for order in ORDERS {
             let Some((device, _dir)) = device(order) else { return };
-            let got = case.append(&device);
-            for side in 0..2 {
-                assert!(got[side] == case.after[side], "{format:?} {head_dim}, {order}");
+            let (got, q) = case.append(&device, None);
+            assert!(got == case.after, "{format:?} {head_dim}, {order}");
+            assert_eq!(q, case.q, "nothing is turned");
+        }
+    }
+}
+
+/// All pairs of a head, one, and some.
+#[test]
+fn queries_and_keys_are_turned_on_their_way_with_the_bits_of_the_cpu() {
+    for &(format, head_dim, heads) in CASES {
+        let case = Case::new(format, head_dim, heads);
+        let some = [(RopeStyle::Pairs, head_dim / 2), (RopeStyle::Halves, head_dim / 2)];
+        let some =
+            some.into_iter().chain([(RopeStyle::Pairs, head_dim / 4), (RopeStyle::Halves, 1)]);
+        for (style, n_pair) in some {
+            let angle = |i: usize| (i as f32 * 0.3).sin_cos();
+            let angles: Vec<[f32; 2]> =
+                (0..case.tokens.len() * n_pair).map(|i| [angle(i).1, angle(i).0]).collect();
+            let [q, k] = [&case.q, &case.k].map(|x| {
+                let mut x = x.clone();
+                let width = x.len() / case.tokens.len();
+                for (row, angles) in x.chunks_exact_mut(width).zip(angles.chunks_exact(n_pair)) {
+                    let heads = row.chunks_exact_mut(head_dim);
+                    heads.for_each(|head| turned(head, style, angles));
+                }
+                x
+            });
+            let expected = case.stored(&k);
+            for order in ORDERS {
+                let Some((device, _dir)) = device(order) else { return };
+                let got = case.append(&device, Some((style, &angles)));
+                let what = format!("{format:?} {head_dim} {style:?} {n_pair}, {order}");
+                assert!(got.0 == expected, "what is stored: {what}");
+                assert!(got.1 == q, "queries: {what}");
             }
         }
     }

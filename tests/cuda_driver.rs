@@ -8,7 +8,9 @@ use jetforge::base::hash::hex;
 use jetforge::base::limits::{DEVICE_LAUNCH_PRODUCTS_MAX, DEVICE_LAUNCH_PRODUCTS_MIN};
 use jetforge::inference::backend::cases::{activations, weights};
 use jetforge::inference::backend::cuda::driver::Args;
-use jetforge::inference::backend::cuda::launch::{GemvKernels, Inputs, Matrix};
+use jetforge::inference::backend::cuda::launch::{
+    GemvKernels, Inputs, Matrix, RowShape, StageKernels,
+};
 use jetforge::inference::backend::cuda::strips::{pack_strip, strip_bytes};
 use jetforge::inference::backend::cuda::{CudaError, Device};
 use jetforge::inference::quant::TensorType;
@@ -38,7 +40,8 @@ fn request(device: &Device) -> Result<Vec<f32>, CudaError> {
     let input = device.allocate("an input", x.len())?;
     input.write(&x)?;
     let inputs = Inputs::new(device, n_cols, 1)?;
-    kernels.stage(&input, n_cols, 1, &inputs)?;
+    let row = RowShape { n_rows: 1, width: n_cols, stride: n_cols };
+    StageKernels::load(device)?.stage(row, &input, &inputs)?;
     let y = device.allocate("a result", 16)?;
     y.clear()?;
     let start = device.event()?;
@@ -97,11 +100,12 @@ fn a_recording_that_fails_leaves_nothing_and_the_stream_goes_on() {
             return;
         };
         let device = device.expect("the stand-in has a device");
-        let kernels = GemvKernels::load(&device, &[]).expect("kernels");
+        let kernels = StageKernels::load(&device).expect("kernels");
         let x = device.allocate("a row", 1024).expect("memory");
         x.clear().expect("cleared");
         let inputs = Inputs::new(&device, 256, 1).expect("memory");
-        let stage = || kernels.stage(&x, 256, 1, &inputs);
+        let row = RowShape { n_rows: 1, width: 256, stride: 256 };
+        let stage = || kernels.stage(row, &x, &inputs);
         let launches = || stage().and_then(|()| stage());
         let error = device.record(launches).err().expect("it fails").to_string();
         assert!(error.contains(call), "{error}");
@@ -172,6 +176,17 @@ fn a_library_that_is_no_driver_is_refused() {
 }
 
 #[test]
+fn a_driver_without_a_function_is_refused_by_its_name() {
+    let (needed, _) = functions();
+    assert!(needed.len() > 20, "{needed:?}");
+    for needed in needed {
+        let Some((device, _dir)) = stand_in::device(&format!("without {needed}")) else { return };
+        let error = device.err().expect("it is needed");
+        assert!(matches!(&error, CudaError::Symbol { name } if *name == needed), "{error}");
+    }
+}
+
+#[test]
 fn memory_that_is_not_there_is_an_answer() {
     let Some((device, _dir)) = stand_in::device("memory 100000") else { return };
     let device = device.expect("the stand-in has a device");
@@ -211,8 +226,11 @@ fn a_missing_barrier_is_seen() {
         let to = device.allocate("a row", 512).expect("memory");
         from.write(&x).expect("a copy");
         let args = Args::new().buffer(&from).buffer(&to);
-        // SAFETY: the kernel reads and writes 128 floats.
-        unsafe { kernel.launch([1, 1, 1], args) }.expect("launched");
+        // Nor does the block before it, or the launch, leave what it lacks.
+        for _ in 0..2 {
+            // SAFETY: the kernel reads and writes 128 floats.
+            unsafe { kernel.launch([2, 1, 1], args.clone()) }.expect("launched");
+        }
         let mut out = vec![0; 512];
         to.read(&mut out).expect("a copy");
         assert_ne!(out, turned, "without its barrier it cannot be right: {order}");
@@ -228,11 +246,18 @@ fn names_after(text: &str, start: &str) -> BTreeSet<String> {
     names.map(|rest| rest.split('(').next().expect("a name").to_owned()).collect()
 }
 
-#[test]
-fn only_functions_of_cuda_10_2_are_called() {
+/// The driver's functions that are called: those that are needed, and those that only save time.
+pub fn functions() -> (BTreeSet<String>, BTreeSet<String>) {
     let symbols = Path::new(env!("CARGO_MANIFEST_DIR"));
     let symbols = read(&symbols.join("src/inference/backend/cuda/symbols.rs"));
-    let called = names_after(&symbols, "    ");
+    let (needed, optional) = symbols.split_once("    @optional\n").expect("both kinds");
+    (names_after(needed, "    "), names_after(optional, "    "))
+}
+
+#[test]
+fn only_functions_of_cuda_10_2_are_called() {
+    let (needed, optional) = functions();
+    let called: BTreeSet<String> = needed.union(&optional).cloned().collect();
     let exported = names_after(&read(&kernels().join("sim/fake_cuda.cpp")), "API ");
     assert_eq!(called, exported, "the stand-in has what is called, and no more");
     // Of the 279 functions that CUDA 10.2's cuda.h declares.

@@ -304,6 +304,26 @@ fn the_same_tokens_give_the_same_bits_however_they_are_run() {
     }
 }
 
+/// 13 for each layer, and three for the logits: so docs/cuda.md counts those of TinyLlama.
+#[test]
+fn a_token_is_launched_with_norms_turns_and_activations_fused_with_what_they_feed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let Some((library, _dir)) = stand_in::copy("log") else { return };
+    let mut model = Model::load(&source, &on_cuda(&library)).expect("it loads");
+    stand_in::Directed::of(&library).direct("log");
+    model.logits(&Recipe::read("llama").tokens()[..1]).expect("logits");
+    let calls = stand_in::calls(&library);
+    let launches = calls.iter().filter(|(call, _)| call == "cuLaunchKernel");
+    let launches: Vec<&str> = launches
+        .map(|(_, kernel)| if kernel.starts_with("gemv_") { "product" } else { &kernel[..] })
+        .collect();
+    let attention = "norm product product product rope_append_f16 attn_f16_d64 stage_f16 product";
+    let feed_forward = "norm product product glu_stage_f16 product";
+    let all = [attention, feed_forward, attention, feed_forward, "select_f32 norm product"];
+    assert_eq!(launches.join(" "), all.join(" ").replace("norm", "rms_norm_stage_f16"));
+}
+
 /// Whatever a launch may take: products of 16 columns at least, attention of a token.
 #[test]
 fn shorter_launches_are_more_and_give_the_same_bits() {
@@ -487,10 +507,10 @@ fn the_program_says_where_it_computes() {
     assert!(text("runs on").starts_with(&name(&library)), "{}", text("runs on"));
     assert!(text("kernels").contains("% from plain arithmetic"), "{}", text("kernels"));
     assert!(text("self-test").contains("the known one, twice"), "{}", text("self-test"));
-    let Some((library, _dir)) = stand_in::copy("skip rope_f32") else { return };
+    let Some((library, _dir)) = stand_in::copy("skip glu_stage_f16") else { return };
     let run = program(&library, &["generate", "x", "-n", "2", "-c", "64"]).ok();
     assert!(
-        run.err.contains("warning: the GPU cannot be used: the kernel rope_f32"),
+        run.err.contains("warning: the GPU cannot be used: the kernel glu_stage_f16"),
         "{}",
         run.err
     );

@@ -5,17 +5,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use jetforge::inference::backend::BackendError;
+use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device, KvFormat};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
     DeviceChoice, EngineOptions, Event, LoadOptions, Model, ModelSource, Request,
 };
 
-use crate::cuda_engine::{on_cuda, write};
-use crate::support::engine::{answers, start};
+use crate::cuda_driver::functions;
+use crate::cuda_engine::{on_cuda, try_backend, write};
+use crate::support::engine::{answers, bits, start, with_step};
 use crate::support::recipe::Recipe;
 use crate::support::stand_in::{self, Call, Directed};
 
-/// How many of the calls that are about no kernel fail, spread over all of them.
+/// How many of the calls that are about no kernel fail in a load, and in a step of those that make
+/// the context current, which comes before every other: spread over all of them.
 const N_SPREAD: usize = 9;
 /// So many tokens are not recorded as a step of a few is.
 const LONG: usize = 12;
@@ -30,9 +34,18 @@ fn is_asked(call: &str) -> bool {
     !["Free", "Destroy", "Unload"].iter().any(|word| call.contains(word))
 }
 
-/// Which calls are to fail, in the order in which they were made, each as its name and how many of
-/// that name there are up to it: the first about each kernel, and of the others a spread.
-fn sites(calls: &[Call]) -> Vec<(String, usize)> {
+/// A call that is to fail: its name, and how many of that name there are up to it.
+type Site = (String, usize);
+
+/// `n` of so many, spread over all of them.
+fn spread(n_all: usize, n: usize) -> impl Iterator<Item = usize> {
+    let n = n.min(n_all);
+    (0..n).map(move |i| i * (n_all - 1) / (n - 1).max(1))
+}
+
+/// Which calls of a load are to fail, in the order in which they were made: the first about each
+/// kernel, and of the others a spread.
+fn sites(calls: &[Call]) -> Vec<Site> {
     let mut places: BTreeMap<(&str, &str), Vec<(usize, usize)>> = BTreeMap::new();
     let mut n_calls: BTreeMap<&str, usize> = BTreeMap::new();
     for (at, (call, about)) in calls.iter().enumerate().filter(|(_, (call, _))| is_asked(call)) {
@@ -44,12 +57,25 @@ fn sites(calls: &[Call]) -> Vec<(String, usize)> {
     }
     let mut sites: Vec<(usize, &str, usize)> = Vec::new();
     for ((call, about), places) in places {
-        let n = if about.is_empty() { N_SPREAD.min(places.len()) } else { 1 };
-        let spread = (0..n).map(|i| places[i * (places.len() - 1) / (n - 1).max(1)]);
-        sites.extend(spread.map(|(at, nth)| (at, call, nth)));
+        let n = if about.is_empty() { N_SPREAD } else { 1 };
+        let chosen = spread(places.len(), n).map(|i| places[i]);
+        sites.extend(chosen.map(|(at, nth)| (at, call, nth)));
     }
     sites.sort_unstable();
     sites.into_iter().map(|(_, call, nth)| (call.to_owned(), nth)).collect()
+}
+
+/// Every call of a step.
+fn every(calls: &[Call]) -> Vec<Site> {
+    let mut n_calls: BTreeMap<&str, usize> = BTreeMap::new();
+    for (call, _) in calls.iter().filter(|(call, _)| is_asked(call)) {
+        *n_calls.entry(call).or_default() += 1;
+    }
+    let of = |(call, n): (&str, usize)| {
+        let most = if may_be_missed(call) { N_SPREAD } else { n };
+        spread(n, most).map(|i| (call.to_owned(), i + 1)).collect::<Vec<_>>()
+    };
+    n_calls.into_iter().flat_map(of).collect()
 }
 
 /// The order to fail, and what the error then says.
@@ -60,9 +86,10 @@ fn order((call, nth): &(String, usize)) -> (String, &str) {
     }
 }
 
-/// A context is also made current to give something back, which goes on without.
+/// A context is also made current to give something back, which goes on without; and some of what a
+/// device is asked is for reports alone.
 fn may_be_missed(call: &str) -> bool {
-    call == "cuCtxSetCurrent"
+    ["cuCtxSetCurrent", "cuDeviceGetAttribute"].contains(&call)
 }
 
 #[test]
@@ -99,43 +126,175 @@ fn a_call_that_fails_while_loading_is_named_and_the_next_load_succeeds() {
         }
     }
     println!("{named:?}");
-    for call in ["cuInit", "cuCtxSetCurrent", "cuMemAlloc_v2", "cuModuleLoadDataEx"] {
+    let others = ["cuDeviceGetAttribute", "cuMemAlloc_v2", "cuModuleLoadDataEx"];
+    for call in ["cuInit", "cuCtxSetCurrent"].into_iter().chain(others) {
         assert!(named.contains_key(call), "{call} is a place: {named:?}");
     }
     // Each kernel is found, and each is tried.
     assert!(named["cuModuleGetFunction"] > 15 && named["cuLaunchKernel"] > 15, "{named:?}");
 }
 
+/// Lets each call that `run` makes fail in turn. The error names it, and the next run is as before;
+/// how many of each were named.
+fn sweep<T: PartialEq>(
+    what: &str,
+    library: &Path,
+    mut run: impl FnMut() -> Result<T, String>,
+) -> BTreeMap<String, usize> {
+    let stand_in = Directed::of(library);
+    let expected = run().expect("nothing fails");
+    stand_in.direct("log");
+    assert!(run().expect("nothing fails") == expected, "{what}");
+    let sites = every(&stand_in::calls(library));
+    let mut named = BTreeMap::new();
+    for site in &sites {
+        let (conf, says) = order(site);
+        stand_in.direct(&conf);
+        match run() {
+            Ok(got) => {
+                assert!(may_be_missed(&site.0), "{what}: {site:?} failed and nobody said so");
+                assert!(got == expected, "{what}: {site:?}");
+            }
+            Err(error) => {
+                assert!(error.contains(says), "{what}: {site:?}: {error}");
+                *named.entry(site.0.clone()).or_default() += 1;
+            }
+        }
+        assert!(run().expect("the failure is over") == expected, "{what}: {site:?}");
+    }
+    stand_in.direct("");
+    println!("{what}: {named:?} of {} places", sites.len());
+    named
+}
+
+/// A whole model on the device, and one whose first layers are on the CPU.
 #[test]
 fn a_call_that_fails_in_a_step_is_named_and_the_next_step_succeeds() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let tokens = tokens(LONG);
+    for n_gpu_layers in [None, Some(2)] {
+        let Some((library, _dir)) = stand_in::copy("") else { return };
+        let options = LoadOptions { n_gpu_layers, ..on_cuda(&library) };
+        let mut model = Model::load(&source, &options).expect("nothing fails");
+        let run = || model.logits(&tokens).map_err(|error| error.to_string());
+        let named = sweep(&format!("layers: {n_gpu_layers:?}"), &library, run);
+        let calls = ["cuLaunchKernel", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"];
+        assert!(calls.iter().all(|call| named.contains_key(*call)), "{named:?}");
+        assert!(named.values().sum::<usize>() > 20, "{named:?}");
+    }
+}
+
+/// What comes of a page.
+fn page(backend: &CudaBackend, idx: u32) -> Result<Vec<u32>, BackendError> {
+    let mut bytes = vec![0; backend.page_bytes()];
+    backend.read_page(idx, &mut bytes)?;
+    Ok(bytes.into_iter().map(u32::from).collect())
+}
+
+/// What a backend does besides whole rows of logits: the call that it is about, and what comes of
+/// it.
+type Deed = fn(&mut CudaBackend, &[u32]) -> Result<Vec<u32>, BackendError>;
+const DEEDS: [(&str, &str, Deed); 4] = [
+    ("a few logits", "cuLaunchKernel", |backend, tokens| {
+        with_step(&[(&[0], 0, tokens, 0)], |batch| {
+            backend.forward_top(batch, &[3; LONG])?;
+            let rows = 0..tokens.len();
+            let top = rows.flat_map(|row| backend.top(row)).flat_map(|(id, x)| [*id, x.to_bits()]);
+            let mut got: Vec<u32> = top.collect();
+            got.extend(backend.row(LONG - 1)?.iter().map(|x| x.to_bits()));
+            Ok(got)
+        })
+    }),
+    ("embeddings", "cuLaunchKernel", |backend, tokens| {
+        with_step(&[(&[0], 0, tokens, 0)], |batch| Ok(bits(&backend.embed(batch)?).concat()))
+    }),
+    ("a page from the host", "cuMemcpyHtoDAsync_v2", |backend, _| {
+        let bytes: Vec<u8> = (0..backend.page_bytes()).map(|i| i as u8).collect();
+        backend.write_page(1, &bytes)?;
+        page(backend, 1)
+    }),
+    ("a page from another", "cuMemcpyDtoDAsync_v2", |backend, _| {
+        let empty = vec![0; backend.page_bytes()];
+        backend.write_page(1, &empty)?;
+        backend.copy_page(0, 1)?;
+        page(backend, 1)
+    }),
+];
+
+#[test]
+fn a_call_that_fails_in_what_else_a_backend_does_is_named_too() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let device = Device::open(&library, 0).expect("the stand-in has a device");
+    let (n_page, kv) = (2, KvFormat::F16);
+    let config = CudaConfig { n_batch: LONG, n_outputs: LONG, n_page, kv, n_threads: 1 };
+    let backend = try_backend(&device, "llama", TensorType::Q4_0, config);
+    let (mut backend, tokens) = (backend.expect("it starts"), tokens(LONG));
+    for (what, call, deed) in DEEDS {
+        let run = || deed(&mut backend, &tokens).map_err(|error| error.to_string());
+        let named = sweep(what, &library, run);
+        assert!(named.contains_key(call), "{what}: {named:?}");
+    }
+}
+
+/// A text that shares a part of a page with one before gets a copy of it. What a GPU refuses to
+/// copy is computed.
+#[test]
+fn a_page_that_cannot_be_copied_is_computed() {
+    const COPY: &str = "cuMemcpyDtoDAsync_v2";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
     let Some((library, _dir)) = stand_in::copy("") else { return };
     let stand_in = Directed::of(&library);
-    let mut model = Model::load(&source, &on_cuda(&library)).expect("nothing fails");
-    let tokens = tokens(LONG);
-    let expected = model.logits(&tokens).expect("nothing fails");
+    let model = Model::load(&source, &on_cuda(&library)).expect("nothing fails");
+    let engine = start(model, EngineOptions::default());
+    let ask = |uses_cache| {
+        let (prompt, n_predict) = (tokens(50), Some(4));
+        let request = Request { prompt, n_predict, ignore_eos: true, ..Request::default() };
+        let mut request = Request { uses_cache, ..request };
+        request.sampler.temp = 0.0;
+        let answer = answers(&engine, vec![request]).remove(0);
+        (answer.tokens, answer.n_cached)
+    };
+    let (expected, _) = ask(false);
+    assert_eq!(ask(true).0, expected);
     stand_in.direct("log");
-    assert!(model.logits(&tokens).expect("nothing fails") == expected);
-    let sites = sites(&stand_in::calls(&library));
-    let mut n_named = 0;
-    for site in &sites {
-        let (conf, says) = order(site);
-        stand_in.direct(&conf);
-        match model.logits(&tokens) {
-            Ok(logits) => {
-                assert!(may_be_missed(&site.0), "{site:?} failed and nobody said so");
-                assert!(logits == expected, "{site:?}");
-            }
-            Err(error) => {
-                assert!(error.to_string().contains(says), "{site:?}: {error}");
-                n_named += 1;
-            }
-        }
-        assert!(model.logits(&tokens).expect("the failure is over") == expected, "{site:?}");
+    assert_eq!(ask(true), (expected.clone(), 49), "a page of 32, and a part");
+    let n_copy = stand_in::calls(&library).iter().filter(|(call, _)| call == COPY).count();
+    assert!(n_copy > 1, "a page has several pieces");
+    for nth in 1..=n_copy {
+        stand_in.direct(&format!("fail {COPY} {nth} 719"));
+        assert_eq!(ask(true), (expected.clone(), 32), "{nth} of {n_copy}");
+        assert_eq!(ask(true), (expected.clone(), 49), "after {nth}");
     }
-    println!("{n_named} of {} places", sites.len());
-    assert!(n_named > 20, "{sites:?}");
+}
+
+/// Steps are launched one by one then, and nothing is kept of what was compiled.
+#[test]
+fn a_driver_that_lacks_what_only_saves_time_computes_the_same() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let run = |conf: &str| {
+        let images = tempfile::tempdir().expect("a temporary folder");
+        let (library, _dir) = stand_in::copy(conf)?;
+        let cuda_images = Some(images.path().to_owned());
+        let options = LoadOptions { cuda_images, ..on_cuda(&library) };
+        let mut model = Model::load(&source, &options).expect("it loads");
+        let logits = [(); 3].map(|()| model.logits(&tokens(4)).expect("it runs"));
+        let calls = stand_in::calls(&library);
+        let n_replay = calls.iter().filter(|(call, _)| call == "cuGraphLaunch").count();
+        Some((logits, n_replay > 0, !files(images.path()).is_empty()))
+    };
+    let Some((expected, replays, keeps)) = run("log") else { return };
+    assert!(replays && keeps, "the canary");
+    let (_, optional) = functions();
+    assert!(optional.len() > 5, "{optional:?}");
+    for name in optional {
+        let (logits, replays, keeps) = run(&format!("log\nwithout {name}")).expect("as before");
+        assert!(logits == expected, "{name}");
+        let is_linker = name.starts_with("cuLink");
+        assert_eq!((replays, keeps), (is_linker, !is_linker), "{name}");
+    }
 }
 
 /// What is recorded is not missed; what is started and fails is told.
@@ -224,6 +383,9 @@ fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
     let source = write(folder.path(), "llama", TensorType::Q4_0);
     for (kernel, kv_type) in [
         "stage_f16",
+        "rms_norm_stage_f16",
+        "layer_norm_stage_f16",
+        "glu_stage_f16",
         "gemv_q4_0_f16_c1",
         "gemv_q4_0_f16_c2",
         "gemv_q4_0_f16_c4",
@@ -232,12 +394,10 @@ fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
         "rms_norm_f32",
         "layer_norm_f32",
         "glu_f32",
-        "act_f32",
         "add_f32",
-        "rope_f32",
         "select_f32",
         "top_k_f32",
-        "kv_append_f16",
+        "rope_append_f16",
         "attn_f16_d64",
         // Of them alone the launches for a few tokens, and those for more.
         "attn_f16_d64 3",
@@ -248,8 +408,8 @@ fn a_kernel_that_does_nothing_is_found_and_the_cpu_takes_its_place() {
     ]
     .map(|kernel| (kernel, "f16"))
     .into_iter()
-    .chain(["kv_append_q8_0", "attn_q8_0_d64"].map(|kernel| (kernel, "q8_0")))
-    .chain(["kv_append_q4_0", "attn_q4_0_d64"].map(|kernel| (kernel, "q4_0")))
+    .chain(["rope_append_q8_0", "attn_q8_0_d64"].map(|kernel| (kernel, "q8_0")))
+    .chain(["rope_append_q4_0", "attn_q4_0_d64"].map(|kernel| (kernel, "q4_0")))
     {
         if !is_found(&source, kernel, kv_type) {
             return;

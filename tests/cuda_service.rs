@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jetforge::base::limits::{DEVICE_LAUNCH_MS_MAX, DEVICE_LAUNCH_PRODUCTS_MAX};
 use jetforge::bench::{self, Limits, Rooms, Tests};
-use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, KvFormat};
+use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device, KvFormat};
 use jetforge::inference::backend::{Op, PlanBuilder, Rows};
 use jetforge::inference::gguf::Gguf;
 use jetforge::inference::model::Hparams;
@@ -22,7 +23,7 @@ use crate::serve::Process;
 use crate::support::engine::start;
 use crate::support::http::get;
 use crate::support::recipe::Recipe;
-use crate::support::stand_in;
+use crate::support::stand_in::{self, Directed};
 
 fn config(n_batch: usize, n_page: usize) -> CudaConfig {
     CudaConfig { n_batch, n_outputs: n_batch, n_page, kv: KvFormat::F16, n_threads: 1 }
@@ -58,6 +59,28 @@ fn a_long_step_counts_as_the_device_gets_on_with_it() {
     }
 }
 
+/// By the device's own clock: what keeps the host makes no launch longer.
+#[test]
+fn launches_that_take_long_are_half_as_large_in_the_next_step() {
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let (stand_in, tokens) = (Directed::of(&library), tokens(12));
+    let device = Device::open(&library, 0).expect("the stand-in has a device");
+    let backend = try_backend(&device, "llama", TensorType::F32, config(12, 1));
+    let mut backend = backend.expect("it starts");
+    let mut step = |launch_ms: u64| {
+        stand_in.direct(&format!("clock {launch_ms}"));
+        let rows = try_forward(&mut backend, &[(&[0], 0, &tokens)]).expect("it runs");
+        (rows, device.launch_products_max())
+    };
+    let (expected, n_max) = step(DEVICE_LAUNCH_MS_MAX);
+    assert_eq!(n_max, DEVICE_LAUNCH_PRODUCTS_MAX, "as long as they may");
+    for share in [2, 4] {
+        let (rows, n_max) = step(DEVICE_LAUNCH_MS_MAX + 1);
+        assert!(rows == expected && n_max == DEVICE_LAUNCH_PRODUCTS_MAX / share, "{n_max}");
+    }
+    assert_eq!(step(1).1, DEVICE_LAUNCH_PRODUCTS_MAX / 4, "a quick step changes nothing");
+}
+
 #[test]
 fn an_engines_beat_goes_on_within_a_step_of_the_gpu() {
     let Some((library, _dir)) = stand_in::copy("") else { return };
@@ -77,7 +100,7 @@ fn an_engines_beat_goes_on_within_a_step_of_the_gpu() {
 /// cannot be trusted.
 #[test]
 fn a_service_says_where_it_computes() {
-    for (conf, name) in [("", "cuda:0"), ("skip rope_f32", "cpu")] {
+    for (conf, name) in [("", "cuda:0"), ("skip glu_stage_f16", "cpu")] {
         let home = tempfile::tempdir().expect("a temporary folder");
         let Some((library, _dir)) = stand_in::copy(conf) else { return };
         let mut command = jetforge(home.path());
@@ -92,7 +115,7 @@ fn a_service_says_where_it_computes() {
         let (backend, why) = (device["backend"].as_str(), device["why"].as_str());
         let (backend, why) = (backend.expect("text").to_owned(), why.expect("text").to_owned());
         assert!(backend.starts_with(if is_on_gpu { "cuda (" } else { "cpu (" }), "{backend}");
-        assert_eq!(why.contains("rope_f32 fails its self-test"), !is_on_gpu, "{why}");
+        assert_eq!(why.contains("glu_stage_f16 fails its self-test"), !is_on_gpu, "{why}");
         let metrics = get(service.address, "/metrics").text();
         let line = metrics.lines().find(|line| line.starts_with("jetforge_model_device{"));
         let line = line.expect("a sample").to_owned();
@@ -102,7 +125,7 @@ fn a_service_says_where_it_computes() {
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains(&backend), "{said}");
         let warning = "the CPU computes in place of the GPU";
-        assert_eq!(said.contains(warning) && said.contains("rope_f32"), !is_on_gpu, "{said}");
+        assert_eq!(said.contains(warning) && said.contains("glu_stage_f16"), !is_on_gpu, "{said}");
     }
 }
 

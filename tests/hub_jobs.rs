@@ -4,10 +4,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::cli::jetforge;
 use crate::serve::Process;
@@ -158,20 +160,35 @@ fn a_job_that_is_taken_back_at_the_hub_is_taken_back_where_it_is() {
     until("it is not wanted there", || jobs(nano.address)[0]["state"] == "cancelled");
 }
 
-#[test]
-fn a_job_that_is_taken_back_while_its_appliance_is_away_is_taken_back_when_it_is_there_again() {
+/// A hub whose job was taken back while the appliance that had begun it was away: the homes of the
+/// appliance and of the hub, and where the appliance was.
+struct Abandoned {
+    homes: [TempDir; 2],
+    nano: SocketAddr,
+    hub: Process,
+    path: String,
+}
+
+fn abandoned() -> Abandoned {
     let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let nano = appliance(homes[0].path(), "0");
-    let (name, own_port) = (nano.address.to_string(), port(&nano));
-    let hub = hub(homes[1].path(), &name);
+    let dying = appliance(homes[0].path(), "0");
+    let nano = dying.address;
+    let hub = hub(homes[1].path(), &nano.to_string());
     let path = submit(hub.address, &long());
     until_some_is_durable(hub.address, &path);
-    nano.kill();
-    assert_eq!(send(hub.address, "DELETE", &path, &[], "").status, 200);
+    dying.kill();
+    let taken = send(hub.address, "DELETE", &path, &[], "");
+    assert_eq!((taken.status, &taken.json()["state"]), (200, &json!("cancelled")));
+    Abandoned { homes, nano, hub, path }
+}
+
+#[test]
+fn a_job_that_is_taken_back_while_its_appliance_is_away_is_taken_back_when_it_is_there_again() {
+    let Abandoned { homes, nano, hub, path } = abandoned();
     // Neither of them remembers it but by its disk.
     hub.kill();
-    let hub = lone_hub(homes[1].path(), &name);
-    let nano = idle_appliance(homes[0].path(), &own_port);
+    let hub = lone_hub(homes[1].path(), &nano.to_string());
+    let nano = idle_appliance(homes[0].path(), &nano.port().to_string());
     until("it is not wanted there", || jobs(nano.address)[0]["state"] == "cancelled");
     assert_eq!(get(hub.address, &path).json()["state"], "cancelled");
     assert_eq!(jobs(nano.address).len(), 1);
@@ -179,21 +196,13 @@ fn a_job_that_is_taken_back_while_its_appliance_is_away_is_taken_back_when_it_is
 
 #[test]
 fn what_an_appliance_finished_before_it_heard_that_nobody_wants_it_is_not_thrown_away() {
-    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let nano = appliance(homes[0].path(), "0");
-    let (name, own_port) = (nano.address.to_string(), port(&nano));
-    let hub = hub(homes[1].path(), &name);
-    let path = submit(hub.address, &long());
-    until_some_is_durable(hub.address, &path);
-    nano.kill();
-    let taken = send(hub.address, "DELETE", &path, &[], "");
-    assert_eq!((taken.status, &taken.json()["state"]), (200, &json!("cancelled")));
+    let Abandoned { homes, nano, hub, path } = abandoned();
     // Where the hub does not reach it.
-    let nano = appliance(homes[0].path(), "0");
-    until("it is finished there", || jobs(nano.address)[0]["state"] == "done");
+    let elsewhere = appliance(homes[0].path(), "0");
+    until("it is finished there", || jobs(elsewhere.address)[0]["state"] == "done");
     assert_eq!(get(hub.address, &path).json()["state"], "cancelled");
-    nano.kill();
-    let nano = appliance(homes[0].path(), &own_port);
+    elsewhere.kill();
+    let nano = appliance(homes[0].path(), &nano.port().to_string());
     until("its answer is here", || get(hub.address, &path).json()["state"] == "done");
     is_written_once(hub.address, &path, nano.address);
 }
@@ -294,6 +303,45 @@ fn a_job_that_is_taken_back_while_it_is_posted_is_not_begun_when_the_post_arrive
     let there = jobs(nano.address);
     assert_eq!((there.len(), &there[0]["state"]), (1, &json!("cancelled")));
     assert_eq!(there[0]["n_token"], 0, "nothing of it was written");
+}
+
+/// A network before `nano` on which the first answer to a request for a job is lost: the appliance
+/// has it, and the hub hears that something broke.
+fn losing(nano: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let has_lost = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let has_lost = Arc::clone(&has_lost);
+            std::thread::spawn(move || {
+                let request = whole_request(&stream)?;
+                let mut onward = TcpStream::connect(nano).ok()?;
+                onward.write_all(&request).ok()?;
+                let is_job = request.starts_with(b"POST /completion ");
+                if !is_job || has_lost.swap(true, Ordering::SeqCst) {
+                    return pass_back(onward, stream);
+                }
+                BufReader::new(onward).read_line(&mut String::new()).ok()?;
+                stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n").ok()
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn an_appliance_that_has_a_job_though_it_seemed_to_fail_does_not_write_it_beside_the_next_try() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let nano = idle_appliance(homes[0].path(), "0");
+    let hub = hub(homes[1].path(), &losing(nano.address).to_string());
+    let path = submit(hub.address, &long());
+    until("the first try is taken back there, and the second waits", || {
+        let there = jobs(nano.address);
+        let n = |state: &str| there.iter().filter(|job| job["state"] == state).count();
+        (there.len(), n("cancelled"), n("queued")) == (2, 1, 1)
+    });
+    assert_eq!(get(hub.address, &path).json()["n_attempt"], 1);
 }
 
 #[test]

@@ -759,3 +759,25 @@ fn a_finished_job_calls_back_where_it_may_and_a_dead_host_delays_no_other() {
     assert!(n_dead.load(Ordering::SeqCst) < 4, "it did not wait for all of them");
     until("it is written down", || one(service.address, &id)["callback_state"] == "sent");
 }
+
+#[test]
+fn who_waits_for_a_job_of_a_service_that_stops_hears_which_one_goes_on() {
+    let home = tempfile::tempdir().unwrap();
+    let service = Process::start(home.path(), &["-c", "16384", "-np", "1"]);
+    let at = service.address;
+    let body = json!({"prompt": "x", "n_predict": -1, "ignore_eos": true, "context_shift": true});
+    let name = [("idempotency-key", "mine")];
+    let asking =
+        std::thread::spawn(move || send(at, "POST", "/completion", &name, &body.to_string()));
+    let mut id = String::new();
+    until("it runs", || {
+        let jobs = get(at, "/v1/jobs").json();
+        id = jobs["data"][0]["id"].as_str().unwrap_or_default().to_owned();
+        jobs["data"][0]["state"] == "running"
+    });
+    service.terminate();
+    let answer = asking.join().unwrap();
+    assert_eq!((answer.status, answer.header("x-jetforge-job")), (503, Some(id.as_str())));
+    assert!(answer.text().contains("goes on when it is back"), "{}", answer.text());
+    assert_eq!(service.end().0, Some(0));
+}

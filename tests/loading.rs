@@ -1,17 +1,19 @@
 //! Loading: how far it is, told piece by piece, and how little of the host's memory it takes beside
 //! what it loads; on the CPU and on the stand-in for libcuda.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jetforge::inference::gguf::GgufBuilder;
+use jetforge::inference::gguf::{Gguf, GgufBuilder, ReadAhead};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{LoadOptions, LoadProgress, Model};
 
 use crate::cli::jetforge;
 use crate::cuda_engine::{on_cpu, on_cuda, write};
-use crate::memory::status_kib;
+use crate::memory::{OVERHEAD_KIB_MAX, plan, status_kib};
 use crate::serve::Process;
 use crate::support::recipe::Recipe;
 use crate::support::skip::skip;
@@ -114,8 +116,8 @@ fn what_a_gpu_has_is_told_piece_by_piece() {
     }
 }
 
-/// A llama of one layer with so wide a feed-forward network: a header and a hole, all in F16.
-fn sparse(folder: &Path, n_ff: u64) -> PathBuf {
+/// A llama of one layer with so wide a feed-forward network: a header and a hole.
+pub fn sparse(folder: &Path, matrices: TensorType, n_ff: u64) -> PathBuf {
     const N_EMBD: u64 = 1024;
     // The recipe's.
     const N_VOCAB: u64 = 384;
@@ -142,17 +144,93 @@ fn sparse(folder: &Path, n_ff: u64) -> PathBuf {
     ] {
         let (shape, ty) = match n_rows {
             1 => (vec![n_cols], TensorType::F32),
-            _ => (vec![n_cols, n_rows], TensorType::F16),
+            _ => (vec![n_cols, n_rows], matrices),
         };
         let row_bytes = ty.row_bytes(n_cols as usize).expect("whole blocks") as u64;
         file = file.tensor(name, &shape, ty, Vec::new()).claim_offset(offset);
         offset += row_bytes * n_rows;
     }
-    let (header, path) = (file.header(), folder.join(format!("{n_ff}.gguf")));
-    let mut out = std::fs::File::create(&path).expect("the file is made");
+    let (header, path) = (file.header(), folder.join(format!("{matrices}-{n_ff}.gguf")));
+    let mut out = File::create(&path).expect("the file is made");
     out.write_all(&header).expect("the header is written");
     out.set_len(header.len() as u64 + offset).expect("the hole is made");
     path
+}
+
+/// A service that has little beside its model.
+fn serve(home: &Path, model: &Path, device: &str) -> Command {
+    let mut command = jetforge(home);
+    command.args(["serve", "--port", "0", "--threads", "1", "-np", "1", "-c", "64", "-b", "8"]);
+    command.args(["--device", device, "-m"]).arg(model);
+    command
+}
+
+/// What a service has and had at most in memory when its model is there, without the model's
+/// weights, in KiB.
+fn beside_kib(model: &Path) -> Option<(u64, u64)> {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let service = Process::spawn(serve(home.path(), model, "cpu"));
+    let weights_kib = weights_kib(model);
+    let beside = |key| Some(status_kib(service.id(), key)?.saturating_sub(weights_kib));
+    Some((beside("VmRSS")?, beside("VmHWM")?))
+}
+
+/// What the program says that the weights take.
+fn weights_kib(model: &Path) -> u64 {
+    plan(model, "8G", 64)["weights_bytes"].as_u64().expect("a size") >> 10
+}
+
+/// The kernel counts what is packed and the parts of the file that are mapped in one sum, and its
+/// maximum is never missed. So what a load took beside the weights is that maximum without them:
+/// the program itself, keys and values of 64 positions, and what of the file was in memory twice.
+/// A matrix has more than may be: a load that gave pages back behind each would be found as well.
+#[test]
+fn a_load_to_the_cpu_takes_little_beside_the_weights() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let sparse = |n_ff| sparse(folder.path(), TensorType::Q8_0, n_ff);
+    let (small, large) = (sparse(512), sparse(80 << 10));
+    let (Some((idle, _)), Some((_, most))) = (beside_kib(&small), beside_kib(&large)) else {
+        skip("loading", "this kernel does not tell VmHWM");
+        return;
+    };
+    let weights_kib = weights_kib(&large);
+    assert!(weights_kib > 3 * BESIDE_KIB_MAX, "{weights_kib} KiB of weights");
+    println!("loading {} MiB: {most} KiB beside, {idle} KiB idle", weights_kib >> 10);
+    assert!(most <= OVERHEAD_KIB_MAX, "{most} KiB");
+    assert!(most <= idle + BESIDE_KIB_MAX, "{most} KiB, {idle} KiB idle");
+}
+
+/// What this thread made disks read, in bytes.
+fn read_bytes() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    told.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.parse().ok()
+}
+
+/// What a GPU that shares the memory has got leaves the system's memory, and what is needed next is
+/// asked for before anybody waits for it. On a disk: a file system in memory forgets nothing.
+#[test]
+fn a_file_is_forgotten_behind_and_read_ahead() {
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    const N_BYTES: usize = 4 << 20;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
+    let is_in_memory = rustix::fs::statfs(dir.path()).is_ok_and(|of| of.f_type == TMPFS);
+    let path = dir.path().join("model.gguf");
+    let file = GgufBuilder::new().pair("general.architecture", "llama");
+    let file = file.tensor("x", &[N_BYTES as u64 / 4], TensorType::F32, vec![1; N_BYTES]);
+    std::fs::write(&path, file.build()).expect("the file is written");
+    File::open(&path).and_then(|file| file.sync_all()).expect("it is on the disk");
+    let gguf = Gguf::open(&path).expect("the reader takes the file");
+    let info = gguf.tensor("x").expect("it has one");
+    assert!(gguf.bytes(info).iter().all(|byte| *byte == 1), "all of it was in memory");
+    gguf.forget(info, 0..N_BYTES);
+    let before = read_bytes();
+    gguf.read_ahead(info, 0..N_BYTES, &mut ReadAhead::default());
+    let read = before.zip(read_bytes()).map(|(before, after)| after - before);
+    match read {
+        Some(read) if !is_in_memory => assert!(read > N_BYTES as u64 / 2, "{read} bytes were read"),
+        _ => skip("loading", "no disk, or a kernel that does not tell read_bytes"),
+    }
+    assert!(gguf.bytes(info).iter().all(|byte| *byte == 1), "it comes from the file again");
 }
 
 /// What a service has and had at most in memory when its model is there, and the largest memory
@@ -160,10 +238,8 @@ fn sparse(folder: &Path, n_ff: u64) -> PathBuf {
 fn taken_kib(model: &Path) -> Option<(Option<u64>, Option<u64>, u64)> {
     let home = tempfile::tempdir().expect("a temporary folder");
     let (library, _dir) = stand_in::copy("log")?;
-    let mut command = jetforge(home.path());
+    let mut command = serve(home.path(), model, "cuda");
     command.env("LD_LIBRARY_PATH", library.parent().expect("a folder"));
-    command.args(["serve", "--port", "0", "--threads", "1", "-np", "1", "-c", "64", "-b", "8"]);
-    command.args(["--device", "cuda", "-m"]).arg(model);
     let service = Process::spawn(command);
     let status = |key| status_kib(service.id(), key);
     let (now, most) = (status("VmRSS"), status("VmHWM"));
@@ -180,8 +256,9 @@ fn taken_kib(model: &Path) -> Option<(Option<u64>, Option<u64>, u64)> {
 #[test]
 fn a_load_to_a_gpu_takes_little_of_the_host_beside() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let Some((idle, _, idle_arena)) = taken_kib(&sparse(folder.path(), 512)) else { return };
-    let (_, most, arena) = taken_kib(&sparse(folder.path(), 32 << 10)).expect("as before");
+    let sparse = |n_ff| sparse(folder.path(), TensorType::F16, n_ff);
+    let Some((idle, _, idle_arena)) = taken_kib(&sparse(512)) else { return };
+    let (_, most, arena) = taken_kib(&sparse(32 << 10)).expect("as before");
     let (Some(idle), Some(most)) = (idle, most) else {
         skip("loading", "this kernel does not tell VmHWM");
         return;

@@ -14,7 +14,7 @@ use crate::cli::jetforge;
 use crate::support::skip::skip;
 
 /// What the process may take beyond weights and KV cache.
-const OVERHEAD_KIB_MAX: u64 = 150 << 10;
+pub const OVERHEAD_KIB_MAX: u64 = 96 << 10;
 
 /// Qwen2.5-Coder 7B in Q4_K_M's usual mixture: name, innermost dimension, rows, type.
 fn tensors_7b() -> Vec<(String, u64, u64, TensorType)> {
@@ -73,7 +73,7 @@ fn sparse_7b(folder: &Path) -> PathBuf {
 }
 
 /// What `inspect` says of this machine if models may take `memory`.
-fn plan(model: &Path, memory: &str, n_ctx: u64) -> Value {
+pub fn plan(model: &Path, memory: &str, n_ctx: u64) -> Value {
     let output = jetforge(Path::new("/nonexistent"))
         .args(["inspect", "--json", "--memory-max", memory, "-c", &n_ctx.to_string()])
         .arg(model)

@@ -290,6 +290,11 @@ fn with_source(home: &Path, is_hash_known: bool, options: &[&str]) -> (Process, 
     if is_hash_known {
         entry += &format!("sha256 = \"{hash}\"\nsize_bytes = {n_bytes}\n");
     }
+    (with_catalog(home, &entry, options), hash, n_bytes)
+}
+
+/// A service that knows this catalog, and whom to trust on loopback.
+fn with_catalog(home: &Path, entry: &str, options: &[&str]) -> Process {
     let (catalog, ca_file) = (home.join("catalog.toml"), home.join("ca.pem"));
     std::fs::write(&catalog, entry).unwrap();
     std::fs::write(&ca_file, &authority().0).unwrap();
@@ -297,7 +302,7 @@ fn with_source(home: &Path, is_hash_known: bool, options: &[&str]) -> (Process, 
     command.args(["serve", "--port", "0", "--threads", "1"]).args(options);
     command.env("JETFORGE_LIBRARY_CATALOG", catalog).env("JETFORGE_PULL_CA_FILE", ca_file);
     command.env("JETFORGE_PULL_PAUSE_MS", "1");
-    (Process::spawn(command), hash, n_bytes)
+    Process::spawn(command)
 }
 
 #[test]
@@ -370,6 +375,20 @@ fn a_model_of_the_catalog_is_pulled_and_goes_by_that_name() {
         assert_eq!(post(address, "/api/pull", &whole).json(), json!({"status": "success"}));
         assert_eq!(listed().len(), 2);
     }
+}
+
+#[test]
+fn a_model_that_the_disk_has_no_room_for_is_not_begun_and_says_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let url = pull::liar(Vec::new()).url("/huge.gguf");
+    let entry = format!("[[model]]\nname = \"vast\"\nurl = \"{url}\"\n");
+    let service = with_catalog(home.path(), &entry, &["-c", "512", "-np", "1"]);
+    let whole = json!({"model": "vast", "stream": false});
+    let answer = post(service.address, "/api/pull", &whole);
+    let why = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+    assert!(answer.status == 507 && why.contains("remove a model"), "{}", answer.text());
+    let lines = post(service.address, "/api/pull", &json!({"model": "vast"})).text();
+    assert!(lines.lines().last().unwrap().contains("remove a model"), "{lines}");
 }
 
 /// The clients' own opinion of the real binary.

@@ -19,8 +19,13 @@ fn run(home: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 fn setup(home: &Path, service: &Process, code: &str) -> (i32, String, String) {
+    setup_as(home, service, code, &[])
+}
+
+fn setup_as(home: &Path, service: &Process, code: &str, who: &[&str]) -> (i32, String, String) {
     let (ip, port) = (service.address.ip().to_string(), service.address.port().to_string());
-    run(home, &["setup", "--nano-ip", &ip, "--nano-port", &port, "--code", code])
+    let args = ["setup", "--nano-ip", &ip, "--nano-port", &port, "--code", code.trim()];
+    run(home, &[&args[..], who].concat())
 }
 
 #[test]
@@ -55,6 +60,10 @@ fn a_code_pairs_one_machine_whose_hub_then_has_a_key() {
     let (code, _, said) = setup(homes[1].path(), &nano, &shown);
     assert_eq!(code, 5, "{said}");
     assert!(said.contains("no code is open"), "{said}");
+    // Whoever says to be a machine that is known, by another name, gets nothing of what it has.
+    let (_, shown, _) = run(homes[0].path(), &["pair"]);
+    let (code, _, said) = setup_as(homes[1].path(), &nano, &shown, &["--name", "another"]);
+    assert!(code != 0 && said.contains("jetforge sync forget"), "{said}");
     let hub = Process::start_verb(homes[1].path(), "hub", &["--port", "0", "--no-local"]);
     until("the appliance is well", || {
         let status = send(hub.address, "GET", "/v1/status", &[], "").json();

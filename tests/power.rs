@@ -371,6 +371,26 @@ fn a_hot_board_computes_nothing_and_says_why() {
     until("jobs run again", || get(service.address, &path).json()["state"] == "done");
 }
 
+/// What the kernel of a Nano says of a supply that sags reaches the engine and who has jobs.
+#[test]
+fn a_supply_that_sags_slows_the_engine_and_holds_jobs_up() {
+    let board = Board::new();
+    board.put("dev/kmsg", "4,1,1,-;soctherm: OC ALARM 0x00000001\n");
+    let service = board.serve(&[]);
+    until("the board is looked at", || !power(&service)["pace"].is_null());
+    assert_eq!(power(&service)["causes"].to_string().find("over_current"), None, "of before");
+    let log = board.root.path().join("dev/kmsg");
+    let mut log = std::fs::File::options().append(true).open(log).unwrap();
+    log.write_all(b"4,2,2,-;soctherm: OC ALARM 0x00000001\n").unwrap();
+    until("the engine is slowed", || power(&service)["pace"]["duty_permille"] == 500);
+    let now = power(&service);
+    assert!(now["causes"].to_string().contains("over_current"), "{now}");
+    let status = get(service.address, "/v1/status").json();
+    assert_eq!(status["power"]["jobs_wait_for"], "the power supply sagged", "{status}");
+    let answer = post(service.address, "/completion", &json!({"prompt": "fn", "n_predict": 2}));
+    assert_eq!(answer.json()["tokens_predicted"], 2, "people are answered");
+}
+
 #[test]
 fn a_profile_is_chosen_over_http_and_by_the_command() {
     let board = Board::new();

@@ -386,7 +386,7 @@ fn without_an_etag_the_hash_decides() {
 }
 
 /// A server that lies in the way that the path names.
-fn liar(body: Vec<u8>) -> Server {
+pub fn liar(body: Vec<u8>) -> Server {
     let claim =
         |out: &mut Connection, n: u64| head(out, "200 OK", &[("Content-Length", n.to_string())]);
     Server::start(move |_, asked, out| match asked.path.as_str() {
@@ -403,7 +403,7 @@ fn liar(body: Vec<u8>) -> Server {
             close(out)
         }
         // Claims more than any disk holds.
-        "/huge" => {
+        "/huge.gguf" => {
             claim(out, 1 << 60)?;
             out.write_all(&body)
         }
@@ -423,7 +423,7 @@ fn lies_about_the_length_are_found() {
     assert!(error.to_string().contains("web page"), "{error}");
     let error = place.pull(&server.url("/empty")).unwrap_err();
     assert!(error.to_string().contains("empty"), "{error}");
-    let error = place.pull(&server.url("/huge")).unwrap_err();
+    let error = place.pull(&server.url("/huge.gguf")).unwrap_err();
     assert!(matches!(error, LibraryError::NoSpace { .. }), "{error}");
     let request = PullRequest { size_bytes: Some(7), ..place.request(&server.url("/m")) };
     let error = pull(&request, &place.options, &mut |_| {}).unwrap_err();

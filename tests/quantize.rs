@@ -1,5 +1,9 @@
 //! `jetforge quantize`: the real verb on the default model and on a tiny one.
 
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,8 +14,12 @@ use jetforge::quantize::{Plan, PlanOptions, parse_recipe};
 use serde_json::Value as Json;
 
 use crate::cli::jetforge;
+use crate::loading::sparse;
+use crate::memory::status_kib;
+use crate::support::http::until;
 use crate::support::recipe::Recipe;
 use crate::support::run::Run;
+use crate::support::skip::skip;
 
 const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.gguf");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/perplexity/text.txt");
@@ -150,6 +158,42 @@ fn widths_without_whole_blocks_get_another_type_and_a_word() {
     assert_eq!(of("output_norm.weight"), TensorType::F32);
 }
 
+/// A pipe that takes nothing until it is read.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    // Opened anew, so that only this end of it does not wait.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let filling = File::options().write(true).custom_flags(flags).open(path);
+    let mut filling = filling.expect("the same pipe");
+    while filling.write(&[0; 4096]).is_ok() {}
+    (reader, writer)
+}
+
+/// The kernel counts the mapped parts of the source as well as the memory that is asked for. The
+/// program is held at its end: it cannot say that it is done.
+#[test]
+fn a_model_goes_through_in_pieces_and_is_never_in_memory_as_a_whole() {
+    const MOST_KIB_MAX: u64 = 96 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let source = sparse(dir.path(), TensorType::F16, 40 << 10);
+    assert!(source.metadata().unwrap().len() >> 10 > 2 * MOST_KIB_MAX);
+    let (mut reader, writer) = full_pipe();
+    let mut command = jetforge(Path::new("/nonexistent"));
+    command.current_dir(&dir).arg("quantize").arg(&source).args(["x.gguf", "Q8_0"]);
+    let mut child = command.stdout(writer).spawn().unwrap();
+    // With it goes our own end of what the program writes to.
+    drop(command);
+    until("the file is written", || dir.path().join("x.gguf").exists());
+    let most = status_kib(child.id(), "VmHWM");
+    std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
+    types(&dir.path().join("x.gguf"));
+    let Some(most) = most else { return skip("memory", "this kernel does not tell VmHWM") };
+    println!("quantizing {} MiB: {most} KiB", source.metadata().unwrap().len() >> 20);
+    assert!(most <= MOST_KIB_MAX, "{most} KiB");
+}
+
 #[test]
 fn a_killed_run_leaves_no_target_and_the_next_replaces_what_it_left() {
     let dir = tempfile::tempdir().unwrap();
@@ -175,7 +219,7 @@ fn refusals_say_what_to_do() {
     std::fs::write(dir.path().join("there.gguf"), "x").unwrap();
     let tiny = "tiny-f32.gguf";
     for (args, code, says) in [
-        (&[tiny, "Q4_K_X"][..], 2, "choose one of: N3, N3_M, N4"),
+        (&[tiny, "Q4_K_X"][..], 2, "choose one of: N3, N3_S, N3_M, N4"),
         (&[tiny][..], 2, "name a recipe"),
         (&[DEFAULT, "x.gguf", "Q4_0"][..], 2, "--allow-requantize"),
         (&[tiny, "Q4_0", "--tensor-type", "attn_v"][..], 2, "PATTERN=TYPE"),
@@ -359,7 +403,7 @@ fn on_weights_with_outliers_ours_lose_less_than_ggufs_of_the_size() {
         println!("{recipe}: output error {error:.6} at {bits:.3} bits");
         (error, bits)
     };
-    for (ours, gguf) in [("N4", "Q4_K_S"), ("N3_M", "Q3_K_M"), ("N4", "Q4_0")] {
+    for (ours, gguf) in [("N4", "Q4_K_S"), ("N3_S", "Q3_K_S"), ("N3_M", "Q3_K_M"), ("N4", "Q4_0")] {
         let (ours, gguf) = (figures(ours), figures(gguf));
         // A bit more quarters the error of any code (6.02 dB): what ours would be at their size.
         let at_their_size = ours.0 * 4f64.powf(ours.1 - gguf.1);

@@ -95,8 +95,11 @@ fn files_are_read_anew_and_the_last_good_ones_stay() {
     service.signal(rustix::process::Signal::HUP);
     config_file(home.path(), "config.d/20-last.yml", "power: {idle_after_s: 77}\n");
     service.signal(rustix::process::Signal::HUP);
-    // Nothing comes of a signal that finds a file wrong; a change that is right again shows that
-    // they were heard.
+    until("the wrong file was read", || {
+        get(service.address, "/logs").text().contains("the last good one stays")
+    });
+    assert_eq!(profile(&service), "eco", "neither the default nor nothing");
+    assert_eq!(value(&service, "power.idle_after_s")["value"], 30, "nor a part of what is wrong");
     config_file(home.path(), "config.d/10-more.toml", "[power]\nprofile = \"max\"\n");
     until("a changed file was seen", || profile(&service) == "max");
     assert_eq!(value(&service, "power.idle_after_s")["value"], 77);

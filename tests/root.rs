@@ -323,12 +323,21 @@ first >/dev/null
 mount -o remount,rw /etc
 first --again >/dev/null
 ls -A /var/lib/jetforge-root /etc/jetforge
+mount -o remount,ro /etc
+root reset --yes
+ls -A /var/lib/jetforge /var/lib/jetforge-root
+first >/dev/null
+ls -A /var/lib/jetforge-root
 "#;
     let Some(run) = on_a_machine("root-read-only", script) else { return };
     for told in ["hostname cannot be written", "10-first-boot.toml cannot be", "set up before"] {
         assert!(run.err.contains(told), "{told}: {}", run.err);
     }
     assert!(run.err.contains("jetforge-root/first-boot.txt"), "{}", run.err);
+    // And where it became so after its first start.
+    for told in ["10-first-boot.toml cannot be removed", "its key opens nothing any more"] {
+        assert!(run.err.contains(told), "{told}: {}", run.err);
+    }
     let out = run.ok().out;
     let (card, rest) = out.split_once("{\"keys\"").unwrap();
     assert!(card.starts_with("JetForge on jetson\n") && card.contains("API key"), "{card}");
@@ -339,7 +348,8 @@ ls -A /var/lib/jetforge-root /etc/jetforge
     let kept = format!("{root}/first-boot.done root 600\n{root}/first-boot.txt root 600\njetson\n");
     let forgotten = format!("/var/lib/jetforge:\nmodels\n\n{root}:\n");
     let moved = format!("/etc/jetforge:\nconfig.d\nfirst-boot.txt\n\n{root}:\nfirst-boot.done\n");
-    assert_eq!(rest, format!("{kept}{forgotten}{moved}"));
+    let beside = "first-boot.done\nfirst-boot.txt\n";
+    assert_eq!(rest, format!("{kept}{forgotten}{moved}{forgotten}{beside}"));
 }
 
 #[test]

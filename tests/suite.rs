@@ -36,6 +36,7 @@ mod memory;
 mod model_parity;
 mod monitor;
 mod native;
+mod nvml;
 mod ollama;
 mod openai;
 mod pages;

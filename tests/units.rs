@@ -164,7 +164,7 @@ const STARTED: &str = "/var/lib/jetforge-update/current/jetforge";
 /// What waits for the nodes of the GPU; where it lies on 18.04.
 const SETTLE: &str = "-/bin/udevadm settle --timeout=10";
 /// The one command of a shell.
-const SHELL: &str = "/bin/sh -c 'while :; do /usr/bin/jetforge update watch; case $$? in \
+const SHELL: &str = "/bin/sh -c 'while :; do /usr/bin/jetforge update watch --boot=%b; case $$? in \
     0) systemctl --no-block restart jetforge.service;; 7) exit 0;; *) sleep 5;; esac; done'";
 
 #[test]
@@ -188,6 +188,7 @@ fn every_command_is_a_verb_of_the_program_with_its_options() {
             assert_eq!(help.code, 0, "{unit}: {value}: {}", help.err);
             assert!(help.out.contains(&words.join(" ")), "{unit}: {value}: {}", help.out);
             for option in options {
+                let option = option.split('=').next().unwrap();
                 assert!(help.out.contains(option), "{unit}: {value} has no {option}");
             }
             n += 1;
@@ -207,7 +208,8 @@ fn an_update_is_where_the_unit_starts_it() {
     assert_eq!(values("jetforge-update.service", "ExecStart"), [SHELL]);
     // Only the package's own program runs with rights, and the service can still start without.
     let pre = values("jetforge.service", "ExecStartPre");
-    assert_eq!(pre, ["-+/usr/bin/jetforge update begin", "/usr/bin/jetforge update state"]);
+    let begin = "-+/usr/bin/jetforge update begin --boot=%b";
+    assert_eq!(pre, [begin, "/usr/bin/jetforge update state"], "the name that the watch goes by");
     // A program that is ready and hangs is seen by the watchdog before it counts as good.
     let watchdog: u64 = values("jetforge.service", "WatchdogSec")[0].parse().unwrap();
     assert!(jetforge::base::limits::UPDATE_SETTLE_S > watchdog);
@@ -303,6 +305,38 @@ fn the_service_promises_what_the_docs_say() {
         Run::from(jetforge(home.path()).args(["config", "show", "--json"]).output().unwrap());
     let grace = show.json()["server.stop_grace_s"]["value"].as_u64();
     assert!(stop >= grace.unwrap_or(30) + 15, "{stop} {grace:?}");
+}
+
+/// What the board's package sets of the system; `jetpack/prove.sh` asks for it in force.
+#[test]
+fn the_boards_system_spares_its_card_and_starts_again() {
+    let set = |name: &str, line: &str| {
+        let text = read(name);
+        assert!(text.lines().any(|own| own == line), "{name} has no {line:?}:\n{text}");
+    };
+    set("journald-jetforge.conf", "Storage=volatile");
+    set("journald-jetforge.conf", "RuntimeMaxUse=16M");
+    set("jetforge.sysctl", "vm.dirty_background_bytes = 16777216");
+    set("jetforge.sysctl", "vm.dirty_bytes = 67108864");
+    set("jetforge.sysctl", "kernel.panic = 10");
+    set("system-jetforge.conf", "RuntimeWatchdogSec=30s");
+    set("jetforge-tune.service", "ExecStart=/usr/bin/jetforge tune --memory --apply");
+    set("jetforge-tune.service", "ExecStop=/usr/bin/jetforge tune --revert");
+    // On a PC these are its owner's to choose.
+    let script = include_str!("../jetpack/deb.sh");
+    let (all, of_board) = script.split_once("[ \"$arch\" = arm64 ] || return 0\n").unwrap();
+    let of_board = of_board.split_inclusive('\n').take_while(|line| *line != "}\n");
+    let of_board: String = of_board.collect();
+    for (name, place) in [
+        ("jetforge.sysctl", "usr/lib/sysctl.d/60-jetforge.conf"),
+        ("journald-jetforge.conf", "usr/lib/systemd/journald.conf.d/jetforge.conf"),
+        ("system-jetforge.conf", "usr/lib/systemd/system.conf.d/jetforge.conf"),
+    ] {
+        assert!(of_board.contains(&format!("put systemd/{name} {place}\n")) && !all.contains(name));
+    }
+    let script = include_str!("../jetpack/deb/postinst");
+    let on_board = "[ \"$arch\" != arm64 ] || units=\"jetforge-tune.service $units\"\n";
+    assert!(script.contains(on_board), "{script}");
 }
 
 /// What a service may open is settled as it starts, so another one waits for the nodes before it.
@@ -477,6 +511,8 @@ fn instructions_that_the_board_lacks_are_found_in_a_disassembly() {
     assert_eq!(found("sums", plain).unwrap(), "");
     let asked = found("__aarch64_ldadd4_acq_rel", "ldaddal w0,w0,[x1]").unwrap();
     assert_eq!(asked, "", "both forms are there, and the processor was asked");
+    let kernel = "_RINvNtNtNtNtCs_8jetforge9inference7backend3cpu6matmul14panels_dotprodE";
+    assert_eq!(found(kernel, "sdot v0.4s,v1.16b,v2.4b[1]").unwrap(), "", "it is taken where it is");
 }
 
 /// What `docs/flashing.md` quotes is what the script says.

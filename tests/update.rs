@@ -97,11 +97,15 @@ fn an_update_from_a_stick_is_checked_tried_and_taken_back() {
     assert!(applied.err.contains("1.2 lies in slot a"), "{}", applied.err);
     assert!(applied.err.contains("next start"), "no systemd runs there: {}", applied.err);
     assert_eq!(system.update(&["watch"]).code, 0, "a start is wanted");
-    let begun = system.update(&["begin"]).ok();
+    let begun = system.update(&["begin", "--boot=today"]).ok();
     assert!(begun.err.contains("1.2 is tried, start 1"), "{}", begun.err);
     assert!(system.started().ends_with("1.2"));
     let status = system.update(&["status", "--json"]).json();
     assert_eq!(status["record"]["trial"]["version"], "1.2");
+    assert_eq!(
+        status["record"]["trial"]["boot"], "today",
+        "as systemd calls it, in a container too"
+    );
     assert_eq!((&status["started"], &status["takes_updates"]), (&"a".into(), &true.into()));
     // As systemd tells it of a program that does not take the configuration. Of a start that did
     // not come to the program, 237 tells how an earlier one ended.

@@ -9,19 +9,21 @@
 #
 #   SHAPES="0.5b 1.5b 3b 7b"     random models to measure (tests/support/shapes.rs has them)
 #   TESTS="cuda:: ..."           tests to run on the device
+#   WATCHED="cuda:: ..."         those of them under compute-sanitizer: each kernel by itself
 #   LIBCUDA=/path/libcuda.so.1   the driver's library; by default where the loader finds it
 #   WORK=FOLDER                  models and logs; 10 GB for a 7B, by default target/gpu
 #   OUT=FOLDER                   where the report goes
 #   ROUNDS=5 PROMPT=512 GENERATE=128   of the benchmark
-#   JETFORGE=, SUITE=            programs that are built already
+#   JETFORGE=, SUITE=            programs that are built already, also for pack
 #
 # No GPU has run this yet. `cargo test --test suite cuda_bench` runs it on the stand-in.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
 
-# The test program and the binary, built for release.
+# The test program and the binary, built for release unless they are given.
 build() {
+    [ -z "${JETFORGE:-}" ] || [ -z "${SUITE:-}" ] || return 0
     cargo build --quiet --release --locked
     cargo test --quiet --release --locked --test suite --no-run
     JETFORGE=$root/target/release/jetforge
@@ -38,7 +40,7 @@ if [ "${1:-}" = pack ]; then
     cp -r kernels "$to/"
     cp -r tests/golden "$to/tests/"
     cp -r benches/gpu "$to/benches/"
-    # Tests read their files where they were built.
+    # Tests read their files where they were built; the program they are told.
     echo "$root" >"$to/bin/root"
     echo "packed into $to"
     exit
@@ -47,7 +49,7 @@ if [ -x bin/suite ]; then
     JETFORGE=${JETFORGE:-$root/bin/jetforge} SUITE=${SUITE:-$root/bin/suite}
     built_at=$(cat bin/root)
     [ -e "$built_at" ] || { mkdir -p "$(dirname "$built_at")" && ln -s "$root" "$built_at"; }
-elif [ -z "${JETFORGE:-}" ] || [ -z "${SUITE:-}" ]; then
+else
     build
 fi
 
@@ -57,11 +59,14 @@ work=$(realpath "$work") OUT=$(realpath "$OUT")
 libcuda=${LIBCUDA:-$(ldconfig -p 2>/dev/null | sed -n 's/.*libcuda\.so\.1 .*=> //p' | head -n 1)}
 [ -n "$libcuda" ] || { echo "there is no libcuda.so.1 here; LIBCUDA names one" >&2 && exit 1; }
 export JETFORGE_TEST_LIBCUDA=$libcuda JETFORGE_GPU_WORK=$work JETFORGE_GPU_OUT=$OUT
+JETFORGE_TEST_PROGRAM=$(realpath "$JETFORGE")
+export JETFORGE_TEST_PROGRAM
 JETFORGE_GPU_DATE=$(date -u +%F)
 export JETFORGE_GPU_DATE
 library_path=$(dirname "$libcuda")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 read -ra tests <<<"${TESTS:-cuda:: cuda_attention:: cuda_engine:: cuda_lora:: cuda_logits:: \
 cuda_prompts:: cuda_split::}"
+read -ra watched <<<"${WATCHED:-cuda:: cuda_attention:: cuda_lora::each_row cuda_lora::a_row_has}"
 rm -f "$work"/*.log "$work/steps.tsv" "$work/bench.jsonl"
 failed=0
 
@@ -100,7 +105,7 @@ step tests "$SUITE" --test-threads 1 --nocapture "${tests[@]}"
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
         step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$SUITE" --test-threads 1 "${tests[0]}"
+            "$SUITE" --test-threads 1 "${watched[@]}"
     else
         printf '%s\tabsent\n' "$tool" >>"$work/steps.tsv"
     fi
@@ -112,5 +117,6 @@ for shape in ${SHAPES:-0.5b 1.5b 3b 7b}; do
     step "bench-$shape" bench "$work/$shape.gguf"
     rm -f "$work/$shape.gguf"
 done
-"$SUITE" --ignored --exact cuda_bench::writes_the_report --nocapture | grep -o 'wrote .*'
+"$SUITE" --ignored --exact cuda_bench::writes_the_report --nocapture |
+    sed -n 's/.*\(\(wrote\|decode:\) .*\)/\1/p'
 exit "$failed"

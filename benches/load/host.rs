@@ -10,6 +10,8 @@ use super::wire::Client;
 
 /// How long a server may take until it answers.
 const START_MAX: Duration = Duration::from_secs(180);
+/// Between two questions whether it does.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long it may take to end.
 const STOP_MAX: Duration = Duration::from_secs(40);
 
@@ -60,6 +62,8 @@ impl ServerOptions {
 pub struct Host {
     /// Its address.
     pub client: Client,
+    /// From its start until it had its model; nothing where it ran already.
+    pub ready_after: Duration,
     child: Option<Child>,
     pid: Option<u32>,
     home: Option<tempfile::TempDir>,
@@ -68,7 +72,8 @@ pub struct Host {
 impl Host {
     /// One that runs already; `pid` tells whose memory is looked at.
     pub fn at(url: &str, api_key: Option<String>, pid: Option<u32>) -> anyhow::Result<Host> {
-        Ok(Host { client: Client::new(url, api_key)?, child: None, pid, home: None })
+        let (client, ready_after) = (Client::new(url, api_key)?, Duration::ZERO);
+        Ok(Host { client, ready_after, child: None, pid, home: None })
     }
 
     /// Starts one, and waits until it has its model. Its words go to `log`.
@@ -79,6 +84,7 @@ impl Host {
             Some(path) => std::fs::File::create(path)?,
             None => std::fs::File::create(home.path().join("log"))?,
         };
+        let started = Instant::now();
         let child = Command::new(&options.program)
             .args(options.arguments(free))
             .env("HOME", home.path())
@@ -89,14 +95,15 @@ impl Host {
             .with_context(|| options.program.display().to_string())?;
         let client = Client::new(&format!("http://127.0.0.1:{free}"), None)?;
         let pid = Some(child.id());
-        let mut host = Host { client, child: Some(child), pid, home: Some(home) };
-        let started = Instant::now();
+        let (child, home) = (Some(child), Some(home));
+        let mut host = Host { client, ready_after: Duration::ZERO, child, pid, home };
         while host.client.get_json("/health").await.is_err() {
             if !host.is_alive() || started.elapsed() > START_MAX {
                 bail!("{} does not serve: {}", options.program.display(), host.last_words(log));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
+        host.ready_after = started.elapsed();
         Ok(host)
     }
 

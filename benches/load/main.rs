@@ -6,6 +6,7 @@
 //! cargo bench --bench load -- --model FILE --llama-server PROGRAM     both servers, in turn
 //! cargo bench --bench load -- --model FILE --check                    the promises, with figures
 //! cargo bench --bench load -- --model FILE --versus-bench --rounds 5     one client, and `bench`
+//! cargo bench --bench load -- --model FILE --ready 7                  starts until it serves
 //! cargo bench --bench load -- --soak 3600 --seed 1                    anything, for an hour
 //! ```
 //!
@@ -18,6 +19,7 @@ mod check;
 mod host;
 mod measure;
 mod prompt;
+mod ready;
 mod report;
 mod soak;
 mod soak_kinds;
@@ -112,6 +114,9 @@ struct Args {
     /// One client against `jetforge bench`, in turn; fails where too little is left
     #[arg(long, conflicts_with_all = ["check", "soak", "url"])]
     versus_bench: bool,
+    /// Start so often, after once to warm up, and take the time until `/health` says ready
+    #[arg(long, value_name = "N", conflicts_with_all = ["check", "soak", "url", "versus_bench"])]
+    ready: Option<usize>,
     /// Random load for so many seconds, then nothing may be left over
     #[arg(long, value_name = "SECONDS")]
     soak: Option<u64>,
@@ -182,6 +187,9 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     if let Some(seconds) = args.soak {
         let options = soak::server_options(args.server(&args.jetforge, 1024));
         return soak::run(&options, args.log.as_deref(), seconds, args.seed).await;
+    }
+    if let Some(n_start) = args.ready {
+        return ready::run(args, n_start).await;
     }
     if args.versus_bench {
         return versus::run(args).await;

@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
         n_batch: Some(u32::from(feed.u8() % 16 + 1)),
         n_threads: Some(1),
         isa: feed.pick(&[None, Some("scalar"), Some("avx2")]).map(str::to_owned),
-        kv_type: feed.pick(&[None, Some("f32"), Some("q8_0")]).map(str::to_owned),
+        kv_type: feed.pick(&[None, Some("f32"), Some("q8_0"), Some("q4_0")]).map(str::to_owned),
         memory_max_bytes: Some(MEMORY_MAX),
         ..LoadOptions::default()
     };

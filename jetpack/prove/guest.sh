@@ -5,6 +5,7 @@
 exec >"${PROVE_OUT:-/dev/console}" 2>&1
 stage=${PROVE_STAGE:-$(sed -n 's/.*prove.stage=\([a-z]*\).*/\1/p' /proc/cmdline)}
 url=http://127.0.0.1:8080
+slots=/var/lib/jetforge-update
 prompt='write a quick sort example and print the sorted result'
 
 # Whether what $2 says is so.
@@ -47,6 +48,8 @@ answers() {
         {\"role\": \"user\", \"content\": \"$prompt\"}]}" | grep -q 'def quicksort('
 }
 
+is_up() { [ "$(systemctl is-active jetforge)" = active ]; }
+
 one_token() { ask /v1/completions '{"prompt": "a", "max_tokens": 1}'; }
 
 post_job() {
@@ -57,6 +60,16 @@ post_job() {
 
 has_job() { ask "/v1/jobs/$1" | grep -q "\"id\":\"$1\""; }
 is_done() { ask "/v1/jobs/$1" | grep -q '"state":"done"'; }
+
+# What the service holds of the machine: resident, of that its own and mapped from files, and what its
+# group is charged with.
+held() {
+    awk '/^(VmRSS|RssAnon|RssFile):/ { printf "%s %d MiB, ", $1, $2 / 1024 }' "/proc/$(pid)/status"
+    # A container has no number.
+    charged=$(show jetforge MemoryCurrent)
+    [ "$charged" -gt 0 ] 2>/dev/null && charged="$((charged / 1048576)) MiB"
+    echo "MemoryCurrent: $charged"
+}
 
 make_key() {
     jetforge key create "prove$1" --scope admin --scope inference >/root/key
@@ -91,6 +104,7 @@ ours() {
 
 install() {
     ours >/root/before
+    cat /proc/sys/vm/swappiness >/root/swappiness
     echo "T $(systemctl --version | head -n 1), kernel $(uname -r), cgroups $(stat -fc %T /sys/fs/cgroup)"
     # As on 18.04; a container has the kernel of somebody else.
     [ "$stage" = container ] || echo 0 >/proc/sys/kernel/dmesg_restrict
@@ -100,7 +114,7 @@ install() {
     t 'the journal has no key of it' '! journalctl --no-pager |
         grep -q "$(sed -n "s/^API key *//p" /etc/jetforge/first-boot.txt)"'
     t 'it has a name of its own' 'grep -qE "^jetforge-[0-9a-f]{4}$" /proc/sys/kernel/hostname'
-    t 'the service is ready when dpkg is' '[ "$(systemctl is-active jetforge)" = active ]'
+    t 'the service is ready when dpkg is' is_up
     systemctl show jetforge -p Type,WatchdogUSec,StatusText,MemoryMax,TasksMax,NRestarts |
         sed 's/^/T      /'
     t 'a key is made' 'make_key 1'
@@ -118,8 +132,7 @@ install() {
             'ask /v1/power | grep -q "\"n_over_current\":[0-9]"'
     fi
     t 'the helper refuses what is no Nano' 'helper | grep -q "^no this is no Jetson Nano"'
-    echo "T      idle: $(grep VmRSS "/proc/$(pid)/status" | tr -s '\t ' ' '), \
-MemoryCurrent: $(show jetforge MemoryCurrent)"
+    echo "T      idle: $(held)"
     job=$(post_job install)
     kill -9 "$(pid)"
     t 'after kill -9 it is back' 'until_s 90 "[ \$(show jetforge NRestarts) -ge 1 ] && answers"'
@@ -168,11 +181,38 @@ frozen() {
 }
 
 start() {
-    t 'the service is ready' 'until_s 300 "[ \$(systemctl is-active jetforge) = active ]"'
+    t 'the service is ready' 'until_s 300 is_up'
     t 'it answers' 'until_s 60 one_token'
     echo "T first token at uptime $(uptime_s)"
     systemd-analyze 2>/dev/null | sed 's/^/T      /'
     t 'what it had acknowledged is there' acknowledged
+    in_force
+}
+
+# What the appliance's package sets of the system, as the kernel and the journal have it.
+in_force() {
+    journal="/proc/$(show systemd-journald MainPID)/fd"
+    t 'the journal lies in memory' 'ls -l $journal | grep /run/log/journal/ &&
+        ! ls -l $journal | grep /var/log/journal/'
+    t 'unwritten data is bounded' '[ "$(cat /proc/sys/vm/dirty_bytes)" = 67108864 ] &&
+        [ "$(cat /proc/sys/vm/dirty_background_bytes)" = 16777216 ]'
+    t 'a kernel that panics starts again' '[ "$(cat /proc/sys/kernel/panic)" = 10 ]'
+    t 'what nobody uses is swapped late' '[ "$(cat /proc/sys/vm/swappiness)" = 10 ]'
+}
+
+# Half a billion weights under the service, and how much memory it holds with nothing to do.
+weights() {
+    t 'the service is ready' 'until_s 300 is_up'
+    models=/var/lib/jetforge/models
+    mkdir -p $models && mv /root/weights.gguf $models/ && chown -R jetforge:jetforge $models
+    printf '[model]\nname = "weights"\n' >/etc/jetforge/config.d/20-weights.toml
+    echo "T      $(du -m $models/weights.gguf | cut -f 1) MiB of weights"
+    t 'it is ready with them' 'systemctl restart jetforge && is_up'
+    t 'and they answer' 'until_s 10 "one_token | grep \"model.*weights\""'
+    sleep 60
+    echo "T idle with them: $(held)"
+    t 'without them it is as before' 'rm /etc/jetforge/config.d/20-weights.toml $models/weights.gguf &&
+        systemctl restart jetforge && until_s 60 answers'
 }
 
 # Every job of every life before.
@@ -190,7 +230,7 @@ acknowledged() {
 }
 
 cut_() {
-    t 'the service is ready' 'until_s 300 "[ \$(systemctl is-active jetforge) = active ]"'
+    t 'the service is ready' 'until_s 300 is_up'
     t 'what was acknowledged is there' acknowledged
     n=0
     while [ $n -lt 25 ]; do
@@ -202,7 +242,7 @@ cut_() {
 }
 
 end() {
-    t 'after the last cut it is ready' 'until_s 300 "[ \$(systemctl is-active jetforge) = active ]"'
+    t 'after the last cut it is ready' 'until_s 300 is_up'
     t 'every acknowledged job is there' acknowledged
     t 'every acknowledged job is done' 'until_s 240 all_done'
     t 'the file system is whole' '! dmesg | grep -q "EXT4-fs error"'
@@ -219,7 +259,10 @@ rest() {
     t 'which answers with the same' 'until_s 60 answers && acknowledged'
     t 'a removal keeps state and configuration' 'dpkg -r jetforge &&
         [ -e /var/lib/jetforge/state.db ] && [ -e /etc/jetforge/config.toml ] &&
-        ! [ "$(systemctl is-active jetforge)" = active ]'
+        ! is_up'
+    # In a container that is another's.
+    [ "$stage" = container ] ||
+        t 'what was set of the memory is taken back' 'cmp /root/swappiness /proc/sys/vm/swappiness'
     t 'a purge goes' 'dpkg -P jetforge'
     t 'and leaves nothing' 'ours | comm -13 /root/before - >/tmp/left; cat /tmp/left; ! [ -s /tmp/left ]'
     t 'no user and no group' '! getent passwd jetforge && ! getent group jetforge'
@@ -259,17 +302,29 @@ release() {
 
 runs_from() { [ "$(readlink "/proc/$(pid)/exe")" = "$1/jetforge" ]; }
 
-# Another program beside the one that runs: the same once more, one that ends at once, and one that
-# ends as a service does whose configuration is wrong.
-updates() {
-    slots=/var/lib/jetforge-update
+is_decided() { [ ! -e $slots/pending ]; }
+
+# Programs to be tried: the same once more, one that ends at once, and one that ends as a service does
+# whose configuration is wrong. And what no machine takes.
+releases() {
     t 'releases are signed' 'jetforge update keygen /root/release.key >/root/release.pub &&
         release 9.1 /usr/bin/jetforge && release 9.2 /bin/false && release 9.3 /bin/ls'
     t 'without its key none is taken' '! jetforge update apply /root/9.1.update'
     cp /root/release.pub /etc/jetforge/update.keys
-    t 'an update is tried and kept' 'jetforge update apply /root/9.1.update'
-    t 'and answers, with the key and the jobs of before' \
-        'runs_from $slots/a && until_s 60 answers && acknowledged'
+    cp /root/9.1.update /root/changed.update
+    printf changed | dd of=/root/changed.update bs=1 seek=1000000 conv=notrunc 2>/dev/null
+    t 'one that was changed is not taken' '! jetforge update apply /root/changed.update &&
+        ! [ -e $slots/pending ]'
+    rm -f /root/changed.update
+}
+
+kept() {
+    runs_from $slots/a && until_s 60 answers && acknowledged &&
+        jetforge update status 2>&1 | grep '9.1 was kept'
+}
+
+# What is no good, beside a program that was kept, and the way back from that one.
+updates() {
     t 'one that crashes is given up' '! jetforge update apply /root/9.2.update'
     t 'what ran answers again' 'until_s 60 answers && runs_from $slots/a'
     t 'and it says why' 'jetforge update status 2>&1 | grep "9.2 was given up: .*3 starts"'
@@ -278,15 +333,37 @@ updates() {
     t 'there is a way back by hand' \
         'jetforge update rollback && until_s 60 "runs_from /usr/bin && answers"'
     t 'and forth' 'jetforge update rollback && until_s 60 "runs_from $slots/a && answers"'
-    t 'nobody watches any more' '! [ -e $slots/pending ] &&
+    t 'nobody watches any more' 'is_decided &&
         until_s 10 "! systemctl --quiet is-active jetforge-update.service"'
     journalctl -u jetforge -u jetforge-update --no-pager -o cat | grep -E "tried|given up|kept" |
         sed 's/^/T      /'
 }
 
+# The power goes while a program is on trial: at the word `tried`.
+trial() {
+    t 'the service is ready' 'until_s 300 is_up'
+    releases
+    jetforge update apply --no-wait /root/9.1.update
+    t 'an update is tried' 'until_s 300 "runs_from $slots/a && is_up" && ! is_decided'
+    t 'and answers while it is' 'until_s 60 answers && ! is_decided'
+    sync
+    echo 'T tried'
+    sleep 600
+}
+
+update() {
+    t 'a trial goes on after the power went' 'until_s 300 is_up && runs_from $slots/a && ! is_decided'
+    t 'it is kept' 'until_s 400 is_decided'
+    t 'and answers, with the key and the jobs of before' kept
+    updates
+}
+
 # In a container, without boots in between.
 container() {
     install
+    releases
+    t 'an update is tried and kept' 'jetforge update apply /root/9.1.update'
+    t 'and answers, with the key and the jobs of before' kept
     updates
     rest
 }

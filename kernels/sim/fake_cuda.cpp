@@ -20,9 +20,12 @@
 //                               the kernel or the bytes that it is about
 //   late CODE                   when a launch is refused, those before it fail: the next wait says so
 //   discrete                    memory of the device's own, and not the host's
+//   clock MS                    its clock goes on by so much with each launch, and else stands still
+//   without NAME                such a function is not there; whoever copies the library sees to it
+//   memory_clock KHZ            of its memory, which two bits a turn pass through each of 64 wires
 //
 // Whoever wants several devices with different fates copies the library: each copy has its own.
-// `stand_in_direct` tells one that is open what is to fail from now on.
+// `stand_in_direct` tells one that is open what is to fail from now on, and how its clock goes.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
@@ -124,7 +127,10 @@ struct Device {
   int late = 0, pending = 0;           // the code that was ordered, and one that waits to be told
   std::map<const Module*, const void*> running;  // modules and the stream of their launches
   std::atomic<int> n_graph{0};         // captured and not destroyed
+  std::atomic<u64> n_run{0};           // launches
+  double launch_ms = -1;               // of each by the clock that was ordered, if there is one
   bool is_integrated = true;
+  int memory_khz = 1600000;            // what the memory of a Jetson Nano has
   gpu_sim::Order order;
   size_t total = (size_t)3964 << 20;  // what a Jetson Nano with 4 GB reports
   size_t used = 0;
@@ -168,6 +174,10 @@ struct Device {
       words >> late;
     } else if (verb == "discrete") {
       is_integrated = false;
+    } else if (verb == "clock") {
+      words >> launch_ms;
+    } else if (verb == "memory_clock") {
+      words >> memory_khz;
     }
   }
 
@@ -253,6 +263,7 @@ int load_module(const std::string& ptx, Module& module) {
 const std::string COMPILED = "compiled ";
 
 void run(Launch launch) {
+  device().n_run++;
   const auto skipped = device().skipped.find(launch.function->name);
   if (skipped != device().skipped.end()) {
     if (!skipped->second || skipped->second == launch.grid.x) return;
@@ -271,6 +282,8 @@ int attribute(int which) {
     case 12: return 32768;  // registers of a block
     case 16: return 1;      // multiprocessors
     case 18: return device().is_integrated;
+    case 36: return device().memory_khz;
+    case 37: return 64;     // wires of its memory
     case 75: return device().major;
     case 76: return device().minor;
     default: return -1;
@@ -287,14 +300,15 @@ int attribute(int which) {
   if (const int ordered = device().enter(__func__, about)) return ordered; \
   if (!current_context) return INVALID_CONTEXT;
 
-// Lines as in a `.conf` file: failures and launches to skip in place of those before, and calls are
-// counted anew.
+// Lines as in a `.conf` file: failures, launches to skip and a clock in place of those before, and
+// calls are counted anew.
 extern "C" __attribute__((visibility("default"))) void stand_in_direct(const char* lines) {
   Device& dev = device();
   std::lock_guard<std::mutex> lock(dev.mutex);
   dev.calls.clear();
   dev.failures.clear();
   dev.skipped.clear();
+  dev.launch_ms = -1;
   std::istringstream text(lines);
   for (std::string line; std::getline(text, line);) dev.direct(line);
 }
@@ -438,7 +452,9 @@ API cuEventDestroy_v2(void* event) {
 }
 API cuEventRecord(void* event, void*) {
   ENTER_CONTEXT const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  *(double*)event = std::chrono::duration<double, std::milli>(now).count();
+  const double ms = std::chrono::duration<double, std::milli>(now).count();
+  const Device& dev = device();
+  *(double*)event = dev.launch_ms < 0 ? ms : dev.launch_ms * dev.n_run;
   return SUCCESS;
 }
 API cuEventSynchronize(void*) {

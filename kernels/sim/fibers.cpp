@@ -306,18 +306,44 @@ void fail(const char* what) {
   abort();
 }
 
+// The linker's names for all of shared memory.
+extern "C" __attribute__((visibility("hidden"))) u8 __start_gpu_shared[], __stop_gpu_shared[];
+
+// Shared memory as it is before a block. On a device what was there before is there still, which
+// may look right; here it is no number, neither as a float nor as a half. Before the first block of
+// a launch that is all of it, before the others what the first one wrote and what lies between.
+class Poison {
+ public:
+  void lay() { memset(from_, 0xff, (size_t)(to_ - from_)); }
+
+  void look() {
+    while (from_ < to_ && is_laid(from_)) from_ += WORD;
+    while (to_ > from_ && is_laid(to_ - WORD)) to_ -= WORD;
+  }
+
+ private:
+  static const size_t WORD = sizeof(u32);  // nothing in it is aligned to less
+
+  static bool is_laid(const u8* at) { return *(const u32*)at == ~0u; }
+
+  u8 *from_ = __start_gpu_shared, *to_ = __stop_gpu_shared;
+};
+
 void run_grid(const char* name, Thunk thunk, Index grid, Index block, void** args, Order order) {
   // Shared memory and the context are there once.
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
   const u64 n_block = (u64)grid.x * grid.y * grid.z;
   running.shape(thunk, args, block, order);
+  Poison poison;
   for (u64 i = 0; i < n_block; i++) {
     const u64 at = order.kind == Order::REVERSE ? n_block - 1 - i : i;
     const Index idx = {(u32)(at % grid.x), (u32)(at / grid.x % grid.y),
                        (u32)(at / grid.x / grid.y)};
     context = {nullptr, idx, block, grid, name};
+    poison.lay();
     running.run();
+    if (i == 0 && n_block > 1) poison.look();
   }
 }
 

@@ -115,7 +115,10 @@ impl App {
 
     /// Who the service shows itself as, if it speaks TLS: by the owner's certificate, or by one of
     /// the state directory, which is made once.
-    fn identity(&self) -> Result<Option<Identity>, ServerError> {
+    ///
+    /// # Errors
+    /// If a certificate or its key cannot be read, made or used.
+    pub fn identity(&self) -> Result<Option<Identity>, ServerError> {
         let server = &self.config().server;
         if !server.speaks_tls() {
             return Ok(None);

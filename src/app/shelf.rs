@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::base::file::is_disk_full;
 use crate::base::limits::PULL_STEP_BYTES_MIN;
 use crate::library::{
     Catalog, CatalogEntry, LibraryError, PullEvent, PullOptions, PullRequest, Pulled, Store,
@@ -182,8 +183,15 @@ fn failed(error: &LibraryError) -> ShelfError {
             ShelfError::Unknown(error.to_string())
         }
         LibraryError::Busy { .. } => ShelfError::Failed("another download of it runs".into()),
-        LibraryError::NoSpace { .. } => ShelfError::Failed("the disk is too full for it".into()),
+        LibraryError::NoSpace { .. } => no_room(),
+        LibraryError::Io { source, .. } if is_disk_full(source) => no_room(),
         LibraryError::Io { action, .. } => ShelfError::Failed(format!("cannot {action} it")),
         _ => ShelfError::Failed("it could not be got".into()),
     }
+}
+
+fn no_room() -> ShelfError {
+    let message = "the disk is too full for it; remove a model or something else from that disk \
+                   and ask again";
+    ShelfError::NoRoom(message.to_owned())
 }

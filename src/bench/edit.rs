@@ -48,12 +48,11 @@ pub fn measure(
     let always =
         SpeculationOptions { n_draft_max: STEP - 1, prediction, ..SpeculationOptions::default() };
     let steps = Rounds::new(&engine, &letter, N_VERIFY, n_rounds, always)?;
-    let factor = |what: &str, values| Figure::new(what, Unit::Times, values);
     Ok(vec![
         Figure::new("edit, one by one", Unit::TokensPerSecond, edits.rates(&edits.plain)),
         Figure::new("edit, prompt lookup", Unit::TokensPerSecond, edits.rates(&edits.guessed)),
-        factor("edit, prompt lookup over one by one", edits.gains()),
-        factor("step of 4 tokens over a step of 1", steps.step_costs()),
+        Figure::new("edit, prompt lookup over one by one", Unit::Times, edits.gains()),
+        Figure::new("step of 4 tokens over a step of 1", Unit::TimeRatio, steps.step_costs()),
     ])
 }
 

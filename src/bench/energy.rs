@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::figures::{Figure, Unit};
-use crate::power::EnergyMeter;
+use crate::power::{Compute, EnergyMeter};
 
 /// For how long a machine that does nothing is measured.
 const IDLE: Duration = Duration::from_millis(500);
@@ -28,6 +28,19 @@ impl Energy {
                 Energy(None)
             }
         }
+    }
+
+    /// The same for work of `compute`; none, which `notes` then say, if no sensor is beside it.
+    pub fn of_work(self, compute: Compute, notes: &mut Vec<String>) -> Energy {
+        let Some(meter) = self.0 else { return Energy(None) };
+        if meter.covers(compute) {
+            return Energy(Some(meter));
+        }
+        let name = meter.name();
+        notes.push(format!(
+            "energy of tokens was left out: cores compute, and what is read is {name}"
+        ));
+        Energy(None)
     }
 
     /// What the machine takes when nothing is asked of it.

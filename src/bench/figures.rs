@@ -23,6 +23,9 @@ pub enum Unit {
     /// One over another.
     #[serde(rename = "x")]
     Times,
+    /// One time over another.
+    #[serde(rename = "x time")]
+    TimeRatio,
     /// Joules.
     #[serde(rename = "J")]
     Joules,
@@ -43,7 +46,7 @@ impl Unit {
             Unit::Mebibytes => "MiB",
             Unit::GigabytesPerSecond => "GB/s",
             Unit::GigaMacs => "GMAC/s",
-            Unit::Times => "x",
+            Unit::Times | Unit::TimeRatio => "x",
             Unit::Joules => "J",
             Unit::JoulesPerToken => "J/token",
             Unit::Watts => "W",
@@ -68,6 +71,13 @@ pub struct Share {
     pub limit: f64,
     /// Of both.
     pub unit: Unit,
+}
+
+impl Share {
+    /// The part of the limit.
+    pub fn fraction(&self) -> f64 {
+        self.rate / self.limit
+    }
 }
 
 /// A figure.
@@ -98,6 +108,19 @@ impl Figure {
         let rate = self.median() * per_unit;
         self.share = limit.map(|limit| Share { rate, limit, unit });
         self
+    }
+
+    /// The same times, each of which so many 10^9 bytes took, held against a rate of memory.
+    pub fn reading(mut self, limit: Option<f64>, n_giga: f64) -> Figure {
+        let (rate, unit) = (n_giga * 1e3 / self.median(), Unit::GigabytesPerSecond);
+        self.share = limit.map(|limit| Share { rate, limit, unit });
+        self
+    }
+
+    /// The rounds over another figure's median, if that is more than nothing.
+    pub fn over(&self, one: &Figure, test: String, unit: Unit) -> Option<Figure> {
+        let values = self.values.iter().map(|value| value / one.median()).collect();
+        (one.median() > 0.0).then(|| Figure::new(test, unit, values))
     }
 
     /// The same beside what was predicted.
@@ -150,5 +173,18 @@ mod tests {
         let figure = Figure::new("tg", Unit::TokensPerSecond, vec![10.0, 20.0, 30.0]);
         let share = figure.against(Some(40.0), 1.5, Unit::GigabytesPerSecond).share.unwrap();
         assert_eq!((share.rate, share.limit), (30.0, 40.0));
+        assert_eq!(share.fraction(), 0.75);
+        let load = Figure::new("load", Unit::Milliseconds, vec![500.0]).reading(Some(10.0), 2.0);
+        assert_eq!(load.share.unwrap().rate, 4.0, "2 GB in half a second");
+    }
+
+    #[test]
+    fn a_ratio_has_a_round_for_each_of_its_own() {
+        let one = Figure::new("one", Unit::Milliseconds, vec![1.0, 2.0, 9.0]);
+        let other = Figure::new("other", Unit::Milliseconds, vec![1.0, 4.0]);
+        let ratio = other.over(&one, "ratio".to_owned(), Unit::TimeRatio).unwrap();
+        assert_eq!(ratio.values, [0.5, 2.0]);
+        let nothing = Figure::new("nothing", Unit::Milliseconds, vec![0.0]);
+        assert!(other.over(&nothing, "ratio".to_owned(), Unit::TimeRatio).is_none());
     }
 }

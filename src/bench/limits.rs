@@ -1,6 +1,7 @@
 //! The machine's own limits, which figures are held against: reading memory, and multiplying.
 
 use super::figures::{Figure, Unit};
+use super::predicted::NANO_MEMORY_PEAK;
 use crate::inference::{BackendError, Isa, MatMulCase, TensorType, probe};
 
 /// Bytes that the memory probe reads over and over: far more than any cache holds.
@@ -30,6 +31,14 @@ impl Limits {
         let integer = probe::integer_peak(isa, n_threads, n_rounds)?;
         let median = |values| Figure::new("", Unit::GigaMacs, giga(values)).median();
         Ok(Limits { memory_gb_s: Some(memory.median()), integer_gmac_s: integer.map(median) })
+    }
+
+    /// Those of the GPU that all of a model is on: what its memory's clock and wires allow, by its
+    /// driver or, of a board whose driver does not tell, by its maker. Its multiply-adds have no
+    /// probe.
+    pub fn of_gpu(told_bytes_s: Option<u64>, is_nano: bool) -> Limits {
+        let bytes_s = told_bytes_s.map(|n| n as f64).or(is_nano.then_some(NANO_MEMORY_PEAK));
+        Limits { memory_gb_s: bytes_s.map(|n| n / 1e9), integer_gmac_s: None }
     }
 }
 
@@ -99,6 +108,15 @@ fn thread_counts(n: usize) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpus_limit_is_that_of_its_memory_alone() {
+        let limits = |memory_gb_s| Limits { memory_gb_s, integer_gmac_s: None };
+        assert_eq!(Limits::of_gpu(Some(320_000_000_000), false), limits(Some(320.0)));
+        assert_eq!(Limits::of_gpu(Some(20_000_000_000), true), limits(Some(20.0)));
+        assert_eq!(Limits::of_gpu(None, true), limits(Some(25.6)));
+        assert_eq!(Limits::of_gpu(None, false), limits(None));
+    }
 
     #[test]
     fn threads_double_up_to_all() {

@@ -26,7 +26,7 @@ mod tasks;
 
 use std::path::PathBuf;
 
-pub use advice::{Advice, Candidate, Profile, Verdict, advise};
+pub use advice::{Advice, Candidate, Profile, Verdict, advise, has_room};
 pub use compare::{Compared, compare};
 pub use figures::{Figure, Share, Unit};
 pub use limits::{Limits, kernels, memory};

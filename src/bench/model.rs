@@ -17,11 +17,13 @@ use crate::base::host;
 use crate::inference::{
     Engine, EngineOptions, LoadOptions, Model, ModelInfo, ModelSource, Request, plan_memory,
 };
-use crate::power::Sensors;
+use crate::power::{Compute, Sensors};
 
 /// Tokens of a prompt whose time to the first token is measured, and those that come new.
 const TTFT_PROMPT: usize = 512;
 pub const TTFT_NEW: usize = 16;
+/// Tokens of each prompt where several answers are written at the same time.
+const N_STREAM_PROMPT: usize = 8;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +88,8 @@ impl Tests {
     fn n_ctx(&self) -> usize {
         let longest = |lens: &[usize]| lens.iter().copied().max().unwrap_or(0);
         let prefill = longest(&self.n_prompt) + 1;
-        let decode = longest(&self.n_depth).max(1) + longest(&self.n_generate) + 1;
+        let before = if self.n_streams.is_empty() { 1 } else { N_STREAM_PROMPT };
+        let decode = longest(&self.n_depth).max(before) + longest(&self.n_generate) + 1;
         let ttft = if self.ttft { TTFT_PROMPT + TTFT_NEW + 1 } else { 0 };
         let tasks = self.tasks.iter().map(|task| task.n_prompt + task.n_predict);
         1 + tasks.chain([prefill, decode, ttft]).max().unwrap_or(0)
@@ -124,14 +127,19 @@ pub fn measure(
     host::reset_peak_resident();
     if tests.load {
         progress("load");
-        figures.extend(load_times(source, &load, tests.n_rounds)?);
+        figures.extend(load_times(source, &load, tests.n_rounds, limits)?);
     }
     let model = Model::load(source, &load)?;
     let n_parallel = load.n_parallel.unwrap_or(1);
     let options = EngineOptions { n_parallel, ..EngineOptions::default() };
     let engine = Engine::start(model, options, Box::new(|_| {}))?;
     let cost = Cost::of(engine.info(), n_parallel);
-    let predicted = predicted(&engine, &tests.rooms);
+    let is_nano = Sensors::open(&tests.rooms.root).board().is_nano();
+    let predicted =
+        (is_all_there(&engine) && is_nano).then(|| Work::of_file(engine.info().gguf()).predict());
+    let limits = limits_of(&engine, limits, is_nano, &mut notes);
+    let compute = if is_all_there(&engine) { Compute::Gpu } else { Compute::Both };
+    let energy = energy.of_work(compute, &mut notes);
     let bench = Bench {
         engine: &engine,
         tests,
@@ -165,12 +173,35 @@ pub fn measure(
     Ok((facts, figures, notes))
 }
 
-/// What the model should do, on a Jetson Nano that runs all of it on its GPU.
-fn predicted(engine: &Engine, rooms: &Rooms) -> Option<Predicted> {
-    let info = engine.info();
-    let is_all_there = info.backend_name().starts_with("cuda");
-    let is_nano = is_all_there && Sensors::open(&rooms.root).board().is_nano();
-    is_nano.then(|| Work::of_file(info.gguf()).predict())
+/// Whether all of the model is on a GPU.
+fn is_all_there(engine: &Engine) -> bool {
+    engine.info().backend_name().starts_with("cuda")
+}
+
+/// The limits of what computes: this machine's cores, or a GPU if all of the model is there. Of
+/// both together none is known.
+fn limits_of(engine: &Engine, machine: &Limits, is_nano: bool, notes: &mut Vec<String>) -> Limits {
+    let device = engine.info().device();
+    if device.is_split {
+        notes.push("no limit is known of layers on the CPU and on a GPU".to_owned());
+        return Limits::default();
+    }
+    if !is_all_there(engine) {
+        return *machine;
+    }
+    let limits = Limits::of_gpu(device.memory_peak_bytes_s, is_nano);
+    notes.push(match (limits.memory_gb_s, device.memory_peak_bytes_s) {
+        (Some(gb_s), Some(_)) => {
+            format!(
+                "the limit is {gb_s:.1} GB/s: clock and wires of the GPU's memory, by its driver"
+            )
+        }
+        (Some(gb_s), None) => {
+            format!("the limit is {gb_s:.1} GB/s: the board's memory; its driver tells no clock")
+        }
+        (None, _) => "no limit is known: the driver does not tell its memory's clock".to_owned(),
+    });
+    limits
 }
 
 /// Load options with a context that the tests fit into, or as large as the model's own.
@@ -198,6 +229,7 @@ fn load_times(
     source: &ModelSource,
     load: &LoadOptions,
     n_rounds: usize,
+    limits: &Limits,
 ) -> Result<Vec<Figure>, BenchError> {
     let timed = || {
         let started = Instant::now();
@@ -215,7 +247,9 @@ fn load_times(
     }
     timed()?;
     let warm = (0..n_rounds).map(|_| timed()).collect::<Result<_, _>>()?;
-    figures.push(Figure::new("load, warm", Unit::Milliseconds, warm));
+    let warm = Figure::new("load, warm", Unit::Milliseconds, warm);
+    let n_giga = source.open()?.file_bytes() as f64 / 1e9;
+    figures.push(warm.reading(limits.memory_gb_s, n_giga));
     Ok(figures)
 }
 
@@ -267,7 +301,7 @@ impl Cost {
 struct Bench<'a> {
     engine: &'a Engine,
     tests: &'a Tests,
-    limits: &'a Limits,
+    limits: Limits,
     cost: Cost,
     /// What this model should do here, where that is known.
     predicted: Option<Predicted>,
@@ -291,7 +325,9 @@ impl Bench<'_> {
         for &n_streams in &self.tests.n_streams {
             for &n in &self.tests.n_generate {
                 progress(&format!("tg{n} x {n_streams}"));
-                figures.extend(self.streams(n, n_streams)?);
+                let all = self.streams(n, n_streams)?;
+                let ratio = all.as_ref().and_then(|all| over_one(all, n, &figures));
+                figures.extend(all.into_iter().chain(ratio.filter(|_| n_streams > 1)));
             }
         }
         if self.tests.ttft {
@@ -380,11 +416,17 @@ impl Bench<'_> {
             return Ok(None);
         }
         let rates = self.rounds(|round| {
-            let each = |i| request(self.prompt(8, round * 1000 + i), n + 1, false);
+            let each = |i| request(self.prompt(N_STREAM_PROMPT, round * 1000 + i), n + 1, false);
             let requests = (0..n_streams as u64).map(each).collect();
             Ok(run_together(self.engine, requests)?)
         })?;
-        Ok(Some(Figure::new(format!("tg{n} x {n_streams}"), Unit::TokensPerSecond, rates)))
+        // A step reads the weights once for all, and what each has before.
+        let n_before = (n_streams * (N_STREAM_PROMPT + n / 2)) as f64;
+        let bytes = self.cost.weight_bytes + self.cost.kv_bytes * n_before;
+        let per_token = bytes / n_streams as f64 / 1e9;
+        let figure = Figure::new(format!("tg{n} x {n_streams}"), Unit::TokensPerSecond, rates);
+        let limit = self.limits.memory_gb_s;
+        Ok(Some(figure.against(limit, per_token, Unit::GigabytesPerSecond)))
     }
 
     fn ttft(&mut self) -> Result<Vec<Figure>, BenchError> {
@@ -402,7 +444,9 @@ impl Bench<'_> {
         let figure = |what, values| {
             Figure::new(format!("first token of pp{n}, {what}"), Unit::Milliseconds, values)
         };
-        Ok(vec![figure("cold", cold), figure("prefix in memory", warm)])
+        let (cold, warm) = (figure("cold", cold), figure("prefix in memory", warm));
+        let ratio = warm.over(&cold, format!("{} over cold", warm.test), Unit::TimeRatio);
+        Ok([cold, warm].into_iter().chain(ratio).collect())
     }
 
     fn task(&mut self, task: &Task) -> Result<Vec<Figure>, BenchError> {
@@ -413,20 +457,22 @@ impl Bench<'_> {
             let prompt = self.prompt(task.n_prompt, 3000 + round);
             Ok(run(self.engine, request(prompt, task.n_predict, false))?)
         })?;
-        let figure =
-            |what: &str, unit, values| Figure::new(format!("{}: {what}", task.name), unit, values);
+        let figure = |what: &str, unit, of: &dyn Fn(&ask::Run) -> f64| {
+            let values = runs.iter().map(of).collect();
+            Figure::new(format!("{}: {what}", task.name), unit, values)
+        };
+        let first = figure("first token", Unit::Milliseconds, &|run| run.ttft_ms);
+        let whole = figure("whole answer", Unit::Milliseconds, &ask::Run::total_ms);
+        let decode = figure("decode", Unit::TokensPerSecond, &ask::Run::decode_rate);
+        let n_before = (task.n_prompt + task.n_predict / 2) as f64;
+        let bytes = self.cost.weight_bytes + self.cost.kv_bytes * n_before;
+        let limit = self.limits.memory_gb_s;
+        let decode = decode.against(limit, bytes / 1e9, Unit::GigabytesPerSecond);
+        let predicted = self.predicted.map(|predicted| task.predict(&predicted));
         Ok(vec![
-            figure("first token", Unit::Milliseconds, runs.iter().map(|r| r.ttft_ms).collect()),
-            figure(
-                "whole answer",
-                Unit::Milliseconds,
-                runs.iter().map(ask::Run::total_ms).collect(),
-            ),
-            figure(
-                "decode",
-                Unit::TokensPerSecond,
-                runs.iter().map(ask::Run::decode_rate).collect(),
-            ),
+            first,
+            whole.beside(predicted.map(|seconds| seconds * 1e3)),
+            decode.beside(self.predicted.map(|predicted| predicted.decode)),
         ])
     }
 }
@@ -434,6 +480,13 @@ impl Bench<'_> {
 /// Tokens of the prompt whose first token is timed, as far as they fit.
 fn ttft_prompt(engine: &Engine) -> usize {
     TTFT_PROMPT.min(engine.info().n_ctx().saturating_sub(TTFT_NEW + 2))
+}
+
+/// What answers at the same time come to over one alone.
+fn over_one(all: &Figure, n: usize, figures: &[Figure]) -> Option<Figure> {
+    let of = |test: String| figures.iter().find(|figure| figure.test == test);
+    let one = of(format!("tg{n} x 1")).or_else(|| of(format!("tg{n}")))?;
+    all.over(one, format!("{} over {}", all.test, one.test), Unit::Times)
 }
 
 fn decode_name(n: usize, depth: usize) -> String {

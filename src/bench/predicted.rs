@@ -11,7 +11,9 @@
 
 use crate::inference::{Gguf, ProductCost, TensorType};
 
-/// Bytes a second: 60 % of the memory's 25.6 GB/s. The only published figure is a copy at 16.5.
+/// Bytes a second that the memory can give by its clock and wires: 1,600 MHz, two bits, 64 wires.
+pub const NANO_MEMORY_PEAK: f64 = 25.6e9;
+/// Bytes a second: 60 % of them. The only published figure is a copy at 16.5 GB/s.
 const MEMORY: f64 = 15.4e9;
 /// Turns a second in which a lane can issue: 128 lanes at 921.6 MHz.
 const TURNS: f64 = 128.0 * 921.6e6;

@@ -51,6 +51,9 @@ pub struct Line {
     pub figure: Figure,
     /// Its median.
     pub median: f64,
+    /// The part of a limit that this is, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_fraction: Option<f64>,
     /// Who measured.
     pub machine: Machine,
 }
@@ -63,6 +66,7 @@ pub fn to_lines(report: &Report) -> String {
             model: report.model.as_ref().map_or_else(String::new, |model| model.name.clone()),
             file_bytes: report.model.as_ref().map_or(0, |model| model.file_bytes),
             median: figure.median(),
+            peak_fraction: figure.share.map(|share| share.fraction()),
             figure: figure.clone(),
             machine: report.machine.clone(),
         };
@@ -107,7 +111,8 @@ fn number(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
+        v if v >= 0.1 => format!("{v:.2}"),
+        v => format!("{v:.3}"),
     }
 }
 
@@ -119,7 +124,7 @@ fn row(figure: &Figure) -> [String; 5] {
     let (rate, share) = match figure.share {
         Some(share) => (
             format!("{} of {} {}", number(share.rate), number(share.limit), share.unit.sign()),
-            format!("{:.0} %", 100.0 * share.rate / share.limit),
+            format!("{:.0} %", 100.0 * share.fraction()),
         ),
         None => (String::new(), String::new()),
     };
@@ -127,7 +132,7 @@ fn row(figure: &Figure) -> [String; 5] {
     [figure.test.clone(), median, spread, rate, share]
 }
 
-const HEAD: [&str; 5] = ["test", "median", "lowest - highest", "of this machine's limit", ""];
+const HEAD: [&str; 5] = ["test", "median", "lowest - highest", "of the limit", ""];
 
 /// What stands over a report's figures.
 pub fn title(report: &Report) -> String {
@@ -201,6 +206,9 @@ pub mod tests {
         assert_eq!(lines.iter().map(|l| l.figure.clone()).collect::<Vec<_>>(), report.figures);
         assert_eq!(lines[0].median, 110.0);
         assert_eq!(lines[1].machine, report.machine);
+        let share = report.figures[0].share.unwrap();
+        assert_eq!(lines[0].peak_fraction, Some(share.fraction()));
+        assert_eq!(lines[1].peak_fraction, None);
     }
 
     #[test]

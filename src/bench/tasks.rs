@@ -1,5 +1,7 @@
 //! Whole tasks of realistic sizes: what a person waits for.
 
+use super::predicted::Predicted;
+
 /// A prompt and an answer of the sizes that editors and agents send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -9,6 +11,14 @@ pub struct Task {
     pub n_prompt: usize,
     /// Tokens of the answer.
     pub n_predict: usize,
+}
+
+impl Task {
+    /// Seconds until the last token at such rates.
+    pub fn predict(&self, rates: &Predicted) -> f64 {
+        let rest = self.n_predict.saturating_sub(1) as f64;
+        self.n_prompt as f64 / rates.prefill + rest / rates.decode
+    }
 }
 
 /// `--task code_generation`: the sizes follow what editor plug-ins send by default (a completion

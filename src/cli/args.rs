@@ -16,7 +16,8 @@ use crate::base::config::Setting;
 #[derive(Debug, Parser)]
 #[command(name = "jetforge", version, arg_required_else_help = true, args_override_self = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found or unreadable, \
-    4 does not fit, 5 network, 6 integrity, 70 the engine broke, 130 interrupted.")]
+    4 does not fit, 5 network, 6 integrity, 7 nothing to wait for, 70 the engine broke, \
+    130 interrupted.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -104,9 +105,9 @@ pub enum Verb {
     Jobs(verbs::jobs::JobsArgs),
     /// Show how this machine stands with those that it is paired with, and bring them together
     Sync(verbs::sync::SyncArgs),
-    /// Write the jobs that are kept as JSON lines or SQL
+    /// Write the jobs that are kept and what sync knows as JSON lines or SQL
     Export(verbs::export::ExportArgs),
-    /// Read jobs that were exported as JSON lines
+    /// Read jobs and records that were exported as JSON lines
     Import(verbs::export::ImportArgs),
     /// Show heat, watts and clocks of this machine, or choose a power profile
     Power(verbs::power::PowerArgs),

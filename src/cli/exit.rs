@@ -173,6 +173,7 @@ fn of_server(error: &ServerError) -> u8 {
         | ServerError::Tls(_)
         | ServerError::KeyName { .. }
         | ServerError::KeyTaken { .. }
+        | ServerError::KeyReserved { .. }
         | ServerError::KeyUnknown { .. } => USAGE,
         ServerError::File { source, .. } => of_reading(source),
         ServerError::Bind { .. } => NETWORK,

@@ -29,7 +29,7 @@ const CTRL_C: u8 = 3;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What happens to a screen.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// There is something new to show: lines of text.
     Text(String),

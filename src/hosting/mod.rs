@@ -125,7 +125,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     /// Held by whoever loads: tokio's mutex serves first come, first served.
-    loader: tokio::sync::Mutex<()>,
+    loader: Arc<tokio::sync::Mutex<()>>,
     released: Notify,
     /// A model is idle that is not to stay at all.
     due: Notify,
@@ -156,7 +156,7 @@ impl Host {
         let state = State { places: places.collect(), ..State::default() };
         Host(Arc::new(Shared {
             state: Mutex::new(state),
-            loader: tokio::sync::Mutex::new(()),
+            loader: Arc::default(),
             released: Notify::new(),
             due: Notify::new(),
             default_name,
@@ -190,7 +190,7 @@ impl Host {
         if let Some(lease) = self.try_lease(&name)? {
             return Ok(lease);
         }
-        let _loader = self.0.loader.lock().await;
+        let mut loader = Arc::clone(&self.0.loader).lock_owned().await;
         loop {
             // Heard from here on, so that no release is missed.
             let released = self.0.released.notified();
@@ -200,7 +200,15 @@ impl Host {
             if !self.lock().places.contains_key(&name) {
                 return Err(unknown(&self.lock(), &name));
             }
-            match self.load(&name).await {
+            let (host, wanted) = (self.clone(), name.clone());
+            // Whoever asks may leave. What loads goes on, since nothing stops a thread, and keeps
+            // its turn until it is there: nobody loads beside it.
+            let load = tokio::spawn(async move { (host.load(&wanted).await, loader) });
+            let Ok((loaded, turn)) = load.await else {
+                return Err(HostError::Load { name, source: Arc::new(broken()) });
+            };
+            loader = turn;
+            match loaded {
                 Ok(()) => continue,
                 Err(error) if self.is_out_of_memory(&error) && self.make_room(&name) => continue,
                 Err(error) if self.is_out_of_memory(&error) && self.is_busy(&name) => {
@@ -369,7 +377,7 @@ impl Host {
         };
         let engine = match told(&loading, tokio::task::spawn_blocking(load)).await {
             Ok(result) => result?,
-            Err(_) => return Err(InferenceError::Thread(std::io::Error::other("loading broke"))),
+            Err(_) => return Err(broken()),
         };
         let memory_bytes = engine.info().memory_plan().host_bytes();
         let mut state = self.lock();
@@ -435,6 +443,10 @@ impl Place {
             adapters: None,
         }
     }
+}
+
+fn broken() -> InferenceError {
+    InferenceError::Thread(std::io::Error::other("loading broke"))
 }
 
 /// Waits for what loads a model, and says in the log again and again how far it is.

@@ -122,6 +122,34 @@ async fn a_draft_model_comes_and_goes_with_its_model() {
     assert_eq!(loaded(&host), ["b"]);
 }
 
+#[test]
+fn what_loads_is_loaded_once_though_whoever_asked_for_it_leaves() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let host = host(&["a"], u64::MAX);
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        // The only thread that could load is busy.
+        tokio::task::spawn_blocking(move || gone.recv());
+        let ask = || {
+            let host = host.clone();
+            tokio::spawn(async move { host.lease(None).await.map(|_| ()) })
+        };
+        let leaving = ask();
+        tokio::task::yield_now().await;
+        let first = host.loading().expect("the model is on its way");
+        leaving.abort();
+        assert!(leaving.await.unwrap_err().is_cancelled());
+        let staying = ask();
+        tokio::task::yield_now().await;
+        let second = host.loading().expect("it still is");
+        assert!(Arc::ptr_eq(&first, &second), "nobody loads beside it");
+        drop((go, first, second));
+        staying.await.unwrap().unwrap();
+        assert_eq!(loaded(&host), ["a"]);
+    });
+}
+
 /// The lines of a log.
 #[derive(Clone, Default)]
 struct Said(Arc<Mutex<Vec<u8>>>);

@@ -15,24 +15,26 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::header::{HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
+use super::Hub;
 use super::backend::Backend;
 use super::dial::{Call, DialError, describe};
 use super::health::Failure;
 use super::policy::Haste;
 use super::relay::{RETRY, Trip, collect};
+use super::retry::is_refusal;
 use super::target::Target;
 use crate::base::limits::{
     HUB_ANSWER_BYTES_MAX, HUB_HAND_PAUSE_MS, HUB_HAND_TRIES_MAX, HUB_HAND_WAIT_MS,
 };
 use crate::server::frames::{Form, Splitter};
-use crate::server::{ApiError, JobHand};
+use crate::server::{ApiError, JOB, JobHand};
 
 /// The header with a request's name, by which it is kept.
 pub(super) const NAME: HeaderName = HeaderName::from_static("idempotency-key");
@@ -93,9 +95,11 @@ impl Handing<'_> {
             Ok(Posted::Answer(answer)) => {
                 match answer.status().is_success() {
                     true => self.hand.settle(),
-                    false if is_new => self.take_back().await,
                     // It may have it all the same.
-                    false => {}
+                    false if !is_new => {}
+                    // If another one gets it, this one hears that nobody wants it there.
+                    false if may_be_there(&answer) => self.hand.settle(),
+                    false => self.take_back().await,
                 }
                 Ok(answer)
             }
@@ -117,8 +121,7 @@ impl Handing<'_> {
 
     fn call<'c>(&'c self, method: Method, path: &'c str) -> Call<'c> {
         let headers = self.trip.asked.headers(self.backend);
-        let (key, trust) = (self.backend.key.as_deref(), self.backend.trust.as_ref());
-        Call { method, path, headers, body: Bytes::new(), key, trust }
+        Call { method, headers, ..Call::get(path, self.backend) }
     }
 
     async fn post(&self, name: &str) -> Result<Posted, DialError> {
@@ -187,12 +190,10 @@ impl Handing<'_> {
     async fn look(&self, path: &str) -> Result<Value, DialError> {
         let (hub, call) = (&self.trip.hub, self.call(Method::GET, path));
         let wait = hub.waits().answer;
-        let (status, body) = tokio::select! {
-            told = hub.dialer().whole(self.target, call, wait, HUB_ANSWER_BYTES_MAX) => told?,
-            () = self.backend.gone() => return Err(gone()),
-        };
-        let view = serde_json::from_slice(&body).ok().filter(|_| status == 200);
-        view.ok_or_else(|| lost(Failure::Wrong, format!("it answers {status} for {path}")))
+        match view(hub, self.backend, self.target, call, wait).await? {
+            (200, view) if view.is_object() => Ok(view),
+            (status, _) => Err(lost(Failure::Wrong, format!("it answers {status} for {path}"))),
+        }
     }
 
     /// Hears the job's events behind a place, until they end, break off, or it waits for long.
@@ -267,6 +268,30 @@ impl Handing<'_> {
         }
         true
     }
+}
+
+/// Asks for a small answer, as long as the backend answers its probes: its status, and what it says
+/// in JSON.
+pub(super) async fn view(
+    hub: &Hub,
+    backend: &Backend,
+    target: &Target,
+    call: Call<'_>,
+    wait: Duration,
+) -> Result<(u16, Value), DialError> {
+    let (status, body) = tokio::select! {
+        told = hub.dialer().whole(target, call, wait, HUB_ANSWER_BYTES_MAX) => told?,
+        () = backend.gone() => return Err(gone()),
+    };
+    Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+/// Whether a machine that did not say that it has a job may have it all the same: something broke
+/// there or on the way, or it names the job that it cannot wait for.
+fn may_be_there(answer: &Response) -> bool {
+    let status = answer.status().as_u16();
+    let is_named = answer.headers().contains_key(JOB);
+    status >= 500 && (is_named || !(status == 501 || is_refusal(status)))
 }
 
 /// The path of a job that a machine says it has; its id is that of another program.

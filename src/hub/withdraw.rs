@@ -19,10 +19,9 @@ use super::Hub;
 use super::ask::whose;
 use super::backend::Backend;
 use super::dial::Call;
-use super::hand::{NAME, is_over, path_of};
+use super::hand::{NAME, is_over, path_of, view};
 use super::policy::{Kind, Standing};
 use super::target::Target;
-use crate::base::limits::HUB_ANSWER_BYTES_MAX;
 use crate::server::{TENANT, Unwanted, Withdrawn};
 
 /// The end of the year 9999, in milliseconds since 1970.
@@ -110,14 +109,9 @@ impl Withdrawal<'_> {
 
     async fn ask(&self, call: Call<'_>) -> Result<(StatusCode, Value), String> {
         let wait = self.hub.waits().head;
-        let (status, body) = tokio::select! {
-            told = self.hub.dialer().whole(self.target, call, wait, HUB_ANSWER_BYTES_MAX) => {
-                told.map_err(|error| error.why)?
-            }
-            () = self.backend.gone() => return Err("it does not answer its probes".to_owned()),
-        };
-        let status = StatusCode::from_u16(status).map_err(|error| error.to_string())?;
-        Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+        let told = view(self.hub, self.backend, self.target, call, wait).await;
+        let (status, view) = told.map_err(|error| error.why)?;
+        Ok((StatusCode::from_u16(status).map_err(|error| error.to_string())?, view))
     }
 }
 

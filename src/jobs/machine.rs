@@ -14,7 +14,7 @@
 //!    |<-answered where it is, all the same- cancelled
 //! ```
 //!
-//! Who has a job is named in it until they are done with it, or nobody wants it of them any more:
+//! Who has a job is named in it until they are done with it, or nobody waits for it there any more:
 //! then they are to hear that, which is no matter of the job's own states.
 //!
 //! A crash after new tokens became durable counts as the first one: a long job in a place where
@@ -184,7 +184,7 @@ pub fn next(
                 true => over(State::Failed, Some(format!("after {n_attempt} attempts: {why}"))),
                 false => again(pause(n_attempt, policy), why.clone()),
             };
-            // Whoever had it is done with it.
+            // Whoever had it is done with it, or hears that nobody wants it there.
             LedgerRow { n_attempt, holder: None, ..row }
         }
         (State::Running, H::Untaken(why)) => again(untaken_pause(policy), why.clone()),

@@ -428,7 +428,10 @@ impl Jobs {
         let ledger = machine::next(ledger, job.row.n_attempt_max, happening, now, &self.0.policy)?;
         let state = State::from_name(&ledger.state)?;
         let limits = (*happening == Happening::RetryAsked).then(|| self.limits(false));
-        let is_in_vain = matches!(state, State::Failed | State::Cancelled);
+        // Whoever had it and has it no more may write it still, unless they answered it or are
+        // known not to have it.
+        let is_known = state == State::Done || *happening == Happening::Given(None);
+        let is_in_vain = ledger.holder != job.row.ledger.holder && !is_known;
         let unwanted = job.row.ledger.holder.clone().filter(|_| is_in_vain);
         let calls_back = state.is_over();
         Some(Update { calls_back, limits, unwanted, ..Update::of(&job.row, ledger) })
@@ -456,7 +459,7 @@ impl Jobs {
                 self.happen(&job, &Happening::AnsweredThere(row.holder.clone()), now)?;
             }
         }
-        Ok(self.0.store.drop_unwanted(&row.holder)?)
+        Ok(self.0.store.drop_unwanted(row)?)
     }
 
     /// Jobs and bytes in each state, and why none starts, where something holds them up.

@@ -180,6 +180,53 @@ fn who_has_a_job_in_vain_is_known_until_they_have_heard_it() {
 }
 
 #[test]
+fn who_had_a_job_that_somebody_else_gets_is_to_hear_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, asked("{}"));
+    let first = run(&jobs).unwrap().job;
+    let give = |job: &Job, host: Option<&str>| jobs.give(job, host).unwrap().unwrap();
+    let holder = |job: &Job| job.row.ledger.holder.clone().unwrap();
+    let in_vain =
+        || -> Vec<String> { jobs.unwanted().unwrap().into_iter().map(|row| row.holder).collect() };
+    // What did not arrive is nobody's.
+    let back = give(&give(&first, Some("full")), None);
+    assert_eq!(in_vain(), [""; 0]);
+    let forgotten = give(&back, Some("forgotten"));
+    let nano = give(&forgotten, Some("nano"));
+    assert_eq!(in_vain(), [holder(&forgotten)], "its place is another one's");
+    let stumbled = Ended {
+        happening: Happening::Stumbled("the text broke off".into()),
+        outcome: None,
+        tail: None,
+    };
+    jobs.end(&nano, stumbled).unwrap();
+    let again = jobs.get(0, &job.row.id).unwrap();
+    assert_eq!((again.state, &again.row.ledger.holder), (State::Queued, &None));
+    assert_eq!(in_vain(), [holder(&forgotten), holder(&nano)], "it may go on there");
+}
+
+#[test]
+fn who_is_given_a_job_once_more_is_told_once_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _) = open(dir.path(), JobsConfig::default());
+    let job = new(&jobs, asked("{}"));
+    let run = run(&jobs).unwrap();
+    jobs.give(&run.job, Some("nano")).unwrap().unwrap();
+    jobs.cancel(0, &job.row.id).unwrap();
+    let first = jobs.unwanted().unwrap().remove(0);
+    // It had answered, so it has the job again; but nobody waits for that.
+    jobs.settle_unwanted(&first, true).unwrap();
+    jobs.cancel(0, &job.row.id).unwrap();
+    let second = jobs.unwanted().unwrap().remove(0);
+    assert_eq!((&second.holder, second.revision > first.revision), (&first.holder, true));
+    jobs.settle_unwanted(&first, false).unwrap();
+    assert_eq!(jobs.unwanted().unwrap(), std::slice::from_ref(&second), "the word of before");
+    jobs.settle_unwanted(&second, false).unwrap();
+    assert_eq!(jobs.unwanted().unwrap(), []);
+}
+
+#[test]
 fn a_job_of_nobody_is_that_of_who_names_it_once_there_are_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _) = open(dir.path(), JobsConfig::default());

@@ -10,7 +10,7 @@
 //! this board names, cores and fan within its numbers, all of it within the supply that the owner
 //! configured, and the paths are [`plan`]'s, held to the short list of `writes.rs`. So the most
 //! that a service in somebody else's hands can do is to choose among the clocks that a board has,
-//! and to have its fan turn as the curve says at the heat of that time, or faster. What was put
+//! and to have its fan turn as a profile says at the heat of that time, or faster. What was put
 //! over HTTP counts here as well, so the supply is no bound for who holds the service.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::apply::{Actuator, ApplyError, Owner, Reverted};
 use super::config::PowerConfig;
 use super::governor::{Settings, Vitals};
-use super::profile::{Compute, FEEDING_KHZ, FanCurve};
+use super::profile::{Compute, FEEDING_KHZ};
 use super::sensors::Sensors;
 use super::writes::plan;
 use crate::base::limits::{POWER_ANSWER_MS, POWER_LINE_BYTES_MAX};
@@ -162,8 +162,8 @@ impl Helper {
             return Err("the fan's pulse width is 0 to 255".to_owned());
         }
         // At its own heat, whatever the service saw or did not want to see.
-        let curve = FanCurve::new(&self.config.fan).ok();
-        let least = curve.zip(Vitals::of(&readings).temp_mc).map(|(curve, mc)| curve.pwm(mc));
+        let temp_mc = Vitals::of(&readings).temp_mc;
+        let least = temp_mc.and_then(|mc| self.config.fan_pwm_min(mc));
         let fan_pwm = fan_pwm.map(|pwm| pwm.max(least.unwrap_or(0)));
         let settings = Settings { fan_pwm, ..settings };
         let changes = self.actuator.changes(&plan(&settings, &readings));
@@ -361,18 +361,22 @@ mod tests {
     }
 
     #[test]
-    fn the_fan_never_turns_slower_than_its_curve_says() {
+    fn the_fan_never_turns_slower_than_a_profile_says() {
         let root = nano();
-        let pwm = |line: &str| {
+        let pwm_by = |config: PowerConfig, line: &str| {
             let state = tempfile::tempdir().unwrap();
-            let mut helper = Helper::open(root.path(), state.path(), willing()).unwrap();
+            let mut helper = Helper::open(root.path(), state.path(), config).unwrap();
             helper.answer(&format!("{line}\n")).unwrap();
             let pwm = Sysfs::new(root.path()).number("sys/devices/pwm-fan/target_pwm").unwrap();
             helper.run(&mut BufReader::new(&b""[..]), &mut std::io::sink()).unwrap();
             pwm
         };
+        let pwm = |line: &str| pwm_by(willing(), line);
         put(root.path(), "sys/class/thermal/thermal_zone1/temp", b"60000\n");
         assert_eq!([pwm("set - - - 0"), pwm("set - - - 200")], [150, 200]);
+        let mut quiet = willing();
+        quiet.eco.fan = Some(vec![(40, 0), (90, 100)]);
+        assert_eq!(pwm_by(quiet, "set - - - 0"), 40, "the service says under which it is");
         put(root.path(), "sys/class/thermal/thermal_zone1/temp", b"75000\n");
         assert_eq!(pwm("set - - - 0"), 255);
     }

@@ -102,6 +102,11 @@ impl Board {
         matches!(self.kind, Nano | Nano2gb | NanoA02 | NanoB01 | NanoEmmc)
     }
 
+    /// Whether it is the Nano with 2 GB.
+    pub fn is_nano_2gb(&self) -> bool {
+        self.kind == BoardKind::Nano2gb
+    }
+
     /// Whether it has the firmware of a PC, or says nothing of itself.
     pub fn is_pc(&self) -> bool {
         self.kind == BoardKind::Pc
@@ -153,6 +158,12 @@ mod tests {
         Board::identify(&Sysfs::new(tree(files).path()))
     }
 
+    /// NVIDIA's `tegra210-p3448-0002-p3449-0000-b00.dts`: the module without a slot for a card.
+    const EMMC: &[(&str, &str)] = &[(
+        "proc/device-tree/compatible",
+        "nvidia,p3449-0000-b00+p3448-0002-b00\0nvidia,jetson-nano\0nvidia,tegra210\0",
+    )];
+
     #[test]
     fn boards_are_told_apart() {
         for (files, kind, name) in [
@@ -162,6 +173,7 @@ mod tests {
             (ORIN, BoardKind::OtherJetson, "Jetson: NVIDIA Jetson Orin Nano Developer Kit"),
             (PC, BoardKind::Pc, "PC: OptiPlex 7090"),
             (PI, BoardKind::OtherBoard, "board: Raspberry Pi 4 Model B Rev 1.4"),
+            (EMMC, BoardKind::NanoEmmc, "Jetson Nano 4 GB, eMMC module"),
             (&[], BoardKind::Pc, "PC"),
         ] {
             let board = identify(files);

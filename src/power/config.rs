@@ -57,6 +57,8 @@ pub struct TierConfig {
     pub n_batch: Option<usize>,
     /// Whether jobs may run.
     pub background: Option<bool>,
+    /// The fan under this profile, in the place of [`PowerConfig::fan`].
+    pub fan: Option<Vec<(i32, u32)>>,
     /// The model that answers people under this profile.
     pub model_interactive: Option<String>,
     /// The model that runs jobs under it.
@@ -125,10 +127,12 @@ impl PowerConfig {
             return Err(("power.share_min", "must be 0.5 to 1".to_owned()));
         }
         FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?;
-        self.max.check(["power.max.n_core", "power.max.n_threads", "power.max.n_batch"])?;
+        let keys = ["power.max.n_core", "power.max.n_threads", "power.max.n_batch"];
+        self.max.check(keys, "power.max.fan")?;
         let keys = ["power.balanced.n_core", "power.balanced.n_threads", "power.balanced.n_batch"];
-        self.balanced.check(keys)?;
-        self.eco.check(["power.eco.n_core", "power.eco.n_threads", "power.eco.n_batch"])
+        self.balanced.check(keys, "power.balanced.fan")?;
+        let keys = ["power.eco.n_core", "power.eco.n_threads", "power.eco.n_batch"];
+        self.eco.check(keys, "power.eco.fan")
     }
 
     /// What feeds this board.
@@ -142,6 +146,19 @@ impl PowerConfig {
         let tier = self.tier(tier);
         let model = if is_interactive { &tier.model_interactive } else { &tier.model_background };
         model.as_deref()
+    }
+
+    /// The least that the fan turns under any profile, at a temperature in thousandths of a degree;
+    /// none where [`PowerConfig::check`] refuses a curve.
+    pub fn fan_pwm_min(&self, temp_mc: i32) -> Option<u32> {
+        let pwm = |tier| Some(self.fan(tier).ok()?.pwm(temp_mc));
+        Some(pwm(Tier::Eco)?.min(pwm(Tier::Balanced)?).min(pwm(Tier::Max)?))
+    }
+
+    /// The fan under a tier: its own curve, else that of all.
+    fn fan(&self, tier: Tier) -> Result<FanCurve, (&'static str, String)> {
+        let points = self.tier(tier).fan.as_ref().unwrap_or(&self.fan);
+        FanCurve::new(points).map_err(|message| ("power.fan", message))
     }
 
     fn tier(&self, tier: Tier) -> &TierConfig {
@@ -182,8 +199,8 @@ impl PowerConfig {
         Ok(Policy {
             profile: self.profile,
             compute,
-            tiers: [tier(Tier::Eco), tier(Tier::Balanced), tier(Tier::Max)],
-            heat: self.heat(is_jetson, readings.throttle_at_mc())?,
+            tiers: [tier(Tier::Eco)?, tier(Tier::Balanced)?, tier(Tier::Max)?],
+            heat: self.heat(is_jetson, readings.throttle_at_mc()),
             supply_mw: supply.limit_mw(),
             idle_after_ms: self.idle_after_s * 1000,
             ladder,
@@ -191,11 +208,7 @@ impl PowerConfig {
     }
 
     /// What heat may be on a board whose kernel slows it down at `throttle_mc`.
-    fn heat(
-        &self,
-        is_jetson: bool,
-        throttle_mc: Option<i32>,
-    ) -> Result<HeatPolicy, (&'static str, String)> {
+    fn heat(&self, is_jetson: bool, throttle_mc: Option<i32>) -> HeatPolicy {
         let mc = |c: u32| i32::try_from(c * 1000).unwrap_or(NEVER_MC);
         let usual = |c: u32| if is_jetson { mc(c) } else { NEVER_MC };
         let soft_mc = self.soft_limit_c.map_or(usual(SOFT_LIMIT_C), mc);
@@ -208,13 +221,12 @@ impl PowerConfig {
         let throttle_mc = throttle_mc.filter(|_| is_held).unwrap_or(i32::MAX);
         let below_mc = throttle_mc.saturating_sub(apart_mc).max(mc(SOFT_FROM_TRIPS_C));
         let soft_mc = soft_mc.min(below_mc);
-        Ok(HeatPolicy {
+        HeatPolicy {
             soft_mc,
             hard_mc: hard_mc.min(throttle_mc).max(soft_mc + 1000),
             background_mc: background_mc.min(soft_mc),
             needs_sensor: is_jetson,
-            fan: FanCurve::new(&self.fan).map_err(|message| ("power.fan", message))?,
-        })
+        }
     }
 
     fn tier_policy(
@@ -224,7 +236,7 @@ impl PowerConfig {
         supply: Bounds,
         compute: Compute,
         ladder: &Ladder,
-    ) -> TierPolicy {
+    ) -> Result<TierPolicy, (&'static str, String)> {
         let config = self.tier(tier);
         let own = match tier {
             // Cores that compute stay on in eco: half of them need the rest of the board for
@@ -245,28 +257,34 @@ impl PowerConfig {
             n_core_max: chosen.n_core_max.or(own.n_core_max),
         };
         let bounds = bounds.and(supply);
-        TierPolicy {
+        Ok(TierPolicy {
             level_max: ladder.highest(compute, bounds),
             n_core: bounds.n_core_max.filter(|_| board.is_nano()),
             n_threads: config.n_threads,
             n_batch: config.n_batch,
             background: config.background,
+            fan: self.fan(tier)?,
             goal: match tier {
                 Tier::Eco => Goal::Energy(ECO_SHARE),
                 Tier::Balanced => Goal::Share(self.share_min),
                 Tier::Max => Goal::Speed,
             },
-        }
+        })
     }
 }
 
 impl TierConfig {
-    fn check(&self, keys: [&'static str; 3]) -> Result<(), (&'static str, String)> {
+    fn check(
+        &self,
+        keys: [&'static str; 3],
+        of_fan: &'static str,
+    ) -> Result<(), (&'static str, String)> {
         let counts = [self.n_core, self.n_threads, self.n_batch];
-        match counts.iter().zip(keys).find(|(count, _)| **count == Some(0)) {
-            Some((_, key)) => Err((key, "must be at least 1".to_owned())),
-            None => Ok(()),
+        if let Some((_, key)) = counts.iter().zip(keys).find(|(count, _)| **count == Some(0)) {
+            return Err((key, "must be at least 1".to_owned()));
         }
+        let mut curves = self.fan.iter().map(|points| FanCurve::new(points));
+        curves.try_for_each(|curve| curve.map(drop).map_err(|message| (of_fan, message)))
     }
 }
 
@@ -350,6 +368,7 @@ mod tests {
         assert_eq!(wrong(|c| c.share_min = f64::NAN), "power.share_min");
         assert_eq!(wrong(|c| c.fan = Vec::new()), "power.fan");
         assert_eq!(wrong(|c| c.eco.n_threads = Some(0)), "power.eco.n_threads");
+        assert_eq!(wrong(|c| c.eco.fan = Some(vec![(50, 300)])), "power.eco.fan");
         assert_eq!(PowerConfig::default().check(), Ok(()));
     }
 }

@@ -3,11 +3,14 @@
 //! ```text
 //! RAPL       powercap/intel-rapl:N/energy_uj    a counter of microjoules that wraps around
 //! INA3221    rails of a Jetson, in milliwatts   power, which is summed over time
+//! NVML       cards of a PC, in millijoules      a counter; in milliwatts where a card has none
 //! ```
 //!
 //! A thread reads every 20 ms, so that a counter never wraps twice unseen and power between two
 //! readings is known well enough (by the trapezoid rule). Of RAPL count the packages and their
-//! memory; of a Jetson's rails the one that feeds the board, or all where none says so.
+//! memory; of a Jetson's rails the one that feeds the board, or all where none says so. Cards count
+//! beside the processor, all of them, whatever computes: it is the machine's energy. Where nothing
+//! tells the processor's, cards count alone, and say so.
 //!
 //! What is read is gross: the machine also takes something when it does nothing.
 
@@ -19,7 +22,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::sensors::BOARD_RAILS;
+use super::board::Board;
+use super::profile::Compute;
+use super::sensors::{BOARD_RAILS, Cards};
+use super::sysfs::Sysfs;
 
 /// How often sensors are read.
 const READ_EVERY: Duration = Duration::from_millis(20);
@@ -30,7 +36,7 @@ const N_RAIL_MAX: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum NoEnergy {
     /// No file that we know of.
-    #[error("this machine has no energy sensor that jetforge knows (RAPL, INA3221)")]
+    #[error("this machine has no energy sensor that jetforge knows (RAPL, INA3221, NVML)")]
     Absent,
     /// A sensor is there and may not be read.
     #[error("{}: {source}; root may read it", path.display())]
@@ -49,6 +55,7 @@ pub enum NoEnergy {
 pub struct EnergyMeter {
     sum: Arc<Mutex<Sum>>,
     name: String,
+    is_cards_alone: bool,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -79,16 +86,27 @@ impl EnergyMeter {
     /// # Errors
     /// If there are none, or they cannot be read.
     pub fn open_still(root: &Path) -> Result<EnergyMeter, NoEnergy> {
-        let sensors = find(root)?;
+        let cards = cards(root);
+        let (machine, is_cards_alone) = match find(root) {
+            Err(why) if cards.is_empty() => return Err(why),
+            Err(_) => (Vec::new(), true),
+            Ok(machine) => (machine, false),
+        };
+        let sensors: Vec<Sensor> = machine.into_iter().chain(cards).collect();
         let names: Vec<&str> = sensors.iter().map(|sensor| sensor.name.as_str()).collect();
-        let name = names.join(", ");
+        let name = names.join(", ") + if is_cards_alone { " alone" } else { "" };
         let sum = Arc::new(Mutex::new(Sum::new(sensors, Instant::now())));
-        Ok(EnergyMeter { sum, name, stop: None, thread: None })
+        Ok(EnergyMeter { sum, name, is_cards_alone, stop: None, thread: None })
     }
 
-    /// What is read, for people: `package-0, dram` or `POM_5V_IN`.
+    /// What is read, for people: `package-0, dram`, `POM_5V_IN`, `NVIDIA GeForce RTX 3060 alone`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it reads what computes: cards alone say nothing of work that the cores do.
+    pub fn covers(&self, compute: Compute) -> bool {
+        !self.is_cards_alone || compute == Compute::Gpu
     }
 
     /// Joules since the meter was opened.
@@ -145,7 +163,7 @@ impl Sum {
 struct Sensor {
     name: String,
     kind: Kind,
-    /// Microjoules of a counter, watts of a rail.
+    /// Microjoules of a counter, watts of a rail or a card.
     last: Option<f64>,
     /// Seconds since then.
     unread_s: f64,
@@ -158,6 +176,10 @@ enum Kind {
     Power { power: PathBuf },
     /// Millivolts and milliamperes.
     VoltsAndAmps { volts: PathBuf, amps: PathBuf },
+    /// Millijoules since the card's driver was loaded.
+    CardCounter { cards: Arc<Cards>, card_idx: usize },
+    /// Milliwatts.
+    CardPower { cards: Arc<Cards>, card_idx: usize },
 }
 
 impl Sensor {
@@ -167,26 +189,27 @@ impl Sensor {
 
     /// Joules since the last reading; zero at the first.
     fn read(&mut self) -> Option<f64> {
-        let (now, joules);
-        match &self.kind {
-            Kind::Counter { energy, range } => {
-                now = number(energy)?;
-                let last = self.last.unwrap_or(now);
-                let wrapped = if now < last { range.max(last) } else { 0.0 };
-                joules = (now - last + wrapped) / 1e6;
-            }
-            Kind::Power { power } => {
-                now = number(power)? / 1e3;
-                joules = (now + self.last.unwrap_or(now)) / 2.0 * self.unread_s;
-            }
-            Kind::VoltsAndAmps { volts, amps } => {
-                now = number(volts)? * number(amps)? / 1e6;
-                joules = (now + self.last.unwrap_or(now)) / 2.0 * self.unread_s;
-            }
-        }
-        self.last = Some(now);
-        Some(joules)
+        let now = match &self.kind {
+            Kind::Counter { energy, .. } => number(energy)?,
+            Kind::Power { power } => number(power)? / 1e3,
+            Kind::VoltsAndAmps { volts, amps } => number(volts)? * number(amps)? / 1e6,
+            Kind::CardCounter { cards, card_idx } => cards.energy_mj(*card_idx)? as f64 * 1e3,
+            Kind::CardPower { cards, card_idx } => f64::from(cards.power_mw(*card_idx)?) / 1e3,
+        };
+        let last = self.last.replace(now).unwrap_or(now);
+        Some(match &self.kind {
+            Kind::Counter { range, .. } => counted(last, now, *range),
+            // It starts from zero with its driver.
+            Kind::CardCounter { .. } => counted(last, now, 0.0),
+            _ => (now + last) / 2.0 * self.unread_s,
+        })
     }
+}
+
+/// Joules between two counts of microjoules; one that fell went on from zero at its range.
+fn counted(last: f64, now: f64, range: f64) -> f64 {
+    let wrapped = if now < last { range.max(last) } else { 0.0 };
+    (now - last + wrapped) / 1e6
 }
 
 fn number(path: &Path) -> Option<f64> {
@@ -205,7 +228,26 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The sensors that count.
+/// The cards of a PC, each by its counter, else by its watts.
+fn cards(root: &Path) -> Vec<Sensor> {
+    if !Board::identify(&Sysfs::new(root)).is_pc() {
+        return Vec::new();
+    }
+    // Why there are none, `Readings` says.
+    let Ok(cards) = Cards::open(root).map(Arc::new) else { return Vec::new() };
+    let sensor = |(card_idx, name): (usize, &String)| {
+        let theirs = Arc::clone(&cards);
+        let kind = match (cards.energy_mj(card_idx), cards.power_mw(card_idx)) {
+            (Some(_), _) => Kind::CardCounter { cards: theirs, card_idx },
+            (None, Some(_)) => Kind::CardPower { cards: theirs, card_idx },
+            (None, None) => return None,
+        };
+        Some(Sensor::new(name.clone(), kind))
+    };
+    cards.names().iter().enumerate().filter_map(sensor).collect()
+}
+
+/// The sensors of the machine that count.
 fn find(root: &Path) -> Result<Vec<Sensor>, NoEnergy> {
     let counters = rapl(root)?;
     if !counters.is_empty() {

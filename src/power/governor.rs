@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::brake::{At, Brake};
 use super::calibrate::{Calibration, Probe, Seen};
 use super::heat::{Heat, HeatPolicy};
-use super::profile::{Compute, Goal, Ladder, Level, Profile, Tier};
+use super::profile::{Compute, FanCurve, Goal, Ladder, Level, Profile, Tier};
 use super::sensors::{Part, Readings, ZoneReading};
 use crate::base::hash::fnv1a;
 use crate::base::limits::{POWER_CALIBRATIONS_MAX, POWER_STEPS_MAX};
@@ -115,6 +115,8 @@ pub struct TierPolicy {
     pub n_batch: Option<usize>,
     /// Whether jobs may run; `None` lets them, but not in a chosen eco.
     pub background: Option<bool>,
+    /// The fan.
+    pub fan: FanCurve,
     /// What decode is to be good at.
     pub goal: Goal,
 }
@@ -259,7 +261,7 @@ pub fn govern(
     let level_now = state.level_idx.unwrap_or(spec.level_max);
     let temp_mc = vitals.temp_mc.filter(|mc| BELIEVED_MC.contains(mc));
     let temp_mc = state.heat.listen(temp_mc, vitals.answers, now_ms);
-    let heat = state.heat.step(&policy.heat, temp_mc, now_ms, dt_s, top);
+    let heat = state.heat.step(&policy.heat, &spec.fan, temp_mc, now_ms, dt_s, top);
     let (mw, n_alarm) = (vitals.board_mw, vitals.n_over_current);
     let is_there = vitals.is_at(policy.ladder.level(level_now), policy.compute);
     let at = At { level_idx: level_now, top, is_there };

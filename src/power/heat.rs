@@ -31,8 +31,6 @@ pub struct HeatPolicy {
     pub background_mc: i32,
     /// Whether a board without a sensor is a board whose sensor broke.
     pub needs_sensor: bool,
-    /// The fan.
-    pub fan: FanCurve,
 }
 
 /// Width of the line.
@@ -138,10 +136,11 @@ impl Heat {
     }
 
     /// Takes a temperature, `dt_s` seconds after the one before, and says what it allows on a
-    /// ladder up to `top`.
+    /// ladder up to `top`, with a fan by this curve.
     pub fn step(
         &mut self,
         policy: &HeatPolicy,
+        fan: &FanCurve,
         temp_mc: Option<i32>,
         now_ms: u64,
         dt_s: f64,
@@ -166,7 +165,7 @@ impl Heat {
         if temp_mc > self.fan_mc || temp_mc < self.fan_mc - FAN_BACK_MC {
             self.fan_mc = temp_mc;
         }
-        let by_curve = self.temp_mc.map(|_| policy.fan.pwm(self.fan_mc));
+        let by_curve = self.temp_mc.map(|_| fan.pwm(self.fan_mc));
         let blind_max = if is_blind { top / 3 } else { top };
         HeatLimit {
             duty: self.duty,

@@ -3,6 +3,7 @@
 //! ```text
 //! sysfs under a root --> EnergyMeter --> joules so far
 //!                    --> Sensors ------> Readings: clocks, heat, watts, memory, what is absent
+//! NVML: a PC's cards --> both
 //!
 //! PowerConfig, Board, Readings -> policy
 //! policy, state, Readings, EngineView -> governor -> EnginePace, and settings of the board

@@ -56,7 +56,8 @@ pub struct Standing {
     pub energy_sensor: Option<String>,
     /// Joules that the machine took since the service started.
     pub joules: f64,
-    /// Of these, joules while tokens were made and no prompt was read, and those tokens.
+    /// Of these, joules while tokens were made and no prompt was read, and those tokens; where only
+    /// cards have a sensor, while cards alone computed.
     pub decode_joules: f64,
     /// See above.
     pub n_decoded: u64,
@@ -250,6 +251,7 @@ impl Looks {
         let standing = &mut seat.standing;
         if let Some((last, _)) = &self.last
             && (last.phase, view.phase) == (Phase::Decode, Phase::Decode)
+            && self.meter.as_ref().is_none_or(|meter| meter.covers(view.compute))
         {
             standing.decode_joules += (joules - standing.joules).max(0.0);
             standing.n_decoded += view.n_decoded.saturating_sub(last.n_decoded);

@@ -41,8 +41,9 @@ const fn recipe(
 
 impl Recipe {
     /// Every recipe, small ones first, ours before those of GGUF.
-    pub const ALL: [Recipe; 21] = [
+    pub const ALL: [Recipe; 22] = [
         Recipe { name: "N3", base: N3, file_type: None, about: "3.5 bits, head at 4.5" },
+        Recipe { name: "N3_S", base: N3, file_type: None, about: "3.5 bits, 4.5 in attention" },
         Recipe { name: "N3_M", base: N3, file_type: None, about: "3.5 bits, 4.5 where it tells" },
         Recipe { name: "N4", base: N4, file_type: None, about: "4.5 bits" },
         Recipe { name: "N4_M", base: N4, file_type: None, about: "4.5 bits, 6.6 where it tells" },
@@ -196,9 +197,10 @@ fn choose_native(recipe: Recipe, role: Role, layer_idx: usize, shape: Shape) -> 
         ("N4_M", Role::Value) if shape.n_group >= 2 => Q6_K,
         // Where heads share keys and values these are few, and tell most for their bits; what
         // follows attention comes next: see docs/quantize.md.
-        ("N3_M", Role::Value) if shape.n_group >= 2 => Q6_K,
-        ("N3_M", Role::Key) if shape.n_group >= 2 => N4,
-        ("N3_M", Role::Value | Role::Down | Role::AttnOut) => N4,
+        ("N3_S" | "N3_M", Role::Value) if shape.n_group >= 2 => Q6_K,
+        ("N3_S" | "N3_M", Role::Key) if shape.n_group >= 2 => N4,
+        ("N3_S" | "N3_M", Role::Value | Role::AttnOut) => N4,
+        ("N3_M", Role::Down) => N4,
         ("N3_M", Role::Key | Role::Other) if ends => N4,
         (_, Role::Head | Role::Embedding) => N4,
         _ => recipe.base,

@@ -20,7 +20,7 @@ use crate::inference::{EngineError, InferenceError};
 use crate::store::StoreError;
 
 /// When to try again if the store has no time, or is away.
-const STORE_RETRY: Duration = Duration::from_secs(1);
+pub(super) const STORE_RETRY: Duration = Duration::from_secs(1);
 /// And if there is no room.
 const ROOM_RETRY: Duration = Duration::from_secs(30);
 

@@ -98,6 +98,15 @@ struct Records {
     revoked: Vec<String>,
 }
 
+/// How keys of paired machines are named. They count by their names: what such a machine asked by
+/// the key before is its own.
+pub(super) const PEER: &str = "peer-";
+
+/// The name of a paired machine's key.
+pub fn peer_key_name(node: &str) -> String {
+    format!("{PEER}{node}")
+}
+
 /// The file of keys.
 #[derive(Clone, Debug)]
 pub struct KeyFile {
@@ -156,8 +165,27 @@ impl KeyFile {
     /// Makes a key and returns it; it can never be shown again.
     ///
     /// # Errors
-    /// If the name is taken or no name, there are too many keys, or the file cannot be written.
+    /// If the name is taken, a paired machine's or no name, there are too many keys, or the file
+    /// cannot be written.
     pub fn create(&self, name: &str, grant: Grant) -> Result<String, ServerError> {
+        match name.starts_with(PEER) {
+            true => Err(ServerError::KeyReserved { name: name.to_owned() }),
+            false => self.make(name, grant),
+        }
+    }
+
+    /// Makes the key of a machine that was paired. Of one that pairs again, the new one alone
+    /// counts.
+    ///
+    /// # Errors
+    /// As [`KeyFile::create`].
+    pub(super) fn create_for_peer(&self, node: &str, grant: Grant) -> Result<String, ServerError> {
+        let name = peer_key_name(node);
+        let _ = self.revoke(&name);
+        self.make(&name, grant)
+    }
+
+    fn make(&self, name: &str, grant: Grant) -> Result<String, ServerError> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
         if name.is_empty() || name.len() > KEY_NAME_BYTES_MAX || !name.chars().all(is_plain) {
             return Err(ServerError::KeyName { name: name.to_owned() });
@@ -287,6 +315,8 @@ mod tests {
         for name in ["", "a b", "a\n", "ключ", &"x".repeat(65)] {
             assert!(matches!(file.create(name, grant()), Err(ServerError::KeyName { .. })));
         }
+        let reserved = file.create("peer-0011223344556677", grant());
+        assert!(matches!(reserved, Err(ServerError::KeyReserved { .. })), "{reserved:?}");
         assert!(matches!(file.revoke("b"), Err(ServerError::KeyUnknown { .. })));
         let before = file.stamp();
         file.revoke("a").unwrap();

@@ -73,13 +73,12 @@ pub use forward::{
     class_name,
 };
 pub use gate::{Gate, GateOptions};
-pub use jobs::{JobHand, JobRunner};
+pub use jobs::{JOB, JobHand, JobRunner};
 use keys::random_key;
-pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope};
+pub use keys::{Class, Grant, KeyFile, KeyRecord, Scope, peer_key_name};
 pub use listener::{ListenOptions, Listener};
 pub use logs::{LogFormat, flush_logs, redacted, set_log_level, subscriber};
 pub use pairing::{Card, PairOffer, PairingError, pair_and_keep};
-pub use ring::peer_key_name;
 pub use router::router;
 pub use settings::{PutError, Settings};
 pub use shelf::{PullStep, Shelf, ShelfError, Shelved};
@@ -137,6 +136,15 @@ pub enum ServerError {
     #[error("there is a key {name:?}; `jetforge key revoke {name}` takes it back")]
     KeyTaken {
         /// The name.
+        name: String,
+    },
+    /// The name is one of those that paired machines' keys have.
+    #[error(
+        "{name:?} would be the key of a paired machine, which gets one by pairing (`jetforge \
+         pair`); use a name that does not begin with `peer-`"
+    )]
+    KeyReserved {
+        /// What was given.
         name: String,
     },
     /// There is no key of this name.

@@ -108,6 +108,7 @@ pub(super) fn metrics(page: &mut Page, standing: &Standing) {
         page.one("jetforge_joule_per_token", "gauge", help, joules);
     }
     clock_metrics(page, &standing.readings);
+    gpu_metrics(page, &standing.readings);
     heat_metrics(page, &standing.readings);
 }
 
@@ -155,18 +156,38 @@ fn clock_metrics(page: &mut Page, readings: &Readings) {
             page.sample(name, &format!("core=\"{i}\""), f64::from(khz) * 1e3);
         }
     }
-    let hz: Vec<_> = readings.gpus.iter().filter_map(|gpu| Some((&gpu.name, gpu.hz?))).collect();
-    if !hz.is_empty() {
-        let name = "jetforge_gpu_frequency_hertz";
-        page.head(name, "gauge", "Clock of each GPU");
-        for (gpu, hz) in hz {
-            page.sample(name, &format!("gpu=\"{}\"", escape(gpu)), hz as f64);
-        }
-    }
     if let Some(khz) = readings.emc.khz {
         let help = "Clock of the memory";
         page.one("jetforge_memory_frequency_hertz", "gauge", help, f64::from(khz) * 1e3);
     }
+}
+
+fn gpu_metrics(page: &mut Page, readings: &Readings) {
+    let mut row = |name: &str, help: &str, values: Vec<Option<f64>>| {
+        let name = format!("jetforge_gpu_{name}");
+        let told: Vec<_> = readings.gpus.iter().zip(values).collect();
+        if told.iter().any(|(_, value)| value.is_some()) {
+            page.head(&name, "gauge", help);
+        }
+        for (gpu, value) in told {
+            let labels = format!("gpu=\"{}\"", escape(&gpu.name));
+            value.into_iter().for_each(|value| page.sample(&name, &labels, value));
+        }
+    };
+    let gpus = || readings.gpus.iter();
+    let number = |n: Option<u64>| n.map(|n| n as f64);
+    row("frequency_hertz", "Clock of each GPU", gpus().map(|gpu| number(gpu.hz)).collect());
+    let help = "Share of the time that each GPU is busy";
+    row("busy_ratio", help, gpus().map(|gpu| gpu.load).collect());
+    let help = "Clock of each card's own memory";
+    row("memory_frequency_hertz", help, gpus().map(|gpu| number(gpu.memory_hz)).collect());
+    let help = "Each card's own memory";
+    row("memory_bytes", help, gpus().map(|gpu| number(gpu.memory_total_bytes)).collect());
+    let help = "What of it is in use, by whomever";
+    row("memory_used_bytes", help, gpus().map(|gpu| number(gpu.memory_used_bytes)).collect());
+    let help = "How far each card's own fan is on";
+    let fans = gpus().map(|gpu| gpu.fan.as_ref()?.pwm.map(|pwm| f64::from(pwm) / 255.0));
+    row("fan_ratio", help, fans.collect());
 }
 
 fn heat_metrics(page: &mut Page, readings: &Readings) {
@@ -187,7 +208,7 @@ fn heat_metrics(page: &mut Page, readings: &Readings) {
         readings.rails.iter().filter_map(|rail| Some((&rail.name, rail.mw?))).collect();
     if !rails.is_empty() {
         let name = "jetforge_power_watts";
-        page.head(name, "gauge", "Power of each rail");
+        page.head(name, "gauge", "Power of each rail and card");
         for (rail, mw) in rails {
             page.sample(name, &format!("rail=\"{}\"", escape(rail)), f64::from(mw) / 1e3);
         }
@@ -197,7 +218,12 @@ fn heat_metrics(page: &mut Page, readings: &Readings) {
     }
     let throttle = &readings.throttle;
     let is_throttled = f64::from(u8::from(throttle.is_throttled()));
-    page.one("jetforge_throttled", "gauge", "Whether the kernel holds a clock down", is_throttled);
+    page.one(
+        "jetforge_throttled",
+        "gauge",
+        "Whether the kernel or a card holds a clock down",
+        is_throttled,
+    );
     let counts = [
         ("over_currents_total", "Times that the supply sagged", throttle.n_over_current),
         ("thermal_throttles_total", "Times that heat slowed the chip", throttle.n_thermal),

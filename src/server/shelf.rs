@@ -37,6 +37,9 @@ pub enum ShelfError {
     /// It is loaded.
     #[error("{0}")]
     InUse(String),
+    /// The disk has no room for it.
+    #[error("{0}")]
+    NoRoom(String),
     /// It cannot be got, or not be taken away.
     #[error("{0}")]
     Failed(String),

@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use crate::base::file::is_disk_full;
 use crate::base::limits::STORE_READERS_KEPT;
@@ -92,6 +92,15 @@ pub enum StoreError {
          and ask again"
     )]
     DiskFull,
+    /// The disk itself does not read or write. Nothing of it was kept.
+    #[error(
+        "the disk with the state fails ({why}), so nothing of this was kept; look at the card or \
+         disk, and at the system's log"
+    )]
+    DiskFails {
+        /// What SQLite says.
+        why: String,
+    },
     /// What was written did not reach the disk.
     #[error("the state store could not write: {why}")]
     Commit {
@@ -189,9 +198,10 @@ impl StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
-        match connection::is_disk_full(&error) {
-            true => StoreError::DiskFull,
-            false => StoreError::Sql(error),
+        match error.sqlite_error_code() {
+            _ if connection::is_disk_full(&error) => StoreError::DiskFull,
+            Some(ErrorCode::SystemIoFailure) => StoreError::DiskFails { why: error.to_string() },
+            _ => StoreError::Sql(error),
         }
     }
 }

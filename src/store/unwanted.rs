@@ -1,7 +1,7 @@
 //! Machines that have a job which nobody wants any more, until they have heard of it.
 //!
 //! A row comes with the change that makes its job unwanted, in one transaction, and goes when the
-//! machine was told, or with the job: so there are never more than what is kept of jobs.
+//! machine was told, or with the job. Of each job there are [`JOB_UNWANTED_MAX`] at most.
 
 use rusqlite::{Connection, Row, params};
 
@@ -35,13 +35,16 @@ impl Store {
         })
     }
 
-    /// The machine was told.
+    /// The machine was told. Where the job was given to it and taken back once more meanwhile, it
+    /// is to hear that as well.
     ///
     /// # Errors
     /// If the disk does not take it; then it is told again.
-    pub fn drop_unwanted(&self, holder: &str) -> Result<(), StoreError> {
-        let holder = holder.to_owned();
-        let sql = "DELETE FROM unwanted WHERE holder = ?1";
-        self.write(move |connection| Ok(connection.execute(sql, [holder]).map(|_| ())?))
+    pub fn drop_unwanted(&self, row: &UnwantedRow) -> Result<(), StoreError> {
+        let (holder, revision) = (row.holder.clone(), row.revision);
+        let sql = "DELETE FROM unwanted WHERE holder = ?1 AND revision = ?2";
+        self.write(move |connection| {
+            Ok(connection.execute(sql, params![holder, revision]).map(|_| ())?)
+        })
     }
 }

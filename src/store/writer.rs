@@ -20,8 +20,8 @@ use crate::base::limits::{STORE_BACKUP_EVERY_MS, STORE_BATCH_MAX, STORE_QUEUE_MA
 
 /// Tells its caller how the commit went.
 type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-/// Writes, and says whom to tell; without a connection it writes nothing.
-type Work = Box<dyn FnOnce(Option<&Connection>) -> Tell + Send>;
+/// Writes, and says whom to tell and what was in its way; without a connection it writes nothing.
+type Work = Box<dyn FnOnce(Option<&Connection>) -> (Tell, Result<(), StoreError>) + Send>;
 
 enum Order {
     Write(Work),
@@ -59,11 +59,13 @@ impl Writer {
     ) -> Result<T, StoreError> {
         let (answer, answered) = sync_channel(1);
         let work: Work = Box::new(move |connection| {
-            let result = connection.map(|connection| in_savepoint(connection, work));
-            Box::new(move |committed: Result<(), StoreError>| {
-                let result = result.unwrap_or(Err(StoreError::Closed));
+            let closed = Err(StoreError::Closed);
+            let result = connection.map_or(closed, |connection| in_savepoint(connection, work));
+            let written = result.as_ref().map(|_| ()).map_err(lost);
+            let tell = move |committed: Result<(), StoreError>| {
                 let _ = answer.send(committed.and(result));
-            })
+            };
+            (Box::new(tell), written)
         });
         self.send(Order::Write(work))?;
         answered.recv().map_err(|_| StoreError::Closed)?
@@ -104,7 +106,10 @@ fn in_savepoint<T>(
             Ok(value)
         }
         Err(error) => {
-            connection.execute_batch("ROLLBACK TO work; RELEASE work")?;
+            // Where all was taken back, no savepoint is left, and the reason is what counts.
+            if !connection.is_autocommit() {
+                connection.execute_batch("ROLLBACK TO work; RELEASE work")?;
+            }
             Err(error)
         }
     }
@@ -154,11 +159,13 @@ fn commit(connection: &Connection, works: Vec<Work>) {
     let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from);
     let committed = begun.and_then(|()| {
         for work in works.by_ref() {
-            tells.push(work(Some(connection)));
-            // A full disk takes the whole transaction back. What comes next would stand alone, and
-            // stay although its caller is told that it failed.
+            let (tell, written) = work(Some(connection));
+            tells.push(tell);
+            // A full disk, or one that fails, takes the whole transaction back. What comes next
+            // would stand alone, and stay although its caller is told that it failed.
             if connection.is_autocommit() {
-                return Err(StoreError::DiskFull);
+                let unsaid = StoreError::Commit { why: "it was taken back".to_owned() };
+                return Err(written.err().unwrap_or(unsaid));
             }
         }
         Ok(connection.execute_batch("COMMIT")?)
@@ -167,7 +174,7 @@ fn commit(connection: &Connection, works: Vec<Work>) {
         let _ = connection.execute_batch("ROLLBACK");
     }
     // Those whose turn did not come hear why as well.
-    tells.extend(works.map(|work| work(None)));
+    tells.extend(works.map(|work| work(None).0));
     for tell in tells {
         tell(told(&committed));
     }
@@ -175,11 +182,17 @@ fn commit(connection: &Connection, works: Vec<Work>) {
 
 /// How it went, for each of those that wait.
 fn told(result: &Result<(), StoreError>) -> Result<(), StoreError> {
-    match result {
-        Ok(()) => Ok(()),
-        Err(error) if error.is_disk_full() => Err(StoreError::DiskFull),
-        Err(StoreError::Sql(error)) => Err(StoreError::Commit { why: error.to_string() }),
-        Err(error) => Err(StoreError::Commit { why: error.to_string() }),
+    result.as_ref().copied().map_err(lost)
+}
+
+/// Why nothing of a transaction was kept, for one of those that wait.
+fn lost(error: &StoreError) -> StoreError {
+    match error {
+        error if error.is_disk_full() => StoreError::DiskFull,
+        StoreError::DiskFails { why } => StoreError::DiskFails { why: why.clone() },
+        StoreError::Commit { why } => StoreError::Commit { why: why.clone() },
+        StoreError::Sql(error) => StoreError::Commit { why: error.to_string() },
+        error => StoreError::Commit { why: error.to_string() },
     }
 }
 
@@ -192,39 +205,79 @@ fn is_backup_due(connection: &Connection) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Sender, channel};
 
     use super::*;
     use crate::store::connection;
 
-    #[test]
-    fn on_a_full_disk_all_of_a_transaction_hear_that_it_is_full() {
+    /// Whether a work was done, and what it heard.
+    type Heard = (bool, Result<(), StoreError>);
+
+    /// A table with room for a few pages.
+    fn table() -> (tempfile::TempDir, Connection) {
         let dir = tempfile::tempdir().unwrap();
         let connection = connection::writer(&dir.path().join("state.db")).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
         let pages = connection.pragma_update_and_check(None, "max_page_count", 16, |_| Ok(()));
         pages.unwrap();
+        (dir, connection)
+    }
+
+    fn work(
+        told: &Sender<Heard>,
+        does: impl FnOnce(&Connection) -> Result<(), StoreError> + Send + 'static,
+    ) -> Work {
+        let told = told.clone();
+        Box::new(move |connection| {
+            let done = connection.map(|connection| in_savepoint(connection, does));
+            let is_done = done.is_some();
+            let tell = move |committed| told.send((is_done, committed)).unwrap();
+            (Box::new(tell), done.unwrap_or(Ok(())))
+        })
+    }
+
+    fn insert(told: &Sender<Heard>, n_byte: i64) -> Work {
+        let sql = "INSERT INTO t VALUES (zeroblob(?1))";
+        work(told, move |connection| Ok(connection.execute(sql, [n_byte]).map(|_| ())?))
+    }
+
+    fn count(connection: &Connection) -> i64 {
+        connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn on_a_full_disk_all_of_a_transaction_hear_that_it_is_full() {
+        let (_dir, connection) = table();
         let (told, heard) = channel();
-        let insert = |n_byte: i64| -> Work {
-            let told = told.clone();
-            Box::new(move |connection| {
-                let sql = "INSERT INTO t VALUES (zeroblob(?1))";
-                let ran = connection.map(|connection| connection.execute(sql, [n_byte]));
-                Box::new(move |committed| told.send((ran.is_some(), committed)).unwrap())
-            })
-        };
-        commit(&connection, vec![insert(1), insert(1 << 20), insert(1)]);
-        let heard: Vec<_> = heard.try_iter().collect();
-        let ran: Vec<bool> = heard.iter().map(|(ran, _)| *ran).collect();
-        assert_eq!(ran, [true, true, false], "nothing stands alone after it was taken back");
-        let is_full =
-            |(_, told): &(bool, Result<(), StoreError>)| matches!(told, Err(StoreError::DiskFull));
+        let works = [1, 1 << 20, 1].map(|n_byte| insert(&told, n_byte));
+        commit(&connection, works.into());
+        let heard: Vec<Heard> = heard.try_iter().collect();
+        let done: Vec<bool> = heard.iter().map(|(is_done, _)| *is_done).collect();
+        assert_eq!(done, [true, true, false], "nothing stands alone after it was taken back");
+        let is_full = |(_, told): &Heard| matches!(told, Err(StoreError::DiskFull));
         assert!(heard.iter().all(is_full), "{heard:?}");
-        let count = || -> i64 {
-            connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+        assert_eq!(count(&connection), 0);
+        commit(&connection, vec![insert(&told, 1)]);
+        assert_eq!(count(&connection), 1, "there is room for that");
+    }
+
+    #[test]
+    fn a_card_that_fails_is_not_told_as_a_full_one() {
+        let (_dir, connection) = table();
+        let (told, heard) = channel();
+        // What SQLite does by itself where the system cannot write.
+        let fails = |connection: &Connection| -> Result<(), StoreError> {
+            connection.execute_batch("ROLLBACK")?;
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_WRITE);
+            Err(rusqlite::Error::SqliteFailure(code, None).into())
         };
-        assert_eq!(count(), 0);
-        commit(&connection, vec![insert(1)]);
-        assert_eq!(count(), 1, "there is room for that");
+        commit(&connection, vec![insert(&told, 1), work(&told, fails), insert(&told, 1)]);
+        let heard: Vec<Heard> = heard.try_iter().collect();
+        let is_told_so = |(_, told): &Heard| {
+            let error = told.as_ref().unwrap_err();
+            matches!(error, StoreError::DiskFails { .. }) && error.to_string().contains("the card")
+        };
+        assert!(heard.len() == 3 && heard.iter().all(is_told_so), "{heard:?}");
+        assert_eq!(count(&connection), 0);
     }
 }

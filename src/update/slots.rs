@@ -133,6 +133,12 @@ impl Slots {
         Slots { dir: dir.to_owned(), package, boot, disk: Disk::default() }
     }
 
+    /// The same, in the start of the machine that its manager calls `boot`, if it says so.
+    pub fn in_boot(mut self, boot: Option<&str>) -> Slots {
+        self.boot = boot.map_or(self.boot, str::to_owned);
+        self
+    }
+
     /// What is known. A record that does not read counts as none: then the package's runs.
     pub fn record(&self) -> Record {
         let read = || -> Option<Record> {

@@ -4,6 +4,7 @@ pub mod engine;
 pub mod fake;
 pub mod hosted;
 pub mod http;
+pub mod nvml;
 pub mod postgres;
 pub mod recipe;
 pub mod run;

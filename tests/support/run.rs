@@ -1,8 +1,17 @@
 //! One run of the program: with which exit code it ended, and what it printed where.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+
+/// Writes a program of a few lines, to stand where a large one would.
+pub fn write_script(path: &Path, text: &str) {
+    std::fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path, mode).expect("it is ours");
+}
 
 /// See the module.
 pub struct Run {

@@ -76,9 +76,21 @@ pub fn copy(conf: &str) -> Option<(PathBuf, tempfile::TempDir)> {
     let built = built()?;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("libcuda.so.1");
-    std::fs::copy(built, &path).expect("a copy");
+    let absent = conf.lines().filter_map(|line| line.strip_prefix("without "));
+    let library = absent.fold(std::fs::read(built).expect("the stand-in"), without);
+    std::fs::write(&path, library).expect("a copy");
     std::fs::write(dir.path().join("libcuda.so.1.conf"), conf).expect("directions");
     Some((path, dir))
+}
+
+/// A library whose function `name` is found by nobody: it has another name of the same length.
+fn without(mut library: Vec<u8>, name: &str) -> Vec<u8> {
+    let name = [b"\0", name.as_bytes(), b"\0"].concat();
+    let places = library.windows(name.len()).enumerate().filter(|(_, bytes)| *bytes == name);
+    let places: Vec<usize> = places.map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the stand-in has such a function");
+    places.into_iter().for_each(|at| library[at + 1] = b'x');
+    library
 }
 
 /// A stand-in that can be told what is to fail while it is open.

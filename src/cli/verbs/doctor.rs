@@ -8,11 +8,12 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value as Json, json};
 
+use super::power::gpu_lines;
 use crate::app::App;
 use crate::base::format::bytes;
 use crate::base::host::{Host, disk_free_bytes};
@@ -24,6 +25,7 @@ use crate::cli::{Context, describe, exit};
 use crate::inference::{
     DeviceChoice, GenerateRequest, Isa, LoadOptions, Model, ModelSource, SamplerOptions, find_gpu,
 };
+use crate::power::Sensors;
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
@@ -34,6 +36,9 @@ pub struct DoctorArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Where the kernel's files are looked for
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -72,6 +77,7 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<u8> {
     let host = Host::read();
     let mut findings = machine(&host);
     findings.push(gpu(&app.load_options()));
+    findings.push(gpu_sensors(&args.root));
     findings.extend(places(&app));
     let mut failure = None;
     if !args.no_self_test {
@@ -147,6 +153,16 @@ fn gpu(options: &LoadOptions) -> Finding {
         Err(error) => (Verdict::Warning, error.to_string()),
     };
     Finding { key: "gpu", verdict, text }
+}
+
+/// What the GPUs tell of themselves, or why there is nothing.
+fn gpu_sensors(root: &Path) -> Finding {
+    let readings = Sensors::open(root).read();
+    let told = gpu_lines(&readings);
+    let is_of_gpu = |source: &str| source == "gpu" || source.contains("NVIDIA");
+    let absent = readings.absent.iter().filter(|absent| is_of_gpu(&absent.source));
+    let absent = absent.map(|absent| format!("no {}: {}", absent.source, absent.reason));
+    fact("gpu sensors", told.into_iter().chain(absent).collect::<Vec<_>>().join("\n"))
 }
 
 fn places(app: &App) -> Vec<Finding> {

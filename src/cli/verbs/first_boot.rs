@@ -6,6 +6,7 @@
 //! model   the largest of the store that fits the board, else the one in the program
 //! key     for the owner, in place of one from a run that was cut
 //! code    by which a PC can be paired
+//! TLS     where it is asked for, the certificate that the service will show
 //! card    all of that in a file that only root may read, then on the console
 //! stamp   nothing of it is done again
 //! ```
@@ -91,13 +92,16 @@ pub fn run(context: &Context, args: &FirstBootArgs) -> anyhow::Result<u8> {
     let model = keep_choices(&app)?;
     let key = as_owner_of(state, || owners_key(&KeyFile::new(state)))??;
     let code = as_owner_of(state, || PairOffer::new(state).make())??.show();
-    let port = app.config().server.port;
+    let server = &app.config().server;
+    let (scheme, port) = (if server.speaks_tls() { "https" } else { "http" }, server.port);
+    let certificate = certificate(&app)?;
     let card = format!(
         "JetForge on {name}\n\
-         address       http://{name}.local:{port}\n\
+         address       {scheme}://{name}.local:{port}\n\
          API key       {key}\n\
          pairing code  {code}   (good for {} minutes; `jetforge pair` makes another)\n\
-         model         {model}\n",
+         model         {model}\n\
+         {certificate}",
         PAIR_S / 60
     );
     let kept = keep_card(&app, &card)?;
@@ -136,6 +140,12 @@ fn keep_card(app: &App, card: &str) -> anyhow::Result<PathBuf> {
     let written = replace(&kept, card.as_bytes(), 0o600);
     if written.as_ref().is_err_and(is_read_only) {
         write(&beside_stamp, card, 0o600)?;
+        if kept.exists() {
+            terminal::note(format!(
+                "{} cannot be written, and its key opens nothing any more",
+                kept.display()
+            ));
+        }
         return Ok(beside_stamp);
     }
     written.with_context(|| kept.display().to_string())?;
@@ -143,7 +153,8 @@ fn keep_card(app: &App, card: &str) -> anyhow::Result<PathBuf> {
     Ok(kept)
 }
 
-fn is_read_only(error: &std::io::Error) -> bool {
+/// Whether a file stands where nothing can be written.
+pub fn is_read_only(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }
 
@@ -153,6 +164,20 @@ fn show(console: &Path, card: &str) -> std::io::Result<()> {
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let mut out = File::options().write(true).custom_flags(flags).open(console)?;
     out.write_all(card.as_bytes())
+}
+
+/// The line of the card by which callers know the service's certificate, where it speaks TLS. It is
+/// made here, unless the owner has one.
+fn certificate(app: &App) -> std::io::Result<String> {
+    Ok(match as_owner_of(&app.dirs.state, || app.identity())? {
+        Ok(None) => String::new(),
+        Ok(Some(own)) => format!("certificate   {}   (its SHA-256)\n", own.fingerprint()),
+        // The service says so as well, and does not start; the key is needed all the same.
+        Err(error) => {
+            terminal::note(format!("the card has no certificate: {error}"));
+            String::new()
+        }
+    })
 }
 
 /// The machine's name, which it gets if it has that of its image.

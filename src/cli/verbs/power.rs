@@ -115,6 +115,26 @@ fn status(app: &App, args: &PowerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What each GPU tells.
+pub fn gpu_lines(readings: &Readings) -> Vec<String> {
+    let mut lines = Vec::new();
+    for gpu in &readings.gpus {
+        let mhz = |hz: Option<u64>| hz.map(|hz| format!("{} MHz", hz / 1_000_000));
+        let used = gpu.memory_used_bytes.zip(gpu.memory_total_bytes);
+        let fan = gpu.fan.as_ref().and_then(|fan| fan.pwm);
+        let parts = [
+            Some(gpu.name.clone()),
+            mhz(gpu.hz),
+            gpu.load.map(|load| format!("{:.0} % busy", load * 100.0)),
+            used.map(|(used, total)| format!("{} of {} used", bytes(used), bytes(total))),
+            mhz(gpu.memory_hz).map(|mhz| format!("memory {mhz}")),
+            fan.map(|pwm| format!("fan {pwm} of 255")),
+        ];
+        lines.push(parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
+    }
+    lines
+}
+
 /// What was read, a line for each kind that there is.
 pub fn lines(readings: &Readings) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
@@ -123,11 +143,7 @@ pub fn lines(readings: &Readings) -> Vec<(&'static str, String)> {
     let mhz = cores.iter().filter_map(|core| core.khz).max().map(|khz| khz / 1000);
     let clock = mhz.map(|mhz| format!(", {mhz} MHz")).unwrap_or_default();
     rows.push(("cores", format!("{n_online} of {} on{clock}", cores.len())));
-    for gpu in &readings.gpus {
-        let clock = gpu.hz.map(|hz| format!(", {} MHz", hz / 1_000_000)).unwrap_or_default();
-        let load = gpu.load.map(|load| format!(", {:.0} % busy", load * 100.0));
-        rows.push(("gpu", format!("{}{clock}{}", gpu.name, load.unwrap_or_default())));
-    }
+    rows.extend(gpu_lines(readings).into_iter().map(|line| ("gpu", line)));
     if let Some(khz) = readings.emc.khz {
         rows.push(("memory clock", format!("{} MHz", khz / 1000)));
     }
@@ -154,7 +170,11 @@ pub fn lines(readings: &Readings) -> Vec<(&'static str, String)> {
         rows.push(("fan", format!("{pwm} of 255{rpm}")));
     }
     let throttle = &readings.throttle;
-    let held = if throttle.is_throttled() { "yes" } else { "no" };
+    let holding: Vec<&str> = throttle.holding().map(|cooler| cooler.name.as_str()).collect();
+    let held = match holding.is_empty() {
+        true => "no".to_owned(),
+        false => format!("yes, {}", holding.join(", ")),
+    };
     let counts = [("over-currents", throttle.n_over_current), ("by heat", throttle.n_thermal)];
     let counts = counts.iter().filter_map(|(name, n)| Some(format!(", {name} {}", (*n)?)));
     rows.push(("throttled", format!("{held}{}", counts.collect::<String>())));

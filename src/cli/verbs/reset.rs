@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::backup::{self, hold};
-use super::first_boot::{CARD, CHOICES, STAMP};
+use super::first_boot::{CARD, CHOICES, STAMP, is_read_only};
 use crate::app::App;
 use crate::base::file::{self, discard};
 use crate::base::owner::as_owner_of;
@@ -79,7 +79,14 @@ pub fn finish(app: &App) -> anyhow::Result<()> {
         file::remove(&root.join(CARD))?;
         backup::forget(app)?;
         for name in [CARD, CHOICES] {
-            file::remove(&app.dirs.config.join(name))?;
+            let path = app.dirs.config.join(name);
+            let removed = file::remove(&path);
+            if removed.as_ref().is_err_and(is_read_only) {
+                // A key of before opens nothing, and what cannot be chosen anew stays chosen.
+                terminal::note(format!("{} cannot be removed, and stays", path.display()));
+            } else {
+                removed?;
+            }
         }
         for dir in [&app.dirs.cache, state] {
             as_owner_of(dir, || empty(dir, &is_kept)).flatten()?;

@@ -1,7 +1,7 @@
 //! One table of shapes for each operation, data to fill them, and operations in float64: what
 //! parity tests run over, probes measure, and a self-test is held to.
 
-use super::{Activation, NormKind};
+use super::{Activation, NormKind, RopeStyle};
 use crate::inference::quant::TensorType;
 
 /// A multiplication: `[n_rows, n_cols]` weights times `n` columns.
@@ -141,5 +141,18 @@ pub fn normed(run: &mut [f64], kind: NormKind, eps: f64, weight: &[f32], bias: O
     for (i, (x, w)) in run.iter_mut().zip(weight).enumerate() {
         let b = bias.map_or(0.0, |bias| f64::from(bias[i]));
         *x = (*x - mean) / (variance + eps).sqrt() * f64::from(*w) + b;
+    }
+}
+
+/// Turns the first pairs of a head by their angles, (cos, sin), in place. In f32 with each product
+/// rounded: keys are stored with these bits, whoever turns them.
+pub fn turned(head: &mut [f32], style: RopeStyle, angles: &[[f32; 2]]) {
+    for (i, [cos, sin]) in angles.iter().enumerate() {
+        let (a, b) = match style {
+            RopeStyle::Pairs => (2 * i, 2 * i + 1),
+            RopeStyle::Halves => (i, i + angles.len()),
+        };
+        let (x, y) = (head[a], head[b]);
+        (head[a], head[b]) = (x * cos - y * sin, x * sin + y * cos);
     }
 }

@@ -68,13 +68,20 @@ pub struct DeviceReport {
     pub is_fallback: bool,
     /// Whether the first layers are the CPU's beside a GPU.
     pub is_split: bool,
+    /// Bytes a second that a GPU's memory can give, if its driver tells.
+    pub memory_peak_bytes_s: Option<u64>,
 }
 
 impl DeviceReport {
     /// The CPU, which was asked for.
     pub(super) fn cpu() -> DeviceReport {
-        let why = "as configured".to_owned();
-        DeviceReport { name: "cpu".to_owned(), why, is_fallback: false, is_split: false }
+        DeviceReport {
+            name: "cpu".to_owned(),
+            why: "as configured".to_owned(),
+            is_fallback: false,
+            is_split: false,
+            memory_peak_bytes_s: None,
+        }
     }
 
     /// The CPU, because of what a GPU answered.
@@ -84,7 +91,7 @@ impl DeviceReport {
             true => format!("the GPU cannot be used: {error}"),
             false => "there is no CUDA driver".to_owned(),
         };
-        DeviceReport { name: "cpu".to_owned(), why, is_fallback: has_driver, is_split: false }
+        DeviceReport { why, is_fallback: has_driver, ..DeviceReport::cpu() }
     }
 }
 
@@ -250,7 +257,8 @@ impl Prepared {
             }
         };
         let adapters = self.add_adapters(&mut *runner, options)?;
-        let report = DeviceReport { name, why, is_fallback: false, is_split };
+        let memory_peak_bytes_s = device.info().memory_peak_bytes_s;
+        let report = DeviceReport { name, why, is_fallback: false, is_split, memory_peak_bytes_s };
         Ok(Placed { runner, draft, adapters, backend_name, memory, report })
     }
 

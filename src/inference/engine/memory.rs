@@ -44,7 +44,7 @@ pub struct LoadOptions {
     pub pin_threads: bool,
     /// Instruction set by name; by default the fastest.
     pub isa: Option<String>,
-    /// How keys and values are stored, `f16`, `q8_0` or `f32`; by default f16.
+    /// How keys and values are stored, `f16`, `q8_0`, `q4_0` or `f32`; by default f16.
     pub kv_type: Option<String>,
     /// Files of LoRA adapters that requests may use.
     pub adapters: Vec<PathBuf>,

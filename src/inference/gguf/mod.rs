@@ -50,6 +50,7 @@ use source::Source;
 pub use array::Array;
 pub use error::GgufError;
 pub use metadata::Metadata;
+pub use source::ReadAhead;
 pub use value::{Value, ValueType};
 pub use writer::GgufBuilder;
 
@@ -295,6 +296,25 @@ impl Gguf {
         let bytes = self.bytes(info);
         for (row_idx, row) in out.chunks_exact_mut(info.shape[0] as usize).enumerate() {
             info.form.read_row(info.ty, bytes, row_idx, row);
+        }
+    }
+
+    /// Says that `range` of the tensor's data, counted from its first byte, is about to be read,
+    /// and then what follows in the file: the system reads ahead, in large pieces. Does nothing
+    /// where the model is not a mapped file.
+    ///
+    /// # Panics
+    /// If `info` is of another model, or the range is outside the tensor.
+    pub fn read_ahead(
+        &self,
+        info: &TensorInfo,
+        range: std::ops::Range<usize>,
+        ahead: &mut ReadAhead,
+    ) {
+        assert!(range.start <= range.end && range.end <= info.n_bytes as usize);
+        let start = info.offset as usize;
+        if let Some(range) = ahead.next(info.shard_idx, start + range.start..start + range.end) {
+            self.shards[info.shard_idx].will_need(range);
         }
     }
 

@@ -1,10 +1,36 @@
 //! Where a model's bytes live: a private read-only map, the program itself, or owned memory.
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use super::error::GgufError;
+
+/// What the system is asked to read before it is needed.
+const READ_AHEAD_BYTES: usize = 8 << 20;
+
+/// How far the system was asked to read ahead of somebody who goes through a model's data in the
+/// files' order. A map alone is read in the pieces that threads fault in, a few pages each and from
+/// several places; so it is asked for some megabytes at a time, one behind the other.
+#[derive(Debug, Default)]
+pub struct ReadAhead {
+    shard_idx: usize,
+    /// Where that ends.
+    end: usize,
+}
+
+impl ReadAhead {
+    /// What to ask for when a range of a shard is about to be worked on, if it is worth asking.
+    pub(super) fn next(&mut self, shard_idx: usize, range: Range<usize>) -> Option<Range<usize>> {
+        let wanted = range.end + READ_AHEAD_BYTES;
+        if self.shard_idx != shard_idx || !(range.start..=wanted).contains(&self.end) {
+            *self = ReadAhead { shard_idx, end: range.start };
+        }
+        // Few large pieces, however small tensors are.
+        let is_worth_it = wanted - self.end >= READ_AHEAD_BYTES / 2;
+        is_worth_it.then(|| std::mem::replace(&mut self.end, wanted)..wanted)
+    }
+}
 
 /// Bytes that stay where they are for as long as anything refers to them.
 pub(super) enum Source {
@@ -29,6 +55,17 @@ impl Source {
         let _ = unsafe {
             map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, n_bytes)
         };
+    }
+
+    /// Asks the system to bring a range of a map's file into its memory, as far as the file goes,
+    /// while something else is worked on. Nobody waits for it, and it is a hint.
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Source::Map(_, file) = self {
+            let len = std::num::NonZeroU64::new(range.len() as u64);
+            let advice = rustix::fs::Advice::WillNeed;
+            let _ = rustix::fs::fadvise(file, range.start as u64, len, advice);
+        }
     }
 
     /// As `release`, and lets the system forget its copy of the file as well. A hint, as well.
@@ -105,4 +142,35 @@ pub(super) fn map(path: &Path) -> Result<Source, GgufError> {
         return Err(GgufError::FileChanged { path: path.to_owned() });
     }
     Ok(Source::Map(map, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the tensors' sizes, each byte is asked for once and before it is worked on, in
+    /// pieces worth a disk's while.
+    #[test]
+    fn each_byte_is_asked_for_once_and_in_large_pieces() {
+        for sizes in [[1 << 20; 90], [9 << 20; 90], [100; 90]] {
+            let (mut ahead, mut at, mut asked) = (ReadAhead::default(), 7, 7);
+            for n_bytes in sizes {
+                if let Some(range) = ahead.next(0, at..at + n_bytes) {
+                    assert!(range.start == asked && range.len() >= READ_AHEAD_BYTES / 2);
+                    asked = range.end;
+                }
+                at += n_bytes;
+                assert!((at..=at + READ_AHEAD_BYTES).contains(&asked), "{asked} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn elsewhere_it_begins_anew() {
+        let (mut ahead, n) = (ReadAhead::default(), READ_AHEAD_BYTES);
+        assert_eq!(ahead.next(0, 0..10), Some(0..10 + n));
+        assert_eq!(ahead.next(0, 9 * n..10 * n), Some(9 * n..11 * n), "what lies between is not");
+        assert_eq!(ahead.next(0, n..n + 1), Some(n..2 * n + 1), "back");
+        assert_eq!(ahead.next(1, n..n + 1), Some(n..2 * n + 1), "another shard");
+    }
 }

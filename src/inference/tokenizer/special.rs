@@ -22,7 +22,6 @@ pub struct SpecialTokens {
     pub unk: Option<TokenId>,
     pub sep: Option<TokenId>,
     pub pad: Option<TokenId>,
-    pub mask: Option<TokenId>,
     pub fim_prefix: Option<TokenId>,
     pub fim_suffix: Option<TokenId>,
     pub fim_middle: Option<TokenId>,
@@ -171,10 +170,10 @@ impl SpecialTokens {
     ) -> Result<SpecialTokens, TokenizerError> {
         // llama.cpp gives BPE the default BOS and EOS 11, Falcon's; a comma in most others. A
         // file that names none has none here.
-        let (bos, eos, unk, sep, pad, mask) = match kind {
-            VocabKind::Bpe => (None, None, None, None, None, None),
-            VocabKind::Spm => (Some(1), Some(2), Some(0), None, None, None),
-            VocabKind::WordPiece => (Some(101), None, Some(100), Some(102), Some(0), Some(103)),
+        let (bos, eos, unk, sep, pad) = match kind {
+            VocabKind::Bpe => (None, None, None, None, None),
+            VocabKind::Spm => (Some(1), Some(2), Some(0), None, None),
+            VocabKind::WordPiece => (Some(101), None, Some(100), Some(102), Some(0)),
         };
         let read = |names: &[&str], default: Option<TokenId>| -> Result<_, TokenizerError> {
             let mut id = default.filter(|&id| (id as usize) < n_vocab);
@@ -195,7 +194,6 @@ impl SpecialTokens {
             unk: read(&["unknown"], unk)?,
             sep: read(&["seperator"], sep)?, // the format's spelling
             pad: read(&["padding"], pad)?,
-            mask: read(&["mask"], mask)?,
             fim_prefix: read(&["fim_pre", "prefix"], None)?,
             fim_suffix: read(&["fim_suf", "suffix"], None)?,
             fim_middle: read(&["fim_mid", "middle"], None)?,

@@ -1,4 +1,4 @@
-//! GPUs that sysfs shows, and the memory controller.
+//! GPUs that sysfs shows, and the memory controller. Cards of NVIDIA in a PC: `nvml.rs`.
 //!
 //! The Nano's: `sys/devices/gpu.0/{load,devfreq/57000000.gpu/...}` (NVIDIA's nvgpu for R32.7,
 //! `os/linux/sysfs.c`): load in thousandths, clocks in Hz. Other Jetsons have the same files under
@@ -8,15 +8,15 @@
 
 use serde::Serialize;
 
-use super::Gather;
 use super::cpu::steps_of;
+use super::{FanReading, Gather};
 use crate::base::limits::POWER_SENSORS_MAX;
 use crate::power::sysfs::Sysfs;
 
 /// One GPU.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GpuReading {
-    /// As its device is called, `57000000.gpu`.
+    /// As its device is called, `57000000.gpu`, or a card by its maker.
     pub name: String,
     /// The folder with its clocks, from the root; empty where clocks cannot be set.
     pub devfreq: String,
@@ -34,6 +34,14 @@ pub struct GpuReading {
     pub governor: Option<String>,
     /// Whether it has no power now.
     pub is_railgated: Option<bool>,
+    /// The clock of its own memory, where it has some: a card's.
+    pub memory_hz: Option<u64>,
+    /// Its own memory.
+    pub memory_total_bytes: Option<u64>,
+    /// What of it is in use, by whomever.
+    pub memory_used_bytes: Option<u64>,
+    /// Its own fan.
+    pub fan: Option<FanReading>,
 }
 
 /// The memory controller.
@@ -48,8 +56,7 @@ pub struct EmcReading {
 const NANO: &str = "sys/devices/gpu.0";
 const NAMES: [&str; 4] = ["gpu", "gp10b", "gv11b", "ga10b"];
 
-pub fn gpus(gather: &mut Gather<'_>) -> Vec<GpuReading> {
-    let sysfs = gather.sysfs;
+pub fn gpus(sysfs: &Sysfs) -> Vec<GpuReading> {
     let mut found: Vec<GpuReading> = folders(sysfs)
         .into_iter()
         .take(POWER_SENSORS_MAX)
@@ -57,12 +64,16 @@ pub fn gpus(gather: &mut Gather<'_>) -> Vec<GpuReading> {
         .collect();
     let cards = sysfs.numbered("sys/class/drm", "card");
     found.extend(cards.iter().take(POWER_SENSORS_MAX).filter_map(|(_, card)| amd(sysfs, card)));
+    found
+}
+
+/// Says what no GPU told.
+pub fn missed(gather: &mut Gather<'_>, found: &[GpuReading]) {
     if found.is_empty() {
         gather.miss("gpu", "no device that sysfs shows");
     } else if found.iter().all(|gpu| gpu.load.is_none()) {
         gather.miss("gpu load", "not there");
     }
-    found
 }
 
 /// Folders of clocks, each with its device's.
@@ -98,6 +109,7 @@ fn gpu(sysfs: &Sysfs, devfreq: String, device: &str) -> GpuReading {
             _ => None,
         },
         devfreq,
+        ..GpuReading::default()
     }
 }
 

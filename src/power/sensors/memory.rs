@@ -14,7 +14,7 @@ pub struct MemoryReading {
     pub total_bytes: Option<u64>,
     /// What can be used without swapping.
     pub available_bytes: Option<u64>,
-    /// What the GPU's driver holds.
+    /// What the GPU's driver holds of it; a card has memory of its own.
     pub gpu_bytes: Option<u64>,
     /// Swap of the machine.
     pub swap_total_bytes: Option<u64>,
@@ -22,14 +22,20 @@ pub struct MemoryReading {
     pub swap_free_bytes: Option<u64>,
 }
 
-pub fn read(gather: &mut Gather<'_>) -> MemoryReading {
+/// Where cards tell of their own memory, nobody misses a GPU's share of this.
+pub fn read(gather: &mut Gather<'_>, has_cards: bool) -> MemoryReading {
     let text = gather.sysfs.text("proc/meminfo");
     let Some(text) = gather.optional("memory", text) else { return MemoryReading::default() };
+    let gpu = kib(&text, "NvMapMemUsed:");
+    let gpu_bytes = match has_cards {
+        true => gpu.ok(),
+        false => gather.optional("memory of the gpu", gpu),
+    };
     let mut line = |key: &str, name: &str| gather.optional(name, kib(&text, key));
     MemoryReading {
         total_bytes: line("MemTotal:", "memory total"),
         available_bytes: line("MemAvailable:", "memory available"),
-        gpu_bytes: line("NvMapMemUsed:", "memory of the gpu"),
+        gpu_bytes,
         swap_total_bytes: line("SwapTotal:", "swap"),
         swap_free_bytes: line("SwapFree:", "swap free"),
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! sysfs, procfs -> cpu gpu emc | zones | rails rapl | fan | throttle | memory -> Readings
+//! NVML          -> gpu | zones | rails, counters | throttle: a PC's cards --^
 //!                                                            what is missing --> absent
 //! ```
 //!
@@ -14,11 +15,12 @@ mod fan;
 mod gpu;
 mod log;
 mod memory;
+mod nvml;
 mod rails;
 mod thermal;
 mod throttle;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -28,6 +30,7 @@ pub use cpu::CpuReading;
 pub use fan::FanReading;
 pub use gpu::{EmcReading, GpuReading};
 pub use memory::MemoryReading;
+pub use nvml::Cards;
 pub use rails::{CounterReading, RailReading};
 pub use thermal::{Part, ZoneReading};
 pub use throttle::ThrottleReading;
@@ -47,13 +50,13 @@ pub struct Absent {
 pub struct Readings {
     /// Cores and how busy they are.
     pub cpu: CpuReading,
-    /// The GPUs that sysfs shows.
+    /// The GPUs that sysfs shows, and NVIDIA's cards.
     pub gpus: Vec<GpuReading>,
     /// The memory controller.
     pub emc: EmcReading,
     /// Thermal zones by their types.
     pub zones: Vec<ZoneReading>,
-    /// Rails with a sensor of power.
+    /// Rails with a sensor of power, a card's own among them.
     pub rails: Vec<RailReading>,
     /// Counters of energy.
     pub counters: Vec<CounterReading>,
@@ -94,8 +97,11 @@ impl Readings {
 /// The board and its sensors.
 #[derive(Debug)]
 pub struct Sensors {
+    root: PathBuf,
     sysfs: Sysfs,
     board: Board,
+    /// NVIDIA's cards, or why there are none; not asked yet before the first reading.
+    cards: Option<Result<Cards, Reason>>,
     load: cpu::Load,
     log: log::KernelLog,
 }
@@ -107,7 +113,8 @@ impl Sensors {
         let sysfs = Sysfs::new(root);
         let board = Board::identify(&sysfs);
         let log = log::KernelLog::open(&sysfs);
-        Sensors { sysfs, board, load: cpu::Load::default(), log }
+        let root = root.to_owned();
+        Sensors { root, sysfs, board, cards: None, load: cpu::Load::default(), log }
     }
 
     /// Which board it is.
@@ -121,16 +128,25 @@ impl Sensors {
         let rails = rails::rails(&mut gather);
         let mut readings = Readings {
             cpu: cpu::read(&mut gather, &mut self.load),
-            gpus: gpu::gpus(&mut gather),
+            gpus: gpu::gpus(&self.sysfs),
             emc: gpu::emc(&mut gather),
             zones: thermal::zones(&mut gather),
             counters: rails::counters(&mut gather, rails.is_empty()),
             fan: fan::read(&mut gather),
             throttle: throttle::read(&mut gather, &mut self.log),
-            memory: memory::read(&mut gather),
             rails,
-            absent: Vec::new(),
+            ..Readings::default()
         };
+        // A Jetson's GPU stands in sysfs.
+        if self.board.is_pc() {
+            match self.cards.get_or_insert_with(|| Cards::open(&self.root)) {
+                Ok(cards) => cards.read(&mut gather, &mut readings),
+                Err(reason) => gather.miss("cards of NVIDIA", reason.clone()),
+            }
+        }
+        gpu::missed(&mut gather, &readings.gpus);
+        let has_cards = readings.gpus.iter().any(|gpu| gpu.memory_used_bytes.is_some());
+        readings.memory = memory::read(&mut gather, has_cards);
         readings.absent = gather.absent;
         readings
     }

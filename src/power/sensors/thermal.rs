@@ -84,7 +84,8 @@ pub fn zones(gather: &mut Gather<'_>) -> Vec<ZoneReading> {
     zones
 }
 
-fn believed(mc: i64) -> Option<i32> {
+/// A temperature, if it can be true.
+pub fn believed(mc: i64) -> Option<i32> {
     BELIEVED_MC.contains(&mc).then(|| i32::try_from(mc).ok()).flatten()
 }
 

@@ -20,7 +20,7 @@ use crate::power::sysfs::Sysfs;
 /// What is held back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ThrottleReading {
-    /// What the kernel can cool with.
+    /// What the kernel can cool with, and for what a card's driver may hold its clock down.
     pub coolers: Vec<CoolerReading>,
     /// Times that the supply gave too little.
     pub n_over_current: Option<u64>,
@@ -28,7 +28,7 @@ pub struct ThrottleReading {
     pub n_thermal: Option<u64>,
 }
 
-/// Something that the kernel cools with.
+/// Something that the kernel, or the driver of a card, cools with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CoolerReading {
     /// Its type.
@@ -42,11 +42,16 @@ pub struct CoolerReading {
 impl ThrottleReading {
     /// Whether a clock is held down now; a fan that turns is no throttling.
     pub fn is_throttled(&self) -> bool {
+        self.holding().next().is_some()
+    }
+
+    /// What holds a clock down now.
+    pub fn holding(&self) -> impl Iterator<Item = &CoolerReading> {
         let slows = |cooler: &&CoolerReading| {
             let name = cooler.name.to_ascii_lowercase();
             !name.contains("fan") && !name.contains("reset") && !name.contains("shutdown")
         };
-        self.coolers.iter().filter(slows).any(|cooler| cooler.state > 0)
+        self.coolers.iter().filter(slows).filter(|cooler| cooler.state > 0)
     }
 }
 

@@ -175,6 +175,19 @@ fn cooler_zones_do_not_speak_for_a_silent_one() {
 }
 
 #[test]
+fn a_profile_may_have_a_fan_of_its_own() {
+    let mut config = PowerConfig::default();
+    config.eco.fan = Some(vec![(40, 0), (90, 100)]);
+    let pwm = |profile| {
+        let policy = policy_of(&PowerConfig { profile, ..config.clone() });
+        let vitals = Vitals { temp_mc: Some(60_000), ..Vitals::default() };
+        let (_, decision) = govern(&policy, &State::default(), &vitals, &EngineView::default(), 0);
+        decision.settings.fan_pwm
+    };
+    assert_eq!([Profile::Eco, Profile::Max].map(pwm), [Some(40), Some(150)]);
+}
+
+#[test]
 fn a_level_that_the_board_is_not_at_is_not_measured() {
     let mut run = Run::new(Profile::Balanced);
     (run.is_deaf, run.vitals.cpu_khz_max) = (true, Some(1_428_000));

@@ -86,7 +86,7 @@ impl JobHand {
         written.await.map_err(|_| over())?
     }
 
-    /// Whoever has it is done with it.
+    /// Whoever has it is not waited for: they are done with it, or may have lost it.
     pub fn settle(&self) {
         self.is_settled.store(true, Ordering::Relaxed);
     }

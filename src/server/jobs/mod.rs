@@ -23,6 +23,7 @@ mod tests;
 
 pub(super) use door::Door;
 pub use hand::{Holder, JobHand};
+pub use promise::JOB;
 pub(super) use promise::{asks_for_job, keep_promise};
 pub(super) use routes::routes;
 pub use runner::JobRunner;

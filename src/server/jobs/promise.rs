@@ -34,8 +34,8 @@ use crate::server::sockets::id_of;
 use crate::server::{ApiError, Caller, Gate, autocoder};
 use crate::store::now_ms;
 
-/// The header that names the job of an answer.
-const JOB_HEADER: &str = "x-jetforge-job";
+/// The header that names the job of an answer, or that of a refusal: that one goes on.
+pub const JOB: HeaderName = HeaderName::from_static("x-jetforge-job");
 /// Attempts of a job whose caller left.
 const N_ATTEMPT: i64 = 3;
 /// Longest wait without a look at the job.
@@ -84,9 +84,15 @@ pub(in crate::server) async fn keep_promise(
         (Ok(asked), Wish::Later, None) => submit(&door, asked).await.map(applied),
         (Ok(asked), wish, _) => wait(&door, asked, caller, patience, wish).await,
     };
-    kept.unwrap_or_else(|error| match autocoder::is_path(path) {
-        true => autocoder::with_id(error, id).into_response(),
-        false => error.into_response(),
+    kept.unwrap_or_else(|error| {
+        let job = error.extra.get("job").and_then(Value::as_str);
+        let job = job.and_then(|id| HeaderValue::from_str(id).ok());
+        let mut response = match autocoder::is_path(path) {
+            true => autocoder::with_id(error, id).into_response(),
+            false => error.into_response(),
+        };
+        response.headers_mut().extend(job.map(|job| (JOB, job)));
+        response
     })
 }
 
@@ -281,7 +287,9 @@ fn stopping() -> ApiError {
 
 fn stops(id: &str) -> ApiError {
     let message = format!("the service stops; job {id} goes on when it is back");
-    ApiError::unavailable(message, Duration::from_secs(5))
+    let mut error = ApiError::unavailable(message, Duration::from_secs(5));
+    error.extra.insert("job".to_owned(), id.into());
+    error
 }
 
 /// A job that waits for something, as a service that is not there for it now.
@@ -341,7 +349,7 @@ fn answer(job: &Job, outcome: Option<Outcome>, head: Option<Head>) -> Result<Res
 /// An answer with the name of its job.
 fn named(mut response: Response, job: &Job) -> Response {
     if let Ok(id) = HeaderValue::from_str(&job.row.id) {
-        response.headers_mut().insert(JOB_HEADER, id);
+        response.headers_mut().insert(JOB, id);
     }
     response
 }

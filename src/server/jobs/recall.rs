@@ -28,61 +28,80 @@ type Deaf = BTreeMap<String, (Instant, Duration)>;
 
 /// Looks whom there is to tell, as long as the service runs.
 pub(super) async fn recall(door: Door, forward: Arc<dyn Forward>) {
-    let (mut changes, mut deaf) = (door.changes(), Deaf::new());
+    let (mut changes, mut deaf, mut left) = (door.changes(), Deaf::new(), Vec::new());
+    let pause = Duration::from_millis(JOB_UNWANTED_PAUSE_MS);
+    changes.mark_changed();
     loop {
-        changes.mark_unchanged();
-        let has_left = tell_all(&door, &forward, &mut deaf).await.unwrap_or_else(|error| {
-            tracing::warn!(error = error.message, "jobs that nobody wants wait for the disk");
-            true
-        });
-        if has_left {
-            tokio::time::sleep(Duration::from_millis(JOB_UNWANTED_PAUSE_MS)).await;
-        } else if changes.changed().await.is_err() {
+        if left.is_empty() && changes.changed().await.is_err() {
             return;
+        }
+        // Some machines never come back: the disk is asked again after changes alone.
+        if left.is_empty() || changes.has_changed().unwrap_or(false) {
+            changes.mark_unchanged();
+            match door.ask(|jobs| jobs.unwanted()).await {
+                Ok(rows) => left = rows,
+                Err(error) => {
+                    let error = error.message;
+                    tracing::warn!(error, "jobs that nobody wants wait for the disk");
+                    changes.mark_changed();
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+            }
+        }
+        left = tell_all(&door, &forward, &mut deaf, left).await;
+        if !left.is_empty() {
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// Tells whoever can be told; whether somebody is left.
+/// Tells whoever can be told; who is left.
 async fn tell_all(
     door: &Door,
     forward: &Arc<dyn Forward>,
     deaf: &mut Deaf,
-) -> Result<bool, ApiError> {
-    let mut has_left = false;
-    let rows = door.ask(|jobs| jobs.unwanted()).await?;
+    rows: Vec<UnwantedRow>,
+) -> Vec<UnwantedRow> {
+    let mut left = Vec::new();
     deaf.retain(|holder, _| rows.iter().any(|row| row.holder == *holder));
     for row in rows {
-        let holder = row.holder.clone();
-        let host = holder.split(' ').next().unwrap_or_default().to_owned();
+        let host = row.holder.split(' ').next().unwrap_or_default();
         let is_left_alone =
-            deaf.get(&holder).is_some_and(|(since, pause)| since.elapsed() < *pause);
-        if is_left_alone || !forward.reaches(&host) {
-            has_left = true;
+            deaf.get(&row.holder).is_some_and(|(since, pause)| since.elapsed() < *pause);
+        if is_left_alone || !forward.reaches(host) {
+            left.push(row);
             continue;
         }
-        let told = match unwanted(door, row.clone()).await? {
-            Some(unwanted) => Arc::clone(forward).withdraw(unwanted).await,
-            // Nobody could say what it was.
-            None => Withdrawn::Over,
-        };
-        let (id, was_answered) = (row.id.clone(), told == Withdrawn::Answered);
-        let why = match told {
-            Withdrawn::Untold(why) => Some(why),
-            _ => {
-                let settled = door.ask(move |jobs| jobs.settle_unwanted(&row, was_answered));
-                settled.await.err().map(|error| error.message)
+        match tell(door, forward, row.clone()).await {
+            Ok(()) => door.tell(),
+            Err(why) => {
+                tracing::info!(host, why, job = row.id, "a job is not taken back there yet");
+                leave_alone(deaf, row.holder.clone());
+                left.push(row);
             }
-        };
-        if let Some(why) = why {
-            tracing::info!(host, why, job = id, "a job is not taken back there yet");
-            leave_alone(deaf, holder);
-            has_left = true;
-        } else {
-            door.tell();
         }
     }
-    Ok(has_left)
+    left
+}
+
+/// Tells a machine, and writes down that it has heard.
+///
+/// # Errors
+/// Why it is told again.
+async fn tell(door: &Door, forward: &Arc<dyn Forward>, row: UnwantedRow) -> Result<(), String> {
+    let found = unwanted(door, row.clone()).await.map_err(|error| error.message)?;
+    let told = match found {
+        Some(unwanted) => Arc::clone(forward).withdraw(unwanted).await,
+        // Nobody could say what it was.
+        None => Withdrawn::Over,
+    };
+    let was_answered = match told {
+        Withdrawn::Untold(why) => return Err(why),
+        told => told == Withdrawn::Answered,
+    };
+    let settled = door.ask(move |jobs| jobs.settle_unwanted(&row, was_answered)).await;
+    settled.map_err(|error| error.message)
 }
 
 /// Each time for twice as long, within bounds.

@@ -223,6 +223,7 @@ fn failed(error: ShelfError) -> ApiError {
     match error {
         ShelfError::Unknown(message) => ApiError::not_found(message),
         ShelfError::InUse(message) => ApiError::conflict(message).at("model"),
+        ShelfError::NoRoom(message) => ApiError::no_room(message),
         ShelfError::Failed(message) => ApiError::internal(message),
     }
 }

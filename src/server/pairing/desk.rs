@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -20,15 +19,12 @@ use super::{
 use crate::base::hash::{hex, unhex};
 use crate::pair::{Code, Hello, PairError, Part, Role, Side};
 use crate::seal;
+use crate::server::error::STORE_RETRY;
 use crate::server::fields::Fields;
 use crate::server::keys::{Class, Grant, KeyFile, Scope};
-use crate::server::ring::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::{Peer, Store, StoreError, now_ms};
 use crate::sync::host_of;
-
-/// When to come back if the disk is slow.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The routes of this file.
 pub(in crate::server) fn routes() -> Router<Gate> {
@@ -143,16 +139,18 @@ impl PairDesk {
             .ok_or_else(|| ApiError::field("sealed", "it does not open"))?;
         let node = self.0.store.node().map_err(internal)?;
         let known = self.0.store.peer(&theirs.node).ok().flatten();
-        let key_name = peer_key_name(&theirs.node);
-        // Of a machine that pairs again, the new key alone counts.
-        let _ = self.0.keys.revoke(&key_name);
+        // What that one asked is its own, and is not for whoever says to be it.
+        if let Some(other) = known.as_ref().filter(|known| known.name != theirs.name) {
+            self.0.offer.close().map_err(internal)?;
+            return Err(ApiError::conflict(other_name(&theirs, other)));
+        }
         let grant = Grant {
             scopes: vec![Scope::Inference],
             class: Class::Interactive,
             per_minute: None,
             at_once: None,
         };
-        let key = self.0.keys.create(&key_name, grant).map_err(internal)?;
+        let key = self.0.keys.create_for_peer(&theirs.node, grant).map_err(internal)?;
         let Card { name, certificate, .. } = self.card();
         let certificate = certificate.map(|own| own.to_string());
         // It knows where this one is: it called.
@@ -174,6 +172,16 @@ impl PairDesk {
         tracing::info!(peer = theirs.name, node = theirs.node, "paired");
         Ok(json!({ "sealed": ours.seal(&sealer, FROM_ANSWERER).map_err(internal)? }))
     }
+}
+
+/// Why a machine is not paired that is known by another name.
+fn other_name(theirs: &Introduction, known: &Peer) -> String {
+    let (node, name, before) = (&theirs.node, &theirs.name, &known.name);
+    format!(
+        "the machine {node} is paired here as {before:?}, and now calls itself {name:?}: pair as \
+         {before:?} (`jetforge setup --name`), or end that pairing first, by `jetforge sync \
+         forget {node}` here"
+    )
 }
 
 /// Has this machine pair with an appliance, for an owner whose service holds the store.
@@ -220,7 +228,7 @@ async fn pair(State(gate): State<Gate>, fields: Fields) -> Result<Json<Value>, A
 fn unkept(error: StoreError) -> ApiError {
     match error.is_disk_full() {
         true => ApiError::from(&error),
-        false => ApiError::unavailable(format!("the pairing cannot be kept: {error}"), RETRY),
+        false => ApiError::unavailable(format!("the pairing cannot be kept: {error}"), STORE_RETRY),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::base::limits::{SYNC_ENTRY_BYTES_MAX, SYNC_KEY_BYTES_MAX};
 use crate::server::access::presented;
 use crate::server::fields::Fields;
 use crate::server::keys::hash;
-use crate::server::ring::peer_key_name;
+use crate::server::keys::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
 use crate::sync::{

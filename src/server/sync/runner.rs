@@ -12,7 +12,7 @@ use super::call::{CallError, exchange};
 use super::known::tell_inventory;
 use crate::base::limits::SYNC_HAULS_MAX;
 use crate::server::jobs::Door;
-use crate::server::ring::peer_key_name;
+use crate::server::keys::peer_key_name;
 use crate::server::{ApiError, Gate};
 use crate::store::Peer;
 use crate::sync::{Ask, Node};

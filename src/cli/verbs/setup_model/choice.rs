@@ -48,7 +48,7 @@ impl Bits {
 /// tells unless memory is to be saved.
 pub fn recipe_for(bits: Bits, saves_memory: bool) -> Recipe {
     let name = match (bits, saves_memory) {
-        (Bits::Three, true) => "N3",
+        (Bits::Three, true) => "N3_S",
         (Bits::Three, false) => "N3_M",
         (Bits::Four, true) => "N4",
         (Bits::Four, false) => "N4_M",

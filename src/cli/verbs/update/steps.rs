@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::slots;
 use crate::base::dirs::{Dirs, Role};
@@ -25,7 +25,7 @@ use crate::cli::remote::Remote;
 use crate::cli::terminal::note;
 use crate::cli::{Context, exit};
 use crate::store::{go_back, keep_before};
-use crate::update::{Ended, Look, Watch};
+use crate::update::{Ended, Look, Slots, Watch};
 
 /// In the directory of states: what a way back lost.
 const LOST: &str = "update-lost.txt";
@@ -41,7 +41,7 @@ const N_ASK: u32 = 5;
 pub enum Step {
     /// Before a start, as root: count it, and choose the program
     #[command(hide = true)]
-    Begin,
+    Begin(BootArgs),
     /// Before a start, as the service: let the state fit to the program
     #[command(hide = true)]
     State,
@@ -54,10 +54,19 @@ pub enum Step {
     /// While a program is on trial, as root; ends with 0 if the service is to be started anew, and
     /// with 7 if there is nothing to watch
     #[command(hide = true)]
-    Watch,
+    Watch(BootArgs),
     /// A package was installed: its program runs from now on
     #[command(hide = true)]
     Package,
+}
+
+/// Which start of the machine it is.
+#[derive(Debug, Args)]
+pub struct BootArgs {
+    /// What systemd calls this start of the machine: in a container the kernel tells a unit with a
+    /// sandbox another name for it than one without
+    #[arg(long, value_name = "ID")]
+    boot: Option<String>,
 }
 
 /// Where it stands what a way back lost.
@@ -69,7 +78,7 @@ pub fn lost_file(root: &Path) -> PathBuf {
 pub fn run(context: &Context, root: &Path, step: &Step) -> anyhow::Result<u8> {
     let slots = slots(root)?;
     match step {
-        Step::Begin => slots.begin()?.iter().for_each(note),
+        Step::Begin(now) => slots.in_boot(now.boot.as_deref()).begin()?.iter().for_each(note),
         Step::State => return state(context, root),
         Step::Ready => {
             // Only a trial is worth the question.
@@ -87,15 +96,15 @@ pub fn run(context: &Context, root: &Path, step: &Step) -> anyhow::Result<u8> {
             let ended = Ended { result, code, status, is_started };
             slots.ended(&ended)?.iter().for_each(note);
         }
-        Step::Watch => return watch(root),
+        Step::Watch(now) => return watch(&slots.in_boot(now.boot.as_deref())),
         Step::Package => slots.take_package()?,
     }
     Ok(exit::OK)
 }
 
 /// Looks after a trial until it ends, or until the service is to be started anew.
-fn watch(root: &Path) -> anyhow::Result<u8> {
-    let (slots, began, mut watch) = (slots(root)?, Instant::now(), Watch::default());
+fn watch(slots: &Slots) -> anyhow::Result<u8> {
+    let (began, mut watch) = (Instant::now(), Watch::default());
     loop {
         let (look, said) = slots.look(&mut watch, began.elapsed())?;
         said.iter().for_each(note);

@@ -15,6 +15,8 @@ pub enum Isa {
     Amx,
     /// NEON as of ARMv8.0.
     Neon,
+    /// NEON, and the dot products of bytes that ARMv8.2 brought.
+    Dotprod,
 }
 
 impl Isa {
@@ -26,6 +28,7 @@ impl Isa {
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
             Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
         }
     }
 
@@ -52,9 +55,14 @@ impl Isa {
                 }
             }
         }
-        // Every processor of this architecture has it.
         #[cfg(target_arch = "aarch64")]
-        isas.push(Isa::Neon);
+        {
+            // Every processor of this architecture has it.
+            isas.push(Isa::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                isas.push(Isa::Dotprod);
+            }
+        }
         isas
     }
 
@@ -113,7 +121,8 @@ macro_rules! with_isa {
         }
         #[cfg(target_arch = "aarch64")]
         match $isa {
-            Isa::Neon => {
+            // These kernels multiply floats: dot products of bytes are nothing to them.
+            Isa::Neon | Isa::Dotprod => {
                 $f::<$crate::inference::backend::cpu::simd::Neon $($(, $g)*)?>($($arg),*)
             }
             _ => $f::<Scalar $($(, $g)*)?>($($arg),*),

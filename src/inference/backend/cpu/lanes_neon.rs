@@ -1,10 +1,11 @@
-//! Lanes of ARMv8.0's NEON: four rows, as a Cortex-A57 has them, without dot product instructions
-//! and without arithmetic on f16.
+//! Lanes of NEON: four rows, without arithmetic on f16. They come with dot products of bytes, which
+//! are ARMv8.2's, and without, as a Cortex-A57 has them.
 //!
 //! ```text
 //! codes   k0 k1 k2 k3 | k0 k1 k2 k3 | k0 k1 k2 k3 | k0 k1 k2 k3      a chunk of four rows
 //! acts    a0 a1 a2 a3 | a0 a1 a2 a3 | a0 a1 a2 a3 | a0 a1 a2 a3      the same four for every row
-//!         low: 8 products in 16 bits  | high: 8 products in 16 bits
+//! smlal   low: 8 products in 16 bits  | high: 8 products in 16 bits
+//! sdot    row 0 in 32 bits | row 1    | row 2         | row 3
 //! ```
 //!
 //! `smlal` multiplies eight pairs and adds them to 16 bits, one a cycle on this core: products of
@@ -16,17 +17,27 @@
 //! are unpacked once for eight. llvm-mca, which models this core, counts 4.9 to 7.4
 //! multiply-adds a cycle for such a tile, by type (`jetpack/neon_bound.py`); the multiplier could
 //! do 8. No core was timed.
+//!
+//! `sdot` adds the four products of each row to its sum in 32 bits, where any codes fit, and takes
+//! the four activations by their place in a vector: nothing is copied, nothing widened. The model
+//! of a Neoverse N1 counts 9.0 to 18.9 multiply-adds a cycle, of 32; 4.9 to 6.7 without. What is
+//! the same either way is the same code, so `DOT` is an argument of one type.
+//!
+//! Many columns do not meet expanded panels here: a vector's rows are a quarter of every line, so
+//! each line of twice as many bytes would be fetched four times.
 
-// Every AArch64 processor has these instructions, so what is left to vouch for is the pointers: the
-// rule of the trait, and the reason of each block below.
+// Every AArch64 processor has these instructions, `sdot` aside, which a machine with `DOT` has. So
+// what is left to vouch for is the pointers: the rule of the trait, and the reason of each block
+// below.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 use super::lanes::{Dot, Lanes, unroll};
 use std::arch::aarch64::*;
+use std::arch::asm;
 
-/// NEON: four rows.
+/// NEON: four rows; with `DOT` on a machine that has dot products of bytes.
 #[derive(Clone, Copy)]
-pub struct NeonLanes;
+pub struct NeonLanes<const DOT: bool>;
 
 /// Four bytes from `p`, in the lower half.
 ///
@@ -53,8 +64,29 @@ unsafe fn four_acts(acts: int8x16_t, j: usize) -> int8x16_t {
     }
 }
 
-// SAFETY: each function touches the lanes that the trait names; every AArch64 processor has NEON.
-unsafe impl Lanes for NeonLanes {
+/// Adds the dot products of four codes of each row and four activations, the `AT`th of `acts`.
+#[inline]
+#[target_feature(enable = "dotprod")]
+pub fn sdot<const AT: i32>(mut sums: int32x4_t, codes: int8x16_t, acts: int8x16_t) -> int32x4_t {
+    // The compiler's intrinsic of it, `vdotq_laneq_s32`, came with Rust 1.98. What is not `pure`
+    // stays in the order that it is written in: the scheduler, which does not know how long this
+    // takes, put columns that take turns one after another again.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {codes:v}.16b, {acts:v}.4b[{at}]",
+            sums = inlateout(vreg) sums,
+            codes = in(vreg) codes,
+            acts = in(vreg) acts,
+            at = const AT,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+// SAFETY: each function touches the lanes that the trait names; every AArch64 processor has NEON,
+// and with `DOT` the caller's has dot products.
+unsafe impl<const DOT: bool> Lanes for NeonLanes<DOT> {
     const ROWS: usize = 4;
     const COLS: usize = 8;
     type F = float32x4_t;
@@ -146,13 +178,15 @@ unsafe impl Lanes for NeonLanes {
         unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), x) }
     }
     #[inline(always)]
-    unsafe fn dot(w: &[uint8x16_t], a: *const i8, _neg_sum: i32, dot: Dot) -> float32x4_t {
+    unsafe fn dot(w: &[uint8x16_t], a: *const i8, neg_sum: i32, dot: Dot) -> float32x4_t {
         // Codes become signed once for all columns, so nothing is left to add for each of them, and
         // more products fit 16 bits: as many as 127 times the largest code goes into them.
         unsafe {
             vcvtq_f32_s32(match dot.zero_log2 {
-                Some(z) => products(w, a, 1 << z, 1 << z),
-                None => products(w, a, 0, (1 << dot.bits) - 1),
+                // Here the zero costs nothing: it is what the sum begins with.
+                Some(z) if DOT && dot.bits < 8 => dotted(vdupq_n_s32(neg_sum << z), w, a, 0),
+                Some(z) => products::<DOT>(w, a, 1 << z, 1 << z),
+                None => products::<DOT>(w, a, 0, (1 << dot.bits) - 1),
             })
         }
     }
@@ -182,11 +216,32 @@ unsafe impl Lanes for NeonLanes {
     ) -> int32x4_t {
         unsafe {
             let dot = if bits == 8 {
-                products(w, a, 128, 128)
+                products::<DOT>(w, a, 128, 128)
             } else {
-                products(w, a, 0, (1 << bits) - 1)
+                products::<DOT>(w, a, 0, (1 << bits) - 1)
             };
             vmlaq_s32(acc, dot, scale)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled_tile<const C: usize>(
+        acc: &mut [int32x4_t; C],
+        w: &[uint8x16_t],
+        a: *const i8,
+        stride: usize,
+        scale: int32x4_t,
+        bits: u32,
+    ) {
+        unsafe {
+            unroll!(C, |c| {
+                if !DOT {
+                    acc[c] = Self::add_scaled(acc[c], w, a.add(c * stride), scale, bits);
+                } else if c % TURN == 0 {
+                    let acc = &mut acc[c..C.min(c + TURN)];
+                    let zero = if bits == 8 { 128 } else { 0 };
+                    add_turn(acc, w, a.add(c * stride), stride, scale, zero);
+                }
+            });
         }
     }
     #[inline(always)]
@@ -204,7 +259,75 @@ unsafe impl Lanes for NeonLanes {
 
 /// For each row, `sum of (w - zero) * a`, where `|w - zero|` is at most `code_max`.
 #[inline(always)]
-unsafe fn products(w: &[uint8x16_t], a: *const i8, zero: u8, code_max: i32) -> int32x4_t {
+unsafe fn products<const DOT: bool>(
+    w: &[uint8x16_t],
+    a: *const i8,
+    zero: u8,
+    code_max: i32,
+) -> int32x4_t {
+    unsafe { if DOT { dotted(vdupq_n_s32(0), w, a, zero) } else { widened(w, a, zero, code_max) } }
+}
+
+/// Adds the four products of a row at once.
+#[inline(always)]
+unsafe fn dotted(mut sums: int32x4_t, w: &[uint8x16_t], a: *const i8, zero: u8) -> int32x4_t {
+    unsafe {
+        unroll!(8, |j| {
+            if j < w.len() {
+                sums = add_chunk(sums, w[j], a, j, zero);
+            }
+        });
+        sums
+    }
+}
+
+/// Adds the products of chunk `j`.
+#[inline(always)]
+unsafe fn add_chunk(sums: int32x4_t, w: uint8x16_t, a: *const i8, j: usize, zero: u8) -> int32x4_t {
+    unsafe {
+        let codes = vreinterpretq_s8_u8(vsubq_u8(w, vdupq_n_u8(zero)));
+        let acts = vld1q_s8(a.add(j / 4 * 16));
+        match j % 4 {
+            0 => sdot::<0>(sums, codes, acts),
+            1 => sdot::<1>(sums, codes, acts),
+            2 => sdot::<2>(sums, codes, acts),
+            _ => sdot::<3>(sums, codes, acts),
+        }
+    }
+}
+
+/// Columns that take turns at `sdot`: a core that keeps the order of its instructions would wait
+/// for each sum four cycles.
+const TURN: usize = 4;
+
+/// [`Lanes::add_scaled`] for up to [`TURN`] columns, chunk by chunk.
+#[inline(always)]
+unsafe fn add_turn(
+    acc: &mut [int32x4_t],
+    w: &[uint8x16_t],
+    a: *const i8,
+    stride: usize,
+    scale: int32x4_t,
+    zero: u8,
+) {
+    unsafe {
+        let mut sums = [vdupq_n_s32(0); TURN];
+        unroll!(8, |j| {
+            if j < w.len() {
+                for (c, sums) in sums.iter_mut().enumerate().take(acc.len()) {
+                    *sums = add_chunk(*sums, w[j], a.add(c * stride), j, zero);
+                }
+            }
+        });
+        for (acc, sums) in acc.iter_mut().zip(sums) {
+            *acc = vmlaq_s32(*acc, sums, scale);
+        }
+    }
+}
+
+/// Products in 16 bits, of which as many are added as fit before they are widened.
+#[inline(always)]
+unsafe fn widened(w: &[uint8x16_t], a: *const i8, zero: u8, code_max: i32) -> int32x4_t {
     // 2 for codes of 8 bits; 4 or more, what shares a scale, for the others.
     let n_fit = (32_767 / (127 * code_max)) as usize;
     unsafe {

@@ -22,7 +22,7 @@ use crate::inference::quant::{TensorType, dequantize};
 /// The adapters that are loaded, and what their products need.
 #[derive(Default)]
 pub struct Lora {
-    adapters: Vec<Option<Adapter>>,
+    adapters: Vec<Adapter>,
     /// `A x`, `[n, rank]` with padded rows.
     hidden: Vec<f32>,
     /// `B (A x)`, `[n, n_out]`.
@@ -37,8 +37,8 @@ struct Group<'a> {
 }
 
 impl CpuBackend {
-    /// Loads an adapter for this model, which is of architecture `arch`. Its number is not given
-    /// out again, so it may stand for it in the key of a cache.
+    /// Loads an adapter for this model, which is of architecture `arch`. It stays, so its number
+    /// may stand for it in the key of a cache.
     ///
     /// # Errors
     /// If the file does not fit the model, or too many adapters are loaded.
@@ -56,23 +56,16 @@ impl CpuBackend {
     /// # Errors
     /// If too many adapters are loaded.
     pub fn take_adapter(&mut self, adapter: Adapter) -> Result<AdapterIdx, BackendError> {
-        if self.lora.adapters.iter().flatten().count() >= ADAPTERS_MAX {
+        if self.lora.adapters.len() >= ADAPTERS_MAX {
             return Err(BackendError::TooManyAdapters);
         }
-        self.lora.adapters.push(Some(adapter));
+        self.lora.adapters.push(adapter);
         Ok(self.lora.adapters.len() as AdapterIdx - 1)
     }
 
     /// An adapter that is loaded.
     pub fn adapter(&self, idx: AdapterIdx) -> Option<&Adapter> {
-        self.lora.adapters.get(idx as usize)?.as_ref()
-    }
-
-    /// Forgets an adapter. Batches that ask for it are refused from now on.
-    pub fn remove_adapter(&mut self, idx: AdapterIdx) {
-        if let Some(place) = self.lora.adapters.get_mut(idx as usize) {
-            *place = None;
-        }
+        self.lora.adapters.get(idx as usize)
     }
 
     /// Refuses adapters that are not loaded.
@@ -153,8 +146,8 @@ impl CpuBackend {
 }
 
 /// What an adapter adds to a weight; a scale of 0 is not special, as in llama.cpp.
-fn part(adapters: &[Option<Adapter>], idx: AdapterIdx, weight: WeightId) -> Option<&AdapterPart> {
-    adapters.get(idx as usize)?.as_ref()?.part(weight)
+fn part(adapters: &[Adapter], idx: AdapterIdx, weight: WeightId) -> Option<&AdapterPart> {
+    adapters.get(idx as usize)?.part(weight)
 }
 
 /// `[n_rows, ...]` in f32.

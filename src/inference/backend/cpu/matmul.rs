@@ -12,6 +12,7 @@
 //! both.
 
 use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
+use super::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::expand::{self, EXPAND_COLS, WIDE_BYTES};
@@ -62,6 +63,7 @@ struct Job<'a> {
     bias: Option<&'a [f32]>,
     out: SharedMut<f32>,
     out_stride: usize,
+    ahead: Ahead,
 }
 
 /// Computes units `start..end` of a job: panels, or rows of a float matrix.
@@ -91,7 +93,8 @@ pub fn matmul(
         (w.n_rows, w.n_cols * w.ty.block_bytes(), floats_fn(isa, w.ty))
     };
     assert!(w.data.len() == n_unit * unit_bytes);
-    let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride };
+    let ahead = Ahead::of_machine();
+    let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride, ahead };
     let held_bytes = match needs_acts(w.ty) && x.n >= EXPAND_COLS {
         true => unit_bytes.max(wide_bytes(isa, w, x.n)),
         false => unit_bytes.max(1),
@@ -247,7 +250,9 @@ impl Job<'_> {
             // SAFETY: passed on.
             unsafe {
                 let acts = self.acts.as_ptr().add(col);
-                let sums = panel_kernel::tile::<L, F, C, WIDE>(panel, wide, n_block, row, acts, n);
+                let (acts, ahead) = ((acts, n), self.ahead);
+                let sums =
+                    panel_kernel::tile::<L, F, C, WIDE>(panel, wide, n_block, row, acts, ahead);
                 let row = panel_idx * PANEL_ROWS + row;
                 for (c, sum) in sums.into_iter().enumerate() {
                     self.store::<L>(row, col + c, sum);
@@ -407,7 +412,9 @@ fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => panels_avx2::<$format>,
                 #[cfg(target_arch = "aarch64")]
-                Isa::Neon => panels::<NeonLanes, $format>,
+                Isa::Neon => panels::<NeonLanes<false>, $format>,
+                #[cfg(target_arch = "aarch64")]
+                Isa::Dotprod => panels_dotprod::<$format>,
                 _ => panels::<ScalarLanes, $format>,
             }
         };
@@ -424,7 +431,7 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => floats_avx2::<W>,
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => floats::<NeonLanes, W, 2, 4>,
+            Isa::Neon | Isa::Dotprod => floats::<NeonLanes<false>, W, 2, 4>,
             _ => floats::<ScalarLanes, W, 2, 1>,
         }
     }
@@ -492,6 +499,13 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe { panels::<Avx2Lanes, F>(job, start, end) }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod")]
+unsafe fn panels_dotprod<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    // SAFETY: the feature is on; the rest is passed on.
+    unsafe { panels::<NeonLanes<true>, F>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,7 @@
 //! largest batch. Results do not depend on the batch, the number of threads or the instruction set.
 
 mod acts;
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;

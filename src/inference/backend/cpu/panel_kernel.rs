@@ -24,16 +24,11 @@
 //! for sixteen, on every instruction set.
 
 use super::acts::{ActChunk, ActScale, BLOCK_LEN};
+use super::ahead::Ahead;
 use super::expand::{Fold, WIDE_BYTES};
 use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
-use super::simd::prefetch;
 
-/// Bytes from what a narrow tile multiplies to what it asks memory for: its arithmetic takes about
-/// as long as reading does, and the hardware's own prefetching left one waiting for the other
-/// (eight columns became a third faster). One column has nothing to hide; asking made it 10 %
-/// slower.
-const AHEAD: usize = 2048;
 /// Bytes from a column to the next.
 const ACT_BYTES: usize = size_of::<ActChunk>();
 
@@ -49,8 +44,8 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     wide: *const u8,
     n_block: usize,
     row: usize,
-    acts: *const ActChunk,
-    stride: usize,
+    (acts, stride): (*const ActChunk, usize),
+    ahead: Ahead,
 ) -> [L::F; C] {
     let layout = F::LAYOUT;
     // SAFETY: every address below lies in the panel or in a chunk, as the caller vouches.
@@ -61,7 +56,7 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             let n_block = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
             let acts = acts.add(group_idx * stride);
             let codes = group.add(layout.scales_bytes(n_block));
-            let mut at = Group { scales: group, codes, n_block, row };
+            let mut at = Group { scales: group, codes, n_block, row, ahead };
             if WIDE {
                 at.codes = wide.add(group_idx * GROUP_BLOCKS * WIDE_BYTES);
             }
@@ -82,6 +77,7 @@ struct Group {
     codes: *const u8,
     n_block: usize,
     row: usize,
+    ahead: Ahead,
 }
 
 impl Group {
@@ -92,15 +88,13 @@ impl Group {
         unsafe { unpack_codes::<L>(layout, self.codes.add(b * layout.code_bytes() + 4 * self.row)) }
     }
 
-    /// Asks for the codes that come [`AHEAD`] after those of block `b`.
+    /// Asks for codes that come after those of block `b`.
     #[inline(always)]
-    fn prefetch(self, layout: Layout, b: usize) {
-        if self.row > 0 {
-            return;
-        }
-        let at = self.codes.wrapping_add(b * layout.code_bytes() + AHEAD);
-        for line in 0..layout.code_bytes() / VECTOR_BYTES {
-            prefetch(at.wrapping_add(line * VECTOR_BYTES));
+    fn ask<const C: usize>(self, layout: Layout, b: usize) {
+        // The first rows of a panel do it for all.
+        if self.row == 0 {
+            let codes = self.codes.wrapping_add(b * layout.code_bytes());
+            self.ahead.ask::<C>(codes, layout.code_bytes() / VECTOR_BYTES);
         }
     }
 }
@@ -138,8 +132,8 @@ unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             let head = group.scales.add(b * layout.super_bytes() + 2 * group.row);
             let d = load_d::<L>(layout, head);
             let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
-            if !WIDE && (2..=8).contains(&C) {
-                group.prefetch(layout, b);
+            if !WIDE {
+                group.ask::<C>(layout, b);
             }
             let w = group.codes::<L>(stored(layout, WIDE), b);
             unroll!(C, |c| {
@@ -180,8 +174,8 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             });
         }
         for b in 0..group.n_block {
-            if !WIDE && (2..=8).contains(&C) {
-                group.prefetch(layout, b);
+            if !WIDE {
+                group.ask::<C>(layout, b);
             }
             let w = group.codes::<L>(stored(layout, WIDE), b);
             let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);

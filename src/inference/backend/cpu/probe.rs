@@ -144,6 +144,7 @@ pub fn integer_peak(
         Isa::Avx512 => 16 * 64,
         Isa::Amx => 4 * 16 * 16 * 64,
         Isa::Neon => 16 * 8,
+        Isa::Dotprod => 16 * 16,
     };
     let mut pass = || {
         pool.run(n_tasks, &|_, _| {
@@ -211,10 +212,14 @@ unsafe fn peak(isa: Isa) {
             _ => {}
         }
     }
+    // SAFETY: passed on.
     #[cfg(target_arch = "aarch64")]
-    if isa == Isa::Neon {
-        // SAFETY: the instruction set is of this machine.
-        unsafe { peak_neon() };
+    unsafe {
+        match isa {
+            Isa::Neon => peak_neon(),
+            Isa::Dotprod => peak_dotprod(),
+            _ => {}
+        }
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = isa;
@@ -268,6 +273,22 @@ fn peak_neon() {
         let a = black_box([vdup_n_s8(5), vdup_n_s8(6), vdup_n_s8(7), vdup_n_s8(8)]);
         unroll!(16, |i| {
             sums[i] = vmlal_s8(sums[i], a[i % 4], b[i / 4]);
+        });
+    }
+    black_box(sums);
+}
+
+/// `sdot`: 16 products a time, 16 times a step.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod")]
+fn peak_dotprod() {
+    use super::lanes_neon::sdot;
+    use std::arch::aarch64::{vdupq_n_s8, vdupq_n_s32};
+    let (a, b) = (black_box(vdupq_n_s8(3)), black_box(vdupq_n_s8(5)));
+    let mut sums = [vdupq_n_s32(0); 16];
+    for _ in 0..PEAK_STEPS {
+        unroll!(16, |i| {
+            sums[i] = sdot::<0>(sums[i], a, b);
         });
     }
     black_box(sums);

@@ -38,7 +38,7 @@ pub unsafe trait Simd: Copy {
     unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
 }
 
-/// Asks for the cache line of `p`. Nothing is read: any address will do.
+/// Asks for the cache line of `p`, into the nearest cache. Nothing is read: any address will do.
 #[inline(always)]
 pub fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -50,6 +50,23 @@ pub fn prefetch(p: *const u8) {
     // SAFETY: as above.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
+}
+
+/// [`prefetch`] into the second cache.
+#[inline(always)]
+pub fn prefetch_l2(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, readonly));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;

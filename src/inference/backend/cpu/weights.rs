@@ -1,8 +1,9 @@
 //! The weights of a plan: vectors as f32, float matrices as the file has them, quantised ones in
 //! panels.
 //!
-//! Packing streams: a few megabytes of the file are read, packed by all threads, and their pages
-//! given back, so memory peaks at the model plus one such step. A table that is only looked up row
+//! Packing streams, in the file's order: a few megabytes of it are packed by all threads and their
+//! pages given back, while the system reads what comes next. So memory peaks at the model plus one
+//! such step. A table that is only looked up row
 //! by row stays in the file; one that is multiplied as well (a tied output) is in both, and of the
 //! file only the rows that are looked up come to memory.
 //!
@@ -22,7 +23,7 @@ use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
 use crate::inference::backend::{BackendError, LoadProgress, Plan, WeightId};
-use crate::inference::gguf::Gguf;
+use crate::inference::gguf::{Gguf, ReadAhead};
 use crate::inference::quant::Form;
 
 /// Bytes of a file that are packed between two times that pages are given back.
@@ -99,11 +100,16 @@ impl Weights {
         // Large pages save address lookups in decode; without them everything works as well.
         #[cfg(target_os = "linux")]
         let _ = panels.advise(memmap2::Advice::HugePage);
-        for item in &items {
-            if let Item::Matrix(stored, Some(start)) = item {
-                let out = &mut panels[*start..][..panels_bytes(stored)];
-                pack(&gguf, stored, isa, (&mut *pool, progress), out);
-            }
+        let packed = items.iter().filter_map(|item| match item {
+            Item::Matrix(stored, Some(start)) => Some((stored, *start)),
+            _ => None,
+        });
+        let mut packed: Vec<_> = packed.collect();
+        packed.sort_by_key(|(stored, _)| (stored.tensor_idx, stored.row_start));
+        let mut ahead = ReadAhead::default();
+        for (stored, start) in packed {
+            let out = &mut panels[start..][..panels_bytes(stored)];
+            pack((&*gguf, &mut ahead), stored, isa, (&mut *pool, progress), out);
         }
         Ok(Weights { gguf, items, panels })
     }
@@ -166,7 +172,7 @@ fn as_stored<'a>(gguf: &'a Gguf, stored: &Stored) -> &'a [u8] {
 
 /// Packs a matrix, giving back the file's pages on the way.
 fn pack(
-    gguf: &Gguf,
+    (gguf, ahead): (&Gguf, &mut ReadAhead),
     stored: &Stored,
     isa: Isa,
     (pool, progress): (&mut Pool, &LoadProgress),
@@ -180,6 +186,10 @@ fn pack(
     let out = SharedMut::new(out);
     for start in (0..n_panel).step_by(step) {
         let n = step.min(n_panel - start);
+        let done = ((start + step) * PANEL_ROWS).min(n_rows);
+        let info = &gguf.tensors()[stored.tensor_idx];
+        let range = stored.bytes_before(start * PANEL_ROWS)..stored.bytes_before(done);
+        gguf.read_ahead(info, range, ahead);
         pool.run(n, &|i, _| {
             let first = (start + i) * PANEL_ROWS;
             let n = (n_rows - first).min(PANEL_ROWS);
@@ -195,9 +205,8 @@ fn pack(
                 }
             }
         });
-        let done = ((start + step) * PANEL_ROWS).min(n_rows);
         let begun = released(stored, start * PANEL_ROWS).end;
-        gguf.release(&gguf.tensors()[stored.tensor_idx], begun..released(stored, done).end);
+        gguf.release(info, begun..released(stored, done).end);
         progress.add(n * out_bytes);
     }
 }

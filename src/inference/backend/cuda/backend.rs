@@ -23,7 +23,7 @@ use super::driver::{Buffer, Device};
 use super::kv::KvPages;
 use super::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, LoraKernels,
-    NormShape, Replays, RowKernels, RowShape, TensorCores,
+    NormShape, Replays, RowKernels, RowShape, StageKernels, TensorCores, Turn,
 };
 use super::lora::Lora;
 use super::outputs::Outputs;
@@ -35,7 +35,7 @@ use super::weights::Weights;
 use crate::base::limits::{DEVICE_BATCH_MAX, DEVICE_GRAPH_TOKENS_MAX};
 use crate::inference::backend::{
     Adapter, AdapterIdx, AttentionSpec, BackendError, Batch, BatchError, BufId, ColumnRun,
-    LoadProgress, Op, PageIdx, Plan, Rows,
+    LoadProgress, Op, PageIdx, Plan, RopeId, RopeSpec, Rows,
 };
 use crate::inference::gguf::Gguf;
 
@@ -60,6 +60,7 @@ pub struct CudaBackend {
     plan: Plan,
     steps: Steps,
     config: CudaConfig,
+    stage: StageKernels,
     gemv: GemvKernels,
     rows: RowKernels,
     attention: AttentionKernels,
@@ -116,14 +117,15 @@ impl CudaBackend {
         device.info().check()?;
         CudaBackend::check(&plan, &config)?;
         let types = Weights::types(&plan, &gguf);
+        let stage = StageKernels::load(device)?;
         let mut gemv = GemvKernels::load(device, &types)?;
         let rows = RowKernels::load(device)?;
         let shape = largest_attention(&plan, &config);
         let attention = AttentionKernels::load(device, shape, config.n_batch)?;
         let lora = LoraKernels::load(device)?;
-        selftest::run(device, (&gemv, &rows, &attention), &types, shape)?;
+        selftest::run(device, (&stage, &gemv, &rows, &attention), &types, shape)?;
         selftest::adapters(device, &lora)?;
-        if let Err(error) = selftest::tensor_cores(device, &gemv, &types) {
+        if let Err(error) = selftest::tensor_cores(device, (&stage, &gemv), &types) {
             gemv.refuse_tensor_cores(error.to_string());
         }
         let kv = KvPages::new(device, &plan, config.kv, config.n_page)?;
@@ -136,6 +138,7 @@ impl CudaBackend {
         Ok(CudaBackend {
             device,
             steps,
+            stage,
             gemv,
             rows,
             attention,
@@ -243,8 +246,8 @@ impl CudaBackend {
         &self.plan
     }
 
-    /// Loads an adapter for this model, which is of architecture `arch`. Its number is not given
-    /// out again, so it may stand for it in the key of a cache.
+    /// Loads an adapter for this model, which is of architecture `arch`. It stays, so its number
+    /// may stand for it in the key of a cache.
     ///
     /// # Errors
     /// If the file does not fit the model, too many adapters are loaded, or the device has no
@@ -261,14 +264,6 @@ impl CudaBackend {
         let n_adapter = self.lora.n_adapter() + 1;
         self.preparer.make_room(&self.plan, &self.config, n_adapter)?;
         self.lora.add(&self.device, (&self.plan, &self.config), adapter)
-    }
-
-    /// Forgets an adapter. Batches that ask for it are refused from now on.
-    ///
-    /// # Errors
-    /// If the device has no memory for the tables of the others; then it stays.
-    pub fn remove_adapter(&mut self, adapter: AdapterIdx) -> Result<(), BackendError> {
-        self.lora.remove(&self.device, (&self.plan, &self.config), adapter)
     }
 
     /// Runs the plan for a batch and returns its output rows, `[outputs, output width]`.
@@ -406,25 +401,16 @@ impl CudaBackend {
         (batch, runs): (&Batch<'_>, &[ColumnRun]),
         sent: &Prepared,
     ) -> Result<(), CudaError> {
-        let of = match step {
-            Step::Stage { x } => x,
-            Step::MatMul { out, .. } => out,
-            Step::Op(op) => op.writes(),
-        };
-        let shape = self.shape(of, batch);
+        let shape = self.shape(step.rows(), batch);
         if shape.n_rows == 0 {
             return Ok(());
         }
-        let inputs = |n_cols: usize| {
-            let found = self.inputs.iter().find(|inputs| inputs.n_cols() == n_cols);
-            found.expect("there is room for the input of every product of the plan")
-        };
         match step {
             Step::MatMul { x, weight, bias, out, adds } => {
                 let w = self.weights.matrix(weight);
                 let bias = bias.map(|id| self.weights.vector(id));
                 let to = (&self.bufs[out.0], shape.stride, adds);
-                let (inputs, rows) = (inputs(w.n_cols), self.plan.bufs[out.0].1);
+                let (inputs, rows) = (self.inputs(w.n_cols), self.plan.bufs[out.0].1);
                 let all = [(0..shape.n_rows, false)];
                 let runs = if rows == Rows::Outputs { &all[..] } else { runs };
                 runs.iter().try_for_each(|(columns, is_prompt)| match is_prompt {
@@ -434,49 +420,62 @@ impl CudaBackend {
                 let x = (&self.bufs[x.0], self.shape(x, batch).stride);
                 self.lora.apply(weight, sent.adapters(rows), x, (to.0, to.1))
             }
-            Step::Stage { x } => {
-                let x = &self.bufs[x.0];
-                self.gemv.stage(x, shape.stride, shape.n_rows, inputs(shape.width))
+            Step::Attention { q, k, v, out, spec, rope } => {
+                self.attend((q, k, v, rope), out, spec, batch, sent)
             }
-            Step::Op(op) => self.op(op, batch, sent),
+            Step::Stage { x } => self.stage.stage(shape, &self.bufs[x.0], self.inputs(shape.width)),
+            Step::OpStage(op) => self.op(op, shape, Some(self.inputs(shape.width)), batch, sent),
+            Step::Op(op) => self.op(op, shape, None, batch, sent),
         }
     }
 
-    fn op(&self, op: Op, batch: &Batch<'_>, sent: &Prepared) -> Result<(), CudaError> {
+    /// Columns of so many values.
+    fn inputs(&self, n_cols: usize) -> &Inputs {
+        let found = self.inputs.iter().find(|inputs| inputs.n_cols() == n_cols);
+        found.expect("there is room for the input of every product of the plan")
+    }
+
+    /// An operation on rows; what it makes is staged to `inputs`, where there are some.
+    fn op(
+        &self,
+        op: Op,
+        shape: RowShape,
+        inputs: Option<&Inputs>,
+        batch: &Batch<'_>,
+        sent: &Prepared,
+    ) -> Result<(), CudaError> {
         let buf = |id: BufId| &self.bufs[id.0];
         let vector = |id| self.weights.vector(id);
-        let shape = |id: BufId| self.shape(id, batch);
         match op {
-            Op::Attention { q, k, v, out, spec } => self.attend((q, k, v), out, spec, batch, sent),
             Op::Norm { x, out, norm } => {
                 let of = NormShape { kind: norm.kind, eps: norm.eps, width: norm.width };
-                let weights = (vector(norm.weight), norm.bias.map(vector));
-                self.rows.norm(shape(x), of, (buf(x), buf(out)), weights)
+                let (bufs, weights) =
+                    ((buf(x), buf(out)), (vector(norm.weight), norm.bias.map(vector)));
+                match inputs {
+                    Some(inputs) => self.stage.norm(shape, of, bufs, weights, inputs),
+                    None => self.rows.norm(shape, of, bufs, weights),
+                }
             }
-            Op::Rope { x, rope, head_dim } => {
-                let spec = &self.plan.ropes[rope.0];
-                let angles = (&sent.angles[rope.0], spec.inv_freq.len());
-                self.rows.rope(shape(x), buf(x), spec.style, angles, head_dim)
+            Op::Glu { gate: x, activation, .. } | Op::Act { x, activation } => {
+                let up = if let Op::Glu { up, .. } = op { Some(buf(up)) } else { None };
+                match inputs {
+                    Some(inputs) => self.stage.glu(shape, activation, (buf(x), up), inputs),
+                    None => self.rows.glu(shape, activation, (buf(x), up)),
+                }
             }
-            Op::Glu { gate, up, activation } => {
-                self.rows.glu(shape(gate), activation, (buf(gate), buf(up)))
-            }
-            Op::Act { x, activation } => self.rows.act(shape(x), activation, buf(x)),
-            Op::Add { x, y } => self.rows.add(shape(x), buf(x), 1.0, Some(buf(y))),
-            Op::Scale { x, factor } => self.rows.add(shape(x), buf(x), factor, None),
+            Op::Add { x, y } => self.rows.add(shape, buf(x), 1.0, Some(buf(y))),
+            Op::Scale { x, factor } => self.rows.add(shape, buf(x), factor, None),
             Op::SelectOutputs { x, out } => {
                 let from = (buf(x), batch.tokens.len());
-                self.rows.select(shape(out), from, buf(out), (&sent.outputs, batch.outputs))
+                self.rows.select(shape, from, buf(out), (&sent.outputs, batch.outputs))
             }
-            Op::Embed { .. } | Op::AddPosition { .. } | Op::AddRow { .. } | Op::MatMul { .. } => {
-                unreachable!("`Steps::compile` leaves none of them")
-            }
+            _ => unreachable!("`Steps::compile` leaves no others"),
         }
     }
 
     fn attend(
         &self,
-        (q, k, v): (BufId, BufId, BufId),
+        (q, k, v, rope): (BufId, BufId, BufId, Option<RopeId>),
         out: BufId,
         spec: AttentionSpec,
         batch: &Batch<'_>,
@@ -487,7 +486,12 @@ impl CudaBackend {
         let stride = |id: BufId| self.shape(id, batch).stride;
         let buf = |id: BufId| &self.bufs[id.0];
         let cache = self.kv.layer(spec.layer_idx);
-        self.attention.append(of, shape, (buf(k), buf(v), stride(k)), cache)?;
+        let turn = rope.map(|rope| {
+            let RopeSpec { style, inv_freq, .. } = &self.plan.ropes[rope.0];
+            let (angles, queries) = (&sent.angles[rope.0], (buf(q), stride(q)));
+            Turn { style: *style, angles, n_pair: inv_freq.len(), queries }
+        });
+        self.attention.append(of, shape, (buf(k), buf(v), stride(k)), cache, turn)?;
         self.attention.attend(of, shape, (buf(q), buf(out), stride(q)), cache)
     }
 }

@@ -94,6 +94,7 @@ mod tests {
             total_bytes: 0,
             registers_per_block: 0,
             is_integrated: true,
+            memory_peak_bytes_s: None,
         }
     }
 

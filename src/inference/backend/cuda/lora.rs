@@ -12,8 +12,6 @@
 //! an adapter needs is taken when it is added, and what was there stays until all of that is had: a
 //! step takes nothing.
 
-use std::sync::Arc;
-
 use super::CudaError;
 use super::backend::CudaConfig;
 use super::driver::{Buffer, Device};
@@ -28,10 +26,8 @@ use crate::inference::backend::{
 /// The adapters that are loaded, and their kernels.
 pub struct Lora {
     kernels: LoraKernels,
-    /// By slot.
-    adapters: Vec<Arc<Resident>>,
-    /// Numbers that were given out.
-    n_given: AdapterIdx,
+    /// By their numbers, which are their slots.
+    adapters: Vec<Resident>,
     /// For each weight of the plan.
     tables: Vec<Option<LoraTable>>,
     hidden: Option<Buffer>,
@@ -40,7 +36,6 @@ pub struct Lora {
 
 /// An adapter on the device.
 struct Resident {
-    idx: AdapterIdx,
     /// For each weight of the plan.
     pairs: Vec<Option<LoraPair>>,
     /// Of tables that are looked up: A `[n_vocab, rank]`, B `[n_embd, rank]`.
@@ -51,7 +46,7 @@ impl Lora {
     /// No adapters.
     pub fn new(kernels: LoraKernels) -> Lora {
         let (adapters, tables) = (Vec::new(), Vec::new());
-        Lora { kernels, adapters, n_given: 0, tables, hidden: None, generation: 0 }
+        Lora { kernels, adapters, tables, hidden: None, generation: 0 }
     }
 
     /// How many are loaded.
@@ -59,12 +54,12 @@ impl Lora {
         self.adapters.len()
     }
 
-    /// What changes when an adapter comes or goes, and with it where launches find anything.
+    /// What changes when an adapter comes, and with it where launches find anything.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Brings an adapter for this plan to the device. Its number is not given out again.
+    /// Brings an adapter for this plan to the device.
     ///
     /// # Errors
     /// If there are too many, or the device has no memory for it; what was there stays.
@@ -77,44 +72,18 @@ impl Lora {
         if self.adapters.len() >= ADAPTERS_MAX {
             return Err(BackendError::TooManyAdapters);
         }
-        let idx = self.n_given;
-        let resident = Resident::send(device, plan, idx, adapter)?;
-        let adapters = self.adapters.iter().cloned().chain([Arc::new(resident)]).collect();
-        self.settle(device, (plan, config), adapters)?;
-        self.n_given += 1;
-        Ok(idx)
-    }
-
-    /// Forgets an adapter. Batches that ask for it are refused from now on.
-    ///
-    /// # Errors
-    /// If the device has no memory for the tables of the others; then it stays.
-    pub fn remove(
-        &mut self,
-        device: &Device,
-        of: (&Plan, &CudaConfig),
-        idx: AdapterIdx,
-    ) -> Result<(), BackendError> {
-        let others = self.adapters.iter().filter(|adapter| adapter.idx != idx).cloned().collect();
-        Ok(self.settle(device, of, others)?)
-    }
-
-    /// Makes tables of these adapters instead of those before, and room for what they compute.
-    fn settle(
-        &mut self,
-        device: &Device,
-        (plan, config): (&Plan, &CudaConfig),
-        adapters: Vec<Arc<Resident>>,
-    ) -> Result<(), CudaError> {
-        let tables = tables(device, plan, &adapters)?;
+        let resident = Resident::send(device, plan, adapter)?;
+        let residents: Vec<&Resident> = self.adapters.iter().chain([&resident]).collect();
+        let tables = tables(device, plan, &residents)?;
         let rank_max = tables.iter().flatten().map(LoraTable::rank_max).max().unwrap_or(0);
         let n_bytes = 4 * rank_max * config.n_batch.max(config.n_outputs);
         if self.hidden.as_ref().map_or(0, Buffer::n_bytes) < n_bytes {
             self.hidden = Some(device.allocate("adapters", n_bytes)?);
         }
-        (self.adapters, self.tables) = (adapters, tables);
+        self.adapters.push(resident);
+        self.tables = tables;
         self.generation += 1;
-        Ok(())
+        Ok(self.adapters.len() as AdapterIdx - 1)
     }
 
     /// Refuses adapters that are not loaded.
@@ -128,7 +97,7 @@ impl Lora {
     }
 
     fn slot(&self, idx: AdapterIdx) -> Option<usize> {
-        self.adapters.iter().position(|adapter| adapter.idx == idx)
+        Some(idx as usize).filter(|slot| *slot < self.adapters.len())
     }
 
     /// How many adapters a row of the batch asks for, at most.
@@ -204,12 +173,7 @@ impl Lora {
 }
 
 impl Resident {
-    fn send(
-        device: &Device,
-        plan: &Plan,
-        idx: AdapterIdx,
-        adapter: Adapter,
-    ) -> Result<Resident, CudaError> {
+    fn send(device: &Device, plan: &Plan, adapter: Adapter) -> Result<Resident, CudaError> {
         let is_multiplied = multiplied(plan);
         let parts = adapter.into_parts();
         let on_device = parts.iter().zip(&is_multiplied).filter(|(_, is)| **is);
@@ -237,7 +201,7 @@ impl Resident {
                 None => None,
             });
         }
-        Ok(Resident { idx, pairs, looked_up })
+        Ok(Resident { pairs, looked_up })
     }
 }
 
@@ -251,7 +215,7 @@ fn transposed(bytes: &[u8], rank: usize) -> Vec<u8> {
 fn tables(
     device: &Device,
     plan: &Plan,
-    adapters: &[Arc<Resident>],
+    adapters: &[&Resident],
 ) -> Result<Vec<Option<LoraTable>>, CudaError> {
     let is_changed = |i: usize| adapters.iter().any(|adapter| adapter.pairs[i].is_some());
     let n_table = (0..plan.weights.len()).filter(|i| is_changed(*i)).count();

@@ -11,18 +11,17 @@
 //! takes time. The host stays [`AHEAD_MAX`] marks ahead, which is work enough for the device, and
 //! counts each mark that the device has passed. What is launched alone counts for nothing.
 //!
-//! The time between two marks, and how many launches lie between them, tell how long one takes. A
-//! batch that has launches of too long makes those of the next half as large.
+//! The device's time between two marks, and how many launches lie between them, tell how long one
+//! takes; a host that is kept waiting makes no launch longer. A batch that has launches of too long
+//! makes those of the next half as large.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use super::CudaError;
 use super::driver::{Device, Event};
 use super::steps::Step;
 use crate::base::limits::DEVICE_LAUNCH_MS_MAX;
-use crate::inference::backend::Op;
 
 /// Marks that the device has not passed, at most.
 const AHEAD_MAX: usize = 16;
@@ -37,20 +36,19 @@ pub fn run(
     steps: &[Step],
     launch: impl Fn(Step) -> Result<(), CudaError>,
 ) -> Result<(), CudaError> {
-    let (mut passed, mut is_slow) = ((Instant::now(), device.n_launch()), false);
+    let (mut passed, mut is_slow) = ((device.event()?, device.n_launch()), false);
     let mut pass = |(mark, n_launch): (Event, u64)| {
-        mark.wait()?;
+        let ms = passed.0.until(&mark)?;
         beat.fetch_add(1, Ordering::Relaxed);
-        let now = Instant::now();
-        is_slow |= takes_long(now - passed.0, n_launch - passed.1);
-        passed = (now, n_launch);
+        is_slow |= takes_long(ms, n_launch - passed.1);
+        passed = (mark, n_launch);
         Ok::<_, CudaError>(())
     };
     let mut marks = VecDeque::with_capacity(AHEAD_MAX + 1);
     for &step in steps {
         launch(step)?;
         if takes_time(step) {
-            marks.push_back((device.mark()?, device.n_launch()));
+            marks.push_back((device.event()?, device.n_launch()));
         }
         if marks.len() > AHEAD_MAX {
             marks.pop_front().map_or(Ok(()), &mut pass)?;
@@ -64,12 +62,12 @@ pub fn run(
 }
 
 /// Whether so many launches take longer than each may.
-fn takes_long(time: Duration, n_launch: u64) -> bool {
-    time > Duration::from_millis(DEVICE_LAUNCH_MS_MAX * n_launch.max(1))
+fn takes_long(ms: f32, n_launch: u64) -> bool {
+    ms > (DEVICE_LAUNCH_MS_MAX * n_launch.max(1)) as f32
 }
 
 fn takes_time(step: Step) -> bool {
-    matches!(step, Step::MatMul { .. } | Step::Op(Op::Attention { .. }))
+    matches!(step, Step::MatMul { .. } | Step::Attention { .. })
 }
 
 #[cfg(test)]
@@ -78,9 +76,9 @@ mod tests {
 
     #[test]
     fn launches_take_long_by_their_mean() {
-        let limit = Duration::from_millis(DEVICE_LAUNCH_MS_MAX);
-        assert!(!takes_long(limit, 1) && takes_long(limit + Duration::from_millis(1), 1));
-        assert!(!takes_long(3 * limit, 3) && takes_long(4 * limit, 3));
+        let limit = DEVICE_LAUNCH_MS_MAX as f32;
+        assert!(!takes_long(limit, 1) && takes_long(limit + 1.0, 1));
+        assert!(!takes_long(3.0 * limit, 3) && takes_long(4.0 * limit, 3));
         assert!(!takes_long(limit, 0));
     }
 }

@@ -4,15 +4,18 @@
 //! still be wrong here: a compiler, a device, a loose wire. The cases are a few dozen launches;
 //! each result is held to float64 on the host, and the first kernel that fails is named.
 
+use std::ops::Range;
+
 use super::CudaError;
 use super::driver::{Buffer, Device};
 use super::launch::{
     AttentionBatch, AttentionKernels, AttentionShape, GemvKernels, Inputs, KvFormat, LoraKernels,
-    LoraPair, LoraTable, LoraUses, Matrix, Multiply, NormShape, RowKernels, RowShape, TokenSpan,
+    LoraPair, LoraTable, LoraUses, Matrix, Multiply, NormShape, RowKernels, RowShape, StageKernels,
+    TokenSpan, Turn,
 };
 use super::strips::{STRIP_ROWS, pack_strip, strip_bytes};
 use super::upload::Upload;
-use crate::inference::backend::cases::{activated, activations, normed, weights};
+use crate::inference::backend::cases::{activated, activations, normed, turned, weights};
 use crate::inference::backend::{Activation, NormKind, PAGE_LEN, RopeStyle};
 use crate::inference::quant::{TensorType, dequantize};
 
@@ -36,22 +39,21 @@ const WIDTH: usize = 160;
 /// [`CudaError::SelfTest`] names the kernel; other errors are the driver's.
 pub fn run(
     device: &Device,
-    (gemv, rows, attention): (&GemvKernels, &RowKernels, &AttentionKernels),
+    (stage, gemv, rows, attention): (&StageKernels, &GemvKernels, &RowKernels, &AttentionKernels),
     types: &[TensorType],
     shape: AttentionShape,
 ) -> Result<(), CudaError> {
     for &ty in types {
         // More rows than a strip; and so many that rows are shared out otherwise.
         for n in [1, 2, 4, 8, 16] {
-            product(device, gemv, ty, (STRIP_ROWS + 1, n), GemvKernels::multiply)?;
+            product(device, (stage, gemv), ty, (STRIP_ROWS + 1, n), GemvKernels::multiply)?;
         }
         for n in [1, 16] {
-            product(device, gemv, ty, (512 + 1, n), GemvKernels::multiply)?;
+            product(device, (stage, gemv), ty, (512 + 1, n), GemvKernels::multiply)?;
         }
     }
-    norms(device, rows)?;
-    by_value(device, rows)?;
-    turns(device, rows)?;
+    norms(device, rows, stage)?;
+    by_value(device, rows, stage)?;
     choices(device, rows)?;
     attend(device, attention, shape)
 }
@@ -62,13 +64,13 @@ pub fn run(
 /// As [`run`].
 pub fn tensor_cores(
     device: &Device,
-    gemv: &GemvKernels,
+    (stage, gemv): (&StageKernels, &GemvKernels),
     types: &[TensorType],
 ) -> Result<(), CudaError> {
     for &ty in types.iter().filter(|ty| gemv.has_tensor_kernel(**ty)) {
         // Less than a tile, and more than one both ways.
         for shape in [(STRIP_ROWS + 1, 1), (128 + 1, 64 + 1)] {
-            product(device, gemv, ty, shape, GemvKernels::multiply_prompt)?;
+            product(device, (stage, gemv), ty, shape, GemvKernels::multiply_prompt)?;
         }
     }
     Ok(())
@@ -151,7 +153,7 @@ fn expect_within(
 
 fn product(
     device: &Device,
-    kernels: &GemvKernels,
+    (stage, kernels): (&StageKernels, &GemvKernels),
     ty: TensorType,
     (n_rows, n): (usize, usize),
     multiply: Multiply,
@@ -171,7 +173,8 @@ fn product(
     let matrix = Matrix { ty, n_rows, n_cols, strips: buffer };
     let x = activations(n, n_cols, n_cols, 2);
     let inputs = Inputs::new(device, n_cols, n)?;
-    kernels.stage(&send(device, &x)?, n_cols, n, &inputs)?;
+    let columns = RowShape { n_rows: n, width: n_cols, stride: n_cols };
+    stage.stage(columns, &send(device, &x)?, &inputs)?;
     let y = send(device, &vec![0.0; n * n_rows])?;
     multiply(kernels, &matrix, &inputs, None, (&y, n_rows, false), 0..n)?;
     let mut got = vec![0f32; n * n_rows];
@@ -204,65 +207,65 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
-fn norms(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+/// Whether a kernel made the rows that it should, and staged them as they are staged alone.
+fn expect_staged(
+    device: &Device,
+    stage: &StageKernels,
+    (kernel, rows, inputs): (&str, &Buffer, &Inputs),
+    expected: &[f64],
+) -> Result<(), CudaError> {
+    expect(kernel, rows, expected)?;
+    let alone = Inputs::new(device, WIDTH, N_ROWS)?;
+    stage.stage(shape(), rows, &alone)?;
+    if inputs.read(N_ROWS)? != alone.read(N_ROWS)? {
+        return Err(failed(kernel, "its columns are not those of its rows".to_owned()));
+    }
+    Ok(())
+}
+
+fn norms(device: &Device, kernels: &RowKernels, stage: &StageKernels) -> Result<(), CudaError> {
     let (x, weight) = (rows_of(3), activations(1, WIDTH, WIDTH, 4));
-    let on_device = (send(device, &x)?, send(device, &weight)?);
-    for (kind, name) in [(NormKind::Rms, "rms_norm_f32"), (NormKind::Layer, "layer_norm_f32")] {
+    let (from, weight_there) = (send(device, &x)?, send(device, &weight)?);
+    for (kind, alone, staged) in [
+        (NormKind::Rms, "rms_norm_f32", "rms_norm_stage_f16"),
+        (NormKind::Layer, "layer_norm_f32", "layer_norm_stage_f16"),
+    ] {
         let norm = NormShape { kind, eps: 1e-5, width: WIDTH };
-        let out = send(device, &vec![0.0; x.len()])?;
-        kernels.norm(shape(), norm, (&on_device.0, &out), (&on_device.1, None))?;
         let mut expected = wide(&x);
         for row in expected.chunks_exact_mut(WIDTH) {
             normed(row, kind, 1e-5, &weight, None);
         }
-        expect(name, &out, &expected)?;
+        let out = send(device, &vec![0.0; x.len()])?;
+        kernels.norm(shape(), norm, (&from, &out), (&weight_there, None))?;
+        expect(alone, &out, &expected)?;
+        let out = send(device, &vec![0.0; x.len()])?;
+        let inputs = Inputs::new(device, WIDTH, N_ROWS)?;
+        stage.norm(shape(), norm, (&from, &out), (&weight_there, None), &inputs)?;
+        expect_staged(device, stage, (staged, &out, &inputs), &expected)?;
     }
     Ok(())
 }
 
-fn by_value(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
+fn by_value(device: &Device, kernels: &RowKernels, stage: &StageKernels) -> Result<(), CudaError> {
     let (x, y) = (rows_of(5), rows_of(6));
     let b = send(device, &y)?;
+    let inputs = Inputs::new(device, WIDTH, N_ROWS)?;
     let pairs = || wide(&x).into_iter().zip(wide(&y));
     for activation in [Activation::Silu, Activation::Gelu, Activation::Tanh] {
-        let act = |x: f64| activated(activation, x);
-        let a = send(device, &x)?;
-        kernels.glu(shape(), activation, (&a, &b))?;
-        expect("glu_f32", &a, &pairs().map(|(x, y)| act(x) * y).collect::<Vec<_>>())?;
-        let a = send(device, &x)?;
-        kernels.act(shape(), activation, &a)?;
-        expect("act_f32", &a, &wide(&x).into_iter().map(act).collect::<Vec<_>>())?;
+        for up in [Some(&b), None] {
+            let value = |(x, y): (f64, f64)| activated(activation, x) * up.map_or(1.0, |_| y);
+            let expected: Vec<f64> = pairs().map(value).collect();
+            let a = send(device, &x)?;
+            kernels.glu(shape(), activation, (&a, up))?;
+            expect("glu_f32", &a, &expected)?;
+            let a = send(device, &x)?;
+            stage.glu(shape(), activation, (&a, up), &inputs)?;
+            expect_staged(device, stage, ("glu_stage_f16", &a, &inputs), &expected)?;
+        }
     }
     let a = send(device, &x)?;
     kernels.add(shape(), &a, 0.5, Some(&b))?;
     expect("add_f32", &a, &pairs().map(|(x, y)| 0.5 * x + y).collect::<Vec<_>>())
-}
-
-fn turns(device: &Device, kernels: &RowKernels) -> Result<(), CudaError> {
-    let (head_dim, n_pair, x) = (WIDTH / 2, 32, rows_of(7));
-    let angle = |i: usize| (i as f64 * 0.3).sin_cos();
-    let pairs = (0..N_ROWS * n_pair).flat_map(|i| [angle(i).1 as f32, angle(i).0 as f32]);
-    let angles = send(device, &pairs.collect::<Vec<_>>())?;
-    for style in [RopeStyle::Pairs, RopeStyle::Halves] {
-        let buffer = send(device, &x)?;
-        kernels.rope(shape(), &buffer, style, (&angles, n_pair), head_dim)?;
-        let mut expected = wide(&x);
-        for (t, row) in expected.chunks_exact_mut(WIDTH).enumerate() {
-            for head in row.chunks_exact_mut(head_dim) {
-                for i in 0..n_pair {
-                    let (a, b) = match style {
-                        RopeStyle::Pairs => (2 * i, 2 * i + 1),
-                        RopeStyle::Halves => (i, i + n_pair),
-                    };
-                    let (sin, cos) = angle(t * n_pair + i);
-                    let (x, y) = (head[a], head[b]);
-                    (head[a], head[b]) = (x * cos - y * sin, x * sin + y * cos);
-                }
-            }
-        }
-        expect("rope_f32", &buffer, &expected)?;
-    }
-    Ok(())
 }
 
 /// Rows that are chosen, and the largest of each.
@@ -311,39 +314,78 @@ fn attend(
     let pages: [u32; 9] = std::array::from_fn(|i| 8 - i as u32);
     let place = |pos: usize| pages[pos / PAGE_LEN] as usize * PAGE_LEN + pos % PAGE_LEN;
     let width = n_head * head_dim;
-    let [q, k, v] = [(9, ATTENDED[2] * n_head), (10, n_pos), (11, n_pos)]
+    let [mut q, mut k, v] = [(9, n_pos * n_head), (10, n_pos), (11, n_pos)]
         .map(|(seed, n)| activations(n, head_dim, head_dim, seed))
         .map(|x| x.into_iter().map(|x| x * 0.1).collect::<Vec<f32>>());
-    let caches = [&k, &v].map(|_| device.allocate("the self-test", shape.cache_bytes()));
-    let [keys, values] = caches;
-    let (keys, values) = (keys?, values?);
+    // The first of them attend, whatever the positions.
+    q.rotate_left(ATTENDED[2] * width);
+    // They are sent turned back, so that what is attended is the same however it is turned.
+    let (n_pair, third) = (head_dim / 4, n_pos / TURNS.len());
+    let angles: Vec<[f32; 2]> = (0..n_pos * n_pair)
+        .map(|i| (i as f32 * 0.3).sin_cos())
+        .map(|(sin, cos)| [cos, sin])
+        .collect();
+    let back: Vec<[f32; 2]> = angles.iter().map(|[cos, sin]| [*cos, -sin]).collect();
+    for x in [&mut q, &mut k] {
+        turn_thirds(x, (n_pos, head_dim), &back);
+    }
+    let (queries, angles_there) = (send(device, &q)?, send(device, angles.as_flattened())?);
+    let rows = (send(device, &k)?, send(device, &v)?);
+    let cache = || device.allocate("the self-test", shape.cache_bytes());
+    let (keys, values) = (cache()?, cache()?);
     let n_token = n_pos + ATTENDED.iter().sum::<usize>();
     let mut upload = Upload::new(device, n_token * AttentionBatch::TOKEN_BYTES + 64)?;
     let on_device = upload.put(pages);
     let span = |pos: usize| TokenSpan { pages_start: 0, start: 0, end: pos + 1, slot: place(pos) };
-    let mut last = |n: usize| {
-        let tokens = (n_pos - n..n_pos).map(span).collect();
-        AttentionBatch::new(tokens, (&pages, &on_device), &mut upload)
+    let mut batch = |tokens: Range<usize>| {
+        AttentionBatch::new(tokens.map(span).collect(), (&pages, &on_device), &mut upload)
     };
-    let (all, batches) = (last(n_pos), ATTENDED.map(last));
+    let thirds: [_; 3] = std::array::from_fn(|i| batch(i * third..(i + 1) * third));
+    let batches = ATTENDED.map(|n| batch(n_pos - n..n_pos));
     upload.send()?;
-    let rows = (&send(device, &k)?, &send(device, &v)?, head_dim);
-    kernels.append(&all, shape, rows, (&keys, &values))?;
-    let expected = attended(&q, (&k, &v), (n_head, head_dim), n_pos);
-    // Keys and values in codes are what they stand for within half a step.
-    let (name, error_max) = match format {
-        KvFormat::F16 => ("attn_f16", FLOAT_ERROR_MAX),
-        KvFormat::Q8_0 => ("attn_q8_0", CODES8_ERROR_MAX),
-        KvFormat::Q4_0 => ("attn_q4_0", CODES4_ERROR_MAX),
-    };
+    for (i, (batch, style)) in thirds.iter().zip(TURNS).enumerate() {
+        let part = |x: &Buffer, width: usize| x.part(4 * i * third * width, 4 * third * width);
+        let (queries, angles) = (part(&queries, width), part(&angles_there, 2 * n_pair));
+        let turn = |style| Turn { style, angles: &angles, n_pair, queries: (&queries, width) };
+        let rows = (&part(&rows.0, head_dim), &part(&rows.1, head_dim), head_dim);
+        kernels.append(batch, shape, rows, (&keys, &values), style.map(turn))?;
+    }
+    for x in [&mut q, &mut k] {
+        turn_thirds(x, (n_pos, head_dim), &angles);
+    }
+    expect(&format!("rope_append_{}", format.name()), &queries, &wide(&q))?;
     for (n, batch) in ATTENDED.into_iter().zip(&batches) {
         let out = send(device, &vec![0.0; n * width])?;
-        let query = send(device, &q[q.len() - n * width..])?;
+        let first = (n_pos - n) * width;
+        let query = queries.part(4 * first, 4 * n * width);
         kernels.attend(batch, shape, (&query, &out, width), (&keys, &values))?;
-        let name = format!("{name} for {n} tokens");
-        expect_within(error_max, &name, &out, &expected[q.len() - n * width..])?;
+        let expected = attended(&q[first..], (&k, &v), (n_head, head_dim), n_pos);
+        let name = format!("attn_{} for {n} tokens", format.name());
+        expect_within(attention_error_max(format), &name, &out, &expected)?;
     }
     Ok(())
+}
+
+/// How each third of the positions is turned.
+const TURNS: [Option<RopeStyle>; 3] = [None, Some(RopeStyle::Pairs), Some(RopeStyle::Halves)];
+
+/// Turns the heads of each position, `[n_pos][..][head_dim]`, as its third has it.
+fn turn_thirds(x: &mut [f32], (n_pos, head_dim): (usize, usize), angles: &[[f32; 2]]) {
+    let (width, n_pair) = (x.len() / n_pos, angles.len() / n_pos);
+    for (pos, heads) in x.chunks_exact_mut(width).enumerate() {
+        let Some(style) = TURNS[pos * TURNS.len() / n_pos] else { continue };
+        let angles = &angles[pos * n_pair..][..n_pair];
+        heads.chunks_exact_mut(head_dim).for_each(|head| turned(head, style, angles));
+    }
+}
+
+/// Keys and values in codes are what they stand for within half a step.
+fn attention_error_max(format: KvFormat) -> f64 {
+    match format {
+        KvFormat::F16 => FLOAT_ERROR_MAX,
+        KvFormat::Q8_0 => CODES8_ERROR_MAX,
+        KvFormat::Q4_0 => CODES4_ERROR_MAX,
+    }
 }
 
 /// How many tokens attend together.

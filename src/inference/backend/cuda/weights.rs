@@ -1,11 +1,11 @@
 //! The weights of a plan on the device: one allocation, filled piece by piece.
 //!
 //! ```text
-//! arena    matrices that are multiplied, as strips, and vectors as f32, in the file's order
+//! arena    matrices that are multiplied, as strips, and vectors as f32, in the plan's order
 //! host     tables that are looked up row by row stay in the mapped file
 //!
-//! load     some megabytes of rows -> strips, by all threads -> the device -> counted, and the
-//!          file's pages back
+//! load     in the file's order: some megabytes of rows, which the system reads ahead of us
+//!          -> strips, by all threads -> the device -> counted, and the file's pages back
 //!          what a file for this target has in strips is copied as it is
 //! ```
 //!
@@ -19,7 +19,7 @@ use super::strips::{STRIP_ROWS, pack_parts, pack_strip, strip_bytes};
 use crate::base::limits::DEVICE_LOAD_BYTES;
 use crate::inference::backend::bound::{Stored, Weight, bind, bind_all, multiplied};
 use crate::inference::backend::{BackendError, LoadProgress, Plan, WeightId};
-use crate::inference::gguf::Gguf;
+use crate::inference::gguf::{Gguf, ReadAhead};
 use crate::inference::quant::panel::PANEL_ROWS;
 use crate::inference::quant::{Form, TensorType};
 
@@ -73,9 +73,7 @@ impl Weights {
         let bound = bind_all(&gguf, plan)?;
         let arena = device.allocate("the weights", Self::n_bytes(plan, &gguf) as usize)?;
         let gives_back_cache = device.info().is_integrated;
-        let mut loader =
-            Loader { gguf: &gguf, n_threads, progress, staging: Vec::new(), gives_back_cache };
-        let mut items = Vec::with_capacity(bound.len());
+        let (mut items, mut matrices) = (Vec::with_capacity(bound.len()), Vec::new());
         let mut at = 0;
         for (weight, is_multiplied) in bound.into_iter().zip(multiplied(plan)) {
             let n = size(&weight, is_multiplied);
@@ -90,7 +88,7 @@ impl Weights {
                     Item::Vector(place)
                 }
                 Weight::Matrix(stored) if is_multiplied => {
-                    loader.send(&stored, &place)?;
+                    matrices.push((stored, place.clone()));
                     let Stored { ty, n_rows, n_cols, .. } = stored;
                     Item::Matrix(Matrix { ty, n_rows, n_cols, strips: place })
                 }
@@ -98,6 +96,11 @@ impl Weights {
             });
             progress.add(n_between);
         }
+        let (staging, ahead) = (Vec::new(), ReadAhead::default());
+        let mut loader =
+            Loader { gguf: &gguf, n_threads, progress, staging, ahead, gives_back_cache };
+        matrices.sort_by_key(|(stored, _)| (stored.tensor_idx, stored.row_start));
+        matrices.iter().try_for_each(|(stored, place)| loader.send(stored, place))?;
         Ok(Weights { gguf, items })
     }
 
@@ -144,6 +147,7 @@ struct Loader<'a> {
     progress: &'a LoadProgress,
     /// Strips on their way.
     staging: Vec<u8>,
+    ahead: ReadAhead,
     /// Whether the system's copy of the file takes memory from the device.
     gives_back_cache: bool,
 }
@@ -159,6 +163,10 @@ impl Loader<'_> {
         for first in (0..n_strip).step_by(step) {
             let n = step.min(n_strip - first);
             let place = place.part(first * strip_bytes, n * strip_bytes);
+            let end = ((first + n) * STRIP_ROWS).min(stored.n_rows);
+            let range = stored.bytes_before(first * STRIP_ROWS)..stored.bytes_before(end);
+            let info = &self.gguf.tensors()[stored.tensor_idx];
+            self.gguf.read_ahead(info, range.clone(), &mut self.ahead);
             if stored.form == Form::Strips && stored.row_start.is_multiple_of(STRIP_ROWS) {
                 let at = stored.bytes_before(first * STRIP_ROWS);
                 place.write(&stored.tensor_bytes(self.gguf)[at..][..n * strip_bytes])?;
@@ -167,7 +175,10 @@ impl Loader<'_> {
                 place.write(&self.staging)?;
             }
             self.progress.add(n * strip_bytes);
-            self.release(stored, first * STRIP_ROWS, (n * STRIP_ROWS).min(stored.n_rows));
+            match self.gives_back_cache {
+                true => self.gguf.forget(info, range),
+                false => self.gguf.release(info, range),
+            }
         }
         Ok(())
     }
@@ -183,17 +194,6 @@ impl Loader<'_> {
                 scope.spawn(move || pack(gguf, stored, first + i * each, out));
             }
         });
-    }
-
-    /// Gives back the pages of `n` rows from `first` on.
-    fn release(&self, stored: &Stored, first: usize, n: usize) {
-        let info = &self.gguf.tensors()[stored.tensor_idx];
-        let end = (first + n).min(stored.n_rows);
-        let range = stored.bytes_before(first)..stored.bytes_before(end);
-        match self.gives_back_cache {
-            true => self.gguf.forget(info, range),
-            false => self.gguf.release(info, range),
-        }
     }
 }
 

@@ -41,8 +41,14 @@ impl Core {
             let copy = self.new_page();
             let copied = self.runner.copy_page(page, copy);
             self.pool.release(page);
-            self.sequences[i].pages.push(copy);
-            copied.expect("pages of the pool are pages of the cache");
+            match copied {
+                Ok(()) => self.sequences[i].pages.push(copy),
+                // A GPU refuses what it cannot do: then this part is computed.
+                Err(_) => {
+                    self.pool.release(copy);
+                    self.sequences[i].n_kv = have.0 * PAGE_LEN;
+                }
+            }
         }
     }
 

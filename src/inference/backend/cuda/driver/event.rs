@@ -6,31 +6,20 @@ use super::super::CudaError;
 use super::super::symbols::Handle;
 use super::{Device, Shared};
 
-/// The host sleeps while it waits for the event, and the event knows no time.
-const TO_BE_WAITED_FOR: u32 = 1 | 2;
+/// The host sleeps while it waits for the event.
+const BLOCKING_SYNC: u32 = 1;
 
 impl Device {
-    /// Marks this point of the stream, for times.
+    /// Marks this point of the stream.
     ///
     /// # Errors
     /// If the driver refuses.
     pub fn event(&self) -> Result<Event, CudaError> {
-        self.event_with(0)
-    }
-
-    /// Marks this point of the stream, for [`Event::wait`] alone.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn mark(&self) -> Result<Event, CudaError> {
-        self.event_with(TO_BE_WAITED_FOR)
-    }
-
-    fn event_with(&self, flags: u32) -> Result<Event, CudaError> {
         self.shared.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the driver writes one handle.
-        let code = unsafe { (self.shared.context.symbols.cuEventCreate)(&raw mut handle, flags) };
+        let code =
+            unsafe { (self.shared.context.symbols.cuEventCreate)(&raw mut handle, BLOCKING_SYNC) };
         self.shared.check("cuEventCreate", code)?;
         let event = Event { shared: self.shared.clone(), handle };
         // SAFETY: both handles are alive.
@@ -67,7 +56,7 @@ impl Event {
     ///
     /// # Errors
     /// If the driver refuses, or something before failed.
-    pub fn wait(&self) -> Result<(), CudaError> {
+    fn wait(&self) -> Result<(), CudaError> {
         self.shared.bind()?;
         // SAFETY: the handle is alive.
         let code = unsafe { (self.shared.context.symbols.cuEventSynchronize)(self.handle) };

@@ -40,6 +40,8 @@ const BLOCKING_SYNC: c_uint = 4;
 /// Attribute numbers of `cuda.h`.
 const REGISTERS_PER_BLOCK: c_int = 12;
 const INTEGRATED: c_int = 18;
+const MEMORY_CLOCK_KHZ: c_int = 36;
+const MEMORY_BUS_BITS: c_int = 37;
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 const FUNCTION_THREADS_MAX: c_int = 0;
@@ -47,6 +49,10 @@ const FUNCTION_REGISTERS: c_int = 4;
 
 /// The oldest devices that the kernels are for: halves are computed with from there on.
 const CAPABILITY_MIN: (u32, u32) = (5, 3);
+
+/// No memory of a device that computes has a slower clock. A board's driver may tell that of a
+/// controller at rest.
+const MEMORY_CLOCK_MIN_KHZ: u32 = 100_000;
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +69,14 @@ pub struct DeviceInfo {
     pub registers_per_block: u32,
     /// Whether it has no memory of its own, but the board's.
     pub is_integrated: bool,
+    /// Bytes that its memory can give in a second, if the driver tells a clock that can be one.
+    pub memory_peak_bytes_s: Option<u64>,
+}
+
+/// Bytes a second by the memory's clock and wires: each passes two bits in a turn.
+fn memory_peak_bytes_s(clock_khz: u32, bus_bits: u32) -> Option<u64> {
+    let is_told = clock_khz >= MEMORY_CLOCK_MIN_KHZ && bus_bits > 0;
+    is_told.then(|| 2 * u64::from(clock_khz) * 1000 * u64::from(bus_bits) / 8)
 }
 
 impl DeviceInfo {
@@ -335,6 +349,8 @@ fn describe(symbols: &Symbols, device: c_int) -> Result<DeviceInfo, CudaError> {
         (symbols.cuDriverGetVersion)(&raw mut version)
     })?;
     let end = name.iter().position(|&b| b == 0).unwrap_or(0);
+    // Only reports need these: a driver that refuses them computes as well as any.
+    let told = |which| attribute(which).unwrap_or(0);
     Ok(DeviceInfo {
         name: String::from_utf8_lossy(&name[..end]).into_owned(),
         capability: (attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?),
@@ -342,5 +358,6 @@ fn describe(symbols: &Symbols, device: c_int) -> Result<DeviceInfo, CudaError> {
         total_bytes,
         registers_per_block: attribute(REGISTERS_PER_BLOCK)?,
         is_integrated: attribute(INTEGRATED)? != 0,
+        memory_peak_bytes_s: memory_peak_bytes_s(told(MEMORY_CLOCK_KHZ), told(MEMORY_BUS_BITS)),
     })
 }

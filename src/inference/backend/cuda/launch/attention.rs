@@ -1,10 +1,11 @@
-//! Attention and what fills its cache: `kernels/attn.h` with a file for each format of the cache.
+//! Attention and what fills its cache: `kernels/attn.h` and `append.h` with a file for each format
+//! of the cache.
 
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
 use super::super::upload::Upload;
 use super::assert_rows;
-use crate::inference::backend::PAGE_LEN;
+use crate::inference::backend::{PAGE_LEN, RopeStyle};
 
 const THREADS: u32 = 128;
 /// Widest head that the kernels hold.
@@ -198,6 +199,19 @@ impl AttentionBatch {
     }
 }
 
+/// Queries and keys that are turned before anything reads them.
+#[derive(Clone, Copy)]
+pub struct Turn<'a> {
+    /// Which values of a head turn together.
+    pub style: RopeStyle,
+    /// `[n_tokens, n_pair]` (cos, sin).
+    pub angles: &'a Buffer,
+    /// Pairs of a head that turn; the values past them stay.
+    pub n_pair: usize,
+    /// The queries, `[n_tokens, stride]` f32, which are turned where they are, and their stride.
+    pub queries: (&'a Buffer, usize),
+}
+
 /// The kernels for attention.
 pub struct AttentionKernels {
     device: Device,
@@ -229,7 +243,7 @@ impl AttentionKernels {
         let widest = shape.kernel().0;
         Ok(AttentionKernels {
             device: device.clone(),
-            append: module.kernel(&format!("kv_append_{name}"), THREADS)?,
+            append: module.kernel(&format!("rope_append_{name}"), THREADS)?,
             attn: module.kernel(&format!("attn_{name}_d{widest}"), THREADS)?,
             join: join.kernel("attn_join_f32", THREADS)?,
             partials: device.allocate("attention", shape.partial_bytes_max(n_tokens))?,
@@ -237,7 +251,8 @@ impl AttentionKernels {
         })
     }
 
-    /// Writes the batch's keys and values, `[n_tokens, stride]` f32, into a layer's cache.
+    /// Writes the batch's keys and values, `[n_tokens, stride]` f32, into a layer's cache; keys
+    /// turned as they go, and `k` left as it is.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -250,26 +265,45 @@ impl AttentionKernels {
         shape: AttentionShape,
         (k, v, stride): (&Buffer, &Buffer, usize),
         (keys, values): (&Buffer, &Buffer),
+        turn: Option<Turn<'_>>,
     ) -> Result<(), CudaError> {
-        let (width, n_tokens) = (shape.n_kv_head * shape.head_dim, batch.tokens.len());
-        assert_rows(k, n_tokens, width, stride);
-        assert_rows(v, n_tokens, width, stride);
+        let AttentionShape { n_head, n_kv_head, head_dim, .. } = shape;
+        let n_tokens = batch.tokens.len();
+        assert_rows(k, n_tokens, n_kv_head * head_dim, stride);
+        assert_rows(v, n_tokens, n_kv_head * head_dim, stride);
         self.assert_cache(batch, shape, keys, values);
         let is_in = |t: &TokenSpan| t.slot < shape.n_page * PAGE_LEN;
         assert!(batch.tokens.iter().all(is_in), "slots of the cache");
-        let args = Args::new().buffer(k).buffer(v).buffer(keys).buffer(values);
-        let args = args.buffer(&batch.on_device);
-        let args = args.size(shape.n_kv_head).size(shape.head_dim).size(stride);
-        let (grid, args) = match shape.format {
-            KvFormat::F16 => ([width.div_ceil(THREADS as usize), n_tokens, 1], args),
-            KvFormat::Q8_0 => ([shape.n_kv_head, n_tokens, 2], args),
-            KvFormat::Q4_0 => {
-                let (n, factor) = shape.format.rotation(shape.head_dim);
-                ([shape.n_kv_head, n_tokens, 2], args.size(n).float(factor))
-            }
-        };
-        // SAFETY: threads for each value, and buffers and slots as asserted.
-        unsafe { self.append.launch(grid, args) }
+        let (mut q_stride, mut n_pair, mut is_halves) = (0, 0, false);
+        if let Some(turn) = turn {
+            (q_stride, n_pair, is_halves) =
+                (turn.queries.1, turn.n_pair, turn.style == RopeStyle::Halves);
+            assert_rows(turn.queries.0, n_tokens, n_head * head_dim, q_stride);
+            assert!(2 * n_pair <= head_dim, "pairs of a head");
+            assert!(turn.angles.n_bytes() >= 8 * n_tokens * n_pair, "angles for each token");
+        }
+        let (n_rotated, rotation) = shape.format.rotation(head_dim);
+        let args = Args::new()
+            .optional(turn.map(|turn| turn.queries.0))
+            .buffer(k)
+            .buffer(v)
+            .buffer(keys)
+            .buffer(values)
+            .buffer(&batch.on_device)
+            .optional(turn.map(|turn| turn.angles))
+            .size(n_kv_head)
+            .size(head_dim)
+            .size(stride)
+            .size(n_head / n_kv_head)
+            .size(q_stride)
+            .size(n_pair)
+            .size(usize::from(is_halves))
+            .size(n_rotated)
+            .float(rotation);
+        let n_part = if turn.is_some() { 3 } else { 2 };
+        // SAFETY: a block for each key head, its values and its queries, and buffers and slots as
+        // asserted.
+        unsafe { self.append.launch([n_kv_head, n_tokens, n_part], args) }
     }
 
     /// `out = softmax(q . K^T) . V`, `q` and `out` `[n_tokens, stride]` f32.
@@ -291,7 +325,6 @@ impl AttentionKernels {
         assert_rows(q, n_tokens, n_head * head_dim, stride);
         assert_rows(out, n_tokens, n_head * head_dim, stride);
         self.assert_cache(batch, shape, keys, values);
-        assert!(n_head.is_multiple_of(n_kv_head), "whole groups of heads");
         // Where rows are few, a block has a span; otherwise it walks them all. Both add alike.
         let n_bytes = shape.partial_bytes(n_tokens, batch.n_span);
         let is_split =
@@ -340,6 +373,7 @@ impl AttentionKernels {
         values: &Buffer,
     ) {
         assert_eq!((shape.format, shape.head_dim), self.heads, "heads as they were loaded for");
+        assert!(shape.n_head.is_multiple_of(shape.n_kv_head), "whole groups of heads");
         assert!(batch.page_end <= shape.n_page, "pages of the cache");
         let n_bytes = shape.cache_bytes();
         assert!(keys.n_bytes() >= n_bytes && values.n_bytes() >= n_bytes, "a whole cache");

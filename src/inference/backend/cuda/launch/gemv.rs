@@ -1,5 +1,5 @@
-//! Products of matrices: `kernels/gemv_*.cu` for few columns and many, `gemm_mma_f16.cu` for
-//! tensor cores, and `stage_f16.cu`.
+//! Products of matrices: `kernels/gemv_*.cu` for few columns and many, and `gemm_mma_f16.cu` for
+//! tensor cores.
 
 use std::ops::Range;
 
@@ -8,13 +8,10 @@ use crate::inference::quant::TensorType;
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel, Module};
 use super::super::strips::{STRIP_ROWS, input_bytes, n_group, strip_bytes};
-use super::assert_rows;
+use super::{Inputs, assert_rows};
 
-/// Columns of a gemm, at most.
-const COLUMNS_MAX: usize = 16;
 const GEMV_THREADS: u32 = 64;
 const GEMM_THREADS: u32 = 128;
-const STAGE_THREADS: u32 = 256;
 /// Warps of a gemv's thread block.
 const BLOCK_WARPS: usize = 2;
 /// Strips of a gemm's thread block.
@@ -120,44 +117,6 @@ pub struct Matrix {
     pub strips: Buffer,
 }
 
-/// Input columns, staged for the kernels.
-#[derive(Clone)]
-pub struct Inputs {
-    n_cols: usize,
-    n_max: usize,
-    columns: Buffer,
-}
-
-impl Inputs {
-    /// Room for `n_max` columns of `n_cols` values.
-    ///
-    /// # Errors
-    /// If the device has no memory for it.
-    pub fn new(device: &Device, n_cols: usize, n_max: usize) -> Result<Inputs, CudaError> {
-        let columns = device.allocate("staged inputs", Inputs::n_bytes(n_cols, n_max))?;
-        Ok(Inputs { n_cols, n_max, columns })
-    }
-
-    /// Bytes of room for `n_max` columns of `n_cols` values.
-    pub fn n_bytes(n_cols: usize, n_max: usize) -> usize {
-        // Kernels read as many columns as they have, also where fewer are wanted.
-        (n_max + COLUMNS_MAX - 1) * input_bytes(n_cols)
-    }
-
-    /// The same in memory that is there, which others may use as well, one after the other.
-    ///
-    /// # Panics
-    /// If it is too small.
-    pub fn within(memory: &Buffer, n_cols: usize, n_max: usize) -> Inputs {
-        Inputs { n_cols, n_max, columns: memory.part(0, Inputs::n_bytes(n_cols, n_max)) }
-    }
-
-    /// Values of a column.
-    pub fn n_cols(&self) -> usize {
-        self.n_cols
-    }
-}
-
 /// Whether prompts are multiplied on tensor cores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorCores {
@@ -182,7 +141,6 @@ pub type Multiply = fn(
 /// The kernels of some types.
 pub struct GemvKernels {
     device: Device,
-    stage: Kernel,
     types: Vec<Products>,
     tensor_cores: TensorCores,
     /// Whether the device has many multiprocessors, which want more warps.
@@ -195,8 +153,6 @@ impl GemvKernels {
     /// # Errors
     /// If the driver refuses them.
     pub fn load(device: &Device, types: &[TensorType]) -> Result<GemvKernels, CudaError> {
-        let stage =
-            device.load("stage_f16", ptx!("stage_f16"))?.kernel("stage_f16", STAGE_THREADS)?;
         let mut modules = Vec::new();
         let mut loaded = Vec::new();
         for &ty in types {
@@ -217,7 +173,7 @@ impl GemvKernels {
         };
         // Those before had one or two.
         let is_large = device.info().capability >= (6, 0);
-        Ok(GemvKernels { device: device.clone(), stage, types: loaded, tensor_cores, is_large })
+        Ok(GemvKernels { device: device.clone(), types: loaded, tensor_cores, is_large })
     }
 
     /// Whether [`GemvKernels::multiply_prompt`] goes by tensor cores.
@@ -235,32 +191,6 @@ impl GemvKernels {
     pub fn refuse_tensor_cores(&mut self, reason: String) {
         self.types.iter_mut().for_each(|products| products.mma = None);
         self.tensor_cores = TensorCores::Refused(reason);
-    }
-
-    /// Stages `n` columns, the rows of `x`, `[n, stride]` f32.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If the buffers are too small.
-    pub fn stage(
-        &self,
-        x: &Buffer,
-        stride: usize,
-        n: usize,
-        inputs: &Inputs,
-    ) -> Result<(), CudaError> {
-        assert_rows(x, n, inputs.n_cols, stride);
-        assert!((1..=inputs.n_max).contains(&n), "{n} columns are staged");
-        let args = Args::new()
-            .buffer(x)
-            .buffer(&inputs.columns)
-            .size(inputs.n_cols)
-            .size(stride)
-            .size(n_group(inputs.n_cols));
-        // SAFETY: the kernel reads `n` rows and writes `n` columns, which are there.
-        unsafe { self.stage.launch([n, 1, 1], args) }
     }
 
     /// `y[c] (+)= w . inputs[c] + bias` for each column of a range; `y` is `[n, stride]` f32 from

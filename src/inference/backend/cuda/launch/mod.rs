@@ -9,13 +9,15 @@ mod gemv;
 mod lora;
 mod replay;
 mod rows;
+mod stage;
 
-pub use attention::{AttentionBatch, AttentionKernels, AttentionShape, KvFormat, TokenSpan};
+pub use attention::{AttentionBatch, AttentionKernels, AttentionShape, KvFormat, TokenSpan, Turn};
 pub use counts::ProductCost;
-pub use gemv::{GemvKernels, Inputs, Matrix, Multiply, TensorCores};
+pub use gemv::{GemvKernels, Matrix, Multiply, TensorCores};
 pub use lora::{LoraKernels, LoraPair, LoraTable, LoraUses};
 pub use replay::{Likeness, Replays};
 pub use rows::{NormShape, RowKernels, RowShape, TOP_K_MAX};
+pub use stage::{Inputs, StageKernels};
 
 use super::driver::Buffer;
 

@@ -3,9 +3,9 @@
 use super::super::CudaError;
 use super::super::driver::{Args, Buffer, Device, Kernel};
 use super::assert_rows;
-use crate::inference::backend::{Activation, NormKind, RopeStyle};
+use crate::inference::backend::{Activation, NormKind};
 
-const NORM_THREADS: u32 = 128;
+const NORM_THREADS: u32 = 256;
 const ROWS_THREADS: u32 = 256;
 const TOP_K_THREADS: u32 = 256;
 /// How many of a row's largest values can be had.
@@ -23,7 +23,7 @@ pub struct RowShape {
 }
 
 impl RowShape {
-    fn assert_in(self, buffer: &Buffer) {
+    pub(super) fn assert_in(self, buffer: &Buffer) {
         assert_rows(buffer, self.n_rows, self.width, self.stride);
     }
 
@@ -48,10 +48,8 @@ pub struct RowKernels {
     rms_norm: Kernel,
     layer_norm: Kernel,
     glu: Kernel,
-    act: Kernel,
     add: Kernel,
     select: Kernel,
-    rope: Kernel,
     top_k: Kernel,
 }
 
@@ -68,10 +66,8 @@ impl RowKernels {
             rms_norm: norm.kernel("rms_norm_f32", NORM_THREADS)?,
             layer_norm: norm.kernel("layer_norm_f32", NORM_THREADS)?,
             glu: rows.kernel("glu_f32", ROWS_THREADS)?,
-            act: rows.kernel("act_f32", ROWS_THREADS)?,
             add: rows.kernel("add_f32", ROWS_THREADS)?,
             select: rows.kernel("select_f32", ROWS_THREADS)?,
-            rope: rows.kernel("rope_f32", ROWS_THREADS)?,
             top_k: top_k.kernel("top_k_f32", TOP_K_THREADS)?,
         })
     }
@@ -114,7 +110,7 @@ impl RowKernels {
         unsafe { kernel.launch([shape.width / norm.width, shape.n_rows, 1], args) }
     }
 
-    /// `gate = activation(gate) * up`
+    /// `gate = activation(gate) * up`, without a factor where there is no `up`.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -125,32 +121,13 @@ impl RowKernels {
         &self,
         shape: RowShape,
         activation: Activation,
-        (gate, up): (&Buffer, &Buffer),
+        (gate, up): (&Buffer, Option<&Buffer>),
     ) -> Result<(), CudaError> {
         shape.assert_in(gate);
-        shape.assert_in(up);
-        let args = Args::new().buffer(gate).buffer(up).size(shape.width).size(shape.stride);
+        up.iter().for_each(|up| shape.assert_in(up));
+        let args = Args::new().buffer(gate).optional(up).size(shape.width).size(shape.stride);
         // SAFETY: a thread for each value, and buffers as asserted.
         unsafe { self.glu.launch(shape.grid(shape.width), args.size(number(activation))) }
-    }
-
-    /// `x = activation(x)`
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If shapes do not fit.
-    pub fn act(
-        &self,
-        shape: RowShape,
-        activation: Activation,
-        x: &Buffer,
-    ) -> Result<(), CudaError> {
-        shape.assert_in(x);
-        let args = Args::new().buffer(x).size(shape.width).size(shape.stride);
-        // SAFETY: a thread for each value, and buffers as asserted.
-        unsafe { self.act.launch(shape.grid(shape.width), args.size(number(activation))) }
     }
 
     /// `x = x * factor + y`
@@ -198,37 +175,6 @@ impl RowKernels {
         unsafe { self.select.launch(shape.grid(shape.width), args) }
     }
 
-    /// Turns the first `2 n_pair` values of each head; `angles` is `[n_rows, n_pair]` (cos, sin).
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If shapes do not fit.
-    pub fn rope(
-        &self,
-        shape: RowShape,
-        x: &Buffer,
-        style: RopeStyle,
-        (angles, n_pair): (&Buffer, usize),
-        head_dim: usize,
-    ) -> Result<(), CudaError> {
-        shape.assert_in(x);
-        assert!(shape.width.is_multiple_of(head_dim) && 2 * n_pair <= head_dim, "whole heads");
-        assert!(angles.n_bytes() >= 8 * shape.n_rows * n_pair, "angles for each row");
-        let n_head = shape.width / head_dim;
-        let args = Args::new()
-            .buffer(x)
-            .buffer(angles)
-            .size(n_head)
-            .size(head_dim)
-            .size(n_pair)
-            .size(shape.stride)
-            .size(usize::from(style == RopeStyle::Halves));
-        // SAFETY: a thread for each pair, and buffers as asserted.
-        unsafe { self.rope.launch(shape.grid(n_head * n_pair), args) }
-    }
-
     /// `out[r]` = `k` times (value's bits, its index) of each row, from the largest; of equals the
     /// first index first. NaN is never among them; where a row has fewer numbers, the rest are
     /// minus infinity at `u32::MAX`.
@@ -255,7 +201,7 @@ impl RowKernels {
 }
 
 /// What the kernels call an activation.
-const fn number(activation: Activation) -> usize {
+pub(super) const fn number(activation: Activation) -> usize {
     match activation {
         Activation::Silu => 0,
         Activation::Gelu => 1,
