@@ -3,9 +3,9 @@
 //!
 //! Packing streams, in the file's order: a few megabytes of it are packed by all threads and their
 //! pages given back, while the system reads what comes next. So memory peaks at the model plus one
-//! such step. A table that is only looked up row
-//! by row stays in the file; one that is multiplied as well (a tied output) is in both, and of the
-//! file only the rows that are looked up come to memory.
+//! such step. A table that is only looked up row by row stays in the file; one that is multiplied
+//! as well (a tied output) is in both, and of the file only the rows that are looked up come to
+//! memory.
 //!
 //! A native file holds panels already, and every instruction set reads the same ones: then the file
 //! is the memory, nothing is packed, and a row is looked up in its panel. Only a slice of a matrix
