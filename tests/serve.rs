@@ -143,6 +143,19 @@ fn a_script_for_llama_server_runs() {
     assert!(!said.contains("--jinja") && !said.contains("-ngl has no"), "{said}");
 }
 
+/// Else every start would look through a store that may be large.
+#[test]
+fn a_service_that_is_asked_to_end_closes_its_store() {
+    let home = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        let service = Process::start(home.path(), &[]);
+        service.terminate();
+        let (code, said) = service.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("stopping") && !said.contains("not closed cleanly"), "{said}");
+    }
+}
+
 #[test]
 fn a_draft_model_saves_steps_and_changes_no_answer() {
     let home = tempfile::tempdir().unwrap();

@@ -214,7 +214,7 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// See the module. Clones share it; the last one to go marks it as closed cleanly.
+/// See the module. Clones share it; the last one to go closes it, if nobody did before.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -291,6 +291,12 @@ impl Store {
     /// If the disk does not take it, or the copy is not whole.
     pub fn back_up(&self) -> Result<(), StoreError> {
         self.0.writer.back_up()
+    }
+
+    /// Ends writing, and marks the store as closed cleanly, whoever still has it: what comes later
+    /// is refused as [`StoreError::Closed`].
+    pub fn close(&self) {
+        self.0.writer.close();
     }
 
     /// Commits since the store was opened.

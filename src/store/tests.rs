@@ -116,6 +116,22 @@ fn random() -> impl FnMut(usize) -> usize {
 }
 
 #[test]
+fn a_store_that_was_closed_keeps_what_it_has_and_takes_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap().store;
+    let held = store.clone();
+    insert(&store, 1);
+    store.close();
+    store.close();
+    assert!(matches!(held.insert_job(new_job(2), LIMITS), Err(StoreError::Closed)));
+    drop((store, held));
+    let opened = Store::open(dir.path()).unwrap();
+    assert!(opened.notes.is_empty(), "{:?}", opened.notes);
+    assert!(opened.store.job("job-1").unwrap().is_some());
+    assert!(opened.store.job("job-2").unwrap().is_none());
+}
+
+#[test]
 fn after_every_write_what_was_acknowledged_is_there() {
     let (dir, copies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut told = vec![Vec::new()];

@@ -26,6 +26,8 @@ type Work = Box<dyn FnOnce(Option<&Connection>) -> (Tell, Result<(), StoreError>
 enum Order {
     Write(Work),
     BackUp(SyncSender<Result<(), StoreError>>),
+    /// Nothing is written any more; the sender is dropped when that is so.
+    Close(SyncSender<()>),
 }
 
 pub struct Writer {
@@ -77,6 +79,16 @@ impl Writer {
         answered.recv().map_err(|_| StoreError::Closed)?
     }
 
+    /// Ends writing after what was sent before, and waits for it.
+    pub fn close(&self) {
+        let (held, dropped) = sync_channel(0);
+        if let Some(orders) = &self.orders
+            && orders.send(Order::Close(held)).is_ok()
+        {
+            let _ = dropped.recv();
+        }
+    }
+
     fn send(&self, order: Order) -> Result<(), StoreError> {
         let orders = self.orders.as_ref().ok_or(StoreError::Closed)?;
         orders.try_send(order).map_err(|error| match error {
@@ -120,13 +132,17 @@ const BACKUP_PAUSE: Duration = Duration::from_secs(3600);
 
 fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
     let mut failed_at: Option<Instant> = None;
-    while let Ok(first) = orders.recv() {
+    let mut closing = None;
+    while closing.is_none()
+        && let Ok(first) = orders.recv()
+    {
         let mut works = Vec::new();
         let mut copies = Vec::new();
         for order in std::iter::once(first).chain(orders.try_iter().take(STORE_BATCH_MAX)) {
             match order {
                 Order::Write(work) => works.push(work),
                 Order::BackUp(answer) => copies.push(answer),
+                Order::Close(held) => closing = Some(held),
             }
         }
         if !works.is_empty() {
@@ -138,7 +154,8 @@ fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
             for answer in copies {
                 let _ = answer.send(told(&made));
             }
-        } else if failed_at.is_none_or(|at| at.elapsed() >= BACKUP_PAUSE)
+        } else if closing.is_none()
+            && failed_at.is_none_or(|at| at.elapsed() >= BACKUP_PAUSE)
             && is_backup_due(&connection)
             && let Err(error) = backup::make(&connection)
         {
@@ -151,6 +168,7 @@ fn run(connection: Connection, orders: &Receiver<Order>, n_commit: &AtomicU64) {
     if let Err(error) = end {
         tracing::error!(%error, "the state store could not be closed cleanly");
     }
+    drop(closing);
 }
 
 fn commit(connection: &Connection, works: Vec<Work>) {

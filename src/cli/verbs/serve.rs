@@ -343,6 +343,7 @@ pub(super) fn launch(
     if service.identity.is_none() && !address.ip().is_loopback() {
         terminal::note("note: prompts and keys cross the network as they are; --tls encrypts them");
     }
+    let store = service.store.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREAD)
         .enable_all()
@@ -376,6 +377,9 @@ pub(super) fn launch(
     });
     // What still runs, such as a model that loads, is not waited for.
     runtime.shutdown_background();
+    if let Some(store) = store {
+        store.close();
+    }
     flush_logs();
     result
 }
