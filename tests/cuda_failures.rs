@@ -9,9 +9,8 @@ use jetforge::inference::backend::BackendError;
 use jetforge::inference::backend::cuda::{CudaBackend, CudaConfig, Device, KvFormat};
 use jetforge::inference::quant::TensorType;
 use jetforge::inference::{
-    DeviceChoice, Engine, EngineOptions, Event, LoadOptions, Model, ModelSource, Request,
+    DeviceChoice, EngineOptions, Event, LoadOptions, Model, ModelSource, Request,
 };
-use tempfile::TempDir;
 
 use crate::cuda_driver::functions;
 use crate::cuda_engine::{on_cuda, try_backend, write};
@@ -238,22 +237,17 @@ fn a_call_that_fails_in_what_else_a_backend_does_is_named_too() {
     }
 }
 
-/// An engine on a stand-in that takes orders, and the folders of both.
-fn engine() -> Option<([TempDir; 2], Directed, Engine)> {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let source = write(folder.path(), "llama", TensorType::Q4_0);
-    let (library, dir) = stand_in::copy("")?;
-    let stand_in = Directed::of(&library);
-    let model = Model::load(&source, &on_cuda(&library)).expect("nothing fails");
-    Some(([folder, dir], stand_in, start(model, EngineOptions::default())))
-}
-
 /// A text that shares a part of a page with one before gets a copy of it. What a GPU refuses to
 /// copy is computed.
 #[test]
 fn a_page_that_cannot_be_copied_is_computed() {
     const COPY: &str = "cuMemcpyDtoDAsync_v2";
-    let Some((_dirs, stand_in, engine)) = engine() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let stand_in = Directed::of(&library);
+    let model = Model::load(&source, &on_cuda(&library)).expect("nothing fails");
+    let engine = start(model, EngineOptions::default());
     let ask = |uses_cache| {
         let (prompt, n_predict) = (tokens(50), Some(4));
         let request = Request { prompt, n_predict, ignore_eos: true, ..Request::default() };
@@ -334,7 +328,12 @@ fn a_recording_that_fails_costs_nothing_and_a_recorded_step_that_fails_is_named(
 /// A person whose request meets a fault hears of it, and the next is served.
 #[test]
 fn an_engine_tells_the_request_that_failed_and_answers_the_next() {
-    let Some((_dirs, stand_in, engine)) = engine() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = write(folder.path(), "llama", TensorType::Q4_0);
+    let Some((library, _dir)) = stand_in::copy("") else { return };
+    let stand_in = Directed::of(&library);
+    let model = Model::load(&source, &on_cuda(&library)).expect("nothing fails");
+    let engine = start(model, EngineOptions::default());
     let request = || {
         let (prompt, n_predict) = (tokens(LONG), Some(8));
         let mut request = Request { prompt, n_predict, ignore_eos: true, ..Request::default() };
