@@ -20,7 +20,7 @@ use crate::inference::quant::TensorType;
 use std::cell::RefCell;
 
 /// Columns from which on expanding is worth its price.
-pub const EXPAND_COLS: usize = 24;
+pub const EXPAND_COLS: usize = 16;
 /// Bytes of a block of a panel, expanded.
 pub const WIDE_BYTES: usize = 8 * VECTOR_BYTES;
 

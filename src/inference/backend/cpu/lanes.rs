@@ -135,9 +135,12 @@ pub unsafe trait WideLanes: Lanes {
     /// Whether sums that fit 16 bits meet their scale in [`WideLanes::add_narrow`].
     const NARROWS: bool;
 
-    /// Codes times the scale of their row, as a fold has them.
-    unsafe fn fold(codes: Self::I, scale: Self::N, fold: Fold) -> Self::I;
-
+    /// Codes times the scale of their row, as a fold has them, where the set has folds.
+    #[inline(always)]
+    unsafe fn fold(codes: Self::I, scale: Self::N, fold: Fold) -> Self::I {
+        let _ = (codes, scale, fold);
+        unreachable!("no set is asked that does not fold");
+    }
     /// [`Lanes::dot`] of a block for each vector and column; with the codes of the first column
     /// come minus their sum, and the bytes from either to the next.
     #[inline(always)]

@@ -427,7 +427,7 @@ unsafe fn panels_scalar<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: passed on.
     unsafe {
         match job.x.n >= EXPAND_COLS {
-            true => wide::expanded::<ScalarLanes, F, 2, 1>(job, start, end),
+            true => wide::expanded::<ScalarLanes, F, 2>(job, start, end),
             false => panels::<ScalarLanes, F>(job, start, end),
         }
     }
@@ -439,7 +439,7 @@ unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
         match job.x.n >= EXPAND_COLS {
-            true => wide::expanded::<Avx512Lanes, F, 6, 5>(job, start, end),
+            true => wide::expanded::<Avx512Lanes, F, 6>(job, start, end),
             false => panels::<Avx512Lanes, F>(job, start, end),
         }
     }
@@ -502,7 +502,7 @@ unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
         match is_worth && job.x.n >= EXPAND_COLS {
-            true => wide::expanded::<Avx2Lanes, F, 3, 2>(job, start, end),
+            true => wide::expanded::<Avx2Lanes, F, 3>(job, start, end),
             false => panels::<Avx2Lanes, F>(job, start, end),
         }
     }

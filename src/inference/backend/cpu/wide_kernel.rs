@@ -153,23 +153,26 @@ unsafe fn add_chunk<L: WideLanes, F: Format, const C: usize>(
         for b in 0..n_block {
             let w = group.block(b);
             let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);
-            let scale = |i| group.head::<L::S>(plan.scales, i);
             if fold.is_some() {
                 L::add_dots::<C, 8>(&mut ints, w, codes, ACT_BYTES);
-            } else if expand::is_narrow::<L, F>() {
+                continue;
+            }
+            let at = (codes, ACT_BYTES);
+            let scales = group.head::<L::S>(plan.scales, b * plan.n_scale);
+            if expand::is_narrow::<L, F>() {
                 let from = match plan.n_center {
                     0 => None,
                     _ => Some((&raw const (*acts).neg_sum8).cast::<i32>().add(b)),
                 };
-                L::add_narrow::<C>(&mut ints, w, (codes, from, ACT_BYTES), scale(b));
+                L::add_narrow::<C>(&mut ints, w, (codes, from, ACT_BYTES), scales);
             } else if plan.n_scale == 1 {
-                L::add_scaled_pair::<C, 8>(&mut ints, w, (codes, ACT_BYTES), scale(b), bits);
+                L::add_scaled_pair::<C, 8>(&mut ints, w, at, scales, bits);
             } else {
-                let at = (codes, ACT_BYTES);
-                L::add_scaled_pair::<C, 4>(&mut ints, w, at, scale(2 * b), bits);
+                L::add_scaled_pair::<C, 4>(&mut ints, w, at, scales, bits);
                 let w = [w[0].add(WIDE_BYTES / 2), w[1].add(WIDE_BYTES / 2)];
                 let at = (codes.add(BLOCK_LEN / 2), ACT_BYTES);
-                L::add_scaled_pair::<C, 4>(&mut ints, w, at, scale(2 * b + 1), bits);
+                let scales = group.head::<L::S>(plan.scales, 2 * b + 1);
+                L::add_scaled_pair::<C, 4>(&mut ints, w, at, scales, bits);
             }
         }
         finish::<L, F, C>(group, acts, &ints, sums);

@@ -11,7 +11,8 @@ use std::arch::x86_64::*;
 /// Sums of pairs, of `N` vectors of codes of fewer than eight bits: what `maddubs` gives is added
 /// in 16 bits for as long as it fits, and `widen` takes it.
 macro_rules! add_pairs_of {
-    ($n:ident, $c:ident, $bits:expr, $w:ident, $a:ident, $stride:ident, |$r:ident, $col:ident, $pairs:ident| $widen:block) => {
+    ($n:ident, $c:ident, $bits:expr, $w:ident, $a:ident, $stride:ident,
+     |$r:ident, $col:ident, $pairs:ident| $widen:block) => {
         let n_fit = 32_767 / (2 * 127 * ((1 << $bits) - 1));
         let mut pairs = [[_mm256_setzero_si256(); $c]; 2];
         unroll!($n, |j| {
@@ -70,12 +71,6 @@ unsafe impl WideLanes for Avx2Lanes {
     // Products of eight bits cost more than codes of fewer.
     const FOLDS: bool = false;
     const NARROWS: bool = false;
-
-    #[inline(always)]
-    unsafe fn fold(codes: __m256i, scale: __m256i, fold: Fold) -> __m256i {
-        let _ = (codes, scale, fold);
-        unreachable!("this set does not fold");
-    }
 
     #[inline(always)]
     unsafe fn dot_pair<const C: usize>(
@@ -140,7 +135,7 @@ unsafe impl WideLanes for Avx512Lanes {
         unsafe {
             let (from, to) =
                 (_mm512_set1_epi16(fold.code_zero), _mm512_set1_epi16(fold.product_zero));
-            // The four codes of two rows stand in a quarter as words, so each scale does four times.
+            // A quarter holds the four codes of two rows as words, so each scale stands four times.
             let scales = Self::pairs(scale, scale);
             let zero = _mm512_setzero_si512();
             let low = _mm512_sub_epi16(_mm512_unpacklo_epi8(codes, zero), from);

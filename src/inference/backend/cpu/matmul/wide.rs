@@ -15,18 +15,17 @@ struct Expanded {
     n: usize,
 }
 
-/// Panels `start..end`, expanded to bytes, times all columns, in tiles of `C` and of `D`, which is
-/// one fewer: there are [`EXPAND_COLS`] columns at least, so the two can make up any number.
+/// Panels `start..end`, expanded to bytes, times all columns, in tiles of `C`.
 ///
 /// # Safety
-/// As a task of [`super::matmul`]; there are so many columns.
+/// As a task of [`super::matmul`]; there are [`EXPAND_COLS`] columns at least.
 #[inline(always)]
-pub unsafe fn expanded<L: WideLanes, F: Format, const C: usize, const D: usize>(
+pub unsafe fn expanded<L: WideLanes, F: Format, const C: usize>(
     job: &Job<'_>,
     start: usize,
     end: usize,
 ) {
-    const { assert!(D + 1 == C && D * D <= EXPAND_COLS + 1) };
+    const { assert!(C <= EXPAND_COLS) };
     let n_block = job.w.n_cols / 32;
     let (panel_bytes, wide_bytes) =
         (F::LAYOUT.panel_bytes(n_block), expand::wide_bytes::<L, F>(n_block));
@@ -40,16 +39,10 @@ pub unsafe fn expanded<L: WideLanes, F: Format, const C: usize, const D: usize>(
             expand::expand::<L, F>(from, n_block, to, job.ahead);
         }
         let of = Expanded { wide, wide_bytes, start, n: end - start };
-        let n_short = (C - job.x.n % C) % C;
-        let mut col = 0;
         for tile_idx in 0..job.x.n.div_ceil(C) {
-            if tile_idx < n_short {
-                job.wide_tiles::<L, F, D>(of, col);
-                col += D;
-            } else {
-                job.wide_tiles::<L, F, C>(of, col);
-                col += C;
-            }
+            // The last one ends with the last column: what it shares with the one before comes out
+            // the same.
+            job.wide_tiles::<L, F, C>(of, (tile_idx * C).min(job.x.n - C));
         }
     }
     expand::give_back(buffer);
