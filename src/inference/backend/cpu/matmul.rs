@@ -37,6 +37,7 @@ const TASK_BYTES: usize = 384 << 10;
 const SMALL_TASK_BYTES: usize = 192 << 10;
 /// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
 /// away, and vectors were faster.
+#[cfg(target_arch = "x86_64")]
 const AMX_COLS: usize = 32;
 /// Panels that tiles take at a time, and vectors of 16 expanded rows.
 const TILE_PANELS: usize = 2;
@@ -123,6 +124,7 @@ pub fn matmul(
 }
 
 /// Whether so many columns are multiplied on tiles.
+#[cfg(target_arch = "x86_64")]
 fn has_tiles(isa: Isa, n: usize) -> bool {
     isa == Isa::Amx && n >= AMX_COLS
 }
