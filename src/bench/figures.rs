@@ -110,9 +110,10 @@ impl Figure {
         self
     }
 
-    /// The same times, each of which so many 10^9 bytes took, held against a rate of memory.
-    pub fn reading(mut self, limit: Option<f64>, n_giga: f64) -> Figure {
-        let (rate, unit) = (n_giga * 1e3 / self.median(), Unit::GigabytesPerSecond);
+    /// The same times in milliseconds, each for `n_giga` of what `unit` counts by the second, held
+    /// against `limit`.
+    pub fn taking(mut self, limit: Option<f64>, n_giga: f64, unit: Unit) -> Figure {
+        let rate = n_giga * 1e3 / self.median();
         self.share = limit.map(|limit| Share { rate, limit, unit });
         self
     }
@@ -174,7 +175,8 @@ mod tests {
         let share = figure.against(Some(40.0), 1.5, Unit::GigabytesPerSecond).share.unwrap();
         assert_eq!((share.rate, share.limit), (30.0, 40.0));
         assert_eq!(share.fraction(), 0.75);
-        let load = Figure::new("load", Unit::Milliseconds, vec![500.0]).reading(Some(10.0), 2.0);
+        let load = Figure::new("load", Unit::Milliseconds, vec![500.0]);
+        let load = load.taking(Some(10.0), 2.0, Unit::GigabytesPerSecond);
         assert_eq!(load.share.unwrap().rate, 4.0, "2 GB in half a second");
     }
 

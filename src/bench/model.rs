@@ -249,7 +249,7 @@ fn load_times(
     let warm = (0..n_rounds).map(|_| timed()).collect::<Result<_, _>>()?;
     let warm = Figure::new("load, warm", Unit::Milliseconds, warm);
     let n_giga = source.open()?.file_bytes() as f64 / 1e9;
-    figures.push(warm.reading(limits.memory_gb_s, n_giga));
+    figures.push(warm.taking(limits.memory_gb_s, n_giga, Unit::GigabytesPerSecond));
     Ok(figures)
 }
 
@@ -441,10 +441,13 @@ impl Bench<'_> {
             prompt.extend(self.prompt(TTFT_NEW, 500 + round));
             Ok(run(self.engine, request(prompt, 1, true))?.ttft_ms)
         })?;
-        let figure = |what, values| {
-            Figure::new(format!("first token of pp{n}, {what}"), Unit::Milliseconds, values)
-        };
-        let (cold, warm) = (figure("cold", cold), figure("prefix in memory", warm));
+        let (limit, n_macs) = (self.limits.integer_gmac_s, self.cost.n_macs / 1e9);
+        let figure =
+            |what, values, n_new: usize| {
+                Figure::new(format!("first token of pp{n}, {what}"), Unit::Milliseconds, values)
+                    .taking(limit, n_new as f64 * n_macs, Unit::GigaMacs)
+            };
+        let (cold, warm) = (figure("cold", cold, n), figure("prefix in memory", warm, TTFT_NEW));
         let ratio = warm.over(&cold, format!("{} over cold", warm.test), Unit::TimeRatio);
         Ok([cold, warm].into_iter().chain(ratio).collect())
     }

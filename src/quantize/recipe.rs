@@ -223,3 +223,48 @@ pub(super) fn fit(ty: TensorType, n_cols: u64) -> TensorType {
     };
     if fits(smaller) { smaller } else { F16 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits a weight of a whole Llama, matrices of `[rows, columns]`.
+    fn bits(recipe: &str, n_layer: usize, [n_embd, n_kv, n_ff, n_vocab]: [u64; 4]) -> f64 {
+        let recipe = Recipe::find(recipe).expect("a recipe");
+        let n_group = (n_embd / n_kv) as usize;
+        let shape = Shape { n_layer, n_group, is_tied: false, has_importance: false };
+        let of_layer = [
+            ("attn_q", [n_embd, n_embd]),
+            ("attn_k", [n_kv, n_embd]),
+            ("attn_v", [n_kv, n_embd]),
+            ("attn_output", [n_embd, n_embd]),
+            ("ffn_gate", [n_ff, n_embd]),
+            ("ffn_up", [n_ff, n_embd]),
+            ("ffn_down", [n_embd, n_ff]),
+        ];
+        let layers = (0..n_layer)
+            .flat_map(|i| of_layer.map(|(name, dims)| (format!("blk.{i}.{name}.weight"), dims)));
+        let ends =
+            ["token_embd.weight", "output.weight"].map(|name| (name.to_owned(), [n_vocab, n_embd]));
+        let (mut n_bits, mut n_weight) = (0.0, 0.0);
+        for (name, [n_rows, n_cols]) in layers.chain(ends) {
+            let (role, layer_idx) = role_of(&name, shape);
+            let ty = fit(choose(recipe, role, layer_idx, shape), n_cols);
+            let n = (n_rows * n_cols) as f64;
+            n_bits += n * 8.0 * ty.block_bytes() as f64 / ty.block_len() as f64;
+            n_weight += n;
+        }
+        n_bits / n_weight
+    }
+
+    #[test]
+    fn three_bit_mixes_have_the_bits_that_they_are_named_for() {
+        // TinyLlama 1.1B and DeepSeek-Coder 1.3B, whose heads share nothing.
+        for (n_layer, dims) in [(22, [2048, 256, 5632, 32_000]), (24, [2048, 2048, 5504, 32_256])] {
+            let [small, medium, large] =
+                ["N3_S", "N3_M", "N4"].map(|recipe| bits(recipe, n_layer, dims));
+            assert!((3.5..=3.8).contains(&small), "{small}");
+            assert!(small < medium && medium < large && large == 4.5, "{medium} {large}");
+        }
+    }
+}

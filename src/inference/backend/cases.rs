@@ -97,7 +97,7 @@ pub fn weights(ty: TensorType, n_rows: usize, n_cols: usize, seed: u64) -> Vec<u
 }
 
 /// Where the blocks of a type keep f16 values.
-fn f16_places(ty: TensorType) -> &'static [usize] {
+pub fn f16_places(ty: TensorType) -> &'static [usize] {
     match ty {
         TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
         TensorType::N4 | TensorType::N3 => &[0, 2],

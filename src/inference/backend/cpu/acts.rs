@@ -54,6 +54,8 @@ pub struct ActChunk {
     pub scale: [f32; CHUNK_BLOCKS],
     /// Minus the sum of the codes of each block.
     pub neg_sum: [i32; CHUNK_BLOCKS],
+    /// Eight times `neg_sum`: where the sums of 4-bit codes begin that are to fit 16 bits.
+    pub neg_sum8: [i32; CHUNK_BLOCKS],
     /// `scale` times the sum of the codes of each block.
     pub sum: [f32; CHUNK_BLOCKS],
     /// The sum of the codes of each block.
@@ -70,6 +72,7 @@ impl ActChunk {
         codes: [0; CHUNK_LEN],
         scale: [0.0; CHUNK_BLOCKS],
         neg_sum: [0; CHUNK_BLOCKS],
+        neg_sum8: [0; CHUNK_BLOCKS],
         sum: [0.0; CHUNK_BLOCKS],
         code_sum: [0; CHUNK_BLOCKS],
         code_sum16: [0; 2 * CHUNK_BLOCKS],
@@ -114,6 +117,7 @@ impl ActChunk {
             }
             let sum = sums[0] + sums[1];
             self.neg_sum[b] = -sum;
+            self.neg_sum8[b] = -8 * sum;
             self.sum[b] = self.scale[b] * sum as f32;
             self.code_sum[b] = sum as i16;
             self.code_sum16[2 * b] = sums[0] as i16;

@@ -2,24 +2,30 @@
 //!
 //! ```text
 //! expanded   groups of 8 blocks, the last may be shorter
-//! group      codes of its blocks, 512 bytes each: vector j holds chunk j, as in a panel of 8 bits
+//! group      a head for each vector of rows ([`HeadPlan`]), then the codes of its blocks,
+//!            512 bytes each: vector j holds chunk j, as in a panel of 8 bits
 //! ```
 //!
-//! Taking codes apart costs as much as multiplying two or three columns, so many columns share it:
-//! a task expands its panels into a buffer that stays in the L2 cache while the columns pass. Where
-//! scale times code fits a byte, what is written is that product ([`Fold`]), and the kernel adds
-//! 256 products with nothing between them. Every sum is the same integer either way.
+//! Taking codes and scales apart costs as much as multiplying two or three columns, so many columns
+//! share it: a task expands its panels into a buffer that stays in the L2 cache while the columns
+//! pass. Where scale times code fits a byte, what is written is that product ([`Fold`]), and the
+//! kernel adds 256 products with nothing between them. Every sum is the same integer either way.
 
-use super::lanes::Lanes;
-use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
-use super::panel_kernel::unpack_chunk;
+use super::acts::ActScale;
+use super::ahead::Ahead;
+use super::lanes::WideLanes;
+use super::panel::{Format, GROUP_BLOCKS, PANEL_ROWS, Scales, VECTOR_BYTES};
+use super::panel_kernel::{load_d, n_rest, neg_scale_pairs, rests, scale, unpack_chunk};
 use crate::inference::quant::TensorType;
 use std::cell::RefCell;
 
-/// Columns from which on expanding is worth its price.
+/// Columns from which on expanding is worth its price: with 16 it was a quarter slower.
 pub const EXPAND_COLS: usize = 24;
 /// Bytes of a block of a panel, expanded.
 pub const WIDE_BYTES: usize = 8 * VECTOR_BYTES;
+
+/// Bytes of an expanded group at most: codes, two floats, 16 scales and 8 pairs for each row.
+pub const GROUP_BYTES_MAX: usize = GROUP_BLOCKS * WIDE_BYTES + PANEL_ROWS * (8 + 16 * 4 + 8 * 8);
 
 /// A type whose codes, times the integer scale they stand under, fit a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,30 +74,116 @@ pub fn give_back(buffer: Vec<Line>) {
     BUFFER.set(buffer);
 }
 
-/// Writes a panel of `n_block` blocks to `out`, [`WIDE_BYTES`] for each.
+/// What a head holds for the rows of a vector, in the form that the kernel takes it: where each
+/// kind begins in bytes, and how many of it there are.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPlan {
+    /// Factors of the minima; before them come as many of the scales, one for all blocks or, where
+    /// they are the scales, one for each.
+    pub mins: usize,
+    /// Integer scales of blocks, or of their halves.
+    pub scales: usize,
+    /// Scales of a block.
+    pub n_scale: usize,
+    /// What sums of activations are multiplied by, in pairs.
+    pub rests: usize,
+    /// Pairs of them.
+    pub n_rest: usize,
+    /// Scales in pairs, negative, where codes are taken from their middle.
+    pub centers: usize,
+    /// Pairs of them.
+    pub n_center: usize,
+    /// Bytes of a head.
+    pub bytes: usize,
+}
+
+impl HeadPlan {
+    /// The heads of a type.
+    pub const fn of<L: WideLanes, F: Format>() -> HeadPlan {
+        let layout = F::LAYOUT;
+        let is_folded = L::FOLDS && Fold::of(F::TYPE).is_some();
+        let n_d = match ActScale::of(layout) {
+            ActScale::Block => GROUP_BLOCKS,
+            ActScale::Chunk => 1,
+        };
+        let n_scale = match layout.scales {
+            _ if is_folded => 0,
+            Scales::Float => 0,
+            Scales::One | Scales::OneMin => 1,
+            Scales::Two | Scales::TwoMin => 2,
+        };
+        let n_rest = match layout.scales {
+            Scales::Float => 0,
+            _ if is_folded && layout.dot.zero_log2.is_some() => 0,
+            _ => n_rest::<L>(layout),
+        };
+        let n_center =
+            if is_narrow::<L, F>() && layout.dot.bits == 4 { GROUP_BLOCKS / 2 } else { 0 };
+        let mins = n_d * size_of::<L::F>();
+        let scales = 2 * mins;
+        let rests = scales + n_scale * GROUP_BLOCKS * size_of::<L::S>();
+        let centers = rests + n_rest * size_of::<L::P>();
+        let bytes = (centers + n_center * size_of::<L::P>()).next_multiple_of(VECTOR_BYTES);
+        HeadPlan { mins, scales, n_scale, rests, n_rest, centers, n_center, bytes }
+    }
+}
+
+/// Whether the sum of a block fits 16 bits and its scale is positive: 7 times 127, 32 times, or
+/// 8 times 127 where four bits are taken from their middle.
+pub const fn is_narrow<L: WideLanes, F: Format>() -> bool {
+    L::NARROWS && matches!(F::LAYOUT.scales, Scales::OneMin) && F::LAYOUT.dot.bits <= 4
+}
+
+/// Bytes of the heads of a group.
+pub const fn heads_bytes<L: WideLanes, F: Format>() -> usize {
+    PANEL_ROWS / L::ROWS * HeadPlan::of::<L, F>().bytes
+}
+
+/// Bytes of a group of an expanded panel; a short one has as many.
+pub const fn group_bytes<L: WideLanes, F: Format>() -> usize {
+    let bytes = heads_bytes::<L, F>() + GROUP_BLOCKS * WIDE_BYTES;
+    assert!(bytes <= GROUP_BYTES_MAX);
+    bytes
+}
+
+/// Bytes of an expanded panel of `n_block` blocks.
+pub const fn wide_bytes<L: WideLanes, F: Format>(n_block: usize) -> usize {
+    n_block.div_ceil(GROUP_BLOCKS) * group_bytes::<L, F>()
+}
+
+/// Writes a panel of `n_block` blocks to `out`, [`wide_bytes`] of it.
 ///
 /// # Safety
-/// As [`Lanes`]; panel and `out` have their bytes, and `out` is aligned to a cache line.
+/// As [`super::lanes::Lanes`]; panel and `out` have their bytes, and `out` is aligned to a cache
+/// line.
 #[inline(always)]
-pub unsafe fn expand<L: Lanes, F: Format>(panel: *const u8, n_block: usize, out: *mut u8) {
-    let layout = F::LAYOUT;
+pub unsafe fn expand<L: WideLanes, F: Format>(
+    panel: *const u8,
+    n_block: usize,
+    out: *mut u8,
+    ahead: Ahead,
+) {
+    let (layout, plan) = (F::LAYOUT, const { HeadPlan::of::<L, F>() });
     let mut group = panel;
-    for first in (0..n_block).step_by(GROUP_BLOCKS) {
-        let n_block = (n_block - first).min(GROUP_BLOCKS);
+    for group_idx in 0..n_block.div_ceil(GROUP_BLOCKS) {
+        let n_block = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
         // SAFETY: every address lies in the panel or in `out`, as the caller vouches.
         unsafe {
+            let heads = out.add(group_idx * group_bytes::<L, F>());
+            let out = heads.add(heads_bytes::<L, F>());
             let codes = group.add(layout.scales_bytes(n_block));
-            for b in 0..n_block {
-                let out = out.add((first + b) * WIDE_BYTES);
-                let codes = codes.add(b * layout.code_bytes());
-                for row in (0..PANEL_ROWS).step_by(L::ROWS) {
-                    for j in 0..8 {
-                        let chunk = unpack_chunk::<L>(layout, codes.add(4 * row), j);
-                        out.add(j * VECTOR_BYTES + 4 * row).cast::<L::I>().write_unaligned(chunk);
-                    }
+            for row in (0..PANEL_ROWS).step_by(L::ROWS) {
+                let head = heads.add(row / L::ROWS * plan.bytes);
+                match ActScale::of(layout) {
+                    ActScale::Block => put_floats::<L, F>(group, n_block, row, head),
+                    ActScale::Chunk => put_integers::<L, F>(group, n_block, row, head),
                 }
-                if let Some(fold) = Fold::of(F::TYPE) {
-                    fold_block(layout, fold, group, b, out);
+            }
+            for b in 0..n_block {
+                let (from, to) = (codes.add(b * layout.code_bytes()), out.add(b * WIDE_BYTES));
+                ahead.ask::<2>(from, layout.code_bytes() / VECTOR_BYTES);
+                for row in (0..PANEL_ROWS).step_by(L::ROWS) {
+                    put_codes::<L, F>(group, b, row, from, to);
                 }
             }
             group = codes.add(n_block * layout.code_bytes());
@@ -99,34 +191,81 @@ pub unsafe fn expand<L: Lanes, F: Format>(panel: *const u8, n_block: usize, out:
     }
 }
 
-/// Multiplies the expanded codes of block `b` of a group by their scales.
+/// Writes a head of scales that are floats.
 #[inline(always)]
-unsafe fn fold_block(layout: Layout, fold: Fold, group: *const u8, b: usize, out: *mut u8) {
-    debug_assert!(matches!(layout.scales, Scales::Two | Scales::TwoMin));
-    for half in 0..2 {
-        // SAFETY: the caller vouches for the group's scales and for the block at `out`.
-        unsafe {
-            let mut scales = [[0i16; 4]; PANEL_ROWS];
-            for (row, scale) in scales.iter_mut().enumerate() {
-                *scale = [i16::from(scale_of(layout, group, b, half, row)); 4];
-            }
-            let scales = scales.as_flattened();
-            for j in 4 * half..4 * half + 4 {
-                let codes = &mut *out.add(j * VECTOR_BYTES).cast::<[u8; VECTOR_BYTES]>();
-                for (code, &scale) in codes.iter_mut().zip(scales) {
-                    let product = scale * (i16::from(*code) - fold.code_zero);
-                    *code = (product + fold.product_zero) as u8;
-                }
+unsafe fn put_floats<L: WideLanes, F: Format>(
+    group: *const u8,
+    n_block: usize,
+    row: usize,
+    out: *mut u8,
+) {
+    let (layout, plan) = (F::LAYOUT, const { HeadPlan::of::<L, F>() });
+    // SAFETY: the caller vouches for the group's scales and for the head at `out`.
+    unsafe {
+        for b in 0..n_block {
+            let from = group.add(b * layout.super_bytes() + 2 * row);
+            out.cast::<L::F>().add(b).write(load_d::<L>(layout, from));
+            if layout.dot.zero_log2.is_none() {
+                let dmin = L::load_f16(from.add(2 * PANEL_ROWS));
+                out.add(plan.mins).cast::<L::F>().add(b).write(dmin);
             }
         }
     }
 }
 
-/// The integer scale of half `half` of block `b` of a row.
+/// Writes a head of scales that are integers under a float.
 #[inline(always)]
-unsafe fn scale_of(layout: Layout, group: *const u8, b: usize, half: usize, row: usize) -> i8 {
-    let at = layout.head_bytes() + b * layout.scale_bytes() + half * PANEL_ROWS + row;
-    // SAFETY: the caller vouches for the group's scales.
-    let scale = unsafe { group.add(at).read() };
-    if layout.scales == Scales::TwoMin { scale.cast_signed() & 15 } else { scale.cast_signed() }
+unsafe fn put_integers<L: WideLanes, F: Format>(
+    group: *const u8,
+    n_block: usize,
+    row: usize,
+    out: *mut u8,
+) {
+    let (layout, plan) = (F::LAYOUT, const { HeadPlan::of::<L, F>() });
+    // SAFETY: as above.
+    unsafe {
+        let of_rows = group.add(row);
+        out.cast::<L::F>().write(load_d::<L>(layout, of_rows.add(row)));
+        if layout.dot.zero_log2.is_none() {
+            let dmin = L::load_f16(of_rows.add(2 * PANEL_ROWS + row));
+            out.add(plan.mins).cast::<L::F>().write(dmin);
+        }
+        for i in 0..n_block * plan.n_scale {
+            let (b, half) = (i / plan.n_scale, i % plan.n_scale);
+            let scale = L::scales(scale::<L>(layout, of_rows, b, half));
+            out.add(plan.scales).cast::<L::S>().add(i).write(scale);
+        }
+        for (i, rest) in rests::<L>(layout, of_rows).into_iter().take(plan.n_rest).enumerate() {
+            out.add(plan.rests).cast::<L::P>().add(i).write(rest);
+        }
+        if plan.n_center > 0 {
+            for (i, pair) in neg_scale_pairs::<L>(layout, of_rows).into_iter().enumerate() {
+                out.add(plan.centers).cast::<L::P>().add(i).write(pair);
+            }
+        }
+    }
+}
+
+/// Writes the codes of a vector of rows of block `b` of a group, or their products with the scales.
+#[inline(always)]
+unsafe fn put_codes<L: WideLanes, F: Format>(
+    group: *const u8,
+    b: usize,
+    row: usize,
+    from: *const u8,
+    to: *mut u8,
+) {
+    let layout = F::LAYOUT;
+    let fold = if L::FOLDS { Fold::of(F::TYPE) } else { None };
+    debug_assert!(fold.is_none() || layout.has_halves());
+    // SAFETY: the caller vouches for the group's scales and for both blocks.
+    unsafe {
+        for j in 0..8 {
+            let mut chunk = unpack_chunk::<L>(layout, from.add(4 * row), j);
+            if let Some(fold) = fold {
+                chunk = L::fold(chunk, scale::<L>(layout, group.add(row), b, j / 4), fold);
+            }
+            to.add(j * VECTOR_BYTES + 4 * row).cast::<L::I>().write_unaligned(chunk);
+        }
+    }
 }

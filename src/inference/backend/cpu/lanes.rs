@@ -5,6 +5,7 @@
 //! set does the same exact integer sums and the same float operations on each row, in the same
 //! order; only how many rows share a register differs. So results are equal bit for bit.
 
+use super::expand::Fold;
 use crate::inference::quant::f16_to_f32;
 pub use crate::inference::quant::panel::Dot;
 
@@ -45,9 +46,6 @@ pub unsafe trait Lanes: Copy {
     type P: Copy;
     /// Whether `add_scaled` takes 128 from codes of eight bits.
     const CENTERS_BYTES: bool;
-    /// Whether many columns meet panels expanded to bytes: where codes of eight bits cost no more
-    /// than codes of fewer.
-    const EXPANDS: bool;
 
     /// The same value in each lane.
     unsafe fn splat(x: f32) -> Self::F;
@@ -117,22 +115,129 @@ pub unsafe trait Lanes: Copy {
             });
         }
     }
-    /// `acc + sum over j, k < 4 of w[j][k] * a[4 j + k]` for the columns of a tile, as above, where
-    /// the set [`Lanes::EXPANDS`]; the sums fit an i32.
-    #[inline(always)]
-    unsafe fn add_dots<const C: usize>(
-        acc: &mut [Self::N; C],
-        w: &[Self::I],
-        a: *const i8,
-        stride: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe { Self::add_scaled_tile(acc, w, a, stride, Self::scales(Self::int(1)), 8) }
-    }
     /// `acc + p[0] * a[0] + p[1] * a[1]`
     unsafe fn add_pairs(acc: Self::N, p: Self::P, a: *const i16) -> Self::N;
     /// `a - (b << by)`
     unsafe fn sub_shifted(a: Self::N, b: Self::N, by: u32) -> Self::N;
+}
+
+/// Lanes of a set on which many columns meet panels expanded to bytes, 64 of them to a vector of
+/// four codes of 16 rows: what `wide_kernel` does for two vectors of rows and `C` columns at once.
+///
+/// In each function `w` is where the codes of the two begin, a vector every 64 bytes; `a` is where
+/// those of the first column do, with the bytes to the next. The defaults are plain.
+///
+/// # Safety
+/// As [`Lanes`].
+pub unsafe trait WideLanes: Lanes {
+    /// Whether products that fit a byte are expanded in place of codes (`expand::Fold`).
+    const FOLDS: bool;
+    /// Whether sums that fit 16 bits meet their scale in [`WideLanes::add_narrow`].
+    const NARROWS: bool;
+
+    /// Codes times the scale of their row, as a fold has them, where the set has folds.
+    #[inline(always)]
+    unsafe fn fold(codes: Self::I, scale: Self::N, fold: Fold) -> Self::I {
+        let _ = (codes, scale, fold);
+        unreachable!("no set is asked that does not fold");
+    }
+    /// [`Lanes::dot`] of a block for each vector and column; with the codes of the first column
+    /// come minus their sum, and the bytes from either to the next.
+    #[inline(always)]
+    unsafe fn dot_pair<const C: usize>(
+        w: [*const u8; 2],
+        (a, neg_sum, stride): (*const i8, *const i32, usize),
+        dot: Dot,
+    ) -> [[Self::F; C]; 2] {
+        // SAFETY: passed on.
+        unsafe {
+            let mut dots = [[Self::splat(0.0); C]; 2];
+            for (dots, w) in dots.iter_mut().zip(w) {
+                let w = load_vectors::<Self, 8>(w);
+                for (c, dot_of) in dots.iter_mut().enumerate() {
+                    let neg_sum = neg_sum.byte_add(c * stride).read();
+                    *dot_of = Self::dot(&w, a.add(c * stride), neg_sum, dot);
+                }
+            }
+            dots
+        }
+    }
+    /// [`Lanes::add_scaled`] of `N` vectors for each vector of rows and column.
+    #[inline(always)]
+    unsafe fn add_scaled_pair<const C: usize, const N: usize>(
+        acc: &mut [[Self::N; C]; 2],
+        w: [*const u8; 2],
+        (a, stride): (*const i8, usize),
+        scale: [Self::S; 2],
+        bits: u32,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            for r in 0..2 {
+                let w = load_vectors::<Self, N>(w[r]);
+                for (c, acc) in acc[r].iter_mut().enumerate() {
+                    *acc = Self::add_scaled(*acc, &w, a.add(c * stride), scale[r], bits);
+                }
+            }
+        }
+    }
+    /// `acc + scale * (from + sum over j < 8, k < 4 of w[j][k] * a[4 j + k])` where what stands in
+    /// brackets fits an i16 and `scale` is not negative. `from` is that of the first column.
+    #[inline(always)]
+    unsafe fn add_narrow<const C: usize>(
+        acc: &mut [[Self::N; C]; 2],
+        w: [*const u8; 2],
+        (a, from, stride): (*const i8, Option<*const i32>, usize),
+        scale: [Self::S; 2],
+    ) {
+        let _ = (acc, w, a, from, stride, scale);
+        unreachable!("no set is asked that does not narrow");
+    }
+    /// `acc + sum over j < N, k < 4 of w[j][k] * a[4 j + k]`, which fits an i32.
+    #[inline(always)]
+    unsafe fn add_dots<const C: usize, const N: usize>(
+        acc: &mut [[Self::N; C]; 2],
+        w: [*const u8; 2],
+        a: *const i8,
+        stride: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            let one = Self::scales(Self::int(1));
+            Self::add_scaled_pair::<C, N>(acc, w, (a, stride), [one; 2], 8);
+        }
+    }
+}
+
+/// `N` vectors of codes, one every 64 bytes.
+#[inline(always)]
+unsafe fn load_vectors<L: Lanes, const N: usize>(w: *const u8) -> [L::I; N] {
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        let mut vectors = [L::load_codes(w); N];
+        for (j, vector) in vectors.iter_mut().enumerate() {
+            *vector = L::load_codes(w.add(64 * j));
+        }
+        vectors
+    }
+}
+
+// Slower, but so the expanded form has a plain twin.
+// SAFETY: no instruction set is needed.
+unsafe impl WideLanes for ScalarLanes {
+    const FOLDS: bool = true;
+    const NARROWS: bool = false;
+
+    #[inline(always)]
+    unsafe fn fold(mut codes: [u8; 64], scale: [i32; 16], fold: Fold) -> [u8; 64] {
+        for (codes, scale) in codes.as_chunks_mut::<4>().0.iter_mut().zip(scale) {
+            for code in codes {
+                let product = scale as i16 * (i16::from(*code) - fold.code_zero);
+                *code = (product + fold.product_zero) as u8;
+            }
+        }
+        codes
+    }
 }
 
 // No closure stands between a kernel and an intrinsic below: a closure is compiled without the
@@ -152,8 +257,6 @@ unsafe impl Lanes for ScalarLanes {
     type S = [i32; 16];
     type P = [[i32; 2]; 16];
     const CENTERS_BYTES: bool = false;
-    // Slower, but so the expanded form has a plain twin.
-    const EXPANDS: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

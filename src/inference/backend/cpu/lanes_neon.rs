@@ -95,7 +95,6 @@ unsafe impl<const DOT: bool> Lanes for NeonLanes<DOT> {
     type S = int32x4_t;
     type P = [int16x4_t; 2];
     const CENTERS_BYTES: bool = true;
-    const EXPANDS: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {

@@ -11,11 +11,13 @@
 //! prefill are the same code with other tiles, and every dot product is summed in the same order in
 //! both.
 
+mod wide;
+
 use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
 use super::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::expand::{self, EXPAND_COLS, WIDE_BYTES};
+use super::expand::{self, EXPAND_COLS, GROUP_BYTES_MAX};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
 use super::lanes::{Lanes, ScalarLanes};
@@ -23,7 +25,7 @@ use super::lanes::{Lanes, ScalarLanes};
 use super::lanes_neon::NeonLanes;
 #[cfg(target_arch = "x86_64")]
 use super::lanes_x86::{Avx2Lanes, Avx512Lanes};
-use super::panel::{Format, Layout, PANEL_ROWS, with_format};
+use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, with_format};
 use super::panel_kernel;
 use super::pool::Pool;
 use super::shared::SharedMut;
@@ -31,13 +33,14 @@ use crate::inference::quant::{Codes, TensorType};
 
 /// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
 const TASK_BYTES: usize = 384 << 10;
+/// The same where the L2 cache may be of 256 KiB.
+const SMALL_TASK_BYTES: usize = 192 << 10;
 /// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
 /// away, and vectors were faster.
+#[cfg(target_arch = "x86_64")]
 const AMX_COLS: usize = 32;
-/// Panels that the tiles take at a time.
+/// Panels that tiles take at a time, and vectors of 16 expanded rows.
 const TILE_PANELS: usize = 2;
-/// Columns of a tile of expanded panels.
-const WIDE_COLS: usize = 8;
 /// Tasks for each thread, at least: enough to even out the threads.
 const TASKS_PER_THREAD: usize = 6;
 
@@ -95,15 +98,20 @@ pub fn matmul(
     assert!(w.data.len() == n_unit * unit_bytes);
     let ahead = Ahead::of_machine();
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride, ahead };
-    let held_bytes = match needs_acts(w.ty) && x.n >= EXPAND_COLS {
+    let is_expanded = needs_acts(w.ty) && x.n >= EXPAND_COLS;
+    let held_bytes = match is_expanded {
         true => unit_bytes.max(wide_bytes(isa, w, x.n)),
         false => unit_bytes.max(1),
     };
+    let task_bytes = match isa {
+        Isa::Avx2 if is_expanded => SMALL_TASK_BYTES,
+        _ => TASK_BYTES,
+    };
     let task_units =
-        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(TASK_BYTES / held_bytes).max(1);
+        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(task_bytes / held_bytes).max(1);
     let task_units = match needs_acts(w.ty) {
-        // However long they are: half of what tiles multiply of a single panel is thrown away.
-        true if has_tiles(isa, x.n) => task_units.next_multiple_of(TILE_PANELS),
+        // However long they are: half of what is multiplied of a single panel is thrown away.
+        true if is_expanded => task_units.next_multiple_of(TILE_PANELS),
         true => task_units,
         false => task_units.next_multiple_of(4),
     };
@@ -116,6 +124,7 @@ pub fn matmul(
 }
 
 /// Whether so many columns are multiplied on tiles.
+#[cfg(target_arch = "x86_64")]
 fn has_tiles(isa: Isa, n: usize) -> bool {
     isa == Isa::Amx && n >= AMX_COLS
 }
@@ -123,17 +132,21 @@ fn has_tiles(isa: Isa, n: usize) -> bool {
 /// Bytes of an expanded panel that meets `n` columns.
 fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
     let n_block = w.n_cols / 32;
-    #[cfg(target_arch = "x86_64")]
-    if has_tiles(isa, n) {
-        macro_rules! of {
-            ($format:ident) => {
-                const { amx::Form::of::<$format>() }.panel_bytes(n_block)
-            };
-        }
-        return with_format!(w.ty, of);
+    macro_rules! of {
+        ($format:ident) => {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                _ if has_tiles(isa, n) => const { amx::Form::of::<$format>() }.panel_bytes(n_block),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Amx => expand::wide_bytes::<Avx512Lanes, $format>(n_block),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => expand::wide_bytes::<Avx2Lanes, $format>(n_block),
+                _ => expand::wide_bytes::<ScalarLanes, $format>(n_block),
+            }
+        };
     }
-    let _ = (isa, n);
-    n_block * WIDE_BYTES
+    let _ = n;
+    with_format!(w.ty, of)
 }
 
 /// Bytes of what a thread expands at most at a time, of matrices of `n_cols` columns.
@@ -143,7 +156,7 @@ pub fn expanded_bytes_max(isa: Isa, n_cols: usize) -> usize {
         return TASK_BYTES.max(TILE_PANELS * amx::panel_bytes_max(n_cols / 32));
     }
     let _ = isa;
-    TASK_BYTES.max(n_cols / 32 * WIDE_BYTES)
+    TASK_BYTES.max(TILE_PANELS * (n_cols / 32).div_ceil(GROUP_BLOCKS) * GROUP_BYTES_MAX)
 }
 
 /// Whether weights of this type meet activations rounded to 8 bits.
@@ -168,9 +181,6 @@ unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let mut col = 0;
     // SAFETY: passed on.
     unsafe {
-        if L::EXPANDS && n >= EXPAND_COLS {
-            col = expanded::<L, F>(job, start, end);
-        }
         // Sums of integers stand beside those of floats.
         let cols = match ActScale::of(F::LAYOUT) {
             ActScale::Block => L::COLS,
@@ -188,31 +198,6 @@ unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     }
 }
 
-/// Panels `start..end`, expanded to bytes, times all columns but the last few; returns how many.
-#[inline(always)]
-unsafe fn expanded<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) -> usize {
-    let (n_block, layout) = (job.w.n_cols / 32, F::LAYOUT);
-    let (panel_bytes, wide_bytes) = (layout.panel_bytes(n_block), n_block * WIDE_BYTES);
-    let mut buffer = expand::take_buffer((end - start) * wide_bytes);
-    let wide = buffer.as_mut_ptr().cast::<u8>();
-    let n = job.x.n / WIDE_COLS * WIDE_COLS;
-    // SAFETY: `matmul` asserted that panels and chunks are there; the buffer has room for all.
-    unsafe {
-        let panels = job.w.data.as_ptr().add(start * panel_bytes);
-        for i in 0..end - start {
-            expand::expand::<L, F>(panels.add(i * panel_bytes), n_block, wide.add(i * wide_bytes));
-        }
-        for col in (0..n).step_by(WIDE_COLS) {
-            for i in 0..end - start {
-                let (panel, wide) = (panels.add(i * panel_bytes), wide.add(i * wide_bytes));
-                job.tile::<L, F, WIDE_COLS, true>(panel, wide, start + i, col);
-            }
-        }
-    }
-    expand::give_back(buffer);
-    n
-}
-
 /// Panels `start..end` times `C` columns; returns `C`.
 #[inline(always)]
 unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
@@ -226,7 +211,7 @@ unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
         // SAFETY: as above.
         unsafe {
             let panel = job.w.data.as_ptr().add(panel_idx * panel_bytes);
-            job.tile::<L, F, C, false>(panel, panel, panel_idx, col);
+            job.tile::<L, F, C>(panel, panel_idx, col);
         }
     }
     C
@@ -238,10 +223,9 @@ impl Job<'_> {
     /// # Safety
     /// As [`panel_kernel::tile`]; no other thread writes these places.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
+    unsafe fn tile<L: Lanes, F: Format, const C: usize>(
         &self,
         panel: *const u8,
-        wide: *const u8,
         panel_idx: usize,
         col: usize,
     ) {
@@ -249,10 +233,8 @@ impl Job<'_> {
         for row in (0..PANEL_ROWS).step_by(L::ROWS) {
             // SAFETY: passed on.
             unsafe {
-                let acts = self.acts.as_ptr().add(col);
-                let (acts, ahead) = ((acts, n), self.ahead);
-                let sums =
-                    panel_kernel::tile::<L, F, C, WIDE>(panel, wide, n_block, row, acts, ahead);
+                let (acts, ahead) = ((self.acts.as_ptr().add(col), n), self.ahead);
+                let sums = panel_kernel::tile::<L, F, C>(panel, n_block, row, acts, ahead);
                 let row = panel_idx * PANEL_ROWS + row;
                 for (c, sum) in sums.into_iter().enumerate() {
                     self.store::<L>(row, col + c, sum);
@@ -415,7 +397,7 @@ fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
                 Isa::Neon => panels::<NeonLanes<false>, $format>,
                 #[cfg(target_arch = "aarch64")]
                 Isa::Dotprod => panels_dotprod::<$format>,
-                _ => panels::<ScalarLanes, $format>,
+                _ => panels_scalar::<$format>,
             }
         };
     }
@@ -442,11 +424,27 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
     }
 }
 
+/// In plain Rust.
+unsafe fn panels_scalar<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    // SAFETY: passed on.
+    unsafe {
+        match job.x.n >= EXPAND_COLS {
+            true => wide::expanded::<ScalarLanes, F, 2>(job, start, end),
+            false => panels::<ScalarLanes, F>(job, start, end),
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { panels::<Avx512Lanes, F>(job, start, end) }
+    unsafe {
+        match job.x.n >= EXPAND_COLS {
+            true => wide::expanded::<Avx512Lanes, F, 6>(job, start, end),
+            false => panels::<Avx512Lanes, F>(job, start, end),
+        }
+    }
 }
 
 /// All columns on tiles, or all as with AVX-512.
@@ -456,7 +454,7 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let (n, n_block, form) = (job.x.n, job.w.n_cols / 32, const { amx::Form::of::<F>() });
     if !has_tiles(Isa::Amx, n) {
         // SAFETY: passed on.
-        return unsafe { panels::<Avx512Lanes, F>(job, start, end) };
+        return unsafe { panels_avx512::<F>(job, start, end) };
     }
     let (panel_bytes, wide_bytes) = (F::LAYOUT.panel_bytes(n_block), form.panel_bytes(n_block));
     let mut buffer = expand::take_buffer((end - start) * wide_bytes);
@@ -497,8 +495,19 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    // Sixteen registers do not hold two vectors of sums in floats: only what takes long to take
+    // apart gains there.
+    let is_worth = match ActScale::of(F::LAYOUT) {
+        ActScale::Block => F::LAYOUT.high > 0,
+        ActScale::Chunk => true,
+    };
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { panels::<Avx2Lanes, F>(job, start, end) }
+    unsafe {
+        match is_worth && job.x.n >= EXPAND_COLS {
+            true => wide::expanded::<Avx2Lanes, F, 3>(job, start, end),
+            false => panels::<Avx2Lanes, F>(job, start, end),
+        }
+    }
 }
 
 #[cfg(target_arch = "aarch64")]

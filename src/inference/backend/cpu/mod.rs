@@ -34,6 +34,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod weights;
+mod wide_kernel;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -25,7 +25,6 @@
 
 use super::acts::{ActChunk, ActScale, BLOCK_LEN};
 use super::ahead::Ahead;
-use super::expand::{Fold, WIDE_BYTES};
 use super::lanes::{Lanes, unroll};
 use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
 
@@ -34,14 +33,13 @@ const ACT_BYTES: usize = size_of::<ActChunk>();
 
 /// The sums of rows `row.. row + L::ROWS` of a panel with `C` columns, whose chunks lie side by
 /// side from `acts`, `stride` chunks from one 256 weights to the next. They were rounded as
-/// [`ActScale::of`] says. With `WIDE`, codes come from `wide`, where `expand` wrote the panel.
+/// [`ActScale::of`] says.
 ///
 /// # Safety
-/// As [`Lanes`]; `panel` and `wide` hold `n_block` blocks, and the chunks are there.
+/// As [`Lanes`]; `panel` holds `n_block` blocks, and the chunks are there.
 #[inline(always)]
-pub unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
+pub unsafe fn tile<L: Lanes, F: Format, const C: usize>(
     panel: *const u8,
-    wide: *const u8,
     n_block: usize,
     row: usize,
     (acts, stride): (*const ActChunk, usize),
@@ -56,13 +54,10 @@ pub unsafe fn tile<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             let n_block = (n_block - group_idx * GROUP_BLOCKS).min(GROUP_BLOCKS);
             let acts = acts.add(group_idx * stride);
             let codes = group.add(layout.scales_bytes(n_block));
-            let mut at = Group { scales: group, codes, n_block, row, ahead };
-            if WIDE {
-                at.codes = wide.add(group_idx * GROUP_BLOCKS * WIDE_BYTES);
-            }
+            let at = Group { scales: group, codes, n_block, row, ahead };
             match ActScale::of(layout) {
-                ActScale::Block => add_blocks::<L, F, C, WIDE>(at, acts, &mut sums),
-                ActScale::Chunk => add_chunk::<L, F, C, WIDE>(at, acts, &mut sums),
+                ActScale::Block => add_blocks::<L, F, C>(at, acts, &mut sums),
+                ActScale::Chunk => add_chunk::<L, F, C>(at, acts, &mut sums),
             }
             group = codes.add(n_block * layout.code_bytes());
         }
@@ -118,7 +113,7 @@ pub unsafe fn load_d<L: Lanes>(layout: Layout, p: *const u8) -> L::F {
 
 /// Adds the products of a group whose scales are floats to the sums of each column.
 #[inline(always)]
-unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
+unsafe fn add_blocks<L: Lanes, F: Format, const C: usize>(
     group: Group,
     acts: *const ActChunk,
     sums: &mut [L::F; C],
@@ -132,10 +127,8 @@ unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
             let head = group.scales.add(b * layout.super_bytes() + 2 * group.row);
             let d = load_d::<L>(layout, head);
             let dmin = if is_centered { d } else { L::load_f16(head.add(2 * PANEL_ROWS)) };
-            if !WIDE {
-                group.ask::<C>(layout, b);
-            }
-            let w = group.codes::<L>(stored(layout, WIDE), b);
+            group.ask::<C>(layout, b);
+            let w = group.codes::<L>(layout, b);
             unroll!(C, |c| {
                 let a = acts.add(c);
                 let codes = (&raw const (*a).codes).cast::<i8>().add(b * BLOCK_LEN);
@@ -154,7 +147,7 @@ unsafe fn add_blocks<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
 
 /// Adds the products of a group whose scales are integers to the sums of each column.
 #[inline(always)]
-unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
+unsafe fn add_chunk<L: Lanes, F: Format, const C: usize>(
     group: Group,
     acts: *const ActChunk,
     sums: &mut [L::F; C],
@@ -162,27 +155,14 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
     let layout = F::LAYOUT;
     let bits = layout.dot.bits;
     let n_scale = if layout.has_halves() { 2 } else { 1 };
-    let fold = if WIDE { Fold::of(F::TYPE) } else { None };
     // SAFETY: as above.
     unsafe {
         let of_rows = group.scales.add(group.row);
         let mut ints = [L::int(0); C];
-        if let Some(Fold { product_zero, .. }) = fold {
-            unroll!(C, |c| {
-                let sum = (&raw const (*acts.add(c)).whole_sum).read();
-                ints[c] = L::int(-i32::from(product_zero) * sum);
-            });
-        }
         for b in 0..group.n_block {
-            if !WIDE {
-                group.ask::<C>(layout, b);
-            }
-            let w = group.codes::<L>(stored(layout, WIDE), b);
+            group.ask::<C>(layout, b);
+            let w = group.codes::<L>(layout, b);
             let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);
-            if fold.is_some() {
-                L::add_dots(&mut ints, &w, codes, ACT_BYTES);
-                continue;
-            }
             let scales = [
                 L::scales(scale::<L>(layout, of_rows, b, 0)),
                 L::scales(scale::<L>(layout, of_rows, b, n_scale - 1)),
@@ -194,8 +174,7 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
                 L::add_scaled_tile(&mut ints, &w[4..], codes.add(16), ACT_BYTES, scales[1], bits);
             }
         }
-        let is_done = fold.is_some() && layout.dot.zero_log2.is_some();
-        let n_rest = if is_done { 0 } else { n_rest::<L>(layout) };
+        let n_rest = n_rest::<L>(layout);
         let rests = rests::<L>(layout, of_rows);
         let d = load_d::<L>(layout, group.scales.add(2 * group.row));
         let dmin = match layout.dot.zero_log2 {
@@ -204,31 +183,62 @@ unsafe fn add_chunk<L: Lanes, F: Format, const C: usize, const WIDE: bool>(
         };
         unroll!(C, |c| {
             let a = acts.add(c);
-            let code_sum = match n_scale {
-                1 => (&raw const (*a).code_sum).cast::<i16>(),
-                _ => (&raw const (*a).code_sum16).cast::<i16>(),
-            };
-            let mut rest = L::int(0);
-            unroll!(GROUP_BLOCKS, |i| {
-                if i < n_rest {
-                    rest = L::add_pairs(rest, rests[i], code_sum.add(2 * i));
-                }
-            });
-            let product = match layout.dot.zero_log2 {
-                None => L::fnma(L::to_f32(rest), dmin, L::mul(L::to_f32(ints[c]), d)),
-                Some(_) if n_rest == 0 => L::mul(L::to_f32(ints[c]), d),
-                Some(by) => L::mul(L::to_f32(L::sub_shifted(ints[c], rest, by)), d),
-            };
+            let rest = rest_of::<L>(layout, rests.as_ptr(), n_rest, a);
+            let product = chunk_product::<L>(layout, ints[c], rest, n_rest, [d, dmin]);
             let scale = L::splat((&raw const (*a).scale).cast::<f32>().read());
             sums[c] = L::fma(product, scale, sums[c]);
         });
     }
 }
 
-/// How codes stand where they are read from: as the type has them, or as bytes.
+/// The sums of a column's activations, times `n_rest` pairs.
+///
+/// # Safety
+/// As [`Lanes`]; the chunk and the pairs are there.
 #[inline(always)]
-const fn stored(layout: Layout, is_wide: bool) -> Layout {
-    if is_wide { Layout { low: 8, high: 0, steps: None, ..layout } } else { layout }
+pub unsafe fn rest_of<L: Lanes>(
+    layout: Layout,
+    rests: *const L::P,
+    n_rest: usize,
+    a: *const ActChunk,
+) -> L::N {
+    // SAFETY: the caller vouches for the chunk and keeps the rule of `Lanes`.
+    unsafe {
+        let code_sum = match layout.has_halves() {
+            false => (&raw const (*a).code_sum).cast::<i16>(),
+            true => (&raw const (*a).code_sum16).cast::<i16>(),
+        };
+        let mut rest = L::int(0);
+        unroll!(GROUP_BLOCKS, |i| {
+            if i < n_rest {
+                rest = L::add_pairs(rest, rests.add(i).read(), code_sum.add(2 * i));
+            }
+        });
+        rest
+    }
+}
+
+/// What a chunk comes to, but for the scale of its activations: of its scaled dot products, and of
+/// the sums times [`rests`].
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+pub unsafe fn chunk_product<L: Lanes>(
+    layout: Layout,
+    int: L::N,
+    rest: L::N,
+    n_rest: usize,
+    [d, dmin]: [L::F; 2],
+) -> L::F {
+    // SAFETY: the caller keeps the rule of `Lanes`.
+    unsafe {
+        match layout.dot.zero_log2 {
+            None => L::fnma(L::to_f32(rest), dmin, L::mul(L::to_f32(int), d)),
+            Some(_) if n_rest == 0 => L::mul(L::to_f32(int), d),
+            Some(by) => L::mul(L::to_f32(L::sub_shifted(int, rest, by)), d),
+        }
+    }
 }
 
 /// The integer scale of half `i` of block `b` of a group, whose scales of the first row begin at
@@ -273,6 +283,28 @@ pub unsafe fn rests<L: Lanes>(layout: Layout, scales: *const u8) -> [L::P; GROUP
                     L::pairs(L::load_u4(one, true), L::load_u4(one.add(PANEL_ROWS), true))
                 }
             };
+        }
+        pairs
+    }
+}
+
+/// The scales of a group whose blocks have minima, negative and in pairs, as [`rests`].
+///
+/// # Safety
+/// As [`scale`].
+#[inline(always)]
+pub unsafe fn neg_scale_pairs<L: Lanes>(
+    layout: Layout,
+    scales: *const u8,
+) -> [L::P; GROUP_BLOCKS / 2] {
+    // SAFETY: as [`rests`].
+    unsafe {
+        let zero = L::int(0);
+        let mut pairs = [L::pairs(zero, zero); GROUP_BLOCKS / 2];
+        for (i, pairs) in pairs.iter_mut().enumerate() {
+            let at = scales.add(layout.head_bytes() + 2 * i * layout.scale_bytes());
+            let (one, two) = (L::load_i8(at), L::load_i8(at.add(layout.scale_bytes())));
+            *pairs = L::pairs(L::sub_shifted(zero, one, 0), L::sub_shifted(zero, two, 0));
         }
         pairs
     }

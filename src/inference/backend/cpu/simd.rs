@@ -33,6 +33,33 @@ pub unsafe trait Simd: Copy {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `sums[i][j] += a[i][k] * b[k][j]` over `k` below `n`, in order; `a` and `b` come with the
+    /// distance of their rows.
+    #[inline(always)]
+    unsafe fn add_products<const Q: usize, const V: usize>(
+        sums: &mut [[Self::F; V]; Q],
+        (a, a_stride): (*const f32, usize),
+        (b, b_stride): (*const f32, usize),
+        n: usize,
+    ) {
+        // SAFETY: the caller vouches for `n` terms.
+        unsafe {
+            let mut acc = *sums;
+            for k in 0..n {
+                let mut row = [Self::splat(0.0); V];
+                for j in 0..V {
+                    row[j] = Self::load(b.add(k * b_stride + j * LANES));
+                }
+                for i in 0..Q {
+                    let x = Self::splat(*a.add(i * a_stride + k));
+                    for j in 0..V {
+                        acc[i][j] = Self::fma(x, row[j], acc[i][j]);
+                    }
+                }
+            }
+            *sums = acc;
+        }
+    }
     /// Rounds sixteen values times `factor`, at most 127 in size, to whole numbers, ties to even,
     /// and gives their sum. NaN becomes some number within +-127.
     unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
@@ -55,7 +82,7 @@ pub fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// [`prefetch`] into the second cache.
+/// [`prefetch`] into the second cache, on x86-64: nobody was seen to gain by it elsewhere.
 #[inline(always)]
 pub fn prefetch_l2(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -63,12 +90,7 @@ pub fn prefetch_l2(p: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
     }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        std::arch::asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
 }
 
@@ -130,7 +152,7 @@ pub use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Simd;
+    use super::{LANES, Simd};
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA and F16C.
@@ -215,6 +237,51 @@ mod x86 {
     unsafe impl Simd for Avx512 {
         ymm_ops!();
         const TILE_ROWS: usize = 4;
+
+        // Two vectors at a time, where there are two.
+        #[inline(always)]
+        unsafe fn add_products<const Q: usize, const V: usize>(
+            sums: &mut [[__m256; V]; Q],
+            (a, a_stride): (*const f32, usize),
+            (b, b_stride): (*const f32, usize),
+            n: usize,
+        ) {
+            // SAFETY: as above, and the caller vouches for `n` terms.
+            unsafe {
+                let (n_pair, n_single) = (V / 2, V % 2);
+                let mut pairs = [[_mm512_setzero_ps(); V]; Q];
+                for i in 0..Q {
+                    for j in 0..n_pair {
+                        let low = _mm512_castps256_ps512(sums[i][2 * j]);
+                        pairs[i][j] = _mm512_insertf32x8::<1>(low, sums[i][2 * j + 1]);
+                    }
+                }
+                for k in 0..n {
+                    let b = b.add(k * b_stride);
+                    let mut row = [_mm512_setzero_ps(); V];
+                    for j in 0..n_pair {
+                        row[j] = _mm512_loadu_ps(b.add(2 * j * LANES));
+                    }
+                    for i in 0..Q {
+                        let x = *a.add(i * a_stride + k);
+                        for j in 0..n_pair {
+                            pairs[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(x), row[j], pairs[i][j]);
+                        }
+                        if n_single > 0 {
+                            let last = _mm256_loadu_ps(b.add(2 * n_pair * LANES));
+                            sums[i][V - 1] =
+                                _mm256_fmadd_ps(_mm256_set1_ps(x), last, sums[i][V - 1]);
+                        }
+                    }
+                }
+                for i in 0..Q {
+                    for j in 0..n_pair {
+                        sums[i][2 * j] = _mm512_castps512_ps256(pairs[i][j]);
+                        sums[i][2 * j + 1] = _mm512_extractf32x8_ps::<1>(pairs[i][j]);
+                    }
+                }
+            }
+        }
     }
 }
 

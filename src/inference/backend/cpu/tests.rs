@@ -12,7 +12,7 @@ use super::isa::Isa;
 use super::matmul::{Matrix, act_scale, matmul, needs_acts, panel_bytes};
 use super::panel::{self, PANEL_ROWS};
 use super::pool::Pool;
-use crate::inference::backend::cases::{MATMUL, MatMulCase, activations, weights};
+use crate::inference::backend::cases::{MATMUL, MatMulCase, activations, f16_places, weights};
 use crate::inference::quant::Form;
 use crate::inference::quant::{Codes, TensorType, dequantize, f16_to_f32, part};
 
@@ -167,6 +167,38 @@ fn matmul_is_exact_arithmetic_for_every_type_and_shape_and_the_same_on_every_isa
     }
 }
 
+/// Where kernels add in 16 bits, the largest sums there are fit: all codes and scales at one end or
+/// the other, and all activations.
+#[test]
+fn the_largest_sums_are_the_same_on_every_isa() {
+    let case = MatMulCase { n_rows: 33, n_cols_min: 512, n: 26, n_threads: 1 };
+    for ty in TensorType::ALL.into_iter().filter(|&ty| needs_acts(ty)) {
+        for (first, others) in [(0xFF, 0xFF), (0xFF, 0), (0, 0xFF)] {
+            let mut operands = Operands::new(case, ty);
+            for block in operands.file.chunks_mut(ty.block_bytes()) {
+                let kept: Vec<(usize, u8)> = f16_places(ty)
+                    .iter()
+                    .flat_map(|&at| [at, at + 1])
+                    .map(|i| (i, block[i]))
+                    .collect();
+                let (scales, codes) = block.split_at_mut(block.len().min(16));
+                scales.fill(first);
+                codes.fill(others);
+                kept.into_iter().for_each(|(i, byte)| block[i] = byte);
+            }
+            for (col, x) in operands.x.chunks_mut(operands.stride).enumerate() {
+                x.fill(if col % 2 == 0 { 1.0 } else { -1.0 });
+            }
+            let plain = operands.product(Isa::Scalar);
+            assert_eq!(operands.mismatch(&plain), None, "{ty} scalar");
+            for isa in Isa::available() {
+                let same = bits(&operands.product(isa)) == bits(&plain);
+                assert!(same, "{ty} {first:#x} {others:#x}: {} differs from scalar", isa.name());
+            }
+        }
+    }
+}
+
 /// A column's results have the same bits alone and beside others, whatever the threads.
 #[test]
 fn a_column_does_not_know_its_company() {
@@ -261,7 +293,7 @@ fn check_sums(chunk: &ActChunk) {
     let sum = |codes: &[i8]| codes.iter().map(|&c| i32::from(c)).sum::<i32>();
     for b in 0..8 {
         let expected = sum(&chunk.codes[32 * b..][..32]);
-        assert_eq!(chunk.neg_sum[b], -expected);
+        assert_eq!((chunk.neg_sum[b], chunk.neg_sum8[b]), (-expected, -8 * expected));
         assert_eq!(i32::from(chunk.code_sum[b]), expected);
         assert_eq!(chunk.sum[b], chunk.scale[b] * expected as f32);
         for half in [2 * b, 2 * b + 1] {

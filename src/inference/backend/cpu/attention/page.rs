@@ -246,28 +246,58 @@ fn widen_values4(bytes: &[u8], scales: &[u16], out: &mut [f32]) {
     }
 }
 
-/// A stored number that vectors are loaded of.
+/// A stored number.
 trait Element: Copy {
-    /// Eight from `p`, as f32.
+    /// [`Simd::add_products`] with such numbers on the right.
     ///
     /// # Safety
     /// As [`Simd`].
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
+        sums: &mut [[S::F; V]; Q],
+        a: (*const f32, usize),
+        b: (*const Self, usize),
+        n: usize,
+    );
 }
 
 impl Element for f32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
+        sums: &mut [[S::F; V]; Q],
+        a: (*const f32, usize),
+        b: (*const f32, usize),
+        n: usize,
+    ) {
         // SAFETY: passed on.
-        unsafe { S::load(p) }
+        unsafe { S::add_products::<Q, V>(sums, a, b, n) }
     }
 }
 
 impl Element for u16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
-        // SAFETY: passed on.
-        unsafe { S::load_f16(p) }
+    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
+        sums: &mut [[S::F; V]; Q],
+        (a, a_stride): (*const f32, usize),
+        (b, b_stride): (*const u16, usize),
+        n: usize,
+    ) {
+        // SAFETY: the caller vouches for `n` terms.
+        unsafe {
+            let mut acc = *sums;
+            for k in 0..n {
+                let mut row = [S::splat(0.0); V];
+                for j in 0..V {
+                    row[j] = S::load_f16(b.add(k * b_stride + j * LANES));
+                }
+                for i in 0..Q {
+                    let x = S::splat(*a.add(i * a_stride + k));
+                    for j in 0..V {
+                        acc[i][j] = S::fma(x, row[j], acc[i][j]);
+                    }
+                }
+            }
+            *sums = acc;
+        }
     }
 }
 
@@ -387,7 +417,7 @@ unsafe fn score<S: Simd, T: Element, const Q: usize>(
     // SAFETY: passed on.
     unsafe {
         let mut acc = [[S::splat(0.0); VECS]; Q];
-        products::<S, T, Q, VECS>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
+        T::add_products::<S, Q, VECS>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
         for i in 0..Q {
             for j in 0..VECS {
                 S::store(out.add(i * PAGE_LEN + j * LANES), acc[i][j]);
@@ -492,7 +522,7 @@ unsafe fn weigh_part<S: Simd, T: Element, const Q: usize, const V: usize>(
                 acc[i][j] = S::mul(rescale, S::load(out.add(i * head_dim + j * LANES)));
             }
         }
-        products::<S, T, Q, V>(&mut acc, (weights.p, PAGE_LEN), (values, head_dim), weights.n);
+        T::add_products::<S, Q, V>(&mut acc, (weights.p, PAGE_LEN), (values, head_dim), weights.n);
         for i in 0..Q {
             for j in 0..V {
                 S::store(out.add(i * head_dim + j * LANES), acc[i][j]);
@@ -500,32 +530,4 @@ unsafe fn weigh_part<S: Simd, T: Element, const Q: usize, const V: usize>(
         }
     }
     V * LANES
-}
-
-/// `acc[i][j] += a[i][k] * b[k][j]` over `k` below `n`, in order; `a` and `b` come with the
-/// distance of their rows.
-#[inline(always)]
-unsafe fn products<S: Simd, T: Element, const Q: usize, const V: usize>(
-    acc: &mut [[S::F; V]; Q],
-    (a, a_stride): (*const f32, usize),
-    (b, b_stride): (*const T, usize),
-    n: usize,
-) {
-    // SAFETY: the caller vouches for `n` terms.
-    unsafe {
-        let mut sums = *acc;
-        for k in 0..n {
-            let mut row = [S::splat(0.0); V];
-            for j in 0..V {
-                row[j] = T::load::<S>(b.add(k * b_stride + j * LANES));
-            }
-            for i in 0..Q {
-                let x = S::splat(*a.add(i * a_stride + k));
-                for j in 0..V {
-                    sums[i][j] = S::fma(x, row[j], sums[i][j]);
-                }
-            }
-        }
-        *acc = sums;
-    }
 }

@@ -1,0 +1,240 @@
+//! Two vectors of expanded rows times a few columns, with AVX2 and with AVX-512.
+
+// As in the module above.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+use super::{Avx2Lanes, Avx512Lanes, dpwssd, four};
+use crate::inference::backend::cpu::expand::Fold;
+use crate::inference::backend::cpu::lanes::{Dot, Lanes, WideLanes, unroll};
+use std::arch::x86_64::*;
+
+/// Sums of pairs, of `N` vectors of codes of fewer than eight bits: what `maddubs` gives is added
+/// in 16 bits for as long as it fits, and `widen` takes it.
+macro_rules! add_pairs_of {
+    ($n:ident, $c:ident, $bits:expr, $w:ident, $a:ident, $stride:ident,
+     |$r:ident, $col:ident, $pairs:ident| $widen:block) => {
+        let n_fit = 32_767 / (2 * 127 * ((1 << $bits) - 1));
+        let mut pairs = [[_mm256_setzero_si256(); $c]; 2];
+        unroll!($n, |j| {
+            let w = [
+                _mm256_loadu_si256($w[0].add(64 * j).cast()),
+                _mm256_loadu_si256($w[1].add(64 * j).cast()),
+            ];
+            unroll!($c, |c| {
+                let a = four($a.add(c * $stride + 4 * j));
+                unroll!(2, |r| {
+                    let new = _mm256_maddubs_epi16(w[r], a);
+                    pairs[r][c] =
+                        if j % n_fit == 0 { new } else { _mm256_add_epi16(pairs[r][c], new) };
+                });
+            });
+            if (j + 1) % n_fit == 0 || j + 1 == $n {
+                unroll!(2, |$r| {
+                    unroll!($c, |$col| {
+                        let $pairs = pairs[$r][$col];
+                        $widen
+                    });
+                });
+            }
+        });
+    };
+}
+
+/// `acc + scale * (w - 128) . a` for `N` vectors: eight bits would saturate and go through their
+/// sign instead, as in `Avx2Lanes::dot`.
+#[inline(always)]
+unsafe fn add_bytes<const C: usize, const N: usize>(
+    acc: &mut [[__m256i; C]; 2],
+    w: [*const u8; 2],
+    (a, stride): (*const i8, usize),
+    scale: [__m256i; 2],
+) {
+    unsafe {
+        unroll!(N, |j| {
+            unroll!(2, |r| {
+                let w = _mm256_loadu_si256(w[r].add(64 * j).cast());
+                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                let abs = _mm256_abs_epi8(w);
+                unroll!(C, |c| {
+                    let a = _mm256_sign_epi8(four(a.add(c * stride + 4 * j)), w);
+                    let pairs = _mm256_maddubs_epi16(abs, a);
+                    let product = _mm256_madd_epi16(pairs, scale[r]);
+                    acc[r][c] = _mm256_add_epi32(acc[r][c], product);
+                });
+            });
+        });
+    }
+}
+
+// SAFETY: each function touches what the trait names, with AVX2, FMA and F16C.
+unsafe impl WideLanes for Avx2Lanes {
+    // Products of eight bits cost more than codes of fewer.
+    const FOLDS: bool = false;
+    const NARROWS: bool = false;
+
+    #[inline(always)]
+    unsafe fn dot_pair<const C: usize>(
+        w: [*const u8; 2],
+        (a, neg_sum, stride): (*const i8, *const i32, usize),
+        dot: Dot,
+    ) -> [[__m256; C]; 2] {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_si256(); C]; 2];
+            if dot.bits == 8 {
+                add_bytes::<C, 8>(&mut sums, w, (a, stride), [ones; 2]);
+            } else {
+                const N: usize = 8;
+                add_pairs_of!(N, C, dot.bits, w, a, stride, |r, c, pairs| {
+                    sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(pairs, ones));
+                });
+                if let Some(z) = dot.zero_log2 {
+                    let by = _mm_cvtsi32_si128(z.cast_signed());
+                    unroll!(C, |c| {
+                        let from = _mm256_set1_epi32(neg_sum.byte_add(c * stride).read());
+                        let from = _mm256_sll_epi32(from, by);
+                        sums[0][c] = _mm256_add_epi32(sums[0][c], from);
+                        sums[1][c] = _mm256_add_epi32(sums[1][c], from);
+                    });
+                }
+            }
+            let mut dots = [[_mm256_setzero_ps(); C]; 2];
+            unroll!(C, |c| {
+                dots[0][c] = _mm256_cvtepi32_ps(sums[0][c]);
+                dots[1][c] = _mm256_cvtepi32_ps(sums[1][c]);
+            });
+            dots
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled_pair<const C: usize, const N: usize>(
+        acc: &mut [[__m256i; C]; 2],
+        w: [*const u8; 2],
+        (a, stride): (*const i8, usize),
+        scale: [__m256i; 2],
+        bits: u32,
+    ) {
+        unsafe {
+            if bits == 8 {
+                return add_bytes::<C, N>(acc, w, (a, stride), scale);
+            }
+            add_pairs_of!(N, C, bits, w, a, stride, |r, c, pairs| {
+                acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(pairs, scale[r]));
+            });
+        }
+    }
+}
+
+// SAFETY: each function touches what the trait names, with AVX-512 F, BW, VL, VNNI.
+unsafe impl WideLanes for Avx512Lanes {
+    const FOLDS: bool = true;
+    const NARROWS: bool = true;
+
+    #[inline(always)]
+    unsafe fn fold(codes: __m512i, scale: __m512i, fold: Fold) -> __m512i {
+        unsafe {
+            let (from, to) =
+                (_mm512_set1_epi16(fold.code_zero), _mm512_set1_epi16(fold.product_zero));
+            // A quarter holds the four codes of two rows as words, so each scale stands four times.
+            let scales = Self::pairs(scale, scale);
+            let zero = _mm512_setzero_si512();
+            let low = _mm512_sub_epi16(_mm512_unpacklo_epi8(codes, zero), from);
+            let high = _mm512_sub_epi16(_mm512_unpackhi_epi8(codes, zero), from);
+            let low = _mm512_mullo_epi16(low, _mm512_unpacklo_epi32(scales, scales));
+            let high = _mm512_mullo_epi16(high, _mm512_unpackhi_epi32(scales, scales));
+            _mm512_packus_epi16(_mm512_add_epi16(low, to), _mm512_add_epi16(high, to))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pair<const C: usize>(
+        w: [*const u8; 2],
+        (a, neg_sum, stride): (*const i8, *const i32, usize),
+        dot: Dot,
+    ) -> [[__m512; C]; 2] {
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); C]; 2];
+            if let Some(z) = dot.zero_log2 {
+                let by = _mm_cvtsi32_si128(z.cast_signed());
+                unroll!(C, |c| {
+                    let from = _mm512_set1_epi32(neg_sum.byte_add(c * stride).read());
+                    sums[0][c] = _mm512_sll_epi32(from, by);
+                    sums[1][c] = sums[0][c];
+                });
+            }
+            Self::add_dots::<C, 8>(&mut sums, w, a, stride);
+            let mut dots = [[_mm512_setzero_ps(); C]; 2];
+            unroll!(C, |c| {
+                dots[0][c] = _mm512_cvtepi32_ps(sums[0][c]);
+                dots[1][c] = _mm512_cvtepi32_ps(sums[1][c]);
+            });
+            dots
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled_pair<const C: usize, const N: usize>(
+        acc: &mut [[__m512i; C]; 2],
+        w: [*const u8; 2],
+        (a, stride): (*const i8, usize),
+        scale: [__m512i; 2],
+        _bits: u32,
+    ) {
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); C]; 2];
+            Self::add_dots::<C, N>(&mut sums, w, a, stride);
+            unroll!(2, |r| {
+                unroll!(C, |c| {
+                    let product = _mm512_mullo_epi32(sums[r][c], scale[r]);
+                    acc[r][c] = _mm512_add_epi32(acc[r][c], product);
+                });
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_narrow<const C: usize>(
+        acc: &mut [[__m512i; C]; 2],
+        w: [*const u8; 2],
+        (a, from, stride): (*const i8, Option<*const i32>, usize),
+        scale: [__m512i; 2],
+    ) {
+        // The high halves of a scale are zero, so what is added is the low half of each sum,
+        // which is all of it, times the scale: one instruction where `mullo` is two and a sum.
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); C]; 2];
+            if let Some(from) = from {
+                unroll!(C, |c| {
+                    sums[0][c] = _mm512_set1_epi32(from.byte_add(c * stride).read());
+                    sums[1][c] = sums[0][c];
+                });
+            }
+            Self::add_dots::<C, 8>(&mut sums, w, a, stride);
+            unroll!(2, |r| {
+                unroll!(C, |c| {
+                    acc[r][c] = dpwssd(acc[r][c], sums[r][c], scale[r]);
+                });
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_dots<const C: usize, const N: usize>(
+        acc: &mut [[__m512i; C]; 2],
+        w: [*const u8; 2],
+        a: *const i8,
+        stride: usize,
+    ) {
+        unsafe {
+            unroll!(N, |j| {
+                let w = [
+                    _mm512_loadu_si512(w[0].add(64 * j).cast()),
+                    _mm512_loadu_si512(w[1].add(64 * j).cast()),
+                ];
+                unroll!(C, |c| {
+                    let a = a.add(c * stride + 4 * j).cast::<i32>().read_unaligned();
+                    let a = _mm512_set1_epi32(a);
+                    acc[0][c] = _mm512_dpbusd_epi32(acc[0][c], w[0], a);
+                    acc[1][c] = _mm512_dpbusd_epi32(acc[1][c], w[1], a);
+                });
+            });
+        }
+    }
+}
