@@ -10,6 +10,32 @@ use crate::inference::quant::f16_to_f32;
 /// Lanes of a vector.
 pub const LANES: usize = 8;
 
+/// A stored number.
+pub trait Element: Copy {
+    /// Eight from `p`, as f32.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load(p) }
+    }
+}
+
+/// An f16.
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load_f16(p) }
+    }
+}
+
 /// Eight f32 lanes.
 ///
 /// # Safety
@@ -29,6 +55,10 @@ pub unsafe trait Simd: Copy {
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// Eight values to `p`.
     unsafe fn store(p: *mut f32, x: Self::F);
+    /// `a + b`
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b`
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
@@ -36,10 +66,10 @@ pub unsafe trait Simd: Copy {
     /// `sums[i][j] += a[i][k] * b[k][j]` over `k` below `n`, in order; `a` and `b` come with the
     /// distance of their rows.
     #[inline(always)]
-    unsafe fn add_products<const Q: usize, const V: usize>(
+    unsafe fn add_products<T: Element, const Q: usize, const V: usize>(
         sums: &mut [[Self::F; V]; Q],
         (a, a_stride): (*const f32, usize),
-        (b, b_stride): (*const f32, usize),
+        (b, b_stride): (*const T, usize),
         n: usize,
     ) {
         // SAFETY: the caller vouches for `n` terms.
@@ -48,7 +78,7 @@ pub unsafe trait Simd: Copy {
             for k in 0..n {
                 let mut row = [Self::splat(0.0); V];
                 for j in 0..V {
-                    row[j] = Self::load(b.add(k * b_stride + j * LANES));
+                    row[j] = T::load::<Self>(b.add(k * b_stride + j * LANES));
                 }
                 for i in 0..Q {
                     let x = Self::splat(*a.add(i * a_stride + k));
@@ -126,6 +156,14 @@ unsafe impl Simd for Scalar {
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
     }
     #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|j| a[j] + b[j])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|j| if a[j] > b[j] { a[j] } else { b[j] })
+    }
+    #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|j| a[j] * b[j])
     }
@@ -152,7 +190,7 @@ pub use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Simd};
+    use super::{Element, LANES, Simd};
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA and F16C.
@@ -187,6 +225,16 @@ mod x86 {
             unsafe fn store(p: *mut f32, x: __m256) {
                 // SAFETY: as above.
                 unsafe { _mm256_storeu_ps(p, x) }
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_max_ps(a, b) }
             }
             #[inline(always)]
             unsafe fn mul(a: __m256, b: __m256) -> __m256 {
@@ -236,41 +284,38 @@ mod x86 {
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
-        const TILE_ROWS: usize = 4;
+        const TILE_ROWS: usize = 8;
 
         // Two vectors at a time, where there are two.
         #[inline(always)]
-        unsafe fn add_products<const Q: usize, const V: usize>(
+        unsafe fn add_products<T: Element, const Q: usize, const V: usize>(
             sums: &mut [[__m256; V]; Q],
             (a, a_stride): (*const f32, usize),
-            (b, b_stride): (*const f32, usize),
+            (b, b_stride): (*const T, usize),
             n: usize,
         ) {
+            let n_pair = V / 2;
             // SAFETY: as above, and the caller vouches for `n` terms.
             unsafe {
-                let (n_pair, n_single) = (V / 2, V % 2);
                 let mut pairs = [[_mm512_setzero_ps(); V]; Q];
                 for i in 0..Q {
                     for j in 0..n_pair {
-                        let low = _mm512_castps256_ps512(sums[i][2 * j]);
-                        pairs[i][j] = _mm512_insertf32x8::<1>(low, sums[i][2 * j + 1]);
+                        pairs[i][j] = join(sums[i][2 * j], sums[i][2 * j + 1]);
                     }
                 }
                 for k in 0..n {
-                    let b = b.add(k * b_stride);
-                    let mut row = [_mm512_setzero_ps(); V];
-                    for j in 0..n_pair {
-                        row[j] = _mm512_loadu_ps(b.add(2 * j * LANES));
+                    let mut row = [_mm256_setzero_ps(); V];
+                    for j in 0..V {
+                        row[j] = T::load::<Self>(b.add(k * b_stride + j * LANES));
                     }
                     for i in 0..Q {
                         let x = *a.add(i * a_stride + k);
                         for j in 0..n_pair {
-                            pairs[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(x), row[j], pairs[i][j]);
+                            let row = join(row[2 * j], row[2 * j + 1]);
+                            pairs[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(x), row, pairs[i][j]);
                         }
-                        if n_single > 0 {
-                            let last = _mm256_loadu_ps(b.add(2 * n_pair * LANES));
-                            sums[i][V - 1] =
-                                _mm256_fmadd_ps(_mm256_set1_ps(x), last, sums[i][V - 1]);
+                        for j in 2 * n_pair..V {
+                            sums[i][j] = _mm256_fmadd_ps(_mm256_set1_ps(x), row[j], sums[i][j]);
                         }
                     }
                 }
@@ -282,6 +327,13 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// Sixteen lanes of twice eight.
+    #[inline(always)]
+    unsafe fn join(low: __m256, high: __m256) -> __m512 {
+        // SAFETY: the caller enabled AVX-512.
+        unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high) }
     }
 }
 
@@ -326,6 +378,20 @@ mod neon {
             unsafe {
                 vst1q_f32(p, x.0);
                 vst1q_f32(p.add(4), x.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vaddq_f32(a.0, b.0), vaddq_f32(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+            // Not `vmaxq`, which has another opinion of NaN.
+            unsafe {
+                float32x4x2_t(
+                    vbslq_f32(vcgtq_f32(a.0, b.0), a.0, b.0),
+                    vbslq_f32(vcgtq_f32(a.1, b.1), a.1, b.1),
+                )
             }
         }
         #[inline(always)]
