@@ -90,9 +90,9 @@ pub unsafe trait Simd: Copy {
             *sums = acc;
         }
     }
-    /// Rounds sixteen values times `factor`, at most 127 in size, to whole numbers, ties to even,
-    /// and gives their sum. NaN becomes some number within +-127.
-    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
+    /// Rounds 32 values times `factor`, at most 127 in size, to whole numbers, ties to even, and
+    /// gives the sums of the first and of the last sixteen. NaN becomes some number within +-127.
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2];
 }
 
 /// Asks for the cache line of `p`, into the nearest cache. Nothing is read: any address will do.
@@ -172,16 +172,19 @@ unsafe impl Simd for Scalar {
         std::array::from_fn(|j| a[j].mul_add(b[j], c[j]))
     }
     #[inline(always)]
-    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
-        // SAFETY: the caller vouches for sixteen values and places.
-        let x = unsafe { x.cast::<[f32; 16]>().read_unaligned() };
-        let codes = x.map(|x| {
-            let rounded = (x * factor + ROUNDER).to_bits().cast_signed();
-            (rounded - ROUNDER.to_bits().cast_signed()).clamp(-127, 127)
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
+        // SAFETY: the caller vouches for 32 values and places.
+        let x = unsafe { x.cast::<[[f32; 16]; 2]>().read_unaligned() };
+        let codes = x.map(|half| {
+            half.map(|x| {
+                let rounded = (x * factor + ROUNDER).to_bits().cast_signed();
+                (rounded - ROUNDER.to_bits().cast_signed()).clamp(-127, 127)
+            })
         });
+        let bytes = codes.map(|half| half.map(|code| code as i8));
         // SAFETY: as above.
-        unsafe { out.cast::<[i8; 16]>().write_unaligned(codes.map(|code| code as i8)) };
-        codes.iter().sum()
+        unsafe { out.cast::<[[i8; 16]; 2]>().write_unaligned(bytes) };
+        codes.map(|half| half.iter().sum())
     }
 }
 
@@ -247,29 +250,31 @@ mod x86 {
                 unsafe { _mm256_fmadd_ps(a, b, c) }
             }
             #[inline(always)]
-            unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+            unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
                 // SAFETY: as above.
                 unsafe {
                     let factor = _mm256_set1_ps(factor);
-                    let first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
-                    let second =
-                        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.add(8)), factor));
-                    // No closure: it would be compiled without the instruction set.
-                    let first = _mm_packs_epi32(
-                        _mm256_castsi256_si128(first),
-                        _mm256_extracti128_si256::<1>(first),
-                    );
-                    let second = _mm_packs_epi32(
-                        _mm256_castsi256_si128(second),
-                        _mm256_extracti128_si256::<1>(second),
-                    );
-                    let codes = _mm_packs_epi16(first, second);
-                    let codes = _mm_max_epi8(codes, _mm_set1_epi8(-127));
-                    _mm_storeu_si128(out.cast(), codes);
-                    let pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), codes);
-                    let fours = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
-                    let twos = _mm_add_epi32(fours, _mm_unpackhi_epi64(fours, fours));
-                    _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<1>(twos)))
+                    let mut ints = [_mm256_setzero_si256(); 4];
+                    for i in 0..4 {
+                        let x = _mm256_mul_ps(_mm256_loadu_ps(x.add(8 * i)), factor);
+                        ints[i] = _mm256_cvtps_epi32(x);
+                    }
+                    let first = _mm256_packs_epi32(ints[0], ints[1]);
+                    let second = _mm256_packs_epi32(ints[2], ints[3]);
+                    // Packing stays within halves: four codes of each vector, then four more.
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    let codes = _mm256_packs_epi16(first, second);
+                    let codes = _mm256_permutevar8x32_epi32(codes, order);
+                    let codes = _mm256_max_epi8(codes, _mm256_set1_epi8(-127));
+                    _mm256_storeu_si256(out.cast(), codes);
+                    let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+                    let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                    let eights = _mm256_hadd_epi32(fours, fours);
+                    let sums = _mm256_hadd_epi32(eights, eights);
+                    [
+                        _mm256_cvtsi256_si32(sums),
+                        _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(sums)),
+                    ]
                 }
             }
         };
@@ -403,15 +408,20 @@ mod neon {
             unsafe { float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
         }
         #[inline(always)]
-        unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+        unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
             unsafe {
                 let four = |i| vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x.add(i)), factor));
-                let first = vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
-                let second = vqmovn_high_s32(vqmovn_s32(four(8)), four(12));
-                let codes = vqmovn_high_s16(vqmovn_s16(first), second);
-                let codes = vmaxq_s8(codes, vdupq_n_s8(-127));
-                vst1q_s8(out, codes);
-                i32::from(vaddlvq_s8(codes))
+                let mut sums = [0; 2];
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    let i = 16 * half;
+                    let first = vqmovn_high_s32(vqmovn_s32(four(i)), four(i + 4));
+                    let second = vqmovn_high_s32(vqmovn_s32(four(i + 8)), four(i + 12));
+                    let codes = vqmovn_high_s16(vqmovn_s16(first), second);
+                    let codes = vmaxq_s8(codes, vdupq_n_s8(-127));
+                    vst1q_s8(out.add(i), codes);
+                    *sum = i32::from(vaddlvq_s8(codes));
+                }
+                sums
             }
         }
     }
