@@ -1,4 +1,4 @@
-//! How far before its turn a narrow tile asks memory for the codes that it multiplies.
+//! How far before its turn a tile asks memory for the codes that it multiplies.
 //!
 //! A token reads every weight once, so it takes as long as memory does, if enough lines are on
 //! their way at any time. How many a core has by itself differs: tokens a second of TinyLlama in
@@ -19,7 +19,10 @@ use super::simd::{prefetch, prefetch_l2};
 
 /// How far [`Ahead::Near`] looks.
 const NEAR_BYTES: usize = 2048;
-/// How far [`Ahead::Far`] looks: with twice or four times as much it was slower.
+/// The widest tile that asks by [`Ahead::Near`]; wider ones were not tried.
+const NEAR_COLS_MAX: usize = 8;
+/// How far [`Ahead::Far`] looks before the first tile: with twice or four times as much it was
+/// slower.
 const FAR_BYTES: usize = 4096;
 
 /// What is asked for.
@@ -40,8 +43,8 @@ impl Ahead {
         *AHEAD.get_or_init(|| if is_intel() { Ahead::Far(FAR_BYTES) } else { Ahead::Near })
     }
 
-    /// What a tile asks for that meets a panel after another tile did: the panel that comes next,
-    /// or the first tile would wait for memory and this one for arithmetic.
+    /// What a tile asks for that meets a panel after another tile did: with [`Ahead::Far`] the next
+    /// panel, or the first tile would wait for memory and this one for arithmetic.
     #[inline(always)]
     pub fn again(self, panel_bytes: usize) -> Ahead {
         match self {
@@ -59,7 +62,7 @@ impl Ahead {
             Ahead::Far(bytes) if cfg!(target_arch = "x86_64") => Some(bytes),
             _ => None,
         };
-        if C == 1 && far_bytes.is_none() {
+        if far_bytes.is_none() && !(2..=NEAR_COLS_MAX).contains(&C) {
             return;
         }
         for line in 0..n_line {

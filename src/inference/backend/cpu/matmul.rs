@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! task           a run of weight rows, taken by one thread
-//! column tile    a few columns, whose activations stay in L1 while the task's rows pass
+//! column tile    a few columns, whose activations stay in L1 while the task's rows pass; where
+//!                there are few tiles, they take turns at each panel
 //! tile           16 rows x up to 16 columns (or fewer of both), whose sums stay in registers
 //! ```
 //!
@@ -20,7 +21,7 @@ use super::amx;
 use super::expand::{self, EXPAND_COLS, GROUP_BYTES_MAX};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
-use super::l2::task_bytes;
+use super::l2::expanded_task_bytes;
 use super::lanes::{Lanes, ScalarLanes};
 #[cfg(target_arch = "aarch64")]
 use super::lanes_neon::NeonLanes;
@@ -32,6 +33,9 @@ use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::quant::{Codes, TensorType};
 
+/// Bytes of weights that a task goes over as they are, at most: those of single columns are short
+/// enough to even out the threads.
+const TASK_BYTES: usize = 384 << 10;
 /// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
 /// away, and vectors were faster.
 #[cfg(target_arch = "x86_64")]
@@ -96,12 +100,12 @@ pub fn matmul(
     let ahead = Ahead::of_machine();
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride, ahead };
     let is_expanded = needs_acts(w.ty) && x.n >= EXPAND_COLS && expands(isa, Layout::of(w.ty));
-    let held_bytes = match is_expanded {
-        true => unit_bytes.max(wide_bytes(isa, w, x.n)),
-        false => unit_bytes.max(1),
+    let (task_bytes, held_bytes) = match is_expanded {
+        true => (expanded_task_bytes(), unit_bytes.max(wide_bytes(isa, w, x.n))),
+        false => (TASK_BYTES.min(expanded_task_bytes()), unit_bytes.max(1)),
     };
     let task_units =
-        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(task_bytes() / held_bytes).max(1);
+        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(task_bytes / held_bytes).max(1);
     let task_units = match needs_acts(w.ty) {
         // However long they are: half of what is multiplied of a single panel is thrown away.
         true if is_expanded => task_units.next_multiple_of(TILE_PANELS),
@@ -157,12 +161,14 @@ fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
 
 /// Bytes of what a thread expands at most at a time, of matrices of `n_cols` columns.
 pub fn expanded_bytes_max(isa: Isa, n_cols: usize) -> usize {
+    // Tasks are rounded up to whole tiles.
+    let at_most = |panel: usize| expanded_task_bytes().max(panel) + (TILE_PANELS - 1) * panel;
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx {
-        return task_bytes().max(TILE_PANELS * amx::panel_bytes_max(n_cols / 32));
+        return at_most(amx::panel_bytes_max(n_cols / 32));
     }
     let _ = isa;
-    task_bytes().max(TILE_PANELS * (n_cols / 32).div_ceil(GROUP_BLOCKS) * GROUP_BYTES_MAX)
+    at_most((n_cols / 32).div_ceil(GROUP_BLOCKS) * GROUP_BYTES_MAX)
 }
 
 /// Whether weights of this type meet activations rounded to 8 bits.
@@ -186,6 +192,12 @@ pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
 unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let n = job.x.n;
     let n_panel = if n < EXPAND_COLS { 1 } else { (end - start).max(1) };
+    let panel_bytes = F::LAYOUT.panel_bytes(job.w.n_cols / 32);
+    // What comes next must not push out what is there.
+    let again = match n < EXPAND_COLS && 2 * panel_bytes <= TASK_BYTES.min(expanded_task_bytes()) {
+        true => job.ahead.again(panel_bytes),
+        false => job.ahead,
+    };
     // Sums of integers stand beside those of floats.
     let cols = match ActScale::of(F::LAYOUT) {
         ActScale::Block => L::COLS,
@@ -193,19 +205,19 @@ unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     };
     for start in (start..end).step_by(n_panel) {
         let end = (start + n_panel).min(end);
-        let mut col = 0;
+        let (mut col, mut ahead) = (0, job.ahead);
         while col < n {
             // SAFETY: passed on.
             let done = unsafe {
                 match n - col {
-                    16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
-                    8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
-                    4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
-                    2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
-                    _ => panel_columns::<L, F, 1>(job, start, end, col),
+                    16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col, ahead),
+                    8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col, ahead),
+                    4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col, ahead),
+                    2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col, ahead),
+                    _ => panel_columns::<L, F, 1>(job, start, end, col, ahead),
                 }
             };
-            col += done;
+            (col, ahead) = (col + done, again);
         }
     }
 }
@@ -217,12 +229,9 @@ unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
     start: usize,
     end: usize,
     col: usize,
+    ahead: Ahead,
 ) -> usize {
     let panel_bytes = F::LAYOUT.panel_bytes(job.w.n_cols / 32);
-    let ahead = match col {
-        1.. if job.x.n < EXPAND_COLS => job.ahead.again(panel_bytes),
-        _ => job.ahead,
-    };
     for panel_idx in start..end {
         // SAFETY: as above.
         unsafe {

@@ -200,7 +200,7 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub struct Avx2;
 
-    /// AVX-512's 256-bit forms with VNNI, on top of AVX2.
+    /// AVX2, but for sums of products, which have 512 bits.
     #[derive(Clone, Copy)]
     pub struct Avx512;
 
@@ -337,7 +337,7 @@ mod x86 {
     /// Sixteen lanes of twice eight.
     #[inline(always)]
     unsafe fn join(low: __m256, high: __m256) -> __m512 {
-        // SAFETY: the caller enabled AVX-512.
+        // SAFETY: the caller enabled AVX-512, its DQ as well.
         unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high) }
     }
 }

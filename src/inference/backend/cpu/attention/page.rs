@@ -154,7 +154,10 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_ROWS => {
+            // In two tiles at most they are not worth it.
+            (Plane::F16(keys), Plane::F16(values))
+                if self.n_query > S::TILE_ROWS || self.n_query.count_ones() > 2 =>
+            {
                 // SAFETY: passed on.
                 unsafe {
                     widen::<S>(keys, wide_keys);
@@ -389,8 +392,8 @@ unsafe fn soften<S: Simd>(
         }
         // SAFETY: passed on.
         let new_max = larger(max[i], across(unsafe { max_lanes::<S>(row) }, larger));
-        // Before the first page there is nothing, which e^-infinity says.
-        rescale[i] = if max[i] == f32::NEG_INFINITY { max[i] } else { max[i] - new_max };
+        // Before the first page it is -infinity.
+        rescale[i] = max[i] - new_max;
         max[i] = new_max;
     }
     // Of many queries at a time: alone, each waits for every step of the polynomial.
