@@ -442,11 +442,11 @@ impl Bench<'_> {
             Ok(run(self.engine, request(prompt, 1, true))?.ttft_ms)
         })?;
         let (limit, n_macs) = (self.limits.integer_gmac_s, self.cost.n_macs / 1e9);
-        let figure =
-            |what, values, n_new: usize| {
-                Figure::new(format!("first token of pp{n}, {what}"), Unit::Milliseconds, values)
-                    .taking(limit, n_new as f64 * n_macs, Unit::GigaMacs)
-            };
+        let figure = |what, values, n_new: usize| {
+            let test = format!("first token of pp{n}, {what}");
+            let figure = Figure::new(test, Unit::Milliseconds, values);
+            figure.taking(limit, n_new as f64 * n_macs, Unit::GigaMacs)
+        };
         let (cold, warm) = (figure("cold", cold, n), figure("prefix in memory", warm, TTFT_NEW));
         let ratio = warm.over(&cold, format!("{} over cold", warm.test), Unit::TimeRatio);
         Ok([cold, warm].into_iter().chain(ratio).collect())

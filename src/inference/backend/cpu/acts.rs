@@ -107,21 +107,21 @@ impl ActChunk {
         }
         self.scale = max.map(|max| max / 127.0);
         let factors = max.map(|max| if max > 0.0 { 127.0 / max } else { 0.0 });
+        let mut sums = [[0; 2]; CHUNK_BLOCKS];
         for b in 0..CHUNK_BLOCKS {
-            let mut sums = [0; 2];
-            for (half, sum) in sums.iter_mut().enumerate() {
-                let at = b * BLOCK_LEN + half * (BLOCK_LEN / 2);
-                let (x, out) = (&x[at..][..16], &mut self.codes[at..][..16]);
-                // SAFETY: sixteen values and places; the rest is passed on.
-                *sum = unsafe { S::put_codes(x.as_ptr(), factors[b], out.as_mut_ptr()) };
-            }
-            let sum = sums[0] + sums[1];
+            let (x, out) = (&x[b * BLOCK_LEN..][..BLOCK_LEN], &mut self.codes[b * BLOCK_LEN..]);
+            // SAFETY: 32 values and places; the rest is passed on.
+            sums[b] = unsafe { S::put_codes(x.as_ptr(), factors[b], out.as_mut_ptr()) };
+        }
+        for (out, sum) in self.code_sum16.iter_mut().zip(sums.as_flattened()) {
+            *out = *sum as i16;
+        }
+        for (b, [first, last]) in sums.into_iter().enumerate() {
+            let sum = first + last;
             self.neg_sum[b] = -sum;
             self.neg_sum8[b] = -8 * sum;
             self.sum[b] = self.scale[b] * sum as f32;
             self.code_sum[b] = sum as i16;
-            self.code_sum16[2 * b] = sums[0] as i16;
-            self.code_sum16[2 * b + 1] = sums[1] as i16;
         }
         self.whole_sum = -self.neg_sum.iter().sum::<i32>();
     }

@@ -99,7 +99,9 @@ macro_rules! with_isa {
             use $crate::inference::backend::cpu::simd::{Avx2, Avx512};
             match $isa {
                 Isa::Avx512 | Isa::Amx => {
-                    #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512bw,avx512vnni")]
+                    #[target_feature(
+                        enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni"
+                    )]
                     unsafe fn run($($arg: $ty),*) {
                         // SAFETY: this function enables what `Avx512` needs; the rest is the
                         // caller's promise, passed on.

@@ -222,7 +222,6 @@ unsafe fn load_vectors<L: Lanes, const N: usize>(w: *const u8) -> [L::I; N] {
     }
 }
 
-// Slower, but so the expanded form has a plain twin.
 // SAFETY: no instruction set is needed.
 unsafe impl WideLanes for ScalarLanes {
     const FOLDS: bool = true;

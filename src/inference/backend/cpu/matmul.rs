@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! task           a run of weight rows, taken by one thread
-//! column tile    a few columns, whose activations stay in L1 while the task's rows pass
+//! column tile    a few columns, whose activations stay in L1 while the task's rows pass; where
+//!                there are few tiles, they take turns at each panel
 //! tile           16 rows x up to 16 columns (or fewer of both), whose sums stay in registers
 //! ```
 //!
@@ -20,6 +21,7 @@ use super::amx;
 use super::expand::{self, EXPAND_COLS, GROUP_BYTES_MAX};
 use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
+use super::l2::expanded_task_bytes;
 use super::lanes::{Lanes, ScalarLanes};
 #[cfg(target_arch = "aarch64")]
 use super::lanes_neon::NeonLanes;
@@ -31,10 +33,9 @@ use super::pool::Pool;
 use super::shared::SharedMut;
 use crate::inference::quant::{Codes, TensorType};
 
-/// Bytes of weights that a task goes over for each column tile: they stay in the L2 cache.
+/// Bytes of weights that a task goes over as they are, at most: those of single columns are short
+/// enough to even out the threads.
 const TASK_BYTES: usize = 384 << 10;
-/// The same where the L2 cache may be of 256 KiB.
-const SMALL_TASK_BYTES: usize = 192 << 10;
 /// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
 /// away, and vectors were faster.
 #[cfg(target_arch = "x86_64")]
@@ -98,14 +99,10 @@ pub fn matmul(
     assert!(w.data.len() == n_unit * unit_bytes);
     let ahead = Ahead::of_machine();
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride, ahead };
-    let is_expanded = needs_acts(w.ty) && x.n >= EXPAND_COLS;
-    let held_bytes = match is_expanded {
-        true => unit_bytes.max(wide_bytes(isa, w, x.n)),
-        false => unit_bytes.max(1),
-    };
-    let task_bytes = match isa {
-        Isa::Avx2 if is_expanded => SMALL_TASK_BYTES,
-        _ => TASK_BYTES,
+    let is_expanded = needs_acts(w.ty) && x.n >= EXPAND_COLS && expands(isa, Layout::of(w.ty));
+    let (task_bytes, held_bytes) = match is_expanded {
+        true => (expanded_task_bytes(), unit_bytes.max(wide_bytes(isa, w, x.n))),
+        false => (TASK_BYTES.min(expanded_task_bytes()), unit_bytes.max(1)),
     };
     let task_units =
         (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(task_bytes / held_bytes).max(1);
@@ -121,6 +118,19 @@ pub fn matmul(
         // the lengths asserted above.
         unsafe { task_fn(&job, start, (start + task_units).min(n_unit)) };
     });
+}
+
+/// Whether many columns meet expanded panels of this layout.
+const fn expands(isa: Isa, layout: Layout) -> bool {
+    match isa {
+        // Codes of bytes cost more there than codes of fewer bits.
+        Isa::Neon | Isa::Dotprod => false,
+        // Sixteen registers do not hold two vectors of sums in floats: only what takes long to
+        // take apart gains.
+        Isa::Avx2 => matches!(ActScale::of(layout), ActScale::Chunk) || layout.high > 0,
+        // On plain Rust as well: slower, but so the expanded form has a plain twin.
+        Isa::Scalar | Isa::Avx512 | Isa::Amx => true,
+    }
 }
 
 /// Whether so many columns are multiplied on tiles.
@@ -151,12 +161,14 @@ fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
 
 /// Bytes of what a thread expands at most at a time, of matrices of `n_cols` columns.
 pub fn expanded_bytes_max(isa: Isa, n_cols: usize) -> usize {
+    // Tasks are rounded up to whole tiles.
+    let at_most = |panel: usize| expanded_task_bytes().max(panel) + (TILE_PANELS - 1) * panel;
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx {
-        return TASK_BYTES.max(TILE_PANELS * amx::panel_bytes_max(n_cols / 32));
+        return at_most(amx::panel_bytes_max(n_cols / 32));
     }
     let _ = isa;
-    TASK_BYTES.max(TILE_PANELS * (n_cols / 32).div_ceil(GROUP_BLOCKS) * GROUP_BYTES_MAX)
+    at_most((n_cols / 32).div_ceil(GROUP_BLOCKS) * GROUP_BYTES_MAX)
 }
 
 /// Whether weights of this type meet activations rounded to 8 bits.
@@ -174,26 +186,38 @@ pub fn panel_bytes(ty: TensorType, n_cols: usize) -> usize {
     Layout::of(ty).panel_bytes(n_cols / 32)
 }
 
-/// Panels `start..end`.
+/// Panels `start..end`, tile after tile of columns. Few columns meet a panel at a time, so that
+/// memory brings the next one meanwhile.
 #[inline(always)]
 unsafe fn panels<L: Lanes, F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let n = job.x.n;
-    let mut col = 0;
-    // SAFETY: passed on.
-    unsafe {
-        // Sums of integers stand beside those of floats.
-        let cols = match ActScale::of(F::LAYOUT) {
-            ActScale::Block => L::COLS,
-            ActScale::Chunk => L::COLS.min(8),
-        };
+    let n_panel = if n < EXPAND_COLS { 1 } else { (end - start).max(1) };
+    let panel_bytes = F::LAYOUT.panel_bytes(job.w.n_cols / 32);
+    // What comes next must not push out what is there.
+    let again = match n < EXPAND_COLS && 2 * panel_bytes <= TASK_BYTES.min(expanded_task_bytes()) {
+        true => job.ahead.again(panel_bytes),
+        false => job.ahead,
+    };
+    // Sums of integers stand beside those of floats.
+    let cols = match ActScale::of(F::LAYOUT) {
+        ActScale::Block => L::COLS,
+        ActScale::Chunk => L::COLS.min(8),
+    };
+    for start in (start..end).step_by(n_panel) {
+        let end = (start + n_panel).min(end);
+        let (mut col, mut ahead) = (0, job.ahead);
         while col < n {
-            col += match n - col {
-                16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col),
-                8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col),
-                4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col),
-                2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col),
-                _ => panel_columns::<L, F, 1>(job, start, end, col),
+            // SAFETY: passed on.
+            let done = unsafe {
+                match n - col {
+                    16.. if cols >= 16 => panel_columns::<L, F, 16>(job, start, end, col, ahead),
+                    8.. if cols >= 8 => panel_columns::<L, F, 8>(job, start, end, col, ahead),
+                    4.. if cols >= 4 => panel_columns::<L, F, 4>(job, start, end, col, ahead),
+                    2.. if cols >= 2 => panel_columns::<L, F, 2>(job, start, end, col, ahead),
+                    _ => panel_columns::<L, F, 1>(job, start, end, col, ahead),
+                }
             };
+            (col, ahead) = (col + done, again);
         }
     }
 }
@@ -205,13 +229,14 @@ unsafe fn panel_columns<L: Lanes, F: Format, const C: usize>(
     start: usize,
     end: usize,
     col: usize,
+    ahead: Ahead,
 ) -> usize {
     let panel_bytes = F::LAYOUT.panel_bytes(job.w.n_cols / 32);
     for panel_idx in start..end {
         // SAFETY: as above.
         unsafe {
             let panel = job.w.data.as_ptr().add(panel_idx * panel_bytes);
-            job.tile::<L, F, C>(panel, panel_idx, col);
+            job.tile::<L, F, C>(panel, panel_idx, col, ahead);
         }
     }
     C
@@ -228,12 +253,13 @@ impl Job<'_> {
         panel: *const u8,
         panel_idx: usize,
         col: usize,
+        ahead: Ahead,
     ) {
         let (n_block, n) = (self.w.n_cols / 32, self.x.n);
         for row in (0..PANEL_ROWS).step_by(L::ROWS) {
             // SAFETY: passed on.
             unsafe {
-                let (acts, ahead) = ((self.acts.as_ptr().add(col), n), self.ahead);
+                let acts = (self.acts.as_ptr().add(col), n);
                 let sums = panel_kernel::tile::<L, F, C>(panel, n_block, row, acts, ahead);
                 let row = panel_idx * PANEL_ROWS + row;
                 for (c, sum) in sums.into_iter().enumerate() {
@@ -495,15 +521,9 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
-    // Sixteen registers do not hold two vectors of sums in floats: only what takes long to take
-    // apart gains there.
-    let is_worth = match ActScale::of(F::LAYOUT) {
-        ActScale::Block => F::LAYOUT.high > 0,
-        ActScale::Chunk => true,
-    };
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
-        match is_worth && job.x.n >= EXPAND_COLS {
+        match const { expands(Isa::Avx2, F::LAYOUT) } && job.x.n >= EXPAND_COLS {
             true => wide::expanded::<Avx2Lanes, F, 3>(job, start, end),
             false => panels::<Avx2Lanes, F>(job, start, end),
         }
@@ -518,7 +538,7 @@ unsafe fn panels_dotprod<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe { floats::<Avx512Lanes, W, 4, 1>(job, start, end) }

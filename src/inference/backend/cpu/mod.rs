@@ -14,6 +14,7 @@ mod float_rows;
 mod isa;
 mod kv_cache;
 mod kv_rotated;
+mod l2;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod lanes_neon;

@@ -10,6 +10,32 @@ use crate::inference::quant::f16_to_f32;
 /// Lanes of a vector.
 pub const LANES: usize = 8;
 
+/// A stored number.
+pub trait Element: Copy {
+    /// Eight from `p`, as f32.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load(p) }
+    }
+}
+
+/// An f16.
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
+        // SAFETY: passed on.
+        unsafe { S::load_f16(p) }
+    }
+}
+
 /// Eight f32 lanes.
 ///
 /// # Safety
@@ -29,6 +55,10 @@ pub unsafe trait Simd: Copy {
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// Eight values to `p`.
     unsafe fn store(p: *mut f32, x: Self::F);
+    /// `a + b`
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b`
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once
@@ -36,10 +66,10 @@ pub unsafe trait Simd: Copy {
     /// `sums[i][j] += a[i][k] * b[k][j]` over `k` below `n`, in order; `a` and `b` come with the
     /// distance of their rows.
     #[inline(always)]
-    unsafe fn add_products<const Q: usize, const V: usize>(
+    unsafe fn add_products<T: Element, const Q: usize, const V: usize>(
         sums: &mut [[Self::F; V]; Q],
         (a, a_stride): (*const f32, usize),
-        (b, b_stride): (*const f32, usize),
+        (b, b_stride): (*const T, usize),
         n: usize,
     ) {
         // SAFETY: the caller vouches for `n` terms.
@@ -48,7 +78,7 @@ pub unsafe trait Simd: Copy {
             for k in 0..n {
                 let mut row = [Self::splat(0.0); V];
                 for j in 0..V {
-                    row[j] = Self::load(b.add(k * b_stride + j * LANES));
+                    row[j] = T::load::<Self>(b.add(k * b_stride + j * LANES));
                 }
                 for i in 0..Q {
                     let x = Self::splat(*a.add(i * a_stride + k));
@@ -60,9 +90,9 @@ pub unsafe trait Simd: Copy {
             *sums = acc;
         }
     }
-    /// Rounds sixteen values times `factor`, at most 127 in size, to whole numbers, ties to even,
-    /// and gives their sum. NaN becomes some number within +-127.
-    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32;
+    /// Rounds 32 values times `factor`, at most 127 in size, to whole numbers, ties to even, and
+    /// gives the sums of the first and of the last sixteen. NaN becomes some number within +-127.
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2];
 }
 
 /// Asks for the cache line of `p`, into the nearest cache. Nothing is read: any address will do.
@@ -126,6 +156,14 @@ unsafe impl Simd for Scalar {
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
     }
     #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|j| a[j] + b[j])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|j| if a[j] > b[j] { a[j] } else { b[j] })
+    }
+    #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|j| a[j] * b[j])
     }
@@ -134,16 +172,19 @@ unsafe impl Simd for Scalar {
         std::array::from_fn(|j| a[j].mul_add(b[j], c[j]))
     }
     #[inline(always)]
-    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
-        // SAFETY: the caller vouches for sixteen values and places.
-        let x = unsafe { x.cast::<[f32; 16]>().read_unaligned() };
-        let codes = x.map(|x| {
-            let rounded = (x * factor + ROUNDER).to_bits().cast_signed();
-            (rounded - ROUNDER.to_bits().cast_signed()).clamp(-127, 127)
+    unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
+        // SAFETY: the caller vouches for 32 values and places.
+        let x = unsafe { x.cast::<[[f32; 16]; 2]>().read_unaligned() };
+        let codes = x.map(|half| {
+            half.map(|x| {
+                let rounded = (x * factor + ROUNDER).to_bits().cast_signed();
+                (rounded - ROUNDER.to_bits().cast_signed()).clamp(-127, 127)
+            })
         });
+        let bytes = codes.map(|half| half.map(|code| code as i8));
         // SAFETY: as above.
-        unsafe { out.cast::<[i8; 16]>().write_unaligned(codes.map(|code| code as i8)) };
-        codes.iter().sum()
+        unsafe { out.cast::<[[i8; 16]; 2]>().write_unaligned(bytes) };
+        codes.map(|half| half.iter().sum())
     }
 }
 
@@ -152,14 +193,14 @@ pub use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Simd};
+    use super::{Element, LANES, Simd};
     use std::arch::x86_64::*;
 
     /// AVX2 with FMA and F16C.
     #[derive(Clone, Copy)]
     pub struct Avx2;
 
-    /// AVX-512's 256-bit forms with VNNI, on top of AVX2.
+    /// AVX2, but for sums of products, which have 512 bits.
     #[derive(Clone, Copy)]
     pub struct Avx512;
 
@@ -189,6 +230,16 @@ mod x86 {
                 unsafe { _mm256_storeu_ps(p, x) }
             }
             #[inline(always)]
+            unsafe fn add(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: __m256, b: __m256) -> __m256 {
+                // SAFETY: as above.
+                unsafe { _mm256_max_ps(a, b) }
+            }
+            #[inline(always)]
             unsafe fn mul(a: __m256, b: __m256) -> __m256 {
                 // SAFETY: as above.
                 unsafe { _mm256_mul_ps(a, b) }
@@ -199,29 +250,31 @@ mod x86 {
                 unsafe { _mm256_fmadd_ps(a, b, c) }
             }
             #[inline(always)]
-            unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+            unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
                 // SAFETY: as above.
                 unsafe {
                     let factor = _mm256_set1_ps(factor);
-                    let first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
-                    let second =
-                        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x.add(8)), factor));
-                    // No closure: it would be compiled without the instruction set.
-                    let first = _mm_packs_epi32(
-                        _mm256_castsi256_si128(first),
-                        _mm256_extracti128_si256::<1>(first),
-                    );
-                    let second = _mm_packs_epi32(
-                        _mm256_castsi256_si128(second),
-                        _mm256_extracti128_si256::<1>(second),
-                    );
-                    let codes = _mm_packs_epi16(first, second);
-                    let codes = _mm_max_epi8(codes, _mm_set1_epi8(-127));
-                    _mm_storeu_si128(out.cast(), codes);
-                    let pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), codes);
-                    let fours = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
-                    let twos = _mm_add_epi32(fours, _mm_unpackhi_epi64(fours, fours));
-                    _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<1>(twos)))
+                    let mut ints = [_mm256_setzero_si256(); 4];
+                    for i in 0..4 {
+                        let x = _mm256_mul_ps(_mm256_loadu_ps(x.add(8 * i)), factor);
+                        ints[i] = _mm256_cvtps_epi32(x);
+                    }
+                    let first = _mm256_packs_epi32(ints[0], ints[1]);
+                    let second = _mm256_packs_epi32(ints[2], ints[3]);
+                    // Packing stays within halves: four codes of each vector, then four more.
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    let codes = _mm256_packs_epi16(first, second);
+                    let codes = _mm256_permutevar8x32_epi32(codes, order);
+                    let codes = _mm256_max_epi8(codes, _mm256_set1_epi8(-127));
+                    _mm256_storeu_si256(out.cast(), codes);
+                    let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+                    let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                    let eights = _mm256_hadd_epi32(fours, fours);
+                    let sums = _mm256_hadd_epi32(eights, eights);
+                    [
+                        _mm256_cvtsi256_si32(sums),
+                        _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(sums)),
+                    ]
                 }
             }
         };
@@ -236,41 +289,38 @@ mod x86 {
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.
     unsafe impl Simd for Avx512 {
         ymm_ops!();
-        const TILE_ROWS: usize = 4;
+        const TILE_ROWS: usize = 8;
 
         // Two vectors at a time, where there are two.
         #[inline(always)]
-        unsafe fn add_products<const Q: usize, const V: usize>(
+        unsafe fn add_products<T: Element, const Q: usize, const V: usize>(
             sums: &mut [[__m256; V]; Q],
             (a, a_stride): (*const f32, usize),
-            (b, b_stride): (*const f32, usize),
+            (b, b_stride): (*const T, usize),
             n: usize,
         ) {
+            let n_pair = V / 2;
             // SAFETY: as above, and the caller vouches for `n` terms.
             unsafe {
-                let (n_pair, n_single) = (V / 2, V % 2);
                 let mut pairs = [[_mm512_setzero_ps(); V]; Q];
                 for i in 0..Q {
                     for j in 0..n_pair {
-                        let low = _mm512_castps256_ps512(sums[i][2 * j]);
-                        pairs[i][j] = _mm512_insertf32x8::<1>(low, sums[i][2 * j + 1]);
+                        pairs[i][j] = join(sums[i][2 * j], sums[i][2 * j + 1]);
                     }
                 }
                 for k in 0..n {
-                    let b = b.add(k * b_stride);
-                    let mut row = [_mm512_setzero_ps(); V];
-                    for j in 0..n_pair {
-                        row[j] = _mm512_loadu_ps(b.add(2 * j * LANES));
+                    let mut row = [_mm256_setzero_ps(); V];
+                    for j in 0..V {
+                        row[j] = T::load::<Self>(b.add(k * b_stride + j * LANES));
                     }
                     for i in 0..Q {
                         let x = *a.add(i * a_stride + k);
                         for j in 0..n_pair {
-                            pairs[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(x), row[j], pairs[i][j]);
+                            let row = join(row[2 * j], row[2 * j + 1]);
+                            pairs[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(x), row, pairs[i][j]);
                         }
-                        if n_single > 0 {
-                            let last = _mm256_loadu_ps(b.add(2 * n_pair * LANES));
-                            sums[i][V - 1] =
-                                _mm256_fmadd_ps(_mm256_set1_ps(x), last, sums[i][V - 1]);
+                        for j in 2 * n_pair..V {
+                            sums[i][j] = _mm256_fmadd_ps(_mm256_set1_ps(x), row[j], sums[i][j]);
                         }
                     }
                 }
@@ -282,6 +332,13 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// Sixteen lanes of twice eight.
+    #[inline(always)]
+    unsafe fn join(low: __m256, high: __m256) -> __m512 {
+        // SAFETY: the caller enabled AVX-512, its DQ as well.
+        unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high) }
     }
 }
 
@@ -329,6 +386,20 @@ mod neon {
             }
         }
         #[inline(always)]
+        unsafe fn add(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+            unsafe { float32x4x2_t(vaddq_f32(a.0, b.0), vaddq_f32(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+            // Not `vmaxq`, which has another opinion of NaN.
+            unsafe {
+                float32x4x2_t(
+                    vbslq_f32(vcgtq_f32(a.0, b.0), a.0, b.0),
+                    vbslq_f32(vcgtq_f32(a.1, b.1), a.1, b.1),
+                )
+            }
+        }
+        #[inline(always)]
         unsafe fn mul(a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
             unsafe { float32x4x2_t(vmulq_f32(a.0, b.0), vmulq_f32(a.1, b.1)) }
         }
@@ -337,15 +408,20 @@ mod neon {
             unsafe { float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
         }
         #[inline(always)]
-        unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> i32 {
+        unsafe fn put_codes(x: *const f32, factor: f32, out: *mut i8) -> [i32; 2] {
             unsafe {
                 let four = |i| vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x.add(i)), factor));
-                let first = vqmovn_high_s32(vqmovn_s32(four(0)), four(4));
-                let second = vqmovn_high_s32(vqmovn_s32(four(8)), four(12));
-                let codes = vqmovn_high_s16(vqmovn_s16(first), second);
-                let codes = vmaxq_s8(codes, vdupq_n_s8(-127));
-                vst1q_s8(out, codes);
-                i32::from(vaddlvq_s8(codes))
+                let mut sums = [0; 2];
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    let i = 16 * half;
+                    let first = vqmovn_high_s32(vqmovn_s32(four(i)), four(i + 4));
+                    let second = vqmovn_high_s32(vqmovn_s32(four(i + 8)), four(i + 12));
+                    let codes = vqmovn_high_s16(vqmovn_s16(first), second);
+                    let codes = vmaxq_s8(codes, vdupq_n_s8(-127));
+                    vst1q_s8(out.add(i), codes);
+                    *sum = i32::from(vaddlvq_s8(codes));
+                }
+                sums
             }
         }
     }

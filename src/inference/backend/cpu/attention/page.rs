@@ -15,7 +15,7 @@ use crate::inference::backend::PAGE_LEN;
 use crate::inference::backend::cpu::kv_cache::{BLOCK_LEN, Plane};
 use crate::inference::backend::cpu::kv_rotated::{rotate, unpack};
 use crate::inference::backend::cpu::math;
-use crate::inference::backend::cpu::simd::{LANES, Simd, prefetch};
+use crate::inference::backend::cpu::simd::{Element, LANES, Simd, prefetch};
 use crate::inference::quant::f16_to_f32;
 
 /// Vectors of sums that a query has in registers.
@@ -154,7 +154,10 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            (Plane::F16(keys), Plane::F16(values)) if self.n_query > S::TILE_ROWS => {
+            // In two tiles at most they are not worth it.
+            (Plane::F16(keys), Plane::F16(values))
+                if self.n_query > S::TILE_ROWS || self.n_query.count_ones() > 2 =>
+            {
                 // SAFETY: passed on.
                 unsafe {
                     widen::<S>(keys, wide_keys);
@@ -246,61 +249,6 @@ fn widen_values4(bytes: &[u8], scales: &[u16], out: &mut [f32]) {
     }
 }
 
-/// A stored number.
-trait Element: Copy {
-    /// [`Simd::add_products`] with such numbers on the right.
-    ///
-    /// # Safety
-    /// As [`Simd`].
-    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
-        sums: &mut [[S::F; V]; Q],
-        a: (*const f32, usize),
-        b: (*const Self, usize),
-        n: usize,
-    );
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
-        sums: &mut [[S::F; V]; Q],
-        a: (*const f32, usize),
-        b: (*const f32, usize),
-        n: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe { S::add_products::<Q, V>(sums, a, b, n) }
-    }
-}
-
-impl Element for u16 {
-    #[inline(always)]
-    unsafe fn add_products<S: Simd, const Q: usize, const V: usize>(
-        sums: &mut [[S::F; V]; Q],
-        (a, a_stride): (*const f32, usize),
-        (b, b_stride): (*const u16, usize),
-        n: usize,
-    ) {
-        // SAFETY: the caller vouches for `n` terms.
-        unsafe {
-            let mut acc = *sums;
-            for k in 0..n {
-                let mut row = [S::splat(0.0); V];
-                for j in 0..V {
-                    row[j] = S::load_f16(b.add(k * b_stride + j * LANES));
-                }
-                for i in 0..Q {
-                    let x = S::splat(*a.add(i * a_stride + k));
-                    for j in 0..V {
-                        acc[i][j] = S::fma(x, row[j], acc[i][j]);
-                    }
-                }
-            }
-            *sums = acc;
-        }
-    }
-}
-
 /// Adds `slots` of the page that is open to the sums of `queries`.
 ///
 /// # Safety
@@ -354,15 +302,16 @@ unsafe fn add_page_of<S: Simd, T: Element>(
     assert!(queries.end <= sums.max.len() && slots.end <= PAGE_LEN && slots.start < slots.end);
     assert!(head_dim % LANES == 0 && sums.max.len() == s.n_query);
     let q = floats(&s.q).as_ptr();
-    let scores = floats_mut(&mut s.scores, s.n_query * PAGE_LEN);
+    let scores = floats_mut(&mut s.scores, s.n_query * PAGE_LEN).as_mut_ptr();
     // SAFETY: the page holds 32 slots of `head_dim` values; queries, scores and sums hold
     // `n_query` rows (asserted); the rest is passed on.
     unsafe {
         let mut query = queries.start;
         while query < queries.end {
-            let (q, out) = (q.add(query * head_dim), scores.as_mut_ptr().add(query * PAGE_LEN));
+            let (q, out) = (q.add(query * head_dim), scores.add(query * PAGE_LEN));
             let n = tile_of::<S>(queries.end - query);
             match n {
+                8 => score::<S, T, 8>(q, head_dim, page.keys, out),
                 4 => score::<S, T, 4>(q, head_dim, page.keys, out),
                 2 => score::<S, T, 2>(q, head_dim, page.keys, out),
                 _ => score::<S, T, 1>(q, head_dim, page.keys, out),
@@ -370,14 +319,9 @@ unsafe fn add_page_of<S: Simd, T: Element>(
             query += n;
             s.ahead.pull();
         }
-        let rows = scores.as_chunks_mut::<PAGE_LEN>().0;
-        for query in queries.clone() {
-            let (max, weight) = (&mut sums.max[query], &mut sums.weight[query]);
-            s.rescale[query] = soften(&mut rows[query], &slots, max, weight);
-            s.ahead.pull();
-        }
+        soften::<S>(s, queries.clone(), &slots, sums);
         let values = page.values.add(slots.start * head_dim);
-        let weights = scores.as_ptr().add(slots.start);
+        let weights = floats(&s.scores).as_ptr().add(slots.start);
         let mut query = queries.start;
         while query < queries.end {
             let rescale = s.rescale.as_ptr().add(query);
@@ -385,6 +329,7 @@ unsafe fn add_page_of<S: Simd, T: Element>(
             let out = sums.values.as_mut_ptr().add(query * head_dim);
             let n = tile_of::<S>(queries.end - query);
             match n {
+                8 => weigh::<S, T, 8>(weights, values, head_dim, out),
                 4 => weigh::<S, T, 4>(weights, values, head_dim, out),
                 2 => weigh::<S, T, 2>(weights, values, head_dim, out),
                 _ => weigh::<S, T, 1>(weights, values, head_dim, out),
@@ -394,12 +339,13 @@ unsafe fn add_page_of<S: Simd, T: Element>(
     }
 }
 
-/// Queries that go together when so many are left: 4, 2 or 1, as many as leave their sums in
+/// Queries that go together when so many are left: 8, 4, 2 or 1, as many as leave their sums in
 /// registers. (A closure over the groups would be a function without the instruction set, into
 /// which no vector operation is inlined.)
 #[inline(always)]
 fn tile_of<S: Simd>(left: usize) -> usize {
     match left.min(S::TILE_ROWS) {
+        8.. => 8,
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -417,7 +363,7 @@ unsafe fn score<S: Simd, T: Element, const Q: usize>(
     // SAFETY: passed on.
     unsafe {
         let mut acc = [[S::splat(0.0); VECS]; Q];
-        T::add_products::<S, Q, VECS>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
+        S::add_products::<T, Q, VECS>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
         for i in 0..Q {
             for j in 0..VECS {
                 S::store(out.add(i * PAGE_LEN + j * LANES), acc[i][j]);
@@ -426,45 +372,82 @@ unsafe fn score<S: Simd, T: Element, const Q: usize>(
     }
 }
 
-/// Turns the scores of the slots that a query sees into weights, and the others into zeros; the
-/// factor on what it summed before.
+/// Turns the scores of the slots that queries see into weights, and the others into zeros, and
+/// gives the factors on what they summed before.
 #[inline(always)]
-fn soften(
-    scores: &mut [f32; PAGE_LEN],
+unsafe fn soften<S: Simd>(
+    s: &mut PageScratch,
+    queries: Range<usize>,
     slots: &Range<usize>,
-    max: &mut f32,
-    weight: &mut f32,
-) -> f32 {
+    sums: &mut Sums<'_>,
+) {
     let is_whole = slots.len() == PAGE_LEN;
-    if !is_whole {
-        scores[..slots.start].fill(f32::NEG_INFINITY);
-        scores[slots.end..].fill(f32::NEG_INFINITY);
-    }
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for x in scores.as_chunks::<LANES>().0 {
-        for j in 0..LANES {
-            lanes[j] = larger(lanes[j], x[j]);
+    let rows = floats_mut(&mut s.scores, s.n_query * PAGE_LEN).as_chunks_mut::<PAGE_LEN>().0;
+    let (rows, rescale) = (&mut rows[queries.clone()], &mut s.rescale[queries.clone()]);
+    let (max, weight) = (&mut sums.max[queries.clone()], &mut sums.weight[queries]);
+    for (i, row) in rows.iter_mut().enumerate() {
+        if !is_whole {
+            row[..slots.start].fill(f32::NEG_INFINITY);
+            row[slots.end..].fill(f32::NEG_INFINITY);
         }
+        // SAFETY: passed on.
+        let new_max = larger(max[i], across(unsafe { max_lanes::<S>(row) }, larger));
+        // Before the first page it is -infinity.
+        rescale[i] = max[i] - new_max;
+        max[i] = new_max;
     }
-    let new_max = larger(*max, across(lanes, larger));
-    let rescale = if *max == f32::NEG_INFINITY { 0.0 } else { math::exp(*max - new_max) };
-    for x in scores.iter_mut() {
-        *x = math::exp(*x - new_max);
+    // Of many queries at a time: alone, each waits for every step of the polynomial.
+    for x in rescale.iter_mut() {
+        *x = if *x == f32::NEG_INFINITY { 0.0 } else { math::exp(*x) };
     }
-    if !is_whole {
-        scores[..slots.start].fill(0.0);
-        scores[slots.end..].fill(0.0);
-    }
-    let mut lanes = [0f32; LANES];
-    for x in scores.as_chunks::<LANES>().0 {
-        for j in 0..LANES {
-            lanes[j] += x[j];
+    for (i, row) in rows.iter_mut().enumerate() {
+        for x in row.iter_mut() {
+            *x = math::exp(*x - max[i]);
         }
+        if !is_whole {
+            row[..slots.start].fill(0.0);
+            row[slots.end..].fill(0.0);
+        }
+        // SAFETY: passed on.
+        let sum = across(unsafe { add_lanes::<S>(row) }, |a, b| a + b);
+        weight[i] = weight[i] * rescale[i] + sum;
+        s.ahead.pull();
     }
-    *weight = *weight * rescale + across(lanes, |a, b| a + b);
-    *max = new_max;
-    rescale
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The largest of each eighth number.
+#[inline(always)]
+unsafe fn max_lanes<S: Simd>(row: &[f32; PAGE_LEN]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: whole vectors inside the row.
+    unsafe {
+        let mut max = S::load(row.as_ptr());
+        for j in 1..VECS {
+            max = S::max(max, S::load(row.as_ptr().add(j * LANES)));
+        }
+        S::store(lanes.as_mut_ptr(), max);
+    }
+    lanes
+}
+
+/// The sum of each eighth number.
+#[inline(always)]
+unsafe fn add_lanes<S: Simd>(row: &[f32; PAGE_LEN]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: as above.
+    unsafe {
+        let mut sum = S::load(row.as_ptr());
+        for j in 1..VECS {
+            sum = S::add(sum, S::load(row.as_ptr().add(j * LANES)));
+        }
+        S::store(lanes.as_mut_ptr(), sum);
+    }
+    lanes
 }
 
 /// Eight lanes to one number, halves first.
@@ -522,7 +505,7 @@ unsafe fn weigh_part<S: Simd, T: Element, const Q: usize, const V: usize>(
                 acc[i][j] = S::mul(rescale, S::load(out.add(i * head_dim + j * LANES)));
             }
         }
-        T::add_products::<S, Q, V>(&mut acc, (weights.p, PAGE_LEN), (values, head_dim), weights.n);
+        S::add_products::<T, Q, V>(&mut acc, (weights.p, PAGE_LEN), (values, head_dim), weights.n);
         for i in 0..Q {
             for j in 0..V {
                 S::store(out.add(i * head_dim + j * LANES), acc[i][j]);
