@@ -154,7 +154,7 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            // In two tiles at most they are not worth it.
+            // Not worth it for two tiles: few queries make one for each bit of their number.
             (Plane::F16(keys), Plane::F16(values))
                 if self.n_query > S::TILE_ROWS || self.n_query.count_ones() > 2 =>
             {
