@@ -11,13 +11,15 @@
 //!
 //! The tiles are left for what they cannot do, multiply by scales, as seldom as the types allow.
 //! Where scales are integers under a float they are multiplied into the codes: 256 weights then
-//! need nothing between them. Products of up to 14 bits are two planes, `128 * high + low`, which
-//! costs half of the tiles' rate and is still several times what vectors do. Where scales are
+//! need nothing between them. Products of more bits than a byte has are two planes, which costs
+//! half of the tiles' rate and is still several times what vectors do: `128 * high + low` of a
+//! product, or codes times the high and the low bits of their scale. Where scales are
 //! floats the tiles are left for each 32 weights, which then are half as deep.
 //!
 //! Integers are exact and floats are added in the order of `panel_kernel`, so the sums have the
 //! same bits as those of every other instruction set.
 
+pub mod few;
 mod form;
 mod tiles;
 
@@ -42,8 +44,6 @@ const PLANE_BYTES: usize = GROUP_BLOCKS * WIDE_BYTES;
 const TILE_BYTES: usize = TILE_COLS * VECTOR_BYTES;
 /// Blocks whose sums are stored before they are scaled, where scales are floats.
 const N_STORED: usize = 4;
-/// Bits of the low plane.
-const LOW_BITS: u32 = 7;
 
 /// Bytes of the longest expanded panel of `n_block` blocks: one in two planes.
 pub const fn panel_bytes_max(n_block: usize) -> usize {
@@ -96,12 +96,10 @@ pub unsafe fn multiply(form: Form, block: &Block, scratch: &mut Scratch) {
     scratch.sums = Scratch::ZERO.sums;
     // SAFETY: passed on.
     unsafe {
-        match (form.scales, form.n_plane, form.n_rest) {
-            (ActScale::Block, ..) => by_blocks(form, block, scratch),
-            (_, 1, 0) => by_chunks::<1, 0>(form, block, scratch),
-            (_, 1, _) => by_chunks::<1, GROUP_BLOCKS>(form, block, scratch),
-            (_, _, 0) => by_chunks::<2, 0>(form, block, scratch),
-            _ => by_chunks::<2, { GROUP_BLOCKS / 2 }>(form, block, scratch),
+        match (form.scales, form.n_plane) {
+            (ActScale::Block, _) => by_blocks(form, block, scratch),
+            (_, 1) => by_chunks::<1>(form, block, scratch),
+            _ => by_chunks::<2>(form, block, scratch),
         }
     }
 }
@@ -130,14 +128,10 @@ impl Block {
     }
 }
 
-/// Where scales are integers: `PLANES` planes, `RESTS` pairs of minima.
+/// Where scales are integers: `PLANES` planes.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
-unsafe fn by_chunks<const PLANES: usize, const RESTS: usize>(
-    form: Form,
-    block: &Block,
-    scratch: &mut Scratch,
-) {
+unsafe fn by_chunks<const PLANES: usize>(form: Form, block: &Block, scratch: &mut Scratch) {
     for group_idx in 0..block.n_block.div_ceil(GROUP_BLOCKS) {
         // SAFETY: passed on; planes lie behind each other.
         unsafe {
@@ -149,9 +143,9 @@ unsafe fn by_chunks<const PLANES: usize, const RESTS: usize>(
             }
             for tile in 0..TILES * TILES {
                 let (acts, head) = (group.acts[tile / TILES], group.heads[tile % TILES]);
-                let ints = [&scratch.ints[0][tile], &scratch.ints[PLANES - 1][tile]];
+                let ints = [&scratch.ints[0][tile][..], &scratch.ints[PLANES - 1][tile][..]];
                 let sums = &mut scratch.sums[tile][..block.n[tile / TILES]];
-                scale_chunk::<PLANES, RESTS>(form, head, acts, ints, sums);
+                scale_columns(form, head, acts, ints, sums);
             }
         }
     }
@@ -159,11 +153,31 @@ unsafe fn by_chunks<const PLANES: usize, const RESTS: usize>(
 
 /// `sums[column] += scaled ints[column]`, as `panel_kernel::add_chunk` ends.
 #[inline(always)]
+unsafe fn scale_columns(
+    form: Form,
+    head: &Head,
+    acts: *const ActChunk,
+    ints: [&[[i32; PANEL_ROWS]]; 2],
+    sums: &mut [[f32; PANEL_ROWS]],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match (form.n_plane, form.n_rest) {
+            (1, 0) => scale_chunk::<1, 0>(form, head, acts, ints, sums),
+            (1, _) => scale_chunk::<1, GROUP_BLOCKS>(form, head, acts, ints, sums),
+            (_, 0) => scale_chunk::<2, 0>(form, head, acts, ints, sums),
+            _ => scale_chunk::<2, { GROUP_BLOCKS / 2 }>(form, head, acts, ints, sums),
+        }
+    }
+}
+
+/// [`scale_columns`] of `PLANES` planes and `RESTS` pairs of minima.
+#[inline(always)]
 unsafe fn scale_chunk<const PLANES: usize, const RESTS: usize>(
     form: Form,
     head: &Head,
     acts: *const ActChunk,
-    ints: [&[[i32; PANEL_ROWS]; TILE_COLS]; 2],
+    ints: [&[[i32; PANEL_ROWS]]; 2],
     sums: &mut [[f32; PANEL_ROWS]],
 ) {
     type L = Avx512Lanes;
@@ -179,7 +193,8 @@ unsafe fn scale_chunk<const PLANES: usize, const RESTS: usize>(
             let mut int = _mm512_load_si512(ints[0][c].as_ptr().cast());
             if PLANES == 2 {
                 let low = _mm512_load_si512(ints[1][c].as_ptr().cast());
-                int = _mm512_add_epi32(_mm512_slli_epi32::<LOW_BITS>(int), low);
+                let by = _mm_cvtsi32_si128(form.low_bits.cast_signed());
+                int = _mm512_add_epi32(_mm512_sll_epi32(int, by), low);
             } else {
                 let whole = (&raw const (*act).whole_sum).read();
                 int = _mm512_add_epi32(int, L::int(form.bias * whole));

@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Quantised weights lie in panels and meet activations rounded to 8 bits (`panel_kernel`); float
-//! weights lie as the file has them and meet the activations as they are (`float_rows`). Decode and
-//! prefill are the same code with other tiles, and every dot product is summed in the same order in
-//! both.
+//! weights lie as the file has them and meet the activations as they are (`float_rows`). Many
+//! columns meet weights that a task expanded before. Every dot product is summed in the same order
+//! however many columns there are.
 
+mod floats;
 mod wide;
 
 use super::acts::{ActChunk, ActScale, CHUNK_LEN, Rows};
@@ -19,7 +20,7 @@ use super::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::expand::{self, EXPAND_COLS, GROUP_BYTES_MAX};
-use super::float_rows::{self, Bf16, F16, F32, FLOAT_LANES, Float};
+use super::float_rows::{Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
 use super::l2::expanded_task_bytes;
 use super::lanes::{Lanes, ScalarLanes};
@@ -36,10 +37,12 @@ use crate::inference::quant::{Codes, TensorType};
 /// Bytes of weights that a task goes over as they are, at most: those of single columns are short
 /// enough to even out the threads.
 const TASK_BYTES: usize = 384 << 10;
-/// Columns from which on tiles of AMX are worth it: with 16, half of what they multiply is thrown
-/// away, and vectors were faster.
+/// Columns from which on tiles of AMX are worth it that go over a whole task.
 #[cfg(target_arch = "x86_64")]
 const AMX_COLS: usize = 32;
+/// Columns from which on tiles are worth it that take panels group by group.
+#[cfg(target_arch = "x86_64")]
+const FEW_COLS: usize = 9;
 /// Panels that tiles take at a time, and vectors of 16 expanded rows.
 const TILE_PANELS: usize = 2;
 /// Tasks for each thread, at least: enough to even out the threads.
@@ -99,25 +102,46 @@ pub fn matmul(
     assert!(w.data.len() == n_unit * unit_bytes);
     let ahead = Ahead::of_machine();
     let job = Job { w, x, acts, bias, out: SharedMut::new(out), out_stride, ahead };
-    let is_expanded = needs_acts(w.ty) && x.n >= EXPAND_COLS && expands(isa, Layout::of(w.ty));
-    let (task_bytes, held_bytes) = match is_expanded {
-        true => (expanded_task_bytes(), unit_bytes.max(wide_bytes(isa, w, x.n))),
-        false => (TASK_BYTES.min(expanded_task_bytes()), unit_bytes.max(1)),
-    };
-    let task_units =
-        (n_unit / (pool.n_threads() * TASKS_PER_THREAD)).min(task_bytes / held_bytes).max(1);
-    let task_units = match needs_acts(w.ty) {
-        // However long they are: half of what is multiplied of a single panel is thrown away.
-        true if is_expanded => task_units.next_multiple_of(TILE_PANELS),
-        true => task_units,
-        false => task_units.next_multiple_of(4),
-    };
+    let task_units = units_of_task(isa, w, x.n, (n_unit, unit_bytes), pool.n_threads());
     pool.run(n_unit.div_ceil(task_units), &|task_idx, _| {
         let start = task_idx * task_units;
         // SAFETY: tasks own disjoint rows; the instruction set is of this machine; operands have
         // the lengths asserted above.
         unsafe { task_fn(&job, start, (start + task_units).min(n_unit)) };
     });
+}
+
+/// Panels, or rows of a float matrix, that a task takes of `n_unit` that have `unit_bytes` each.
+fn units_of_task(
+    isa: Isa,
+    w: Matrix<'_>,
+    n: usize,
+    (n_unit, unit_bytes): (usize, usize),
+    n_threads: usize,
+) -> usize {
+    let is_expanded = is_expanded(isa, w.ty, n);
+    let (task_bytes, held_bytes) = match needs_acts(w.ty) {
+        _ if !is_expanded => (TASK_BYTES.min(expanded_task_bytes()), unit_bytes.max(1)),
+        true => (expanded_task_bytes(), unit_bytes.max(wide_bytes(isa, w, n))),
+        false => (expanded_task_bytes(), floats::widened_bytes(w.n_cols)),
+    };
+    let n_even = n_unit / (n_threads * TASKS_PER_THREAD);
+    let n_fit = n_even.min(task_bytes / held_bytes).max(1);
+    match needs_acts(w.ty) {
+        // However long they are: half of what is multiplied of a single panel is thrown away.
+        true if is_expanded => n_fit.next_multiple_of(TILE_PANELS),
+        true => n_fit,
+        false => n_fit.next_multiple_of(floats::ROWS_MAX),
+    }
+}
+
+/// Whether a task expands its weights before columns meet them.
+fn is_expanded(isa: Isa, ty: TensorType, n: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if needs_acts(ty) && few_on_tiles(isa, Layout::of(ty), n) {
+        return false;
+    }
+    n >= EXPAND_COLS && (!needs_acts(ty) || expands(isa, Layout::of(ty)))
 }
 
 /// Whether many columns meet expanded panels of this layout.
@@ -137,6 +161,12 @@ const fn expands(isa: Isa, layout: Layout) -> bool {
 #[cfg(target_arch = "x86_64")]
 fn has_tiles(isa: Isa, n: usize) -> bool {
     isa == Isa::Amx && n >= AMX_COLS
+}
+
+/// Whether so many columns meet panels that tiles take group by group.
+#[cfg(target_arch = "x86_64")]
+fn few_on_tiles(isa: Isa, layout: Layout, n: usize) -> bool {
+    isa == Isa::Amx && amx::few::suits(layout) && (FEW_COLS..=amx::few::FEW_COLS_MAX).contains(&n)
 }
 
 /// Bytes of an expanded panel that meets `n` columns.
@@ -342,72 +372,6 @@ impl Job<'_> {
     }
 }
 
-/// Rows `start..end` of a float matrix, in sums of `V` registers and tiles of up to `R` rows.
-#[inline(always)]
-unsafe fn floats<L: Lanes, W: Float, const R: usize, const V: usize>(
-    job: &Job<'_>,
-    start: usize,
-    end: usize,
-) {
-    let mut col = 0;
-    while col < job.x.n {
-        // SAFETY: passed on. One column reads its rows from memory, which likes few streams.
-        let done = unsafe {
-            match job.x.n - col {
-                6.. if V == 1 => float_columns::<L, W, R, 6, V>(job, start, end, col),
-                3.. => float_columns::<L, W, R, 3, V>(job, start, end, col),
-                _ => float_columns::<L, W, 2, 1, V>(job, start, end, col),
-            }
-        };
-        col += done;
-    }
-}
-
-/// Rows `start..end` of a float matrix times `C` columns; returns `C`.
-#[inline(always)]
-unsafe fn float_columns<L: Lanes, W: Float, const R: usize, const C: usize, const V: usize>(
-    job: &Job<'_>,
-    start: usize,
-    end: usize,
-    col: usize,
-) -> usize {
-    let (k, stride) = (job.w.n_cols, job.x.stride);
-    let mut row = start;
-    while row < end {
-        // SAFETY: `matmul` asserted that rows and columns are there, with columns padded; this
-        // task owns its rows of `out`.
-        unsafe {
-            let w = job.w.data.as_ptr().add(row * k * W::TYPE.block_bytes());
-            let x = job.x.data.as_ptr().add(col * stride);
-            if end - row >= R {
-                let sums = float_rows::tile::<L, W, R, C, V>(w, k, x, stride);
-                for (r, sums) in sums.iter().enumerate() {
-                    job.write(row + r, col, sums);
-                }
-                row += R;
-            } else {
-                let [sums] = float_rows::tile::<L, W, 1, C, V>(w, k, x, stride);
-                job.write(row, col, &sums);
-                row += 1;
-            }
-        }
-    }
-    C
-}
-
-impl Job<'_> {
-    /// # Safety
-    /// No other thread writes these places.
-    #[inline(always)]
-    unsafe fn write(&self, row: usize, col: usize, sums: &[f32]) {
-        for (c, sum) in sums.iter().enumerate() {
-            let sum = self.bias.map_or(*sum, |bias| sum + bias[row]);
-            // SAFETY: the caller owns this place.
-            unsafe { self.out.write((col + c) * self.out_stride + row, sum) };
-        }
-    }
-}
-
 /// The kernel for a quantised type under an instruction set.
 fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
     macro_rules! of {
@@ -439,8 +403,8 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => floats_avx2::<W>,
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::Dotprod => floats::<NeonLanes<false>, W, 2, 4>,
-            _ => floats::<ScalarLanes, W, 2, 1>,
+            Isa::Neon | Isa::Dotprod => floats::task::<NeonLanes<false>, W, 2, 3, 4>,
+            _ => floats::task::<ScalarLanes, W, 2, 3, 1>,
         }
     }
     match ty {
@@ -478,6 +442,10 @@ unsafe fn panels_avx512<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     let (n, n_block, form) = (job.x.n, job.w.n_cols / 32, const { amx::Form::of::<F>() });
+    if few_on_tiles(Isa::Amx, F::LAYOUT, n) {
+        // SAFETY: passed on.
+        return unsafe { panels_few::<F>(job, start, end) };
+    }
     if !has_tiles(Isa::Amx, n) {
         // SAFETY: passed on.
         return unsafe { panels_avx512::<F>(job, start, end) };
@@ -491,7 +459,7 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     unsafe {
         for i in 0..end - start {
             let panel = job.w.data.as_ptr().add((start + i) * panel_bytes);
-            amx::expand::<F>(panel, n_block, wide.add(i * wide_bytes));
+            amx::expand::<F>(panel, n_block, wide.add(i * wide_bytes), job.ahead);
         }
         let mut tiles = None;
         const { assert!(TILE_PANELS == amx::TILES) };
@@ -518,6 +486,29 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     expand::give_back(buffer);
 }
 
+/// Few columns on tiles.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn panels_few<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    let (n, n_block) = (job.x.n, job.w.n_cols / 32);
+    let panel_bytes = F::LAYOUT.panel_bytes(n_block);
+    let mut sums = vec![amx::few::ZERO; end - start];
+    // SAFETY: passed on; the tiles are shaped for these columns.
+    unsafe {
+        let panels = job.w.data.as_ptr().add(start * panel_bytes);
+        let (acts, ahead) = (job.acts.as_ptr(), job.ahead);
+        let block = amx::few::Block { panels, n_block, acts, n, ahead };
+        let _tiles = amx::Tiles::shape(const { amx::Form::of::<F>() }, block.tile_cols());
+        amx::few::multiply::<F>(&block, &mut sums);
+        for (i, sums) in sums.iter().enumerate() {
+            for (c, sum) in sums.iter().enumerate().take(n) {
+                let sum = Avx512Lanes::load(sum.as_ptr());
+                job.store::<Avx512Lanes>((start + i) * PANEL_ROWS, c, sum);
+            }
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
@@ -541,12 +532,12 @@ unsafe fn panels_dotprod<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
 unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { floats::<Avx512Lanes, W, 4, 1>(job, start, end) }
+    unsafe { floats::task::<Avx512Lanes, W, 4, 6, 1>(job, start, end) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn floats_avx2<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { floats::<Avx2Lanes, W, 2, 2>(job, start, end) }
+    unsafe { floats::task::<Avx2Lanes, W, 2, 3, 2>(job, start, end) }
 }

@@ -1,12 +1,13 @@
 //! What the tiles multiply of a panel, and how it comes from one.
 
-use super::{LOW_BITS, PLANE_BYTES};
+use super::{PLANE_BYTES, TILE_COLS};
 use crate::inference::backend::cpu::acts::ActScale;
+use crate::inference::backend::cpu::ahead::Ahead;
 use crate::inference::backend::cpu::expand::{Fold, WIDE_BYTES};
-use crate::inference::backend::cpu::lanes::Lanes;
+use crate::inference::backend::cpu::lanes::{Lanes, unroll};
 use crate::inference::backend::cpu::lanes_x86::Avx512Lanes;
 use crate::inference::backend::cpu::panel::{
-    Format, GROUP_BLOCKS, Layout, PANEL_ROWS, VECTOR_BYTES,
+    Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES,
 };
 use crate::inference::backend::cpu::panel_kernel::{load_d, n_rest, rests, scale, unpack_chunk};
 use std::arch::x86_64::*;
@@ -34,6 +35,8 @@ pub struct Form {
     pub n_rest: usize,
     /// What was taken from each product, so that it fits a byte.
     pub bias: i32,
+    /// Bits of what the low plane has: of products, or of scales where [`splits_scales`].
+    pub low_bits: u32,
 }
 
 impl Form {
@@ -52,7 +55,8 @@ impl Form {
             ActScale::Chunk if has_min => n_rest::<Avx512Lanes>(layout),
             _ => 0,
         };
-        Form { scales, has_min, has_halves: layout.has_halves(), n_plane, n_rest, bias }
+        let low_bits = if splits_scales(layout) { SCALE_BITS / 2 } else { 7 };
+        Form { scales, has_min, has_halves: layout.has_halves(), n_plane, n_rest, bias, low_bits }
     }
 
     /// Bytes of an expanded group.
@@ -66,12 +70,21 @@ impl Form {
     }
 }
 
+/// Bits of a scale that stands beside a minimum.
+const SCALE_BITS: u32 = 6;
+
+/// Whether a plane is codes times half of the bits of their scale: each fits a byte, so that one
+/// multiplication of 16 bits makes two of them.
+pub const fn splits_scales(layout: Layout) -> bool {
+    matches!(layout.scales, Scales::OneMin) && layout.dot.bits <= 4
+}
+
 /// Writes a panel of `n_block` blocks to `out`, [`Form::panel_bytes`] of them.
 ///
 /// # Safety
 /// AVX-512 is enabled; panel and `out` have their bytes, and `out` is aligned to a cache line.
 #[inline(always)]
-pub unsafe fn expand<F: Format>(panel: *const u8, n_block: usize, out: *mut u8) {
+pub unsafe fn expand<F: Format>(panel: *const u8, n_block: usize, out: *mut u8, ahead: Ahead) {
     let (layout, form) = (F::LAYOUT, const { Form::of::<F>() });
     let mut group = panel;
     for group_idx in 0..n_block.div_ceil(GROUP_BLOCKS) {
@@ -80,28 +93,61 @@ pub unsafe fn expand<F: Format>(panel: *const u8, n_block: usize, out: *mut u8) 
         unsafe {
             let out = out.add(group_idx * form.group_bytes());
             put_head(layout, form, group, n_block, &mut *out.cast::<Head>());
-            let out = out.add(size_of::<Head>());
-            let codes = group.add(layout.scales_bytes(n_block));
-            for b in 0..n_block {
-                let (from, to) = (codes.add(b * layout.code_bytes()), out.add(b * WIDE_BYTES));
-                match form.scales {
-                    ActScale::Block => put_codes(layout, from, to),
-                    ActScale::Chunk => put_products(layout, form, group, b, from, to),
-                }
-            }
-            // Tiles take blocks in pairs.
-            if form.scales == ActScale::Chunk && n_block % 2 == 1 {
-                for plane in 0..form.n_plane {
-                    out.add(plane * PLANE_BYTES + n_block * WIDE_BYTES).write_bytes(0, WIDE_BYTES);
-                }
-            }
-            group = codes.add(n_block * layout.code_bytes());
+            let n_ask = layout.group_bytes(n_block) / VECTOR_BYTES / n_block;
+            put_planes::<F>(group, n_block, out.add(size_of::<Head>()), ahead, n_ask);
+            group = group.add(layout.group_bytes(n_block));
         }
     }
 }
 
+/// Writes the planes of a group of `n_block` blocks.
+///
+/// # Safety
+/// As [`expand`].
 #[inline(always)]
-unsafe fn put_head(layout: Layout, form: Form, group: *const u8, n_block: usize, head: &mut Head) {
+pub unsafe fn put_planes<F: Format>(
+    group: *const u8,
+    n_block: usize,
+    out: *mut u8,
+    ahead: Ahead,
+    n_ask: usize,
+) {
+    let (layout, form) = (F::LAYOUT, const { Form::of::<F>() });
+    // SAFETY: passed on.
+    unsafe {
+        let codes = group.add(layout.scales_bytes(n_block));
+        for b in 0..n_block {
+            let (from, to) = (codes.add(b * layout.code_bytes()), out.add(b * WIDE_BYTES));
+            ahead.ask::<TILE_COLS>(group.wrapping_add(b * n_ask * VECTOR_BYTES), n_ask);
+            match form.scales {
+                ActScale::Block => put_codes(layout, from, to),
+                ActScale::Chunk if const { splits_scales(F::LAYOUT) } => {
+                    put_halves(layout, group, b, from, to);
+                }
+                ActScale::Chunk => put_products(layout, form, group, b, from, to),
+            }
+        }
+        // Tiles take blocks in pairs.
+        if form.scales == ActScale::Chunk && n_block % 2 == 1 {
+            for plane in 0..form.n_plane {
+                out.add(plane * PLANE_BYTES + n_block * WIDE_BYTES).write_bytes(0, WIDE_BYTES);
+            }
+        }
+    }
+}
+
+/// Writes the factors of a group of `n_block` blocks.
+///
+/// # Safety
+/// AVX-512 is enabled; the group's scales are there.
+#[inline(always)]
+pub unsafe fn put_head(
+    layout: Layout,
+    form: Form,
+    group: *const u8,
+    n_block: usize,
+    head: &mut Head,
+) {
     type L = Avx512Lanes;
     let n_factor = match form.scales {
         ActScale::Block => n_block,
@@ -139,6 +185,27 @@ unsafe fn put_codes(layout: Layout, codes: *const u8, out: *mut u8) {
     }
 }
 
+/// The codes of block `b` times the high bits of their scale, and times the low ones, in planes.
+#[inline(always)]
+unsafe fn put_halves(layout: Layout, group: *const u8, b: usize, codes: *const u8, out: *mut u8) {
+    type L = Avx512Lanes;
+    const HALF: u32 = SCALE_BITS / 2;
+    // SAFETY: the caller vouches for the group, the block and its place.
+    unsafe {
+        let scales = scale::<L>(layout, group, b, 0);
+        let pairs = L::pairs(scales, scales);
+        let high = _mm512_srli_epi16::<HALF>(pairs);
+        let low = _mm512_and_si512(pairs, _mm512_set1_epi16((1 << HALF) - 1));
+        unroll!(8, |j| {
+            let codes = unpack_chunk::<L>(layout, codes, j);
+            let out = out.add(j * VECTOR_BYTES).cast::<__m512i>();
+            // Two codes at a time: neither product carries.
+            _mm512_store_si512(out, _mm512_mullo_epi16(codes, high));
+            _mm512_store_si512(out.byte_add(PLANE_BYTES), _mm512_mullo_epi16(codes, low));
+        });
+    }
+}
+
 /// The codes of block `b`, less their zero, times their scales, in planes.
 #[inline(always)]
 unsafe fn put_products(
@@ -155,6 +222,7 @@ unsafe fn put_products(
     unsafe {
         let zero = _mm512_set1_epi16(zero);
         let bias = _mm512_set1_epi16(form.bias as i16);
+        const LOW_BITS: u32 = 7;
         let low = _mm512_set1_epi16((1 << LOW_BITS) - 1);
         for half in 0..2 {
             let i = if form.has_halves { half } else { 0 };

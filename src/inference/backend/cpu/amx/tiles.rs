@@ -112,6 +112,7 @@ pub unsafe fn peak(n_step: usize) {
         n_plane: 1,
         n_rest: 0,
         bias: 0,
+        low_bits: 0,
     };
     // SAFETY: there are tiles, which are shaped and read nothing.
     unsafe {
@@ -183,6 +184,50 @@ pub unsafe fn add_tiles(
             tile = const TILE_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// [`add_tiles`] for a single tile of columns: `out[0]` and `out[1]`.
+///
+/// # Safety
+/// As [`add_tiles`].
+#[inline(always)]
+pub unsafe fn add_tile_pair(
+    acts: *const i8,
+    codes: [*const u8; TILES],
+    n_step: usize,
+    out: &mut Ints,
+) {
+    // SAFETY: reads at most 64 bytes of each column and 1,024 of each panel a step, and writes two
+    // tiles.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{acts} + {act}]",
+            "tileloadd tmm6, [{codes0} + {line}]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{codes1} + {line}]",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "add {acts}, {line}",
+            "add {codes0}, {tile}",
+            "add {codes1}, {tile}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{out} + {line}], tmm0",
+            "tilestored [{out} + {line} + {tile}], tmm1",
+            acts = inout(reg) acts => _,
+            codes0 = inout(reg) codes[0] => _,
+            codes1 = inout(reg) codes[1] => _,
+            n = inout(reg) n_step => _,
+            out = in(reg) out,
+            line = in(reg) VECTOR_BYTES,
+            act = in(reg) size_of::<ActChunk>(),
+            tile = const TILE_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
     }
