@@ -1,8 +1,8 @@
 //! Few columns: panels are expanded a group at a time, and meet all columns at once.
 //!
 //! What a tile loads or stores is not passed on before it is in the cache. So three groups are in
-//! work at a time: one is expanded, tiles multiply the one before, and vectors scale the sums of the
-//! one before that.
+//! work at a time: one is expanded, tiles multiply the one before, and vectors scale the sums of
+//! the one before that.
 
 use super::form::{Head, put_head, put_planes};
 use super::tiles::{add_tile_pair, add_tiles};
