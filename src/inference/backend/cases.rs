@@ -38,8 +38,10 @@ pub const MATMUL: &[MatMulCase] = &[
     MatMulCase { n_rows: 16 * 12, n_cols_min: 512, n: 64, n_threads: 1 },
     MatMulCase { n_rows: 130, n_cols_min: 896, n: 7, n_threads: 2 },
     // Columns of one tile and of two, over groups of which the last is short.
-    MatMulCase { n_rows: 70, n_cols_min: 1056, n: 13, n_threads: 2 },
-    MatMulCase { n_rows: 40, n_cols_min: 416, n: 21, n_threads: 1 },
+    MatMulCase { n_rows: 300, n_cols_min: 800, n: 9, n_threads: 1 },
+    MatMulCase { n_rows: 70, n_cols_min: 1056, n: 16, n_threads: 2 },
+    MatMulCase { n_rows: 40, n_cols_min: 416, n: 17, n_threads: 1 },
+    MatMulCase { n_rows: 26, n_cols_min: 544, n: 32, n_threads: 1 },
     MatMulCase { n_rows: 26, n_cols_min: 2336, n: 34, n_threads: 1 },
     MatMulCase { n_rows: 33, n_cols_min: 4864, n: 5, n_threads: 3 },
     MatMulCase { n_rows: 20, n_cols_min: 18_944, n: 1, n_threads: 2 },

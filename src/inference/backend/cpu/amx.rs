@@ -16,6 +16,9 @@
 //! product, or codes times the high and the low bits of their scale. Where scales are
 //! floats the tiles are left for each 32 weights, which then are half as deep.
 //!
+//! Up to 32 columns ([`few`]) take panels a group at a time, the two planes of a group in place of
+//! two panels; more pass over all panels of a task ([`multiply`]).
+//!
 //! Integers are exact and floats are added in the order of `panel_kernel`, so the sums have the
 //! same bits as those of every other instruction set.
 
@@ -96,10 +99,9 @@ pub unsafe fn multiply(form: Form, block: &Block, scratch: &mut Scratch) {
     scratch.sums = Scratch::ZERO.sums;
     // SAFETY: passed on.
     unsafe {
-        match (form.scales, form.n_plane) {
-            (ActScale::Block, _) => by_blocks(form, block, scratch),
-            (_, 1) => by_chunks::<1>(form, block, scratch),
-            _ => by_chunks::<2>(form, block, scratch),
+        match form.scales {
+            ActScale::Block => by_blocks(form, block, scratch),
+            ActScale::Chunk => by_chunks(form, block, scratch),
         }
     }
 }
@@ -128,22 +130,22 @@ impl Block {
     }
 }
 
-/// Where scales are integers: `PLANES` planes.
+/// Where scales are integers.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")]
-unsafe fn by_chunks<const PLANES: usize>(form: Form, block: &Block, scratch: &mut Scratch) {
+unsafe fn by_chunks(form: Form, block: &Block, scratch: &mut Scratch) {
     for group_idx in 0..block.n_block.div_ceil(GROUP_BLOCKS) {
         // SAFETY: passed on; planes lie behind each other.
         unsafe {
             let group = block.group(form, group_idx);
-            for plane in 0..PLANES {
+            for plane in 0..form.n_plane {
                 let codes = group.codes.map(|codes| codes.add(plane * PLANE_BYTES));
                 let acts = group.acts.map(|acts| acts.cast::<i8>());
                 add_tiles(acts, codes, group.n_block.div_ceil(2), &mut scratch.ints[plane]);
             }
             for tile in 0..TILES * TILES {
                 let (acts, head) = (group.acts[tile / TILES], group.heads[tile % TILES]);
-                let ints = [&scratch.ints[0][tile][..], &scratch.ints[PLANES - 1][tile][..]];
+                let ints = [&scratch.ints[0][tile][..], &scratch.ints[form.n_plane - 1][tile][..]];
                 let sums = &mut scratch.sums[tile][..block.n[tile / TILES]];
                 scale_columns(form, head, acts, ints, sums);
             }

@@ -1,4 +1,5 @@
-//! Panels expanded to bytes, for multiplications with many columns.
+//! Panels expanded to bytes, for multiplications with many columns, and the buffer that a task
+//! expands its weights to.
 //!
 //! ```text
 //! expanded   groups of 8 blocks, the last may be shorter
@@ -55,7 +56,7 @@ impl Fold {
 pub struct Line(#[allow(dead_code, reason = "read through a pointer")] [u8; VECTOR_BYTES]);
 
 thread_local! {
-    /// A task's expanded panels; no more than `matmul` lets a task have.
+    /// A task's expanded panels or widened rows; no more than `matmul` lets a task have.
     static BUFFER: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -1,4 +1,5 @@
-//! Float matrices: weight rows as the file has them times activation columns as they are.
+//! Float matrices: weight rows times activation columns as they are. Few columns meet rows as the
+//! file has them, many meet rows that were widened to f32.
 //!
 //! Decode is bound by memory, and prefill by multiply-adds: widening a weight costs little once a
 //! tile of columns shares it. A row's sum runs over sixteen lanes, then across them, for every tile
@@ -97,7 +98,9 @@ pub unsafe fn tile<L: Lanes, W: Float, const R: usize, const C: usize, const V: 
     unsafe {
         let mut sums = [[[L::splat(0.0); V]; C]; R];
         let steps = Steps { w, row_bytes: k * bytes, step_bytes: FLOAT_LANES * bytes, n: n_whole };
-        sums = add_steps::<L, W, R, C, V>(sums, steps, (x, stride), Some(ahead));
+        // More columns meet rows that are in a cache already, but for the first few of them.
+        let ahead = (C == 1).then_some(ahead);
+        sums = add_steps::<L, W, R, C, V>(sums, steps, (x, stride), ahead);
         if n_whole * FLOAT_LANES < k {
             let mut rests = [[0f32; FLOAT_LANES]; R];
             for (r, rest) in rests.iter_mut().enumerate() {
@@ -199,10 +202,12 @@ pub unsafe fn widen<L: Lanes, W: Float, const R: usize>(
             // SAFETY: passed on; whole steps lie in the row.
             unsafe {
                 let to = out.add((i * R + r) * FLOAT_LANES);
-                let row = w.add(r * k * bytes);
                 if r >= n_row {
                     to.write_bytes(0, FLOAT_LANES);
-                } else if (i + 1) * FLOAT_LANES > k {
+                    continue;
+                }
+                let row = w.add(r * k * bytes);
+                if (i + 1) * FLOAT_LANES > k {
                     to.cast::<[f32; FLOAT_LANES]>().write(last_step::<W>(row, k));
                 } else {
                     for at in (0..FLOAT_LANES).step_by(L::ROWS) {

@@ -37,10 +37,12 @@ use crate::inference::quant::{Codes, TensorType};
 /// Bytes of weights that a task goes over as they are, at most: those of single columns are short
 /// enough to even out the threads.
 const TASK_BYTES: usize = 384 << 10;
-/// Columns from which on tiles of AMX are worth it that go over a whole task.
+/// Columns from which on tiles of AMX are worth it that go over a whole task: with 16, half of what
+/// they multiply is thrown away, and vectors were faster where scales are floats.
 #[cfg(target_arch = "x86_64")]
 const AMX_COLS: usize = 32;
-/// Columns from which on tiles are worth it that take panels group by group.
+/// Columns from which on tiles are worth it that take panels group by group: nine were a seventh
+/// faster than by vectors, whose tiles have eight.
 #[cfg(target_arch = "x86_64")]
 const FEW_COLS: usize = 9;
 /// Panels that tiles take at a time, and vectors of 16 expanded rows.
@@ -191,7 +193,7 @@ fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
 
 /// Bytes of what a thread expands at most at a time, of matrices of `n_cols` columns.
 pub fn expanded_bytes_max(isa: Isa, n_cols: usize) -> usize {
-    // Tasks are rounded up to whole tiles.
+    // Tasks are rounded up to whole tiles. Four rows of widened floats are shorter than a panel.
     let at_most = |panel: usize| expanded_task_bytes().max(panel) + (TILE_PANELS - 1) * panel;
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Amx {
@@ -490,20 +492,24 @@ unsafe fn panels_amx<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn panels_few<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    use amx::few;
     let (n, n_block) = (job.x.n, job.w.n_cols / 32);
     let panel_bytes = F::LAYOUT.panel_bytes(n_block);
-    let mut sums = vec![amx::few::ZERO; end - start];
     // SAFETY: passed on; the tiles are shaped for these columns.
     unsafe {
-        let panels = job.w.data.as_ptr().add(start * panel_bytes);
-        let (acts, ahead) = (job.acts.as_ptr(), job.ahead);
-        let block = amx::few::Block { panels, n_block, acts, n, ahead };
+        let (panels, acts) = (job.w.data.as_ptr(), job.acts.as_ptr());
+        let mut block = few::Block { panels, n_block, acts, n, ahead: job.ahead };
         let _tiles = amx::Tiles::shape(const { amx::Form::of::<F>() }, block.tile_cols());
-        amx::few::multiply::<F>(&block, &mut sums);
-        for (i, sums) in sums.iter().enumerate() {
-            for (c, sum) in sums.iter().enumerate().take(n) {
-                let sum = Avx512Lanes::load(sum.as_ptr());
-                job.store::<Avx512Lanes>((start + i) * PANEL_ROWS, c, sum);
+        for first in (start..end).step_by(few::N_PANEL) {
+            let mut sums = [few::ZERO; few::N_PANEL];
+            let sums = &mut sums[..few::N_PANEL.min(end - first)];
+            block.panels = panels.add(first * panel_bytes);
+            few::multiply::<F>(&block, sums);
+            for (i, sums) in sums.iter().enumerate() {
+                for (c, sum) in sums.iter().enumerate().take(n) {
+                    let sum = Avx512Lanes::load(sum.as_ptr());
+                    job.store::<Avx512Lanes>((first + i) * PANEL_ROWS, c, sum);
+                }
             }
         }
     }

@@ -23,13 +23,15 @@ pub const FEW_COLS_MAX: usize = TILES * TILE_COLS;
 /// Columns that are scaled between two times that memory is asked.
 const COLS_AT_ONCE: usize = 4;
 
+/// Panels that are worth filling the pipeline for, at most.
+pub const N_PANEL: usize = 16;
+
 /// Sums of a panel: `[column][row]`.
 pub type PanelSums = [[f32; PANEL_ROWS]; FEW_COLS_MAX];
 /// No sums yet.
 pub const ZERO: PanelSums = [[0.0; PANEL_ROWS]; FEW_COLS_MAX];
 
 /// The planes of a group.
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Planes([[u8; PLANE_BYTES]; 2]);
 
@@ -53,7 +55,6 @@ impl Asked {
 }
 
 /// Panels as they are stored, one after another, and up to two tiles of columns.
-#[derive(Clone, Copy)]
 pub struct Block {
     /// The first panel.
     pub panels: *const u8,
@@ -156,6 +157,7 @@ pub unsafe fn multiply<F: Format>(block: &Block, sums: &mut [PanelSums]) {
                 let step = step - 1;
                 let acts = block.acts(step % n_group).map(|acts| acts.cast::<i8>());
                 let [high, low] = &scratch.planes[step % 2].0;
+                // A single plane stands there twice: tiles are not what takes the time.
                 let codes = [high.as_ptr(), if form.n_plane == 2 { low } else { high }.as_ptr()];
                 let n_tile = n_block(step % n_group).div_ceil(2);
                 let ints = &mut scratch.ints[step % 2];

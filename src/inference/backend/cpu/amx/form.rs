@@ -55,7 +55,7 @@ impl Form {
             ActScale::Chunk if has_min => n_rest::<Avx512Lanes>(layout),
             _ => 0,
         };
-        let low_bits = if splits_scales(layout) { SCALE_BITS / 2 } else { 7 };
+        let low_bits = if splits_scales(layout) { SCALE_BITS / 2 } else { LOW_BITS };
         Form { scales, has_min, has_halves: layout.has_halves(), n_plane, n_rest, bias, low_bits }
     }
 
@@ -70,12 +70,14 @@ impl Form {
     }
 }
 
-/// Bits of a scale that stands beside a minimum.
+/// Bits of the low plane of a product.
+const LOW_BITS: u32 = 7;
+/// Bits of a scale that stands beside a minimum. A native file that has more gives other numbers.
 const SCALE_BITS: u32 = 6;
 
 /// Whether a plane is codes times half of the bits of their scale: each fits a byte, so that one
 /// multiplication of 16 bits makes two of them.
-pub const fn splits_scales(layout: Layout) -> bool {
+const fn splits_scales(layout: Layout) -> bool {
     matches!(layout.scales, Scales::OneMin) && layout.dot.bits <= 4
 }
 
@@ -222,7 +224,6 @@ unsafe fn put_products(
     unsafe {
         let zero = _mm512_set1_epi16(zero);
         let bias = _mm512_set1_epi16(form.bias as i16);
-        const LOW_BITS: u32 = 7;
         let low = _mm512_set1_epi16((1 << LOW_BITS) - 1);
         for half in 0..2 {
             let i = if form.has_halves { half } else { 0 };
