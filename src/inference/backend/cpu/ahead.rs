@@ -10,9 +10,8 @@
 //! | Zen 4 | the most | a tenth less | not tried |
 //!
 //! On Granite Rapids 16 columns of TinyLlama took 62 ms in Q4_0 and 81 in Q8_0 when tiles of 16
-//! asked for nothing, 51 and 71 since they ask. In Q4_K_M, two tiles of 8 of
-//! AVX-512, they took 64 when each tile met a whole task, 60 since the second asks for the next
-//! panel.
+//! asked for nothing, 51 and 71 since they ask. In Q4_K_M, two tiles of 8 of AVX-512, they took 64
+//! when each tile met a whole task, 60 since the second asks for the next panel.
 
 use std::sync::OnceLock;
 
