@@ -537,11 +537,12 @@ unsafe fn panels_avx_vnni<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
         match job.x.n >= EXPAND_COLS {
-            // Products need sums alone, no scaled ones beside them in the sixteen registers.
-            true if const { expand::Fold::of(F::TYPE).is_some() } => {
-                wide::expanded::<Avx2Lanes<true>, F, 6>(job, start, end)
+            // Ten and twelve chains of dot products hide how long each takes, though what they are
+            // added to has no registers then: with three columns a prompt took a tenth longer.
+            true if const { expand::is_narrow::<Avx2Lanes<true>, F>() } => {
+                wide::expanded::<Avx2Lanes<true>, F, 5>(job, start, end)
             }
-            true => wide::expanded::<Avx2Lanes<true>, F, 3>(job, start, end),
+            true => wide::expanded::<Avx2Lanes<true>, F, 6>(job, start, end),
             false => panels::<Avx2Lanes<true>, F>(job, start, end),
         }
     }
