@@ -1,8 +1,8 @@
 //! Lanes of x86-64: eight rows with AVX2, sixteen with AVX-512 and its integer dot product.
 //!
-//! Processors without AVX-512 may have that dot product too, on 256 bits: Intel's Core and its small
-//! cores have from the twelfth generation on. What AVX2 does with and without it is the same code
-//! otherwise, so `VNNI` is an argument of one type.
+//! Processors without AVX-512 may have that dot product too, on 256 bits: Intel's Core and its
+//! small cores have from the twelfth generation on. What AVX2 does with and without it is the same
+//! code otherwise, so `VNNI` is an argument of one type.
 
 // Every function of this module runs in a caller that enabled the instruction set of its type
 // and vouches for the pointers: the rule of the trait, and the reason of each block below.
