@@ -130,7 +130,7 @@ macro_rules! with_isa {
         }
         #[cfg(target_arch = "aarch64")]
         match $isa {
-            // As above.
+            // These kernels multiply floats, as on x86-64.
             Isa::Neon | Isa::Dotprod => {
                 $f::<$crate::inference::backend::cpu::simd::Neon $($(, $g)*)?>($($arg),*)
             }

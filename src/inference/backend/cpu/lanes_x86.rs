@@ -28,17 +28,6 @@ unsafe fn four(a: *const i8) -> __m256i {
     unsafe { _mm256_set1_epi32(a.cast::<i32>().read_unaligned()) }
 }
 
-/// `acc + sum over j, k < 4 of w[j][k] * a[4 j + k]`
-#[inline(always)]
-unsafe fn dotted(mut acc: __m256i, w: &[__m256i], a: *const i8) -> __m256i {
-    unsafe {
-        for (j, &w) in w.iter().enumerate() {
-            acc = _mm256_dpbusd_avx_epi32(acc, w, four(a.add(4 * j)));
-        }
-        acc
-    }
-}
-
 // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C, and with
 // AVX-VNNI where the type says so.
 unsafe impl<const VNNI: bool> Lanes for Avx2Lanes<VNNI> {
@@ -131,14 +120,17 @@ unsafe impl<const VNNI: bool> Lanes for Avx2Lanes<VNNI> {
     }
     #[inline(always)]
     unsafe fn dot(w: &[__m256i], a: *const i8, neg_sum: i32, dot: Dot) -> __m256 {
-        // `maddubs` adds pairs into 16 bits, at most 2 * 127 * (2^bits - 1): so many fit before
-        // they are widened. Eight-bit codes would saturate and go through their sign instead:
-        // |w - 128| <= 128 times +-127, twice, is 32,512.
         unsafe {
             if VNNI {
-                let from = dot.zero_log2.map_or(0, |z| neg_sum << z);
-                return _mm256_cvtepi32_ps(dotted(_mm256_set1_epi32(from), w, a));
+                let mut sum = _mm256_set1_epi32(dot.zero_log2.map_or(0, |z| neg_sum << z));
+                for (j, &w) in w.iter().enumerate() {
+                    sum = _mm256_dpbusd_avx_epi32(sum, w, four(a.add(4 * j)));
+                }
+                return _mm256_cvtepi32_ps(sum);
             }
+            // `maddubs` adds pairs into 16 bits, at most 2 * 127 * (2^bits - 1): so many fit
+            // before they are widened. Eight-bit codes would saturate and go through their sign
+            // instead: |w - 128| <= 128 times +-127, twice, is 32,512.
             let ones = _mm256_set1_epi16(1);
             let mut sum = _mm256_setzero_si256();
             if dot.bits == 8 {
@@ -189,12 +181,13 @@ unsafe impl<const VNNI: bool> Lanes for Avx2Lanes<VNNI> {
         scale: __m256i,
         bits: u32,
     ) -> __m256i {
-        // As in `dot`, but what widens the pairs multiplies by the scale as well.
         unsafe {
             if VNNI {
-                let sum = dotted(_mm256_setzero_si256(), w, a);
-                return _mm256_add_epi32(acc, _mm256_mullo_epi32(sum, scale));
+                let mut acc = [acc];
+                Self::add_scaled_tile::<1>(&mut acc, w, a, 0, scale, bits);
+                return acc[0];
             }
+            // As in `dot`, but what widens the pairs multiplies by the scale as well.
             if bits == 8 {
                 for (j, &w) in w.iter().enumerate() {
                     let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));

@@ -154,7 +154,8 @@ const fn expands(isa: Isa, layout: Layout) -> bool {
         // Sixteen registers do not hold two vectors of sums in floats: only what takes long to
         // take apart gains.
         Isa::Avx2 => matches!(ActScale::of(layout), ActScale::Chunk) || layout.high > 0,
-        // On plain Rust as well: slower, but so the expanded form has a plain twin.
+        // Dot products of bytes take whatever codes as bytes. On plain Rust as well: slower, but so
+        // the expanded form has a plain twin.
         Isa::Scalar | Isa::AvxVnni | Isa::Avx512 | Isa::Amx => true,
     }
 }
@@ -538,7 +539,8 @@ unsafe fn panels_avx_vnni<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     unsafe {
         match job.x.n >= EXPAND_COLS {
             // Ten and twelve chains of dot products hide how long each takes, though what they are
-            // added to has no registers then: with three columns a prompt took a tenth longer.
+            // added to has no registers then: with three columns a prompt took up to a tenth
+            // longer (Emerald Rapids).
             true if const { expand::is_narrow::<Avx2Lanes<true>, F>() } => {
                 wide::expanded::<Avx2Lanes<true>, F, 5>(job, start, end)
             }

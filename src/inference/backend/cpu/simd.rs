@@ -47,7 +47,7 @@ pub unsafe trait Simd: Copy {
     /// Rows that a tile sums at once, 8 at most, and vectors of each: as many as leave its sums in
     /// registers, and enough that no sum waits for the one before it.
     const TILE_ROWS: usize;
-    /// Vectors of each row of a tile; divides 4.
+    /// Vectors of each row of a tile: 4 or 2.
     const TILE_VECS: usize = 4;
 
     /// `[x; 8]`

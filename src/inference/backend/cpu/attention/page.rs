@@ -154,8 +154,8 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            // Not worth it for two tiles: few queries make one for each bit of their number, or
-            // fewer.
+            // Not worth it for two tiles: few queries make one for each bit of their number, and
+            // six may make one.
             (Plane::F16(keys), Plane::F16(values))
                 if self.n_query > S::TILE_ROWS || self.n_query.count_ones() > 2 =>
             {
@@ -349,7 +349,7 @@ unsafe fn add_page_of<S: Simd, T: Element>(
 fn tile_of<S: Simd>(left: usize) -> usize {
     match left.min(S::TILE_ROWS) {
         8.. => 8,
-        6.. => 6,
+        6.. if S::TILE_ROWS == 6 => 6,
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -368,6 +368,7 @@ unsafe fn score<S: Simd, T: Element, const Q: usize>(
         // SAFETY: passed on; the vectors lie inside the page.
         unsafe {
             let (keys, out) = (keys.add(slot), out.add(slot));
+            const { assert!(matches!(S::TILE_VECS, 2 | VECS)) };
             match S::TILE_VECS {
                 VECS => score_part::<S, T, Q, VECS>(q, head_dim, keys, out),
                 _ => score_part::<S, T, Q, 2>(q, head_dim, keys, out),

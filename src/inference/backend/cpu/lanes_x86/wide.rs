@@ -69,7 +69,7 @@ unsafe fn add_bytes<const C: usize, const N: usize>(
 // SAFETY: each function touches what the trait names, with AVX2, FMA and F16C, and with AVX-VNNI
 // where the type says so.
 unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
-    // Without dot products, those of eight bits cost more than codes of fewer.
+    // Without dot products, products of eight bits cost more than codes of fewer.
     const FOLDS: bool = VNNI;
     const NARROWS: bool = VNNI;
 
@@ -78,7 +78,8 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
         unsafe {
             let (from, to) =
                 (_mm256_set1_epi16(fold.code_zero), _mm256_set1_epi16(fold.product_zero));
-            // As with AVX-512 below.
+            // A half holds the codes of four rows, an unpacked half those of two, as words; so
+            // each scale stands four times.
             let scales = Self::pairs(scale, scale);
             let zero = _mm256_setzero_si256();
             let low = _mm256_sub_epi16(_mm256_unpacklo_epi8(codes, zero), from);
@@ -97,6 +98,16 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); C]; 2];
+            if let Some(z) = dot.zero_log2
+                && !(Self::CENTERS_BYTES && dot.bits == 8)
+            {
+                let by = _mm_cvtsi32_si128(z.cast_signed());
+                unroll!(C, |c| {
+                    let from = _mm256_set1_epi32(neg_sum.byte_add(c * stride).read());
+                    sums[0][c] = _mm256_sll_epi32(from, by);
+                    sums[1][c] = sums[0][c];
+                });
+            }
             if VNNI {
                 Self::add_dots::<C, 8>(&mut sums, w, a, stride);
             } else if dot.bits == 8 {
@@ -105,17 +116,6 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
                 const N: usize = 8;
                 add_pairs_of!(N, C, dot.bits, w, a, stride, |r, c, pairs| {
                     sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(pairs, ones));
-                });
-            }
-            if let Some(z) = dot.zero_log2
-                && (VNNI || dot.bits < 8)
-            {
-                let by = _mm_cvtsi32_si128(z.cast_signed());
-                unroll!(C, |c| {
-                    let from = _mm256_set1_epi32(neg_sum.byte_add(c * stride).read());
-                    let from = _mm256_sll_epi32(from, by);
-                    sums[0][c] = _mm256_add_epi32(sums[0][c], from);
-                    sums[1][c] = _mm256_add_epi32(sums[1][c], from);
                 });
             }
             let mut dots = [[_mm256_setzero_ps(); C]; 2];
@@ -161,7 +161,8 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
         (a, from, stride): (*const i8, Option<*const i32>, usize),
         scale: [__m256i; 2],
     ) {
-        // As with AVX-512 below; no other set narrows.
+        // As with AVX-512 below. Without dot products nothing is narrowed.
+        debug_assert!(VNNI);
         unsafe {
             let mut sums = [[_mm256_setzero_si256(); C]; 2];
             if let Some(from) = from {
@@ -185,6 +186,7 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
         a: *const i8,
         stride: usize,
     ) {
+        debug_assert!(VNNI, "only who has dot products asks for nothing else");
         unsafe {
             unroll!(N, |j| {
                 let w = [
