@@ -44,11 +44,8 @@ impl Element for u16 {
 pub unsafe trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
-    /// Rows that a tile sums at once, 8 at most, and vectors of each: as many as leave its sums in
-    /// registers, and enough that no sum waits for the one before it.
+    /// Rows that a tile sums at once: as many as leave its sums in registers.
     const TILE_ROWS: usize;
-    /// Vectors of each row of a tile: 4 or 2.
-    const TILE_VECS: usize = 4;
 
     /// `[x; 8]`
     unsafe fn splat(x: f32) -> Self::F;
@@ -286,8 +283,7 @@ mod x86 {
     // SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
     unsafe impl Simd for Avx2 {
         ymm_ops!();
-        const TILE_ROWS: usize = 6;
-        const TILE_VECS: usize = 2;
+        const TILE_ROWS: usize = 2;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.

@@ -18,7 +18,7 @@ use crate::inference::backend::cpu::math;
 use crate::inference::backend::cpu::simd::{Element, LANES, Simd, prefetch};
 use crate::inference::quant::f16_to_f32;
 
-/// Vectors of the scores of a query.
+/// Vectors of sums that a query has in registers.
 const VECS: usize = PAGE_LEN / LANES;
 
 /// Scratch of one thread; everything is in whole cache lines.
@@ -154,8 +154,7 @@ impl PageScratch {
             (floats_mut(&mut self.keys, n), floats_mut(&mut self.values, n));
         self.is_wide = true;
         match (keys, values) {
-            // Not worth it for two tiles: few queries make one for each bit of their number, and
-            // six may make one.
+            // Not worth it for two tiles: few queries make one for each bit of their number.
             (Plane::F16(keys), Plane::F16(values))
                 if self.n_query > S::TILE_ROWS || self.n_query.count_ones() > 2 =>
             {
@@ -313,7 +312,6 @@ unsafe fn add_page_of<S: Simd, T: Element>(
             let n = tile_of::<S>(queries.end - query);
             match n {
                 8 => score::<S, T, 8>(q, head_dim, page.keys, out),
-                6 => score::<S, T, 6>(q, head_dim, page.keys, out),
                 4 => score::<S, T, 4>(q, head_dim, page.keys, out),
                 2 => score::<S, T, 2>(q, head_dim, page.keys, out),
                 _ => score::<S, T, 1>(q, head_dim, page.keys, out),
@@ -332,7 +330,6 @@ unsafe fn add_page_of<S: Simd, T: Element>(
             let n = tile_of::<S>(queries.end - query);
             match n {
                 8 => weigh::<S, T, 8>(weights, values, head_dim, out),
-                6 => weigh::<S, T, 6>(weights, values, head_dim, out),
                 4 => weigh::<S, T, 4>(weights, values, head_dim, out),
                 2 => weigh::<S, T, 2>(weights, values, head_dim, out),
                 _ => weigh::<S, T, 1>(weights, values, head_dim, out),
@@ -342,14 +339,13 @@ unsafe fn add_page_of<S: Simd, T: Element>(
     }
 }
 
-/// Queries that go together when so many are left: 8, 6, 4, 2 or 1, as many as leave their sums in
+/// Queries that go together when so many are left: 8, 4, 2 or 1, as many as leave their sums in
 /// registers. (A closure over the groups would be a function without the instruction set, into
 /// which no vector operation is inlined.)
 #[inline(always)]
 fn tile_of<S: Simd>(left: usize) -> usize {
     match left.min(S::TILE_ROWS) {
         8.. => 8,
-        6.. if S::TILE_ROWS == 6 => 6,
         4.. => 4,
         2.. => 2,
         _ => 1,
@@ -364,33 +360,12 @@ unsafe fn score<S: Simd, T: Element, const Q: usize>(
     keys: *const T,
     out: *mut f32,
 ) {
-    for slot in (0..PAGE_LEN).step_by(S::TILE_VECS * LANES) {
-        // SAFETY: passed on; the vectors lie inside the page.
-        unsafe {
-            let (keys, out) = (keys.add(slot), out.add(slot));
-            const { assert!(matches!(S::TILE_VECS, 2 | VECS)) };
-            match S::TILE_VECS {
-                VECS => score_part::<S, T, Q, VECS>(q, head_dim, keys, out),
-                _ => score_part::<S, T, Q, 2>(q, head_dim, keys, out),
-            }
-        }
-    }
-}
-
-/// The scores over `V` vectors of slots.
-#[inline(always)]
-unsafe fn score_part<S: Simd, T: Element, const Q: usize, const V: usize>(
-    q: *const f32,
-    head_dim: usize,
-    keys: *const T,
-    out: *mut f32,
-) {
     // SAFETY: passed on.
     unsafe {
-        let mut acc = [[S::splat(0.0); V]; Q];
-        S::add_products::<T, Q, V>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
+        let mut acc = [[S::splat(0.0); VECS]; Q];
+        S::add_products::<T, Q, VECS>(&mut acc, (q, head_dim), (keys, PAGE_LEN), head_dim);
         for i in 0..Q {
-            for j in 0..V {
+            for j in 0..VECS {
                 S::store(out.add(i * PAGE_LEN + j * LANES), acc[i][j]);
             }
         }
@@ -504,7 +479,7 @@ unsafe fn weigh<S: Simd, T: Element, const Q: usize>(
         // SAFETY: passed on; the vectors lie inside the head.
         unsafe {
             let (values, out) = (values.add(d), out.add(d));
-            d += match left.min(S::TILE_VECS) {
+            d += match left {
                 VECS.. => weigh_part::<S, T, Q, VECS>(weights, values, head_dim, out),
                 2.. => weigh_part::<S, T, Q, 2>(weights, values, head_dim, out),
                 _ => weigh_part::<S, T, Q, 1>(weights, values, head_dim, out),
