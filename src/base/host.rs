@@ -219,7 +219,7 @@ fn isa() -> Vec<&'static str> {
     macro_rules! detect {
         ($($name:tt),*) => { $(if is_x86_feature_detected!($name) { found.push($name); })* };
     }
-    detect!("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni");
+    detect!("avx", "avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni");
     found
 }
 

@@ -9,6 +9,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX2, and the dot products of bytes that AVX-VNNI brought to 256 bits.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
     /// AVX-512, and AMX's tiles of bytes for many columns.
@@ -25,6 +27,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
             Isa::Neon => "neon",
@@ -42,6 +45,9 @@ impl Isa {
                 && is_x86_feature_detected!("f16c");
             if has_avx2 {
                 isas.push(Isa::Avx2);
+                if is_x86_feature_detected!("avxvnni") {
+                    isas.push(Isa::AvxVnni);
+                }
             }
             let has_vnni = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512vl")
@@ -109,7 +115,8 @@ macro_rules! with_isa {
                     }
                     run($($arg),*)
                 }
-                Isa::Avx2 => {
+                // These kernels multiply floats: dot products of bytes are nothing to them.
+                Isa::Avx2 | Isa::AvxVnni => {
                     #[target_feature(enable = "avx2,fma,f16c")]
                     unsafe fn run($($arg: $ty),*) {
                         // SAFETY: this function enables what `Avx2` needs; the rest is the
@@ -123,7 +130,7 @@ macro_rules! with_isa {
         }
         #[cfg(target_arch = "aarch64")]
         match $isa {
-            // These kernels multiply floats: dot products of bytes are nothing to them.
+            // These kernels multiply floats, as on x86-64.
             Isa::Neon | Isa::Dotprod => {
                 $f::<$crate::inference::backend::cpu::simd::Neon $($(, $g)*)?>($($arg),*)
             }

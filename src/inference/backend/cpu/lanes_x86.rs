@@ -1,4 +1,8 @@
 //! Lanes of x86-64: eight rows with AVX2, sixteen with AVX-512 and its integer dot product.
+//!
+//! Processors without AVX-512 may have that dot product too, on 256 bits: Intel's Core and its
+//! small cores have from the twelfth generation on. What AVX2 does with and without it is the same
+//! code otherwise, so `VNNI` is an argument of one type.
 
 // Every function of this module runs in a caller that enabled the instruction set of its type
 // and vouches for the pointers: the rule of the trait, and the reason of each block below.
@@ -10,9 +14,9 @@ use super::lanes::{Dot, Lanes, unroll};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// AVX2 with FMA and F16C: eight rows.
+/// AVX2 with FMA and F16C: eight rows; with `VNNI` on a machine that has AVX-VNNI.
 #[derive(Clone, Copy)]
-pub struct Avx2Lanes;
+pub struct Avx2Lanes<const VNNI: bool>;
 
 /// AVX-512 F, BW, VL and VNNI: sixteen rows.
 #[derive(Clone, Copy)]
@@ -24,8 +28,9 @@ unsafe fn four(a: *const i8) -> __m256i {
     unsafe { _mm256_set1_epi32(a.cast::<i32>().read_unaligned()) }
 }
 
-// SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C.
-unsafe impl Lanes for Avx2Lanes {
+// SAFETY: each function touches the lanes that the trait names, with AVX2, FMA and F16C, and with
+// AVX-VNNI where the type says so.
+unsafe impl<const VNNI: bool> Lanes for Avx2Lanes<VNNI> {
     const ROWS: usize = 8;
     const COLS: usize = 4;
     type F = __m256;
@@ -33,7 +38,7 @@ unsafe impl Lanes for Avx2Lanes {
     type N = __m256i;
     type S = __m256i;
     type P = __m256i;
-    const CENTERS_BYTES: bool = true;
+    const CENTERS_BYTES: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -115,10 +120,17 @@ unsafe impl Lanes for Avx2Lanes {
     }
     #[inline(always)]
     unsafe fn dot(w: &[__m256i], a: *const i8, neg_sum: i32, dot: Dot) -> __m256 {
-        // `maddubs` adds pairs into 16 bits, at most 2 * 127 * (2^bits - 1): so many fit before
-        // they are widened. Eight-bit codes would saturate and go through their sign instead:
-        // |w - 128| <= 128 times +-127, twice, is 32,512.
         unsafe {
+            if VNNI {
+                let mut sum = _mm256_set1_epi32(dot.zero_log2.map_or(0, |z| neg_sum << z));
+                for (j, &w) in w.iter().enumerate() {
+                    sum = _mm256_dpbusd_avx_epi32(sum, w, four(a.add(4 * j)));
+                }
+                return _mm256_cvtepi32_ps(sum);
+            }
+            // `maddubs` adds pairs into 16 bits, at most 2 * 127 * (2^bits - 1): so many fit
+            // before they are widened. Eight-bit codes would saturate and go through their sign
+            // instead: |w - 128| <= 128 times +-127, twice, is 32,512.
             let ones = _mm256_set1_epi16(1);
             let mut sum = _mm256_setzero_si256();
             if dot.bits == 8 {
@@ -155,7 +167,7 @@ unsafe impl Lanes for Avx2Lanes {
     }
     #[inline(always)]
     unsafe fn scales(x: __m256i) -> __m256i {
-        unsafe { Self::pairs(x, x) }
+        if VNNI { x } else { unsafe { Self::pairs(x, x) } }
     }
     #[inline(always)]
     unsafe fn pairs(first: __m256i, second: __m256i) -> __m256i {
@@ -169,8 +181,13 @@ unsafe impl Lanes for Avx2Lanes {
         scale: __m256i,
         bits: u32,
     ) -> __m256i {
-        // As in `dot`, but what widens the pairs multiplies by the scale as well.
         unsafe {
+            if VNNI {
+                let mut acc = [acc];
+                Self::add_scaled_tile::<1>(&mut acc, w, a, 0, scale, bits);
+                return acc[0];
+            }
+            // As in `dot`, but what widens the pairs multiplies by the scale as well.
             if bits == 8 {
                 for (j, &w) in w.iter().enumerate() {
                     let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
@@ -193,8 +210,41 @@ unsafe impl Lanes for Avx2Lanes {
         }
     }
     #[inline(always)]
+    unsafe fn add_scaled_tile<const C: usize>(
+        acc: &mut [__m256i; C],
+        w: &[__m256i],
+        a: *const i8,
+        stride: usize,
+        scale: __m256i,
+        bits: u32,
+    ) {
+        unsafe {
+            if !VNNI {
+                unroll!(C, |c| {
+                    acc[c] = Self::add_scaled(acc[c], w, a.add(c * stride), scale, bits);
+                });
+                return;
+            }
+            let mut sums = [_mm256_setzero_si256(); C];
+            for (j, &w) in w.iter().enumerate() {
+                unroll!(C, |c| {
+                    let a = four(a.add(c * stride + 4 * j));
+                    sums[c] = _mm256_dpbusd_avx_epi32(sums[c], w, a);
+                });
+            }
+            unroll!(C, |c| {
+                acc[c] = _mm256_add_epi32(acc[c], _mm256_mullo_epi32(sums[c], scale));
+            });
+        }
+    }
+    #[inline(always)]
     unsafe fn add_pairs(acc: __m256i, p: __m256i, a: *const i16) -> __m256i {
-        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(p, four(a.cast()))) }
+        unsafe {
+            match VNNI {
+                true => dpwssd_avx(acc, p, four(a.cast())),
+                false => _mm256_add_epi32(acc, _mm256_madd_epi16(p, four(a.cast()))),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn sub_shifted(a: __m256i, b: __m256i, by: u32) -> __m256i {
@@ -215,6 +265,21 @@ fn dpwssd(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
         asm!(
             "vpdpwssd {acc}, {a}, {b}",
             acc = inout(zmm_reg) acc, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// `_mm256_dpwssd_avx_epi32`, for the same reason.
+#[inline]
+#[target_feature(enable = "avxvnni")]
+fn dpwssd_avx(mut acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpwssd {acc}, {a}, {b}",
+            acc = inout(ymm_reg) acc, a = in(ymm_reg) a, b = in(ymm_reg) b,
             options(pure, nomem, nostack, preserves_flags)
         );
     }

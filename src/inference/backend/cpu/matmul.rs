@@ -154,8 +154,9 @@ const fn expands(isa: Isa, layout: Layout) -> bool {
         // Sixteen registers do not hold two vectors of sums in floats: only what takes long to
         // take apart gains.
         Isa::Avx2 => matches!(ActScale::of(layout), ActScale::Chunk) || layout.high > 0,
-        // On plain Rust as well: slower, but so the expanded form has a plain twin.
-        Isa::Scalar | Isa::Avx512 | Isa::Amx => true,
+        // Dot products of bytes take whatever codes as bytes. On plain Rust as well: slower, but so
+        // the expanded form has a plain twin.
+        Isa::Scalar | Isa::AvxVnni | Isa::Avx512 | Isa::Amx => true,
     }
 }
 
@@ -182,7 +183,9 @@ fn wide_bytes(isa: Isa, w: Matrix<'_>, n: usize) -> usize {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 | Isa::Amx => expand::wide_bytes::<Avx512Lanes, $format>(n_block),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => expand::wide_bytes::<Avx2Lanes, $format>(n_block),
+                Isa::Avx2 => expand::wide_bytes::<Avx2Lanes<false>, $format>(n_block),
+                #[cfg(target_arch = "x86_64")]
+                Isa::AvxVnni => expand::wide_bytes::<Avx2Lanes<true>, $format>(n_block),
                 _ => expand::wide_bytes::<ScalarLanes, $format>(n_block),
             }
         };
@@ -385,6 +388,8 @@ fn panels_fn(isa: Isa, ty: TensorType) -> TaskFn {
                 Isa::Amx => panels_amx::<$format>,
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => panels_avx2::<$format>,
+                #[cfg(target_arch = "x86_64")]
+                Isa::AvxVnni => panels_avx_vnni::<$format>,
                 #[cfg(target_arch = "aarch64")]
                 Isa::Neon => panels::<NeonLanes<false>, $format>,
                 #[cfg(target_arch = "aarch64")]
@@ -403,7 +408,7 @@ fn floats_fn(isa: Isa, ty: TensorType) -> TaskFn {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => floats_avx512::<W>,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => floats_avx2::<W>,
+            Isa::Avx2 | Isa::AvxVnni => floats_avx2::<W>,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::Dotprod => floats::task::<NeonLanes<false>, W, 2, 3, 4>,
             _ => floats::task::<ScalarLanes, W, 2, 3, 1>,
@@ -521,8 +526,26 @@ unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
         match const { expands(Isa::Avx2, F::LAYOUT) } && job.x.n >= EXPAND_COLS {
-            true => wide::expanded::<Avx2Lanes, F, 3>(job, start, end),
-            false => panels::<Avx2Lanes, F>(job, start, end),
+            true => wide::expanded::<Avx2Lanes<false>, F, 3>(job, start, end),
+            false => panels::<Avx2Lanes<false>, F>(job, start, end),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn panels_avx_vnni<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    // SAFETY: the features are on; the rest is passed on.
+    unsafe {
+        match job.x.n >= EXPAND_COLS {
+            // Ten and twelve chains of dot products hide how long each takes, though what they are
+            // added to has no registers then: with three columns a prompt took up to a tenth
+            // longer (Emerald Rapids).
+            true if const { expand::is_narrow::<Avx2Lanes<true>, F>() } => {
+                wide::expanded::<Avx2Lanes<true>, F, 5>(job, start, end)
+            }
+            true => wide::expanded::<Avx2Lanes<true>, F, 6>(job, start, end),
+            false => panels::<Avx2Lanes<true>, F>(job, start, end),
         }
     }
 }
@@ -545,5 +568,5 @@ unsafe fn floats_avx512<W: Float>(job: &Job<'_>, start: usize, end: usize) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn floats_avx2<W: Float>(job: &Job<'_>, start: usize, end: usize) {
     // SAFETY: the features are on; the rest is passed on.
-    unsafe { floats::task::<Avx2Lanes, W, 2, 3, 2>(job, start, end) }
+    unsafe { floats::task::<Avx2Lanes<false>, W, 2, 3, 2>(job, start, end) }
 }

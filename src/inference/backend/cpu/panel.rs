@@ -56,7 +56,7 @@ pub fn pack(isa: Isa, ty: TensorType, rows: &[u8], n_block: usize, panel: &mut [
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the instruction set is of this machine.
-                Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe {
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Amx => unsafe {
                     pack_avx2::<$format>(rows, n_block, panel)
                 },
                 _ => pack_rows::<$format>(rows, n_block, panel),

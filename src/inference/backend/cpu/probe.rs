@@ -141,6 +141,7 @@ pub fn integer_peak(
     let per_step = match isa {
         Isa::Scalar => return Ok(None),
         Isa::Avx2 => 6 * 32,
+        Isa::AvxVnni => 12 * 32,
         Isa::Avx512 => 16 * 64,
         Isa::Amx => 4 * 16 * 16 * 64,
         Isa::Neon => 16 * 8,
@@ -209,6 +210,7 @@ unsafe fn peak(isa: Isa) {
             Isa::Avx512 => peak_avx512(),
             Isa::Amx => super::amx::peak(PEAK_STEPS),
             Isa::Avx2 => peak_avx2(),
+            Isa::AvxVnni => peak_avx_vnni(),
             _ => {}
         }
     }
@@ -235,6 +237,21 @@ unsafe fn peak_avx512() {
     for _ in 0..PEAK_STEPS {
         unroll!(16, |i| {
             sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+        });
+    }
+    black_box(sums);
+}
+
+/// `vpdpbusd` as of AVX-VNNI: 32 products a time, 12 times a step.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn peak_avx_vnni() {
+    use std::arch::x86_64::{_mm256_dpbusd_avx_epi32, _mm256_set1_epi8, _mm256_setzero_si256};
+    let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
+    let mut sums = [_mm256_setzero_si256(); 12];
+    for _ in 0..PEAK_STEPS {
+        unroll!(12, |i| {
+            sums[i] = _mm256_dpbusd_avx_epi32(sums[i], a, b);
         });
     }
     black_box(sums);

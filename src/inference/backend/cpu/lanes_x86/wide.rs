@@ -1,9 +1,9 @@
-//! Two vectors of expanded rows times a few columns, with AVX2 and with AVX-512.
+//! Two vectors of expanded rows times a few columns, with AVX2, AVX-VNNI and AVX-512.
 
 // As in the module above.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use super::{Avx2Lanes, Avx512Lanes, dpwssd, four};
+use super::{Avx2Lanes, Avx512Lanes, dpwssd, dpwssd_avx, four};
 use crate::inference::backend::cpu::expand::Fold;
 use crate::inference::backend::cpu::lanes::{Dot, Lanes, WideLanes, unroll};
 use std::arch::x86_64::*;
@@ -66,12 +66,29 @@ unsafe fn add_bytes<const C: usize, const N: usize>(
     }
 }
 
-// SAFETY: each function touches what the trait names, with AVX2, FMA and F16C.
-unsafe impl WideLanes for Avx2Lanes {
-    // Products of eight bits cost more than codes of fewer.
-    const FOLDS: bool = false;
-    const NARROWS: bool = false;
+// SAFETY: each function touches what the trait names, with AVX2, FMA and F16C, and with AVX-VNNI
+// where the type says so.
+unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
+    // Without dot products, products of eight bits cost more than codes of fewer.
+    const FOLDS: bool = VNNI;
+    const NARROWS: bool = VNNI;
 
+    #[inline(always)]
+    unsafe fn fold(codes: __m256i, scale: __m256i, fold: Fold) -> __m256i {
+        unsafe {
+            let (from, to) =
+                (_mm256_set1_epi16(fold.code_zero), _mm256_set1_epi16(fold.product_zero));
+            // A half holds the codes of four rows, an unpacked half those of two, as words; so
+            // each scale stands four times.
+            let scales = Self::pairs(scale, scale);
+            let zero = _mm256_setzero_si256();
+            let low = _mm256_sub_epi16(_mm256_unpacklo_epi8(codes, zero), from);
+            let high = _mm256_sub_epi16(_mm256_unpackhi_epi8(codes, zero), from);
+            let low = _mm256_mullo_epi16(low, _mm256_unpacklo_epi32(scales, scales));
+            let high = _mm256_mullo_epi16(high, _mm256_unpackhi_epi32(scales, scales));
+            _mm256_packus_epi16(_mm256_add_epi16(low, to), _mm256_add_epi16(high, to))
+        }
+    }
     #[inline(always)]
     unsafe fn dot_pair<const C: usize>(
         w: [*const u8; 2],
@@ -81,22 +98,25 @@ unsafe impl WideLanes for Avx2Lanes {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); C]; 2];
-            if dot.bits == 8 {
+            if let Some(z) = dot.zero_log2
+                && !(Self::CENTERS_BYTES && dot.bits == 8)
+            {
+                let by = _mm_cvtsi32_si128(z.cast_signed());
+                unroll!(C, |c| {
+                    let from = _mm256_set1_epi32(neg_sum.byte_add(c * stride).read());
+                    sums[0][c] = _mm256_sll_epi32(from, by);
+                    sums[1][c] = sums[0][c];
+                });
+            }
+            if VNNI {
+                Self::add_dots::<C, 8>(&mut sums, w, a, stride);
+            } else if dot.bits == 8 {
                 add_bytes::<C, 8>(&mut sums, w, (a, stride), [ones; 2]);
             } else {
                 const N: usize = 8;
                 add_pairs_of!(N, C, dot.bits, w, a, stride, |r, c, pairs| {
                     sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(pairs, ones));
                 });
-                if let Some(z) = dot.zero_log2 {
-                    let by = _mm_cvtsi32_si128(z.cast_signed());
-                    unroll!(C, |c| {
-                        let from = _mm256_set1_epi32(neg_sum.byte_add(c * stride).read());
-                        let from = _mm256_sll_epi32(from, by);
-                        sums[0][c] = _mm256_add_epi32(sums[0][c], from);
-                        sums[1][c] = _mm256_add_epi32(sums[1][c], from);
-                    });
-                }
             }
             let mut dots = [[_mm256_setzero_ps(); C]; 2];
             unroll!(C, |c| {
@@ -115,11 +135,69 @@ unsafe impl WideLanes for Avx2Lanes {
         bits: u32,
     ) {
         unsafe {
+            if VNNI {
+                let mut sums = [[_mm256_setzero_si256(); C]; 2];
+                Self::add_dots::<C, N>(&mut sums, w, a, stride);
+                unroll!(2, |r| {
+                    unroll!(C, |c| {
+                        let product = _mm256_mullo_epi32(sums[r][c], scale[r]);
+                        acc[r][c] = _mm256_add_epi32(acc[r][c], product);
+                    });
+                });
+                return;
+            }
             if bits == 8 {
                 return add_bytes::<C, N>(acc, w, (a, stride), scale);
             }
             add_pairs_of!(N, C, bits, w, a, stride, |r, c, pairs| {
                 acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(pairs, scale[r]));
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_narrow<const C: usize>(
+        acc: &mut [[__m256i; C]; 2],
+        w: [*const u8; 2],
+        (a, from, stride): (*const i8, Option<*const i32>, usize),
+        scale: [__m256i; 2],
+    ) {
+        // As with AVX-512 below. Without dot products nothing is narrowed.
+        debug_assert!(VNNI);
+        unsafe {
+            let mut sums = [[_mm256_setzero_si256(); C]; 2];
+            if let Some(from) = from {
+                unroll!(C, |c| {
+                    sums[0][c] = _mm256_set1_epi32(from.byte_add(c * stride).read());
+                    sums[1][c] = sums[0][c];
+                });
+            }
+            Self::add_dots::<C, 8>(&mut sums, w, a, stride);
+            unroll!(2, |r| {
+                unroll!(C, |c| {
+                    acc[r][c] = dpwssd_avx(acc[r][c], sums[r][c], scale[r]);
+                });
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_dots<const C: usize, const N: usize>(
+        acc: &mut [[__m256i; C]; 2],
+        w: [*const u8; 2],
+        a: *const i8,
+        stride: usize,
+    ) {
+        debug_assert!(VNNI, "only who has dot products asks for nothing else");
+        unsafe {
+            unroll!(N, |j| {
+                let w = [
+                    _mm256_loadu_si256(w[0].add(64 * j).cast()),
+                    _mm256_loadu_si256(w[1].add(64 * j).cast()),
+                ];
+                unroll!(C, |c| {
+                    let a = four(a.add(c * stride + 4 * j));
+                    acc[0][c] = _mm256_dpbusd_avx_epi32(acc[0][c], w[0], a);
+                    acc[1][c] = _mm256_dpbusd_avx_epi32(acc[1][c], w[1], a);
+                });
             });
         }
     }
