@@ -25,6 +25,9 @@ pub const BLOCK_LEN: usize = 32;
 /// Blocks in a chunk.
 pub const CHUNK_BLOCKS: usize = CHUNK_LEN / BLOCK_LEN;
 
+/// What makes a signed code an unsigned one.
+pub const ACT_BIAS: u8 = 128;
+
 /// How many activations share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActScale {
@@ -64,6 +67,10 @@ pub struct ActChunk {
     pub code_sum16: [i16; 2 * CHUNK_BLOCKS],
     /// The sum of all codes.
     pub whole_sum: i32,
+    /// The codes plus [`ACT_BIAS`], two of a block's first half and two of its last in turn: codes
+    /// 0, 1, 16, 17, 2, 3, 18 and so on. Written for whom [`Simd::BIASES`] says, under
+    /// [`ActScale::Chunk`].
+    pub biased: [u8; CHUNK_LEN],
 }
 
 impl ActChunk {
@@ -77,6 +84,7 @@ impl ActChunk {
         code_sum: [0; CHUNK_BLOCKS],
         code_sum16: [0; 2 * CHUNK_BLOCKS],
         whole_sum: 0,
+        biased: [ACT_BIAS; CHUNK_LEN],
     };
 
     /// Rounds up to 256 values; those past the end of `x` are zero.
@@ -124,6 +132,21 @@ impl ActChunk {
             self.code_sum[b] = sum as i16;
         }
         self.whole_sum = -self.neg_sum.iter().sum::<i32>();
+        if S::BIASES && per == ActScale::Chunk {
+            self.put_biased();
+        }
+    }
+
+    /// Writes `biased`.
+    #[inline(always)]
+    fn put_biased(&mut self) {
+        let blocks = self.codes.as_chunks::<BLOCK_LEN>().0;
+        for (out, codes) in self.biased.as_chunks_mut::<BLOCK_LEN>().0.iter_mut().zip(blocks) {
+            for (i, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let codes = [codes[2 * i], codes[2 * i + 1], codes[16 + 2 * i], codes[17 + 2 * i]];
+                *four = codes.map(|code| code.cast_unsigned() ^ ACT_BIAS);
+            }
+        }
     }
 }
 

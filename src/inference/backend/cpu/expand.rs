@@ -4,19 +4,23 @@
 //! ```text
 //! expanded   groups of 8 blocks, the last may be shorter
 //! group      a head for each vector of rows ([`HeadPlan`]), then the codes of its blocks,
-//!            512 bytes each: vector j holds chunk j, as in a panel of 8 bits
+//!            512 bytes each: vector j holds chunk j, as in a panel of 8 bits; signed codes
+//!            stand in the order of `ActChunk::biased`
 //! ```
 //!
 //! Taking codes and scales apart costs as much as multiplying two or three columns, so many columns
 //! share it: a task expands its panels into a buffer that stays in the L2 cache while the columns
 //! pass. Where scale times code fits a byte, what is written is that product ([`Fold`]), and the
-//! kernel adds 256 products with nothing between them. Every sum is the same integer either way.
+//! kernel adds 256 products with nothing between them. Where a set multiplies signed bytes by
+//! unsigned ones and codes have a zero, they are written signed, the activations are made unsigned
+//! ([`is_biased`]), and what that adds is a number of the weights alone. Every sum is the same
+//! integer in each way.
 
-use super::acts::ActScale;
+use super::acts::{ACT_BIAS, ActScale, BLOCK_LEN};
 use super::ahead::Ahead;
 use super::lanes::WideLanes;
-use super::panel::{Format, GROUP_BLOCKS, PANEL_ROWS, Scales, VECTOR_BYTES};
-use super::panel_kernel::{load_d, n_rest, neg_scale_pairs, rests, scale, unpack_chunk};
+use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
+use super::panel_kernel::{load_d, n_rest, neg_scale_pairs, rests, scale, unpack_codes};
 use crate::inference::quant::TensorType;
 use std::cell::RefCell;
 
@@ -25,8 +29,10 @@ pub const EXPAND_COLS: usize = 24;
 /// Bytes of a block of a panel, expanded.
 pub const WIDE_BYTES: usize = 8 * VECTOR_BYTES;
 
-/// Bytes of an expanded group at most: codes, two floats, 16 scales and 8 pairs for each row.
-pub const GROUP_BYTES_MAX: usize = GROUP_BLOCKS * WIDE_BYTES + PANEL_ROWS * (8 + 16 * 4 + 8 * 8);
+/// Bytes of an expanded group at most: codes, and for each row two floats, 16 scales, 8 pairs and
+/// a sum.
+pub const GROUP_BYTES_MAX: usize =
+    GROUP_BLOCKS * WIDE_BYTES + PANEL_ROWS * (8 + 16 * 4 + 8 * 8 + 4);
 
 /// A type whose codes, times the integer scale they stand under, fit a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +96,8 @@ pub struct HeadPlan {
     pub rests: usize,
     /// Pairs of them.
     pub n_rest: usize,
+    /// What sums with biased activations begin with.
+    pub base: usize,
     /// Scales in pairs, negative, where codes are taken from their middle.
     pub centers: usize,
     /// Pairs of them.
@@ -108,7 +116,7 @@ impl HeadPlan {
             ActScale::Chunk => 1,
         };
         let n_scale = match layout.scales {
-            _ if is_folded => 0,
+            _ if is_folded || is_biased::<L, F>() => 0,
             Scales::Float => 0,
             Scales::One | Scales::OneMin => 1,
             Scales::Two | Scales::TwoMin => 2,
@@ -123,9 +131,10 @@ impl HeadPlan {
         let mins = n_d * size_of::<L::F>();
         let scales = 2 * mins;
         let rests = scales + n_scale * GROUP_BLOCKS * size_of::<L::S>();
-        let centers = rests + n_rest * size_of::<L::P>();
+        let base = rests + n_rest * size_of::<L::P>();
+        let centers = base + if is_biased::<L, F>() { size_of::<L::N>() } else { 0 };
         let bytes = (centers + n_center * size_of::<L::P>()).next_multiple_of(VECTOR_BYTES);
-        HeadPlan { mins, scales, n_scale, rests, n_rest, centers, n_center, bytes }
+        HeadPlan { mins, scales, n_scale, rests, n_rest, base, centers, n_center, bytes }
     }
 }
 
@@ -133,6 +142,14 @@ impl HeadPlan {
 /// 8 times 127 where four bits are taken from their middle.
 pub const fn is_narrow<L: WideLanes, F: Format>() -> bool {
     L::NARROWS && matches!(F::LAYOUT.scales, Scales::OneMin) && F::LAYOUT.dot.bits <= 4
+}
+
+/// Whether codes are expanded signed, for activations that are [`ACT_BIAS`] too large. The scales
+/// of a block's halves then stand in pairs, as `rests` do that meet sums of activations elsewhere;
+/// sums begin with minus what the bias comes to, which is the same for all columns.
+pub const fn is_biased<L: WideLanes, F: Format>() -> bool {
+    let Layout { scales, dot, .. } = F::LAYOUT;
+    L::BIASES && matches!(scales, Scales::Two) && dot.zero_log2.is_some() && dot.bits < 8
 }
 
 /// Bytes of the heads of a group.
@@ -186,6 +203,9 @@ pub unsafe fn expand<L: WideLanes, F: Format>(
                 for row in (0..PANEL_ROWS).step_by(L::ROWS) {
                     put_codes::<L, F>(group, b, row, from, to);
                 }
+            }
+            if is_biased::<L, F>() {
+                put_base::<L, F>(heads, out, n_block);
             }
             group = codes.add(n_block * layout.code_bytes());
         }
@@ -261,12 +281,43 @@ unsafe fn put_codes<L: WideLanes, F: Format>(
     debug_assert!(fold.is_none() || layout.has_halves());
     // SAFETY: the caller vouches for the group's scales and for both blocks.
     unsafe {
-        for j in 0..8 {
-            let mut chunk = unpack_chunk::<L>(layout, from.add(4 * row), j);
+        let mut chunks = unpack_codes::<L>(layout, from.add(4 * row));
+        if let Some(zero_log2) = layout.dot.zero_log2
+            && is_biased::<L, F>()
+        {
+            chunks = L::signed(chunks, 1 << zero_log2);
+        }
+        for (j, mut chunk) in chunks.into_iter().enumerate() {
             if let Some(fold) = fold {
                 chunk = L::fold(chunk, scale::<L>(layout, group.add(row), b, j / 4), fold);
             }
             to.add(j * VECTOR_BYTES + 4 * row).cast::<L::I>().write_unaligned(chunk);
+        }
+    }
+}
+
+/// Writes what sums begin with: minus what a column of zeros comes to, whose biased codes are
+/// [`ACT_BIAS`] each.
+#[inline(always)]
+unsafe fn put_base<L: WideLanes, F: Format>(heads: *mut u8, codes: *const u8, n_block: usize) {
+    let (bits, plan) = (F::LAYOUT.dot.bits, const { HeadPlan::of::<L, F>() });
+    const { assert!(!L::BIASES || 2 * L::ROWS == PANEL_ROWS) };
+    let zeros = [ACT_BIAS; BLOCK_LEN];
+    // SAFETY: as above; both vectors of rows are there.
+    unsafe {
+        let heads = [heads, heads.add(plan.bytes)];
+        let mut ints = [[L::int(0)]; 2];
+        for b in 0..n_block {
+            let codes = codes.add(b * WIDE_BYTES);
+            let w = [codes, codes.add(4 * L::ROWS)];
+            let scales = [
+                heads[0].add(plan.rests).cast::<L::P>().add(b).read(),
+                heads[1].add(plan.rests).cast::<L::P>().add(b).read(),
+            ];
+            L::add_biased::<1>(&mut ints, w, (zeros.as_ptr(), 0), scales, bits);
+        }
+        for (head, [int]) in heads.into_iter().zip(ints) {
+            head.add(plan.base).cast::<L::N>().write(L::sub_shifted(L::int(0), int, 0));
         }
     }
 }

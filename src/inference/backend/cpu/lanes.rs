@@ -134,6 +134,9 @@ pub unsafe trait WideLanes: Lanes {
     const FOLDS: bool;
     /// Whether sums that fit 16 bits meet their scale in [`WideLanes::add_narrow`].
     const NARROWS: bool;
+    /// Whether codes that have a zero and a scale for each 16 are expanded signed and meet
+    /// unsigned activations ([`WideLanes::add_biased`]).
+    const BIASES: bool;
 
     /// Codes times the scale of their row, as a fold has them, where the set has folds.
     #[inline(always)]
@@ -193,6 +196,25 @@ pub unsafe trait WideLanes: Lanes {
         let _ = (acc, w, a, from, stride, scale);
         unreachable!("no set is asked that does not narrow");
     }
+    /// The codes of a block minus `zero`, in the order of `ActChunk::biased`.
+    #[inline(always)]
+    unsafe fn signed(codes: [Self::I; 8], zero: u8) -> [Self::I; 8] {
+        let _ = (codes, zero);
+        unreachable!("no set is asked that does not bias");
+    }
+    /// `acc + sum over j < 8, k < 4 of scale[k / 2] * w[j][k] * a[4 j + k]` for signed codes of
+    /// `bits` bits and unsigned activations, which fits an i32.
+    #[inline(always)]
+    unsafe fn add_biased<const C: usize>(
+        acc: &mut [[Self::N; C]; 2],
+        w: [*const u8; 2],
+        (a, stride): (*const u8, usize),
+        scale: [Self::P; 2],
+        bits: u32,
+    ) {
+        let _ = (acc, w, a, stride, scale, bits);
+        unreachable!("no set is asked that does not bias");
+    }
     /// `acc + sum over j < N, k < 4 of w[j][k] * a[4 j + k]`, which fits an i32.
     #[inline(always)]
     unsafe fn add_dots<const C: usize, const N: usize>(
@@ -226,6 +248,7 @@ unsafe fn load_vectors<L: Lanes, const N: usize>(w: *const u8) -> [L::I; N] {
 unsafe impl WideLanes for ScalarLanes {
     const FOLDS: bool = true;
     const NARROWS: bool = false;
+    const BIASES: bool = false;
 
     #[inline(always)]
     unsafe fn fold(mut codes: [u8; 64], scale: [i32; 16], fold: Fold) -> [u8; 64] {

@@ -323,8 +323,11 @@ pub const fn n_rest<L: Lanes>(layout: Layout) -> usize {
 }
 
 /// The codes of a block, chunk by chunk.
+///
+/// # Safety
+/// As [`Lanes`]; the block's vectors are there.
 #[inline(always)]
-unsafe fn unpack_codes<L: Lanes>(layout: Layout, p: *const u8) -> [L::I; 8] {
+pub unsafe fn unpack_codes<L: Lanes>(layout: Layout, p: *const u8) -> [L::I; 8] {
     // SAFETY: the caller vouches for the block's vectors and keeps the rule of `Lanes`.
     unsafe {
         let mut codes = [L::load_codes(p); 8];

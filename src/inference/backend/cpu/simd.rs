@@ -46,6 +46,8 @@ pub unsafe trait Simd: Copy {
     type F: Copy;
     /// Rows that a tile sums at once: as many as leave its sums in registers.
     const TILE_ROWS: usize;
+    /// Whether multiplications with these instructions read `ActChunk::biased`.
+    const BIASES: bool = false;
 
     /// `[x; 8]`
     unsafe fn splat(x: f32) -> Self::F;
@@ -284,6 +286,7 @@ mod x86 {
     unsafe impl Simd for Avx2 {
         ymm_ops!();
         const TILE_ROWS: usize = 2;
+        const BIASES: bool = true;
     }
 
     // SAFETY: as above; a caller that enabled AVX-512 enabled these as well.

@@ -140,6 +140,7 @@ unsafe fn add_chunk<L: WideLanes, F: Format, const C: usize>(
 ) {
     let (bits, plan) = (F::LAYOUT.dot.bits, const { HeadPlan::of::<L, F>() });
     let fold = if L::FOLDS { Fold::of(F::TYPE) } else { None };
+    let is_biased = const { expand::is_biased::<L, F>() };
     // SAFETY: as above.
     unsafe {
         let mut ints = [[L::int(0); C]; 2];
@@ -150,8 +151,18 @@ unsafe fn add_chunk<L: WideLanes, F: Format, const C: usize>(
                 ints[1][c] = ints[0][c];
             });
         }
+        if is_biased {
+            let base = group.head::<L::N>(plan.base, 0);
+            ints = [[base[0]; C], [base[1]; C]];
+        }
         for b in 0..n_block {
             let w = group.block(b);
+            if is_biased {
+                let biased = (&raw const (*acts).biased).cast::<u8>().add(b * BLOCK_LEN);
+                let scales = group.head::<L::P>(plan.rests, b);
+                L::add_biased::<C>(&mut ints, w, (biased, ACT_BYTES), scales, bits);
+                continue;
+            }
             let codes = (&raw const (*acts).codes).cast::<i8>().add(b * BLOCK_LEN);
             if fold.is_some() {
                 L::add_dots::<C, 8>(&mut ints, w, codes, ACT_BYTES);
@@ -188,6 +199,7 @@ unsafe fn finish<L: WideLanes, F: Format, const C: usize>(
     sums: &mut [[L::F; C]; 2],
 ) {
     let (layout, plan) = (F::LAYOUT, const { HeadPlan::of::<L, F>() });
+    let n_rest = if expand::is_biased::<L, F>() { 0 } else { plan.n_rest };
     // SAFETY: as above.
     unsafe {
         let d = group.head::<L::F>(0, 0);
@@ -206,8 +218,8 @@ unsafe fn finish<L: WideLanes, F: Format, const C: usize>(
                     let centers = rest_of::<L>(layout, centers, plan.n_center, a);
                     int = L::sub_shifted(int, centers, 3);
                 }
-                let rest = rest_of::<L>(layout, rests, plan.n_rest, a);
-                let product = chunk_product::<L>(layout, int, rest, plan.n_rest, [d[r], dmin[r]]);
+                let rest = rest_of::<L>(layout, rests, n_rest, a);
+                let product = chunk_product::<L>(layout, int, rest, n_rest, [d[r], dmin[r]]);
                 let scale = L::splat((&raw const (*a).scale).cast::<f32>().read());
                 sums[r][c] = L::fma(product, scale, sums[r][c]);
             });

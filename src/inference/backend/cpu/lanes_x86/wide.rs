@@ -8,36 +8,45 @@ use crate::inference::backend::cpu::expand::Fold;
 use crate::inference::backend::cpu::lanes::{Dot, Lanes, WideLanes, unroll};
 use std::arch::x86_64::*;
 
-/// Sums of pairs, of `N` vectors of codes of fewer than eight bits: what `maddubs` gives is added
-/// in 16 bits for as long as it fits, and `widen` takes it.
-macro_rules! add_pairs_of {
-    ($n:ident, $c:ident, $bits:expr, $w:ident, $a:ident, $stride:ident,
-     |$r:ident, $col:ident, $pairs:ident| $widen:block) => {
-        let n_fit = 32_767 / (2 * 127 * ((1 << $bits) - 1));
-        let mut pairs = [[_mm256_setzero_si256(); $c]; 2];
-        unroll!($n, |j| {
+/// `acc + scale * (w . a)` for `N` vectors of codes of fewer than eight bits, with a scale for each
+/// two codes of a row's four: what `maddubs` gives is added in 16 bits for as long as it fits. One
+/// of its operands is unsigned: the codes, or, where those are `SIGNED`, the activations.
+#[inline(always)]
+unsafe fn add_pairs_of<const SIGNED: bool, const C: usize, const N: usize>(
+    acc: &mut [[__m256i; C]; 2],
+    w: [*const u8; 2],
+    (a, stride): (*const i8, usize),
+    scale: [__m256i; 2],
+    bits: u32,
+) {
+    unsafe {
+        let largest = if SIGNED { 255 << (bits - 1) } else { 127 * ((1 << bits) - 1) };
+        let n_fit = 32_767 / (2 * largest);
+        let mut pairs = [[_mm256_setzero_si256(); C]; 2];
+        unroll!(N, |j| {
             let w = [
-                _mm256_loadu_si256($w[0].add(64 * j).cast()),
-                _mm256_loadu_si256($w[1].add(64 * j).cast()),
+                _mm256_loadu_si256(w[0].add(64 * j).cast()),
+                _mm256_loadu_si256(w[1].add(64 * j).cast()),
             ];
-            unroll!($c, |c| {
-                let a = four($a.add(c * $stride + 4 * j));
+            unroll!(C, |c| {
+                let a = four(a.add(c * stride + 4 * j));
                 unroll!(2, |r| {
-                    let new = _mm256_maddubs_epi16(w[r], a);
+                    let (unsigned, signed) = if SIGNED { (a, w[r]) } else { (w[r], a) };
+                    let new = _mm256_maddubs_epi16(unsigned, signed);
                     pairs[r][c] =
                         if j % n_fit == 0 { new } else { _mm256_add_epi16(pairs[r][c], new) };
                 });
             });
-            if (j + 1) % n_fit == 0 || j + 1 == $n {
-                unroll!(2, |$r| {
-                    unroll!($c, |$col| {
-                        let $pairs = pairs[$r][$col];
-                        $widen
+            if (j + 1) % n_fit == 0 || j + 1 == N {
+                unroll!(2, |r| {
+                    unroll!(C, |c| {
+                        let product = _mm256_madd_epi16(pairs[r][c], scale[r]);
+                        acc[r][c] = _mm256_add_epi32(acc[r][c], product);
                     });
                 });
             }
         });
-    };
+    }
 }
 
 /// `acc + scale * (w - 128) . a` for `N` vectors: eight bits would saturate and go through their
@@ -72,6 +81,7 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
     // Without dot products, products of eight bits cost more than codes of fewer.
     const FOLDS: bool = VNNI;
     const NARROWS: bool = VNNI;
+    const BIASES: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn fold(codes: __m256i, scale: __m256i, fold: Fold) -> __m256i {
@@ -113,10 +123,7 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
             } else if dot.bits == 8 {
                 add_bytes::<C, 8>(&mut sums, w, (a, stride), [ones; 2]);
             } else {
-                const N: usize = 8;
-                add_pairs_of!(N, C, dot.bits, w, a, stride, |r, c, pairs| {
-                    sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(pairs, ones));
-                });
+                add_pairs_of::<false, C, 8>(&mut sums, w, (a, stride), [ones; 2], dot.bits);
             }
             let mut dots = [[_mm256_setzero_ps(); C]; 2];
             unroll!(C, |c| {
@@ -149,10 +156,33 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
             if bits == 8 {
                 return add_bytes::<C, N>(acc, w, (a, stride), scale);
             }
-            add_pairs_of!(N, C, bits, w, a, stride, |r, c, pairs| {
-                acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(pairs, scale[r]));
-            });
+            add_pairs_of::<false, C, N>(acc, w, (a, stride), scale, bits);
         }
+    }
+    #[inline(always)]
+    unsafe fn signed(codes: [__m256i; 8], zero: u8) -> [__m256i; 8] {
+        unsafe {
+            let zero = _mm256_set1_epi8(zero.cast_signed());
+            let mut out = codes;
+            for i in 0..4 {
+                let first = _mm256_sub_epi8(codes[i], zero);
+                let last = _mm256_sub_epi8(codes[i + 4], zero);
+                out[2 * i] = Self::pairs(first, last);
+                out[2 * i + 1] = _mm256_blend_epi16::<0xAA>(_mm256_srli_epi32::<16>(first), last);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_biased<const C: usize>(
+        acc: &mut [[__m256i; C]; 2],
+        w: [*const u8; 2],
+        (a, stride): (*const u8, usize),
+        scale: [__m256i; 2],
+        bits: u32,
+    ) {
+        debug_assert!(!VNNI);
+        unsafe { add_pairs_of::<true, C, 8>(acc, w, (a.cast(), stride), scale, bits) }
     }
     #[inline(always)]
     unsafe fn add_narrow<const C: usize>(
@@ -207,6 +237,7 @@ unsafe impl<const VNNI: bool> WideLanes for Avx2Lanes<VNNI> {
 unsafe impl WideLanes for Avx512Lanes {
     const FOLDS: bool = true;
     const NARROWS: bool = true;
+    const BIASES: bool = false;
 
     #[inline(always)]
     unsafe fn fold(codes: __m512i, scale: __m512i, fold: Fold) -> __m512i {
