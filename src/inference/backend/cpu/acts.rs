@@ -10,7 +10,8 @@
 //! Q8_K: everything below that float is then an exact integer.
 //!
 //! Sums of the codes stand beside them: they turn a weight's zero point or minimum into a few
-//! additions for each block, so that kernels multiply unsigned codes as the file has them.
+//! additions for each block, so that kernels multiply unsigned codes as the file has them. Kernels
+//! that multiply signed ones find the activations unsigned (`biased`).
 
 use super::isa::{Isa, with_isa};
 use super::panel::{Layout, Scales};
@@ -53,6 +54,10 @@ impl ActScale {
 pub struct ActChunk {
     /// -127 to 127.
     pub codes: [i8; CHUNK_LEN],
+    /// The codes plus [`ACT_BIAS`], two of a block's first half and two of its last in turn: codes
+    /// 0, 1, 16, 17, 2, 3, 18 and so on. Written for whom [`Simd::BIASES`] says, under
+    /// [`ActScale::Chunk`].
+    pub biased: [u8; CHUNK_LEN],
     /// `max |x| / 127` of what shares it: of each block, or the same eight times.
     pub scale: [f32; CHUNK_BLOCKS],
     /// Minus the sum of the codes of each block.
@@ -67,16 +72,13 @@ pub struct ActChunk {
     pub code_sum16: [i16; 2 * CHUNK_BLOCKS],
     /// The sum of all codes.
     pub whole_sum: i32,
-    /// The codes plus [`ACT_BIAS`], two of a block's first half and two of its last in turn: codes
-    /// 0, 1, 16, 17, 2, 3, 18 and so on. Written for whom [`Simd::BIASES`] says, under
-    /// [`ActScale::Chunk`].
-    pub biased: [u8; CHUNK_LEN],
 }
 
 impl ActChunk {
     /// All zeros.
     pub const ZERO: ActChunk = ActChunk {
         codes: [0; CHUNK_LEN],
+        biased: [ACT_BIAS; CHUNK_LEN],
         scale: [0.0; CHUNK_BLOCKS],
         neg_sum: [0; CHUNK_BLOCKS],
         neg_sum8: [0; CHUNK_BLOCKS],
@@ -84,7 +86,6 @@ impl ActChunk {
         code_sum: [0; CHUNK_BLOCKS],
         code_sum16: [0; 2 * CHUNK_BLOCKS],
         whole_sum: 0,
-        biased: [ACT_BIAS; CHUNK_LEN],
     };
 
     /// Rounds up to 256 values; those past the end of `x` are zero.

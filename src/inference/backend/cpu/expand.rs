@@ -18,8 +18,8 @@
 
 use super::acts::{ACT_BIAS, ActScale, BLOCK_LEN};
 use super::ahead::Ahead;
-use super::lanes::WideLanes;
-use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, Scales, VECTOR_BYTES};
+use super::lanes::{WideLanes, unroll};
+use super::panel::{Format, GROUP_BLOCKS, PANEL_ROWS, Scales, VECTOR_BYTES};
 use super::panel_kernel::{load_d, n_rest, neg_scale_pairs, rests, scale, unpack_codes};
 use crate::inference::quant::TensorType;
 use std::cell::RefCell;
@@ -29,10 +29,8 @@ pub const EXPAND_COLS: usize = 24;
 /// Bytes of a block of a panel, expanded.
 pub const WIDE_BYTES: usize = 8 * VECTOR_BYTES;
 
-/// Bytes of an expanded group at most: codes, and for each row two floats, 16 scales, 8 pairs and
-/// a sum.
-pub const GROUP_BYTES_MAX: usize =
-    GROUP_BLOCKS * WIDE_BYTES + PANEL_ROWS * (8 + 16 * 4 + 8 * 8 + 4);
+/// Bytes of an expanded group at most: codes, two floats, 16 scales and 8 pairs for each row.
+pub const GROUP_BYTES_MAX: usize = GROUP_BLOCKS * WIDE_BYTES + PANEL_ROWS * (8 + 16 * 4 + 8 * 8);
 
 /// A type whose codes, times the integer scale they stand under, fit a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +90,7 @@ pub struct HeadPlan {
     pub scales: usize,
     /// Scales of a block.
     pub n_scale: usize,
-    /// What sums of activations are multiplied by, in pairs.
+    /// What sums of activations are multiplied by, in pairs; where codes are signed, their scales.
     pub rests: usize,
     /// Pairs of them.
     pub n_rest: usize,
@@ -148,8 +146,8 @@ pub const fn is_narrow<L: WideLanes, F: Format>() -> bool {
 /// of a block's halves then stand in pairs, as `rests` do that meet sums of activations elsewhere;
 /// sums begin with minus what the bias comes to, which is the same for all columns.
 pub const fn is_biased<L: WideLanes, F: Format>() -> bool {
-    let Layout { scales, dot, .. } = F::LAYOUT;
-    L::BIASES && matches!(scales, Scales::Two) && dot.zero_log2.is_some() && dot.bits < 8
+    // Eight bits would not fit what sums of pairs have.
+    L::BIASES && matches!(F::LAYOUT.scales, Scales::Two) && F::LAYOUT.dot.bits < 8
 }
 
 /// Bytes of the heads of a group.
@@ -287,12 +285,13 @@ unsafe fn put_codes<L: WideLanes, F: Format>(
         {
             chunks = L::signed(chunks, 1 << zero_log2);
         }
-        for (j, mut chunk) in chunks.into_iter().enumerate() {
+        unroll!(8, |j| {
+            let mut chunk = chunks[j];
             if let Some(fold) = fold {
                 chunk = L::fold(chunk, scale::<L>(layout, group.add(row), b, j / 4), fold);
             }
             to.add(j * VECTOR_BYTES + 4 * row).cast::<L::I>().write_unaligned(chunk);
-        }
+        });
     }
 }
 

@@ -203,7 +203,8 @@ pub unsafe trait WideLanes: Lanes {
         unreachable!("no set is asked that does not bias");
     }
     /// `acc + sum over j < 8, k < 4 of scale[k / 2] * w[j][k] * a[4 j + k]` for signed codes of
-    /// `bits` bits and unsigned activations, which fits an i32.
+    /// `bits` bits and unsigned activations. It fits an i32: 6 bits times a scale of 8 times 255,
+    /// 256 times, and half as much for the bias.
     #[inline(always)]
     unsafe fn add_biased<const C: usize>(
         acc: &mut [[Self::N; C]; 2],

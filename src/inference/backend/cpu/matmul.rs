@@ -23,6 +23,8 @@ use super::expand::{self, EXPAND_COLS, GROUP_BYTES_MAX};
 use super::float_rows::{Bf16, F16, F32, FLOAT_LANES, Float};
 use super::isa::Isa;
 use super::l2::expanded_task_bytes;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::WideLanes;
 use super::lanes::{Lanes, ScalarLanes};
 #[cfg(target_arch = "aarch64")]
 use super::lanes_neon::NeonLanes;
@@ -32,6 +34,8 @@ use super::panel::{Format, GROUP_BLOCKS, Layout, PANEL_ROWS, with_format};
 use super::panel_kernel;
 use super::pool::Pool;
 use super::shared::SharedMut;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Simd};
 use crate::inference::quant::{Codes, TensorType};
 
 /// Bytes of weights that a task goes over as they are, at most: those of single columns are short
@@ -523,6 +527,8 @@ unsafe fn panels_few<F: Format>(job: &Job<'_>, start: usize, end: usize) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn panels_avx2<F: Format>(job: &Job<'_>, start: usize, end: usize) {
+    // What is rounded for these kernels has what they read.
+    const { assert!(Avx2::BIASES == Avx2Lanes::<false>::BIASES) };
     // SAFETY: the features are on; the rest is passed on.
     unsafe {
         match const { expands(Isa::Avx2, F::LAYOUT) } && job.x.n >= EXPAND_COLS {

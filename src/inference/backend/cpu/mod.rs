@@ -169,11 +169,11 @@ impl CpuBackend {
         let rows = |rows| n_rows_max(config, rows);
         let bufs =
             plan.bufs.iter().map(|&(width, r)| stride_of(width) * rows(r) * 4).sum::<usize>();
-        let widest = plan.bufs.iter().map(|b| b.0).max().unwrap_or(0);
+        let cols = plan.weights.iter().filter(|w| !w.is_vector).map(|w| w.n_cols);
+        let widest = cols.max().unwrap_or(0);
         let acts = widest.div_ceil(acts::CHUNK_LEN) * config.n_batch * size_of::<ActChunk>();
         let partials = Attention::partial_bytes(plan, config.n_page, config.n_batch);
-        let cols = plan.weights.iter().filter(|w| !w.is_vector).map(|w| w.n_cols);
-        let expanded = matmul::expanded_bytes_max(config.isa, cols.max().unwrap_or(0));
+        let expanded = matmul::expanded_bytes_max(config.isa, widest);
         bufs + acts + partials + config.n_threads * expanded.max(1 << 20)
     }
 

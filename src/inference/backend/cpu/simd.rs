@@ -46,7 +46,8 @@ pub unsafe trait Simd: Copy {
     type F: Copy;
     /// Rows that a tile sums at once: as many as leave its sums in registers.
     const TILE_ROWS: usize;
-    /// Whether multiplications with these instructions read `ActChunk::biased`.
+    /// Whether some multiplication of activations that these instructions rounded reads
+    /// `ActChunk::biased`.
     const BIASES: bool = false;
 
     /// `[x; 8]`

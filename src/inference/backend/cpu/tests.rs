@@ -173,7 +173,7 @@ fn matmul_is_exact_arithmetic_for_every_type_and_shape_and_the_same_on_every_isa
 fn the_largest_sums_are_the_same_on_every_isa() {
     let types = TensorType::ALL.into_iter().filter(|&ty| needs_acts(ty));
     for (ty, n) in types.flat_map(|ty| [(ty, 26), (ty, 36)]) {
-        for (first, others) in [(0xFF, 0xFF), (0xFF, 0), (0, 0xFF)] {
+        for (first, others) in [(0xFF, 0xFF), (0xFF, 0), (0, 0xFF), (0x80, 0), (0x7F, 0xFF)] {
             let case = MatMulCase { n_rows: 33, n_cols_min: 512, n, n_threads: 1 };
             let mut operands = Operands::new(case, ty);
             for block in operands.file.chunks_mut(ty.block_bytes()) {
@@ -182,9 +182,12 @@ fn the_largest_sums_are_the_same_on_every_isa() {
                     .flat_map(|&at| [at, at + 1])
                     .map(|i| (i, block[i]))
                     .collect();
-                let (scales, codes) = block.split_at_mut(block.len().min(16));
-                scales.fill(first);
-                codes.fill(others);
+                let scales = match ty {
+                    TensorType::Q6_K => 192..208,
+                    _ => 0..block.len().min(16),
+                };
+                block.fill(others);
+                block[scales].fill(first);
                 kept.into_iter().for_each(|(i, byte)| block[i] = byte);
             }
             for (col, x) in operands.x.chunks_mut(operands.stride).enumerate() {
@@ -285,7 +288,19 @@ fn activations_are_rounded_to_the_nearest_code() {
                     assert!((got - x).abs() <= step * 0.500_01, "{got} is not {x}, step {step}");
                 }
                 check_sums(&acts[col]);
+                if isa == Isa::Avx2 && per == ActScale::Chunk {
+                    check_biased(&acts[col]);
+                }
             }
+        }
+    }
+}
+
+fn check_biased(chunk: &ActChunk) {
+    for b in 0..8 {
+        for (i, &code) in chunk.codes[32 * b..][..32].iter().enumerate() {
+            let at = 4 * (i % 16 / 2) + 2 * (i / 16) + i % 2;
+            assert_eq!(i32::from(chunk.biased[32 * b + at]), i32::from(code) + 128);
         }
     }
 }
